@@ -1,0 +1,11 @@
+"""Decode images to npz, with the documents' own flags: `image2npz.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
+
+from pipeline.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["image2npz", *sys.argv[1:]]))

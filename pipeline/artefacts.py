@@ -1,0 +1,181 @@
+"""Artefacts: folders that are whole or absent, and the fingerprints that name them.
+
+A folder is filled beside its target and renamed into place; its manifest goes in last, lists every file with its size
+and sha256, and its presence means "valid".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ArtefactError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20  # bytes read at a time when hashing
+_MAX_MANIFEST_BYTES = 64 << 20
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 16 hex digits that change when any part does. Parts are plain data: numbers, strings, lists, mappings."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot enter a fingerprint")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`; move it to `path` only if the body succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)  # mkstemp gives 0600
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_published(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def write_manifest(folder: Path, producer: str, facts: Mapping[str, Any] | None = None) -> None:
+    """List every file of `folder` with its size and sha256, and `facts` beside them."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    files.pop(MANIFEST, None)
+    write_json(folder / MANIFEST, {"producer": producer, "files": files, **(facts or {})})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a published folder.
+
+    Raises:
+        ArtefactError: there is none, or it is not one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtefactError(f"{folder}: no {MANIFEST}, so it is not a finished artefact; run the build again")
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ArtefactError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, so it is not a manifest of ours")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ArtefactError(f"{path}: not JSON ({err}); run the build again") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtefactError(f"{path}: has no list of files; run the build again")
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Return the manifest after checking every file it lists.
+
+    Raises:
+        ArtefactError: a file is missing, was changed, or would lie outside the folder.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtefactError(f"{folder / MANIFEST}: file name {name!r} leaves the folder; do not use this package")
+        if not path.is_file():
+            raise ArtefactError(f"{path}: missing; run the build again, or copy the package folder as a whole")
+        size, digest = entry.get("bytes"), entry.get("sha256")
+        if path.stat().st_size != size or file_digest(path) != digest:
+            raise ArtefactError(f"{path}: changed since the build (sha256 differs); run the build again")
+    return manifest
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def publish(out: Path, producer: str, *, keep_partial: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder beside `out`; rename it to `out` only if the body succeeds.
+
+    Args:
+        out: the artefact. If an equal build published it meanwhile, theirs is kept: names are content fingerprints.
+        producer: written into the manifest.
+        keep_partial: leave the scratch folder when the body fails, and hand it out again next time, so that a long
+            stage goes on where it was. Such a body must tell whole files from half ones by itself.
+
+    Two processes that publish the same artefact take turns: the second finds it done.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.parent / f".{out.name}.partial"
+    with _exclusive(out.parent / f".{out.name}.lock"):
+        if not keep_partial:
+            _remove(scratch)
+        scratch.mkdir(exist_ok=True)
+        try:
+            yield scratch
+            if not is_published(out):
+                write_manifest(scratch, producer)
+                _remove(out)  # a folder without a manifest is not an artefact
+                scratch.rename(out)
+        except BaseException:
+            if not keep_partial:
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def install(source: Path, target: Path) -> None:
+    """Copy the published folder `source` to `target`, replacing what is there only when the copy is whole."""
+    if is_published(target) and (target / MANIFEST).read_bytes() == (source / MANIFEST).read_bytes():
+        with contextlib.suppress(ArtefactError):
+            verify(target)
+            return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    retired = scratch / "retired"
+    try:
+        shutil.copytree(source, scratch / "new")
+        with _exclusive(target.parent / f".{target.name}.lock"):
+            if target.exists():
+                target.rename(retired)
+            (scratch / "new").rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _exclusive(lock: Path) -> Iterator[None]:
+    """Hold an advisory lock; the kernel drops it when the process ends, however it ends."""
+    with lock.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

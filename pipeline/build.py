@@ -1,0 +1,133 @@
+"""Build: from a network and a folder of images to an int8 package. The data flow is the table below."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts import fingerprint, install, is_published, publish, read_manifest
+from pipeline.config.build_file import BuildConfig, Precision
+from pipeline.errors import ConfigError, DataError
+from pipeline.package import open_package
+from pipeline.stages import calibrate, calibset, export, image2npz, package, quantize, sample, thresholds
+from pipeline.stages.artefact_names import FIGURES
+
+Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the data flow: (config, artefacts it needs) -> the folder it fills."""
+
+    name: str
+    needs: tuple[str, ...]  # earlier stages whose artefacts it reads, as far as they ran
+    identity: Callable[[BuildConfig], Any]  # everything else its outcome depends on; files by content
+    run: Run
+    when: Callable[[BuildConfig], bool] = lambda cfg: True
+    keep_partial: bool = False  # an interrupted run goes on where it was
+    version: int = 1  # raised when the same inputs start to give other bytes
+
+
+def _has_evaluation(cfg: BuildConfig) -> bool:
+    return cfg.uses_sample or cfg.evaluation.path is not None
+
+
+STAGES = (
+    Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
+    Stage("calibset", ("sample",), calibset.identity, calibset.run),
+    Stage("export", ("calibset",), export.identity, export.run),
+    Stage("calibrate", ("export", "calibset"), calibrate.identity, calibrate.run, keep_partial=True),
+    Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run),
+    Stage("quantize", ("export", "calibset", "calibrate", "thresholds"), quantize.identity, quantize.run),
+    Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
+    Stage("package", ("calibset", "export", "thresholds", "quantize", "image2npz"), package.identity, package.run),
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The outcome of a build."""
+
+    prefix: Path  # what `-m` takes
+    seconds: float
+    ran: tuple[str, ...]  # stages that were not up to date
+
+
+def check(cfg: BuildConfig) -> None:
+    """Find every fault that can be known before any work starts.
+
+    Raises:
+        PipelineError: files are missing, sample and real data would mix, or something is not available.
+    """
+    if cfg.backend.dtype is not Precision.INT8:
+        raise ConfigError(f"backend.dtype: {cfg.backend.dtype.value} packages are not available yet; wanted int8")
+    thresholds.check_mode(cfg.backend.quantize.calibrate_mode)
+    cfg.check_inputs()
+    export.check(cfg.frontend)
+
+
+def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
+    """Run each stage whose inputs changed, then put the package in the workspace.
+
+    Args:
+        cfg: the build file.
+        say: gets one line for each stage.
+
+    Raises:
+        PipelineError: something the user can fix; nothing half-done is left, and finished stages are kept.
+    """
+    check(cfg)
+    begun = time.perf_counter()
+    workspace = cfg.workspace.path.absolute()
+    rows = [stage for stage in STAGES if stage.when(cfg)]
+    done: dict[str, Path] = {}
+    ran = []
+    for number, stage in enumerate(rows, start=1):
+        inputs = {name: done[name] for name in stage.needs if name in done}
+        upstream = {name: _content(folder) for name, folder in inputs.items()}
+        key = fingerprint(stage.name, stage.version, stage.identity(cfg), upstream)
+        out = workspace / ".cache" / stage.name / key
+        step = f"[{number}/{len(rows)}] {stage.name}"
+        if is_published(out):
+            say(f"{step}: up to date")
+        else:
+            say(f"{step} ...")
+            started = time.perf_counter()
+            try:
+                with publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch:
+                    stage.run(cfg, inputs, scratch)
+            except OSError as err:
+                raise DataError(
+                    f"{step}: {err.filename or out}: {err.strerror or err}; mend it and build again"
+                ) from err
+            say(f"{step}: done in {time.perf_counter() - started:.1f} s")
+            ran.append(stage.name)
+        done[stage.name] = out
+    target = workspace / cfg.package_name
+    install(done["package"], target)
+    return Built(cfg.workspace.path / cfg.package_name / cfg.name, time.perf_counter() - begun, tuple(ran))
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """Return what an artefact holds, by digest. Measured times are no part of it."""
+    files = read_manifest(folder)["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if Path(name).name != FIGURES}
+
+
+def summary(built: Built) -> list[str]:
+    """Return the lines that end a build."""
+    package = open_package(built.prefix)
+    report = package.report()
+    layers = report["layers"]
+    agreement = ", ".join(
+        f"{counts['agreeing']}/{counts['images']} in {runtime}" for runtime, counts in report["agreement"].items()
+    )
+    size = package.model.stat().st_size / 1e6
+    return [
+        f"int8 {layers['quantized']} of {layers['weighted']} layers, {size:.1f} MB; "
+        f"answers of float32 on calibration images: {agreement}",
+        f"package {built.prefix}   ({built.seconds:.1f} s)",
+    ]

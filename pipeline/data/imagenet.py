@@ -1,0 +1,276 @@
+"""Data sets of labelled images: folders or tars in ImageNet's layouts, their classes and labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.labels import (
+    IMAGE_SUFFIXES,
+    ClassInfo,
+    LabelLine,
+    classes_of,
+    ground_truth,
+    image_stem,
+    imagenet_classes,
+    is_imagenet,
+    read_label_lines,
+    read_label_list,
+    sample_key,
+    validation_label,
+)
+from pipeline.data.sources import ImageSource, Listing, scan
+from pipeline.errors import DataError
+
+__all__ = [
+    "ClassInfo",
+    "Dataset",
+    "ImageSource",
+    "Sample",
+    "ground_truth",
+    "imagenet_classes",
+    "list_dataset",
+    "make_sample",
+    "read_label_list",
+    "sample_key",
+]
+
+_JPEG = (".jpeg", ".jpg")
+_SPLITS = frozenset({"train", "val", "test"})
+LIST_NAMES = ("val_label.txt", "val_list.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of a data set."""
+
+    name: str  # file name without suffix; label lists join by it
+    folder: str  # name of the folder that holds it: the wnid in a class tree
+    source: ImageSource
+    class_index: int | None  # None: no label is known
+
+    @property
+    def key(self) -> str:
+        """`<folder>/<name>`: where its npz lies below the target, and how its result is joined."""
+        return f"{self.folder}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of a folder or tar, sorted by their names below it."""
+
+    path: Path  # absolute
+    samples: tuple[Sample, ...]
+    classes: tuple[ClassInfo, ...]
+
+    def known_labels(self) -> dict[str, int]:
+        """Return the class index of every labelled sample by its key: the `known` of `ground_truth`."""
+        return {sample.key: sample.class_index for sample in self.samples if sample.class_index is not None}
+
+
+def list_dataset(
+    path: Path,
+    suffix: str = "JPEG",
+    val_label: Path | None = None,
+    class_ids: Sequence[str] | None = None,
+    *,
+    require_labels: bool = True,
+) -> Dataset:
+    """List the images below `path` with their labels.
+
+    Args:
+        path: a tree of class folders, a flat folder with a label list, or a tar of either.
+        suffix: of the image files, in any case; JPEG takes .jpg and .jpeg.
+        val_label: label list that overrides folders; a flat folder without it looks for `<folder>_list.txt`,
+            `val_label.txt` and `val_list.txt` (`_label` and `_list` of either name) inside and beside itself.
+        class_ids: the classes of the network in its order. Without them: ImageNet's where all class folders are its
+            wnids or labels come from a list, else the sorted folder names.
+        require_labels: False keeps images whose label is not known, with class_index None.
+
+    Raises:
+        DataError: no images, images without labels, labels without images, a layout or list that cannot be understood.
+    """
+    listing = scan(path)
+    images = _select_images(listing, suffix)
+    classes = None if class_ids is None else classes_of(class_ids)
+    tree = None if val_label is not None else _class_tree(listing, images, classes, require_labels)
+    if tree is not None:
+        return _from_tree(listing, images, tree, classes, require_labels)
+    labels_file = val_label if val_label is not None else _find_label_list(listing, images)
+    return _from_list(listing, images, labels_file, classes or imagenet_classes(), require_labels)
+
+
+def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
+    wanted = f".{suffix.lower().lstrip('.')}"
+    spellings = _JPEG if wanted in _JPEG else (wanted,)
+    images = [file for file in listing.files if file.name.lower().endswith(spellings)]
+    if not images:
+        found = Counter(Path(file.name).suffix.lower() for file in listing.files)
+        others = {name: count for name, count in sorted(found.items()) if name in IMAGE_SUFFIXES}
+        counts = ", ".join(f"{count} {name}" for name, count in others.items())
+        hint = "set dataset.sampler.suffix (--suffix) to one of them" if others else "give the folder of the images"
+        raise DataError(f"{listing.root}: no {' or '.join(spellings)} images, found {counts or 'no images'}; {hint}")
+    return images
+
+
+def _folder_of(name: str) -> str:
+    """Return the name of a file or folder below the root without its last part."""
+    return name.rpartition("/")[0]
+
+
+def _class_tree(
+    listing: Listing, images: Sequence[ImageSource], classes: Sequence[ClassInfo] | None, require_labels: bool
+) -> str | None:
+    """Return the folder below the root whose folders are classes ("" for the root); None for a flat data set.
+
+    Raises:
+        DataError: labels are required and the layout is neither.
+    """
+    folders = sorted({_folder_of(image.name) for image in images})
+    if len(folders) == 1:
+        return _folder_of(folders[0]) if _is_class_folder(listing, folders[0], classes) else None
+    bases = {_folder_of(folder) for folder in folders}
+    names = {folder.rpartition("/")[2] for folder in folders}
+    if "" not in folders and len(bases) == 1 and not names <= _SPLITS:
+        return bases.pop()
+    if not require_labels:
+        return None
+    splits = sorted({folder.split("/")[0] for folder in folders} & _SPLITS)
+    if len(splits) > 1:
+        raise DataError(f"{listing.root}: holds {' and '.join(splits)}; give one of them, {listing.root}/{splits[-1]}")
+    flat = [image for image in images if _folder_of(image.name) in ("", *bases)]
+    first = flat[0].name if flat else images[0].name
+    raise DataError(
+        f"{listing.root}: {len(flat) or len(images)} images lie outside the class folders (first: {first});"
+        " move them into class folders (data_prep/valprep.sh does it for ILSVRC2012_img_val),"
+        " or give a list of all labels with --val_label FILE"
+    )
+
+
+def _is_class_folder(listing: Listing, folder: str, classes: Sequence[ClassInfo] | None) -> bool:
+    """Tell whether the only folder with images is a class, rather than the folder of a flat data set."""
+    name = folder.rpartition("/")[2]
+    if not name:
+        return False
+    if name in {known.id for known in classes or imagenet_classes()}:
+        return True
+    # A folder beside a label list is flat, and so is the one folder that a tar of a flat folder begins with.
+    return name not in _SPLITS and not listing.in_tar and not set(_list_names(name)) & {f.name for f in listing.files}
+
+
+def _from_tree(
+    listing: Listing,
+    images: Sequence[ImageSource],
+    base: str,
+    classes: tuple[ClassInfo, ...] | None,
+    require_labels: bool,
+) -> Dataset:
+    if classes is None:
+        classes = _tree_classes(listing, images, base)
+    index_of = {known.id: index for index, known in enumerate(classes)}
+    samples = [make_sample(image, index_of.get(image.folder)) for image in images]
+    unknown = sorted({sample.folder for sample in samples} - index_of.keys())
+    if unknown and require_labels:
+        raise DataError(
+            f"{listing.root}: {len(unknown)} folders with images are none of the {len(classes)} classes"
+            f" (first: {unknown[0]}); move them away, or give labels with --val_label FILE"
+        )
+    return Dataset(listing.root, tuple(samples), classes)
+
+
+def make_sample(source: ImageSource, class_index: int | None) -> Sample:
+    return Sample(image_stem(source.name), source.folder, source, class_index)
+
+
+def _tree_classes(listing: Listing, images: Sequence[ImageSource], base: str) -> tuple[ClassInfo, ...]:
+    """Return ImageNet's classes if all folders with images are its wnids, else the sorted folder names.
+
+    Raises:
+        DataError: some are ImageNet's and others are no wnids at all, so that neither can be meant.
+    """
+    used = {image.folder for image in images}
+    imagenet = {known.id for known in imagenet_classes()}
+    if used <= imagenet:
+        return imagenet_classes()
+    strange = sorted(name for name in used - imagenet if not _looks_like_wnid(name))
+    if used & imagenet and strange:
+        raise DataError(
+            f"{listing.root}: {len(used & imagenet)} folders are ImageNet classes, {len(strange)} are not"
+            f" (first: {strange[0]}); move those away"
+        )
+    return classes_of(sorted(name.rpartition("/")[2] for name in listing.folders if _folder_of(name) == base))
+
+
+def _looks_like_wnid(name: str) -> bool:
+    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
+
+
+def _from_list(
+    listing: Listing,
+    images: Sequence[ImageSource],
+    labels_file: Path | ImageSource | None,
+    classes: tuple[ClassInfo, ...],
+    require_labels: bool,
+) -> Dataset:
+    """Label images by a list; without one, by the official labels if they are ILSVRC2012_val_* images."""
+    lines = {} if labels_file is None else read_label_lines(labels_file, len(classes))
+    official = labels_file is None and is_imagenet(classes)
+    samples = []
+    for image in images:
+        stem = image_stem(image.name)
+        line = lines.get(f"{image.folder}/{stem}") or lines.get(stem)
+        index = line.index if line is not None else validation_label(stem) if official else None
+        samples.append(make_sample(image, index))
+    if require_labels:
+        _check_all_labelled(listing, samples, labels_file)
+        _check_all_present(listing, samples, labels_file, lines)
+    return Dataset(listing.root, tuple(samples), classes)
+
+
+def _check_all_labelled(listing: Listing, samples: Sequence[Sample], labels_file: Path | ImageSource | None) -> None:
+    unlabelled = [sample for sample in samples if sample.class_index is None]
+    if not unlabelled:
+        return
+    first = f"{len(unlabelled)} of {len(samples)} images have no label (first: {unlabelled[0].source.name})"
+    if labels_file is None:
+        raise DataError(
+            f"{listing.root}: {first}: neither class folders nor a list {' or '.join(LIST_NAMES)} here or in"
+            f" {listing.root.parent}; give the labels with --val_label FILE, lines 'name index'"
+        )
+    raise DataError(f"{listing.root}: {first} in {labels_file}; add lines 'name index', or remove the images")
+
+
+def _check_all_present(
+    listing: Listing,
+    samples: Sequence[Sample],
+    labels_file: Path | ImageSource | None,
+    lines: Mapping[str, LabelLine],
+) -> None:
+    present = {sample.name for sample in samples} | {sample.key for sample in samples}
+    absent = [line for image, line in lines.items() if image not in present]
+    if absent:
+        raise DataError(
+            f"{labels_file}:{absent[0].line}: {absent[0].name} is not in {listing.root}"
+            f" ({len(absent)} of {len(lines)} listed images are missing);"
+            " fetch them, or give a list of the images that are there with --val_label FILE"
+        )
+
+
+def _find_label_list(listing: Listing, images: Sequence[ImageSource]) -> Path | ImageSource | None:
+    """Return the label list of a flat data set: in its folder, the folder above, or beside the root."""
+    folder = _folder_of(images[0].name)
+    names = _list_names(images[0].folder)
+    within = {file.name: file for file in listing.files if file.name.endswith(".txt")}
+    for place in (f"{folder}/" if folder else "", f"{_folder_of(folder)}/" if _folder_of(folder) else ""):
+        found = next((within[place + name] for name in names if place + name in within), None)
+        if found is not None:
+            return found
+    beside = (listing.root.parent / name for name in names)
+    return next((path for path in beside if path.is_file()), None)
+
+
+def _list_names(folder: str) -> tuple[str, ...]:
+    """Return the names a label list of this folder may have, the most telling first."""
+    return (f"{folder}_label.txt", f"{folder}_list.txt", *LIST_NAMES)

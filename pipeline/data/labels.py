@@ -1,0 +1,221 @@
+"""Classes, label lists, and the ground truth of evaluation samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from pipeline.config.documents import find_data_file
+from pipeline.data.sources import ImageSource
+from pipeline.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+MAX_LIST_BYTES = 256 << 20  # ImageNet's training list has 1.3 million lines of 45 bytes
+_DATA_PREP = "data_prep"
+_VALIDATION_STEM = re.compile(r"ILSVRC2012_val_(\d{8})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class of a data set; its position in the tuple of classes is the network's output index."""
+
+    id: str  # wnid or folder name, unique
+    name: str  # for people; two ImageNet classes share "crane"
+
+
+@dataclass(frozen=True)
+class LabelLine:
+    """One line of a label list."""
+
+    line: int  # counts from 1
+    name: str  # as written
+    index: int
+
+    @property
+    def stem(self) -> str:
+        return image_stem(self.name)
+
+    @property
+    def key(self) -> str:
+        """The stem with its folder, where one is written."""
+        folder = PurePosixPath(self.name).parent.name
+        return f"{folder}/{self.stem}" if folder else self.stem
+
+
+@lru_cache(maxsize=1)
+def imagenet_classes() -> tuple[ClassInfo, ...]:
+    """Return the 1000 classes of ILSVRC2012 in the order of every published network."""
+    ids, names = _shipped_lines("imagenet_wnids.txt"), _shipped_lines("imagenet.txt")
+    return tuple(ClassInfo(wnid, name) for wnid, name in zip(ids, names, strict=True))
+
+
+def classes_of(ids: Sequence[str]) -> tuple[ClassInfo, ...]:
+    """Return classes in the order of `ids`; an ImageNet wnid brings its name, another id is its own name."""
+    names = {known.id: known.name for known in imagenet_classes()}
+    return tuple(ClassInfo(class_id, names.get(class_id, class_id)) for class_id in ids)
+
+
+def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:
+    """Write a line `id<TAB>name` for each class, in index order."""
+    path.write_text("".join(f"{known.id}\t{known.name}\n" for known in classes), encoding="utf-8")
+
+
+def read_classes(path: Path) -> tuple[ClassInfo, ...]:
+    """Return the classes that `write_classes` wrote."""
+    return tuple(ClassInfo(*line.split("\t", 1)) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+@lru_cache(maxsize=1)
+def _validation_indices() -> tuple[int, ...]:
+    return tuple(int(line) for line in _shipped_lines("imagenet_val_classes.txt"))
+
+
+def validation_label(stem: str) -> int | None:
+    """Return the class index of an official validation image, such as ILSVRC2012_val_00000001; None for other names."""
+    match = _VALIDATION_STEM.fullmatch(stem)
+    position = int(match[1]) if match else 0
+    return _validation_indices()[position - 1] if 1 <= position <= len(_validation_indices()) else None
+
+
+def _shipped_lines(name: str) -> list[str]:
+    return find_data_file(_DATA_PREP, name).read_text(encoding="utf-8").splitlines()
+
+
+def read_lines(path: Path | ImageSource) -> list[str]:
+    """Return the lines of a list file, without their ends.
+
+    Raises:
+        DataError: missing, not text, or larger than MAX_LIST_BYTES.
+    """
+    content = path.read() if isinstance(path, ImageSource) else _read_list(path)
+    # File names need not be UTF-8; surrogates carry their bytes through unchanged.
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    return [line.rstrip("\r") for line in text.split("\n")]
+
+
+def _read_list(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_LIST_BYTES + 1)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror}); give an existing list file") from None
+    if len(content) > MAX_LIST_BYTES:
+        raise DataError(f"{path}: larger than {MAX_LIST_BYTES >> 20} MiB, so not taken for a list")
+    return content
+
+
+def image_stem(name: str) -> str:
+    """Return a file name without folder and image suffix; a dot that begins no image suffix stays."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+
+
+def read_label_lines(path: Path | ImageSource, class_count: int | None = None) -> dict[str, LabelLine]:
+    """Return the lines of a label list by image; see `read_label_list`."""
+    by_key: dict[str, LabelLine] = {}
+    for label in _parse_label_lines(path):
+        if class_count is not None and label.index >= class_count:
+            raise DataError(
+                f"{path}:{label.line}: class index {label.index}, expected 0 to {class_count - 1}"
+                f" ({class_count} classes); indices count from 0"
+            )
+        _check_same_index(path, by_key.setdefault(label.key, label), label)
+    if not by_key:
+        raise DataError(f"{path}: holds no labels, expected lines 'name index'")
+    by_stem: dict[str, LabelLine] = {}
+    ambiguous: set[str] = set()
+    for label in by_key.values():
+        first = by_stem.setdefault(label.stem, label)
+        if first.index == label.index:
+            continue
+        ambiguous.add(label.stem)
+        if label.stem in by_key:  # a name without folder may mean any image of that stem
+            _check_same_index(path, first, label)
+    return {label.key if label.stem in ambiguous else label.stem: label for label in by_key.values()}
+
+
+def _check_same_index(path: Path | ImageSource, first: LabelLine, second: LabelLine) -> None:
+    if first.index != second.index:
+        raise DataError(
+            f"{path}:{second.line}: {second.stem} has class index {second.index}, but line {first.line} says"
+            f" {first.index}; remove one of them"
+        )
+
+
+def read_label_list(path: Path, class_count: int | None = None) -> dict[str, int]:
+    """Return the class index of each image by its stem, from lines `name index`.
+
+    Images of one stem and several classes are told apart by their folders: they stand under `<folder>/<stem>` instead.
+
+    Args:
+        path: the list; a name may carry a folder and an image suffix. Blank lines are ignored.
+        class_count: indices must be below it; None leaves that to the caller.
+
+    Raises:
+        DataError: missing, empty, a line that cannot be parsed, an index out of range, or two indices for one image.
+    """
+    return {stem: label.index for stem, label in read_label_lines(path, class_count).items()}
+
+
+def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        fields = line.rsplit(None, 1)
+        if len(fields) != 2 or not (fields[1].isascii() and fields[1].isdigit() and len(fields[1]) < 10):
+            raise DataError(f"{path}:{number}: expected 'name index', found {line[:80]!r}")
+        yield LabelLine(number, fields[0].strip(), int(fields[1]))
+
+
+def sample_key(npz_path: Path) -> str:
+    """Return the name that joins a sample's npz, result and ground truth: `<parent folder>/<stem>`."""
+    return f"{npz_path.parent.name}/{npz_path.stem}"
+
+
+def ground_truth(
+    npz_paths: Sequence[Path],
+    classes: Sequence[ClassInfo],
+    val_label: Path | None = None,
+    known: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Return the class index of each sample by its key (`sample_key`), in the order given.
+
+    The first that knows a sample decides: the list `val_label`; the class folder that the npz lies in; `known`, the
+    list of the build, by key or by stem; for ImageNet's classes, the official labels of ILSVRC2012_val_* images.
+
+    Raises:
+        DataError: two samples share a key, a list is wrong, or a sample has no ground truth.
+    """
+    listed = {} if val_label is None else read_label_list(val_label, len(classes))
+    by_folder = {known_class.id: index for index, known_class in enumerate(classes)}
+    known = {} if known is None else known
+    official = is_imagenet(classes)
+    truth: dict[str, int] = {}
+    missing: list[Path] = []
+    for path in npz_paths:
+        key, stem = sample_key(path), path.stem
+        if key in truth:
+            raise DataError(f"{path}: a second sample {key}; samples are joined by folder and name, rename one of them")
+        found = (listed.get(key), listed.get(stem), by_folder.get(path.parent.name), known.get(key), known.get(stem))
+        index = next((index for index in found if index is not None), None)
+        if index is None and official:
+            index = validation_label(stem)
+        if index is None:
+            missing.append(path)
+        elif index >= len(classes):
+            raise DataError(f"{key}: class index {index}, expected 0 to {len(classes) - 1} ({len(classes)} classes)")
+        else:
+            truth[key] = index
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(npz_paths)} samples have no ground truth (first: {missing[0]});"
+            " give their labels with --val_label FILE, lines 'name index'"
+        )
+    return truth
+
+
+def is_imagenet(classes: Sequence[ClassInfo]) -> bool:
+    return tuple(known.id for known in classes) == tuple(known.id for known in imagenet_classes())

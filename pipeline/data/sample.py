@@ -1,0 +1,188 @@
+"""The embedded sample: generated photographs of 1000 textures, for machines without ImageNet.
+
+A class is two coloured waves over a base colour, each wave with its own angle, frequency and shape. The images of a
+class differ in phase, angle, frequency, light, noise and size, so that neighbouring classes overlap a little and a
+network that loses precision loses accuracy. Frequencies count in cycles per shorter side: a preprocessing that resizes
+the shorter side sees the same texture whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+SAMPLE_CLASSES = 1000
+SPLITS = ("calibration", "evaluation")  # the position is part of an image's seed
+
+CLASS_SEED = 20
+JPEG_QUALITY = 90
+CLASSES_PER_TASK = 10  # keeps the progress bar moving without a message per image
+
+SHAPES = ("ripple", "bars", "ridge")
+SHORT_SIDE_PX = (288, 336)
+MAX_ASPECT = 1.06  # a resize that ignores the aspect ratio then turns an angle by less than two degrees
+CYCLES = (10.0, 56.0)  # per shorter side: at 256 px, periods of 25 to 4.6 px
+BASE_LEVEL = (80.0, 176.0)  # of 255, each colour channel
+WAVE_LEVEL = 60.0  # of 255, length of a wave's colour vector
+
+# How images of one class differ: standard deviations.
+ANGLE_JITTER_DEG = 1.5
+CYCLES_JITTER = 0.02  # relative
+LIGHT_JITTER = 0.03  # relative gain of the whole image
+CAST_JITTER = 0.01  # relative gain of a colour channel
+CONTRAST_JITTER = 0.05  # relative amplitude of a wave
+SHADE_JITTER = 0.05  # relative gain from one edge to the other
+NOISE_LEVEL = 8.0  # of 255, each pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wave:
+    """One periodic pattern."""
+
+    angle_deg: float  # direction of travel, in [0, 180)
+    cycles: float  # per shorter side
+    shape: str  # one of SHAPES
+    colour: tuple[float, float, float]  # RGB amplitude, of 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texture:
+    """What the images of a class have in common."""
+
+    base: tuple[float, float, float]  # RGB, of 255
+    waves: tuple[Wave, Wave]
+
+
+def class_texture(class_index: int) -> Texture:
+    """Return the texture of a class; the same on every machine."""
+    if not 0 <= class_index < SAMPLE_CLASSES:
+        raise ValueError(f"class index: must be in [0, {SAMPLE_CLASSES}), got {class_index}")
+    rng = np.random.default_rng((CLASS_SEED, class_index))
+    red, green, blue = rng.uniform(*BASE_LEVEL, size=3)
+    return Texture(base=(red, green, blue), waves=(_draw_wave(rng), _draw_wave(rng)))
+
+
+def sample_image(class_index: int, image_index: int, split: str) -> Image.Image:
+    """Return one RGB image of a class, shorter side within SHORT_SIDE_PX; the same arguments give the same pixels.
+
+    Raises:
+        ValueError: no such class or split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
+    texture = class_texture(class_index)
+    rng = np.random.default_rng((CLASS_SEED, class_index, SPLITS.index(split), image_index))
+    width, height = _draw_size(rng)
+    short = min(width, height)
+    x = np.arange(width, dtype=np.float32)[None, :] / short
+    y = np.arange(height, dtype=np.float32)[:, None] / short
+    pixels = np.empty((height, width, 3), np.float32)
+    pixels[:] = texture.base
+    for wave in texture.waves:
+        amplitude = np.asarray(wave.colour, np.float32) * np.float32(_gain(rng, CONTRAST_JITTER))
+        pixels += _wave_field(wave, x, y, rng)[:, :, None] * amplitude
+    pixels *= np.float32(_gain(rng, LIGHT_JITTER)) * _shade(x, y, rng)[:, :, None] * _cast(rng)
+    pixels += np.float32(NOISE_LEVEL) * rng.standard_normal((height, width, 1), np.float32)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def class_folder(class_index: int) -> str:
+    """Return the folder name of a class; sorted folder names are in class order."""
+    return f"sample{class_index:04d}"
+
+
+def sample_class_names() -> list[str]:
+    """Return one readable name per class, such as `sample 0007: 31 deg ripple x22, 104 deg bars x45`."""
+    return [f"sample {index:04d}: {_describe(class_texture(index))}" for index in range(SAMPLE_CLASSES)]
+
+
+def write_sample(folder: Path, split: str, per_class: int) -> None:
+    """Write `per_class` images of every class as `<folder>/<class folder>/<class folder>_<k>.JPEG`, on all cores."""
+    work = partial(_write_class, folder, split, per_class)
+    # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_usable_cores(), mp_context=spawn) as pool:
+        done = pool.map(work, range(SAMPLE_CLASSES), chunksize=CLASSES_PER_TASK)
+        for _ in tqdm(done, total=SAMPLE_CLASSES, desc=f"{split} images", unit="class"):
+            pass
+
+
+def _write_class(folder: Path, split: str, per_class: int, class_index: int) -> None:
+    name = class_folder(class_index)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for image_index in range(per_class):
+        image = sample_image(class_index, image_index, split)
+        image.save(folder / name / f"{name}_{image_index}.JPEG", quality=JPEG_QUALITY)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _draw_wave(rng: np.random.Generator) -> Wave:
+    low, high = np.log(CYCLES)
+    colour = rng.standard_normal(3)
+    red, green, blue = WAVE_LEVEL * colour / np.linalg.norm(colour)
+    return Wave(
+        angle_deg=rng.uniform(0, 180),
+        cycles=float(np.exp(rng.uniform(low, high))),
+        shape=SHAPES[rng.integers(len(SHAPES))],
+        colour=(red, green, blue),
+    )
+
+
+def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Return (width, height) in pixels, landscape or portrait."""
+    short = int(rng.integers(*SHORT_SIDE_PX, endpoint=True))
+    long = round(short * rng.uniform(1, MAX_ASPECT))
+    return (long, short) if rng.integers(2) else (short, long)
+
+
+def _wave_field(
+    wave: Wave, x: NDArray[np.float32], y: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Return float32 [H, W] in [-1, 1]: the wave at a drawn phase, its angle and frequency slightly off.
+
+    Args:
+        x: float32 [1, W], in shorter sides.
+        y: float32 [H, 1], in shorter sides.
+    """
+    angle = np.deg2rad(wave.angle_deg + rng.normal(0, ANGLE_JITTER_DEG))
+    turns = 2 * np.pi * wave.cycles * _gain(rng, CYCLES_JITTER)
+    phase = rng.uniform(0, 2 * np.pi)
+    swing = np.sin(np.float32(turns * np.cos(angle)) * x + (np.float32(turns * np.sin(angle)) * y + np.float32(phase)))
+    if wave.shape == "bars":
+        return np.clip(3 * swing, -1, 1)
+    if wave.shape == "ridge":
+        return 2 * swing * swing * swing * swing - 1
+    return swing
+
+
+def _shade(x: NDArray[np.float32], y: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return float32 [H, W], around 1: a gain that grows from one edge to the other."""
+    slope_x, slope_y = rng.normal(0, SHADE_JITTER, size=2).astype(np.float32)
+    return 1 + slope_x * (x - x.mean()) + slope_y * (y - y.mean())
+
+
+def _cast(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return float32 [3], a gain for each colour channel."""
+    return rng.normal(1, CAST_JITTER, size=3).astype(np.float32)
+
+
+def _gain(rng: np.random.Generator, deviation: float) -> float:
+    return float(rng.normal(1, deviation))
+
+
+def _describe(texture: Texture) -> str:
+    return ", ".join(f"{wave.angle_deg:.0f} deg {wave.shape} x{wave.cycles:.0f}" for wave in texture.waves)

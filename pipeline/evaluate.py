@@ -1,0 +1,275 @@
+"""Eval: top-1 and top-5 of a run, and what int8 changed against float32 on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from pipeline import bench, results
+from pipeline.artefacts import file_digest, fingerprint
+from pipeline.config.documents import find_file
+from pipeline.config.vdsp import spec_from_vdsp_dict
+from pipeline.data.labels import (
+    ClassInfo,
+    classes_of,
+    ground_truth,
+    imagenet_classes,
+    read_label_list,
+    read_lines,
+    sample_key,
+)
+from pipeline.data.npz import read_datalist, read_result_npz
+from pipeline.errors import DataError
+from pipeline.hardware import available_cores
+from pipeline.package import Package, open_package
+from pipeline.runner import Plan, Sample
+from pipeline.runtimes.base import Runtime, choose
+
+_TOP = 5
+_Z95 = 1.959964  # standard normal quantile of a two-sided 95% interval
+_REFERENCE_BATCH = 8
+_REFERENCE_UNASKED = 2000  # images that float32 is run on without --reference: minutes, not hours
+
+Ranks = npt.NDArray[np.intp]  # [samples, up to 5], classes by falling score
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of correct answers, with its 95% confidence interval; all in %."""
+
+    correct: int
+    count: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.correct / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval (E. B. Wilson, JASA 22, 1927), which holds near 0 and 100% too."""
+        n, p, z2 = self.count, self.correct / self.count, _Z95**2
+        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+        return 100 * (centre - half), 100 * (centre + half)
+
+    def as_dict(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {
+            "correct": self.correct,
+            "count": self.count,
+            "percent": round(self.percent, 3),
+            "interval_95": [round(low, 3), round(high, 3)],
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.percent:6.2f}%  {self.correct}/{self.count}  [{low:.2f}, {high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Int8 against float32, image by image."""
+
+    top1: Accuracy  # of float32
+    top5: Accuracy
+    agreement: Accuracy  # same first answer, right or wrong
+    right_to_wrong: int
+    wrong_to_right: int
+    flips: tuple[str, ...]  # samples whose first answer changed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of `eval`."""
+
+    facts: Mapping[str, Any]
+    top1: Accuracy
+    top5: Accuracy
+    reference: Comparison | None
+    notes: tuple[str, ...]
+
+
+def load_ranks(samples: Sequence[Sample], class_count: int, description: str) -> Ranks:
+    """Return the best classes of every result.
+
+    Raises:
+        DataError: a result is damaged, holds NaN or Inf, or has another number of classes.
+    """
+    ranks = np.empty((len(samples), min(_TOP, class_count)), np.intp)
+    for row, sample in enumerate(tqdm(samples, desc=description, unit="result", disable=len(samples) < 5000)):
+        scores = read_result_npz(sample.result)[0]
+        if scores.size != class_count:
+            raise DataError(f"{sample.result}: {scores.size} classes, expected {class_count}; check --label")
+        if not np.isfinite(scores).all():
+            raise DataError(f"{sample.result}: holds NaN or Inf; run bench again")
+        ranks[row] = np.argsort(-scores, kind="stable")[:_TOP]
+    return ranks
+
+
+def compare(ranks: Ranks, reference: Ranks, truth: npt.NDArray[np.intp], names: Sequence[str]) -> Comparison:
+    """Return what changed between two sets of answers to the same samples."""
+    int8, float32 = ranks[:, 0], reference[:, 0]
+    was_right, is_right = float32 == truth, int8 == truth
+    changed = np.flatnonzero(int8 != float32)
+    count = len(truth)
+    return Comparison(
+        top1=Accuracy(int(was_right.sum()), count),
+        top5=Accuracy(int((reference == truth[:, None]).any(axis=1).sum()), count),
+        agreement=Accuracy(count - len(changed), count),
+        right_to_wrong=int((was_right & ~is_right).sum()),
+        wrong_to_right=int((~was_right & is_right).sum()),
+        flips=tuple(names[int(index)] for index in changed),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The flags of `eval`."""
+
+    result_path: Path
+    datalist: Path | None = None
+    label: Path | None = None  # class names, a line a class; those of the package where none is given
+    val_label: Path | None = None
+    reference: bool | None = None  # None: up to `_REFERENCE_UNASKED` images
+
+
+def evaluate(request: Request) -> Evaluation:
+    """Score a results folder.
+
+    Raises:
+        PipelineError: results, datalist, labels or package do not fit each other.
+    """
+    datalist = read_datalist(request.datalist) if request.datalist else None
+    run = results.read_run(request.result_path, datalist)
+    package = _package_of(run.facts)
+    classes = _classes(request.label, package)
+    truth_by_key = ground_truth([s.image for s in run.samples], classes, request.val_label, _known(package))
+    keys = [sample_key(sample.image) for sample in run.samples]
+    truth = np.array([truth_by_key[key] for key in keys], np.intp)
+    ranks = load_ranks(run.samples, len(classes), "results")
+    notes: list[str] = []
+    reference = None
+    if package is not None and request.reference is not False:
+        reference = _reference(package, run, request.reference, notes)
+    elif request.reference:
+        raise DataError("--reference: the results do not say which package they are of; make them with bench")
+    comparison = None
+    if reference is not None:
+        comparison = compare(ranks, load_ranks(reference, len(classes), "float32 results"), truth, keys)
+    return Evaluation(
+        facts={**run.facts, "sample": package.uses_sample if package else False},
+        top1=Accuracy(int((ranks[:, 0] == truth).sum()), len(truth)),
+        top5=Accuracy(int((ranks == truth[:, None]).any(axis=1).sum()), len(truth)),
+        reference=comparison,
+        notes=tuple(notes),
+    )
+
+
+def _package_of(facts: Mapping[str, Any]) -> Package | None:
+    """Return the package that made the results, if it is still there and still the same."""
+    if "package" not in facts:
+        return None
+    prefix = Path(facts["package"])
+    if not prefix.parent.is_dir():
+        return None
+    package = open_package(prefix)
+    if package.digest != facts["model_sha256"]:
+        raise DataError(f"{prefix}: was built again since these results were made; run bench again")
+    return package
+
+
+def _classes(label: Path | None, package: Package | None) -> tuple[ClassInfo, ...]:
+    """Return the classes in index order: the package's, checked against `--label`, or those that `--label` names."""
+    names = [] if label is None else [line for line in read_lines(find_file(label, "data_prep")) if line.strip()]
+    if package is None:
+        if not names:
+            raise DataError("the package of these results is not here; give the class names with --label FILE")
+        known = imagenet_classes()
+        return known if [known_class.name for known_class in known] == names else classes_of(names)
+    classes = package.classes()
+    if names and len(names) != len(classes):
+        raise DataError(f"--label {label}: {len(names)} class names, but the package has {len(classes)} classes")
+    return classes
+
+
+def _known(package: Package | None) -> dict[str, int]:
+    """Return the labels of the build's own evaluation images."""
+    path = package.workspace_file("val_label") if package else None
+    return read_label_list(path) if path else {}
+
+
+def _reference(package: Package, run: results.Run, wanted: bool | None, notes: list[str]) -> tuple[Sample, ...] | None:
+    """Return the float32 model's results for the samples of a run, computing those that are not there yet.
+
+    They are kept in the build's workspace: another int8 model of the same network is compared at no further cost.
+    """
+    model = package.workspace_file("float32_model")
+    if model is None:
+        if wanted:
+            raise DataError(f"--reference: the float32 model of {package.prefix} is not here; build it on this machine")
+        notes.append("float32 not compared: the build's float32 model is not on this machine")
+        return None
+    spec = spec_from_vdsp_dict(run.facts["preprocess"], str(run.facts["package"]))
+    images = [sample.image for sample in run.samples]
+    plan = Plan(model, choose(Runtime.AUTO), spec, batch=_REFERENCE_BATCH, instances=available_cores())
+    facts = {
+        "float32_model_sha256": file_digest(model),
+        "runtime": plan.runtime.value,
+        "preprocess": run.facts["preprocess"],
+    }
+    folder = model.parents[2] / "reference" / fingerprint(facts, list(map(str, images)))
+    if not results.is_finished(folder, facts, images):
+        if wanted is None and len(images) > _REFERENCE_UNASKED:
+            notes.append(f"float32 not compared: {len(images)} images take a while; add --reference")
+            return None
+        bench.write_results(plan, facts, images, folder)
+    return results.read_run(folder, images).samples
+
+
+def as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the outcome as plain data, for `--json`."""
+    reference = evaluation.reference
+    outcome: dict[str, Any] = {
+        "run": dict(evaluation.facts),
+        "int8": {"top1": evaluation.top1.as_dict(), "top5": evaluation.top5.as_dict()},
+        "float32": None,
+        "notes": list(evaluation.notes),
+    }
+    if reference is not None:
+        outcome["float32"] = {"top1": reference.top1.as_dict(), "top5": reference.top5.as_dict()}
+        outcome["comparison"] = {
+            "top1_drop": round(reference.top1.percent - evaluation.top1.percent, 3),
+            "top5_drop": round(reference.top5.percent - evaluation.top5.percent, 3),
+            "agreement": reference.agreement.as_dict(),
+            "right_to_wrong": reference.right_to_wrong,
+            "wrong_to_right": reference.wrong_to_right,
+            "flips": list(reference.flips),
+        }
+    return outcome
+
+
+def describe(evaluation: Evaluation) -> list[str]:
+    """Return the lines that people read."""
+    reference = evaluation.reference
+    runtime = evaluation.facts.get("runtime", "another program")
+    lines = [f"{evaluation.top1.count} images, answers of {runtime}, 95% intervals in brackets"]
+    if reference is not None:
+        lines += [f"float32  top-1 {reference.top1}", f"         top-5 {reference.top5}"]
+    lines += [f"int8     top-1 {evaluation.top1}", f"         top-5 {evaluation.top5}"]
+    if reference is not None:
+        drop1 = reference.top1.percent - evaluation.top1.percent
+        drop5 = reference.top5.percent - evaluation.top5.percent
+        lines += [
+            f"drop     top-1 {drop1:+.2f} points, top-5 {drop5:+.2f} points",
+            f"agreement      {reference.agreement}",
+            f"flips    {reference.right_to_wrong} right to wrong, {reference.wrong_to_right} wrong to right, "
+            f"{len(reference.flips)} answers changed in all",
+        ]
+    return [*lines, *evaluation.notes]

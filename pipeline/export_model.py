@@ -1,0 +1,48 @@
+"""Export by itself: one network of a library to ONNX, without a build file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pipeline.artefacts import whole_file
+from pipeline.data.sample import sample_image
+from pipeline.errors import ConfigError
+from pipeline.models import checkpoints, exporter, onnx_classifier, zoo
+
+_CHECK_IMAGES = 4
+# Every network of the table divides its input by 32 before the pooling.
+_LEAST_SIZE, _LARGEST_SIZE = 32, 2048
+
+
+def export_model(
+    library: str, name: str, size: int, save_dir: Path, weights: Path, num_classes: int = 1000
+) -> tuple[Path, float]:
+    """Write `<save_dir>/<name>_<size>.onnx`, float32 with a free batch axis.
+
+    Returns:
+        The file, and its largest difference from torch as a share of the largest logit, on generated images.
+
+    Raises:
+        PipelineError: the network is not known, the checkpoint does not fit, or the model differs from torch.
+    """
+    if not _LEAST_SIZE <= size <= _LARGEST_SIZE:
+        raise ConfigError(f"--size: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
+    network = zoo.build_network(zoo.find_model(library, name), num_classes)
+    checkpoints.load_strictly(network, checkpoints.read_state_dict(weights), weights, f"{library} {name}")
+    model = exporter.to_onnx(network, (3, size, size))
+    images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])
+    error = exporter.check_against_torch(model, network, images)
+    onnx_classifier.check_batch(model, images, weights)
+    path = save_dir / f"{name}_{size}.onnx"
+    with whole_file(path) as scratch:
+        onnx.save(model, scratch)
+    return path, error
+
+
+def _image(index: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return float32 [3, size, size] in about -2..2, the range that normalised images have."""
+    pixels = np.asarray(sample_image(index, 0, "calibration").resize((size, size)), np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1) / 64 - 2)

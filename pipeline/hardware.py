@@ -1,0 +1,74 @@
+"""What this machine is: cores that this process may use, CPU model, instruction sets that int8 speed depends on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+# Flags of /proc/cpuinfo that decide which int8 kernels run, slowest first.
+_INT8_FLAGS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_int8": "AMX int8",
+    "asimddp": "dot product",
+    "i8mm": "int8 matrix multiply",
+}
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its affinity, and below that the container's CPU quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
+
+
+def _cgroup_quota() -> float | None:
+    """Return the CPU quota in cores, from control groups version 2 or 1; None where there is none."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return limit_us / int((folder / "cpu.cfs_period_us").read_text()) if limit_us > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the fields of the first core in /proc/cpuinfo; empty where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def cpu_name() -> str:
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets that matter to int8, slowest first, e.g. ["AVX2", "AVX-512", "AVX-512 VNNI"]."""
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return [name for flag, name in _INT8_FLAGS.items() if flag in flags]
+
+
+def peak_memory_mib() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10)
+
+
+def describe() -> dict[str, object]:
+    return {"cpu": cpu_name(), "instruction_sets": instruction_sets(), "cores": available_cores()}

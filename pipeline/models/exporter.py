@@ -1,0 +1,58 @@
+"""A torch network as an ONNX model with a free batch axis."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import nn
+
+from pipeline.errors import PipelineError
+from pipeline.models import onnx_classifier
+
+# The share of the largest logit by which ONNX Runtime may differ from torch: float32 sums in another order.
+_TOLERANCE = 1e-4
+
+
+def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "input") -> onnx.ModelProto:
+    """Return the network as ONNX, opset 17: float32 [N, C, H, W] -> float32 [N, classes]; batch norms are folded.
+
+    The TorchScript exporter is used on purpose: it names nodes by module path and keeps GlobalAveragePool one operator,
+    which both runtimes compute in int8. The newer one numbers its nodes, emits ReduceMean and needs onnxscript.
+    """
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        torch.onnx.export(
+            network.eval(),
+            (torch.zeros(1, *chw),),
+            stream,  # type: ignore[arg-type]  # the TorchScript exporter writes to streams too
+            dynamo=False,
+            input_names=[input_name],
+            output_names=["output"],
+            dynamic_axes={input_name: {0: "N"}, "output": {0: "N"}},
+            opset_version=onnx_classifier.OPSET,
+        )
+    return onnx.load_from_string(stream.getvalue())
+
+
+def check_against_torch(model: onnx.ModelProto, network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> float:
+    """Return the relative error of ONNX Runtime against torch on real images, float32 [N, C, H, W].
+
+    Raises:
+        PipelineError: it is too large, so the export is wrong.
+    """
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(batch_nchw)).numpy()
+    error = onnx_classifier.relative_error(expected, onnx_classifier.run(model, batch_nchw))
+    if not error <= _TOLERANCE:
+        raise PipelineError(
+            f"the exported model differs from torch by {error:.1e} of the largest logit (at most {_TOLERANCE:.0e} is "
+            "rounding); check the checkpoint for NaN, or report this with the versions of torch and onnxruntime"
+        )
+    return error

@@ -1,0 +1,125 @@
+"""A package on disk: the folder that `build` makes and that everything after it reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import artefacts
+from pipeline.config.vdsp import PreprocessSpec, load_vdsp
+from pipeline.data.labels import ClassInfo, read_classes
+from pipeline.errors import ArtefactError, DataError
+
+PREPROCESS = "preprocess.json"  # a vdsp_params file
+CLASSES = "classes.tsv"  # a line a class, in index order: id, name
+BUILD_FILE = "build.json"  # the whole build file, resolved
+REPORT = "report.json"  # what each stage measured
+CALIBRATION = "calibration.txt"  # the images it was calibrated on
+THRESHOLDS = "thresholds.json"  # the range of every quantized activation
+FACTS = "package.json"  # name, dtype, input, versions, ...
+
+DEFAULT_WORKSPACE = Path("deploy_weights")
+_SUFFIX = "-vacc"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A verified package. `folder` may lie anywhere; `workspace` files exist only where it was built."""
+
+    folder: Path
+    facts: dict[str, Any]
+    digest: str  # sha256 of the int8 model
+
+    @property
+    def name(self) -> str:
+        return str(self.facts["name"])
+
+    @property
+    def prefix(self) -> Path:
+        """What `-m` takes: the folder, then the model's name."""
+        return self.folder / self.name
+
+    @property
+    def model(self) -> Path:
+        return self.folder / f"{self.name}.onnx"
+
+    @property
+    def input_chw(self) -> tuple[int, int, int]:
+        channels, height, width = self.facts["input"]
+        return channels, height, width
+
+    @property
+    def uses_sample(self) -> bool:
+        """Whether weights and images are the embedded sample's."""
+        return bool(self.facts["sample"])
+
+    def preprocess(self) -> PreprocessSpec:
+        return load_vdsp(self.folder / PREPROCESS)
+
+    def classes(self) -> tuple[ClassInfo, ...]:
+        return read_classes(self.folder / CLASSES)
+
+    def report(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        return loaded
+
+    def workspace_file(self, key: str) -> Path | None:
+        """Return a file of the build's workspace (`float32_model`, `datalist`, `val_label`), or None."""
+        relative = self.facts["workspace"].get(key)
+        path = (self.folder / relative).resolve() if relative else None
+        return path if path is not None and path.is_file() else None
+
+
+def open_package(prefix: Path | None) -> Package:
+    """Return the package that `-m` names (`folder/name`, or the folder), or the one built last under deploy_weights/.
+
+    A folder that does not exist here is looked for in deploy_weights/, where `build` puts it.
+
+    Raises:
+        ArtefactError: there is none, or a file of it is missing or changed.
+    """
+    folder = _newest() if prefix is None else _find(prefix)
+    files = artefacts.verify(folder)["files"]
+    if FACTS not in files:
+        raise ArtefactError(f"{folder}: not a package, it has no {FACTS}; give -m folder/name of one that build made")
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    package = Package(folder, facts, digest=files[f"{facts['name']}.onnx"]["sha256"])
+    if prefix is not None and prefix.name not in (package.name, folder.name):
+        raise ArtefactError(f"-m {prefix}: {folder} holds the model {package.name!r}; give {package.prefix}")
+    return package
+
+
+def _packages(workspace: Path) -> Iterator[Path]:
+    return (path for path in sorted(workspace.glob(f"*{_SUFFIX}")) if artefacts.is_published(path))
+
+
+def _newest() -> Path:
+    found = sorted(_packages(DEFAULT_WORKSPACE), key=lambda path: (path / artefacts.MANIFEST).stat().st_mtime)
+    if not found:
+        raise ArtefactError(
+            f"no package in {DEFAULT_WORKSPACE}/; build one (python -m pipeline build timm_wideres.yaml) or give -m "
+            "folder/name"
+        )
+    return found[-1]
+
+
+def _find(prefix: Path) -> Path:
+    candidates = [root / path for root in (Path(), DEFAULT_WORKSPACE) for path in (prefix.parent, prefix)]
+    for folder in candidates:
+        if folder.name and artefacts.is_published(folder):
+            return folder
+    known = ", ".join(str(path) for path in _packages(DEFAULT_WORKSPACE)) or "none"
+    raise ArtefactError(f"-m {prefix}: no package there; packages in {DEFAULT_WORKSPACE}/: {known}")
+
+
+def check_fits(package: Package, spec: PreprocessSpec, source: object) -> None:
+    """Raise DataError unless `spec` prepares images of the size that the package takes."""
+    height, width = spec.output_hw
+    if (height, width) != package.input_chw[1:]:
+        raise DataError(
+            f"{source}: prepares images of {height}x{width}, but {package.prefix} takes "
+            f"{package.input_chw[1]}x{package.input_chw[2]}; leave --vdsp_params out, or build at {height}x{width}"
+        )

@@ -1,0 +1,175 @@
+"""Images -> network input: the only preprocessing there is. Calibration, the runner and prediction all call `apply`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
+from pipeline.errors import DataError
+
+Pixels = NDArray[np.uint8]
+
+_PILLOW_FILTERS = {
+    ResizeFilter.BILINEAR_PILLOW: Image.Resampling.BILINEAR,
+    ResizeFilter.BICUBIC_PILLOW: Image.Resampling.BICUBIC,
+    ResizeFilter.LANCZOS_PILLOW: Image.Resampling.LANCZOS,
+    ResizeFilter.NEAREST_PILLOW: Image.Resampling.NEAREST,
+}
+
+
+def decode(source: Path | bytes) -> Pixels:
+    """Decode an image file exactly as Pillow's `Image.open(source).convert("RGB")` does.
+
+    An orientation that EXIF asks for is not applied: torchvision's loader, which gave the published numbers, does not.
+
+    Args:
+        source: a file, or its bytes.
+
+    Returns:
+        uint8 [3, H, W], RGB, C-contiguous.
+
+    Raises:
+        DataError: the file is missing, is no image, is cut short, or has more pixels than `Image.MAX_IMAGE_PIXELS`
+            (Pillow itself only warns up to twice that number).
+    """
+    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+            _check_pixels(name, image.width, image.height)
+            image_hwc = np.asarray(image.convert("RGB"))
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    # Pillow's decoders meet a damaged file with a dozen exception types (struct.error, SyntaxError, zlib.error, ...).
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
+    return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+
+def apply(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:
+    """Resize, crop and normalise one image.
+
+    Args:
+        image_chw: uint8 [3, H, W], RGB, of any size.
+
+    Returns:
+        float32 [3, *spec.output_hw], C-contiguous: (x / 255 - mean) / std, channels in the order of `spec.colour`.
+
+    Raises:
+        DataError: another dtype or shape; an image smaller than the crop of a spec that does not resize (torchvision
+            would pad it with black); one so long and thin that resizing its shorter side gives more pixels than
+            `Image.MAX_IMAGE_PIXELS`.
+    """
+    if image_chw.dtype != np.uint8 or image_chw.ndim != 3 or image_chw.shape[0] != 3 or 0 in image_chw.shape:
+        raise DataError(f"image: expected uint8 [3, H, W], got {image_chw.dtype} {list(image_chw.shape)}")
+    return _normalise(spec, _resize_and_crop(spec, image_chw))
+
+
+def synthetic(spec: PreprocessSpec, seed: int) -> Pixels:
+    """An image of noise, uint8 [3, *spec.synthetic_hw]; the same seed gives the same image."""
+    return np.random.default_rng(seed).integers(0, 256, (3, *spec.synthetic_hw), dtype=np.uint8)
+
+
+def resized_hw(spec: PreprocessSpec, height: int, width: int) -> tuple[int, int]:
+    """Size of an image after the resize. The longer side is cut to an integer, not rounded: torchvision's `Resize`."""
+    if spec.resize_hw is None:
+        return height, width
+    if spec.resize is ResizeMode.STRETCH:
+        return spec.resize_hw
+    size = spec.resize_hw[0]
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def _check_pixels(name: str, width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise DataError(f"{name}: {width} x {height} is more than {limit} pixels")
+
+
+def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
+    """uint8 [3, H, W] -> uint8 [3, *crop_hw], a view where nothing is resized."""
+    _, height, width = image_chw.shape
+    full_hw = resized_hw(spec, height, width)
+    _check_pixels("image after Resize", full_hw[1], full_hw[0])
+    tall, wide = spec.crop_hw
+    if tall > full_hw[0] or wide > full_hw[1]:
+        raise DataError(f"image: {height} x {width} is smaller than the crop {tall} x {wide} [height x width]")
+    top, left = spec.crop_yx or (centre_offset(full_hw[0] - tall), centre_offset(full_hw[1] - wide))
+    if full_hw == (height, width):  # every filter is the identity then
+        return image_chw[:, top : top + tall, left : left + wide]
+    if spec.filter is ResizeFilter.BILINEAR_CV:
+        return _bilinear_cv(image_chw, full_hw, (top, left), spec.crop_hw)
+    pillow_filter = _PILLOW_FILTERS[spec.filter]
+    resized = np.empty((3, tall, wide), np.uint8)
+    # Plane by plane is bit for bit what Pillow makes of the interleaved image, at two thirds of the time. Its `box`
+    # could leave out the rows and columns that are cropped away, but its float32 corners change the rounding.
+    for plane, out in zip(image_chw, resized, strict=True):
+        full = Image.fromarray(np.ascontiguousarray(plane)).resize((full_hw[1], full_hw[0]), pillow_filter)
+        out[...] = np.asarray(full)[top : top + tall, left : left + wide]
+    return resized
+
+
+def _bilinear_cv(
+    image_chw: Pixels, full_hw: tuple[int, int], corner: tuple[int, int], crop_hw: tuple[int, int]
+) -> Pixels:
+    """OpenCV's INTER_LINEAR to `full_hw`, of which only the crop is computed.
+
+    Source: the uint8 path of OpenCV's resize.cpp, whose answers this gives to the bit: weights of 11 bits, rows
+    weighted exactly, then columns with two truncating shifts (so it is on average 1/8 darker than exact rounding).
+    """
+    _, height, width = image_chw.shape
+    above, below, weight_above, weight_below = _taps(height, full_hw[0], corner[0], crop_hw[0])
+    before, after, weight_before, weight_after = _taps(width, full_hw[1], corner[1], crop_hw[1])
+
+    def row_part(rows: NDArray[np.intp], weights: NDArray[np.int32]) -> NDArray[np.int32]:
+        picked = image_chw[:, rows]
+        mixed = picked.take(before, axis=2) * weight_before  # int32, at most 255 << 11
+        mixed += picked.take(after, axis=2) * weight_after
+        mixed >>= 4
+        mixed *= weights[:, None]
+        mixed >>= 16
+        return mixed
+
+    total = row_part(above, weight_above)
+    total += row_part(below, weight_below)
+    total += 2
+    total >>= 2
+    return total.astype(np.uint8)
+
+
+def _taps(
+    length: int, full: int, start: int, count: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
+    """The two source pixels, and their weights of 11 bits, of outputs start .. start + count of an axis of `full`."""
+    centre = ((np.arange(start, start + count) + 0.5) * (length / full) - 0.5).astype(np.float32)
+    lower = np.floor(centre).astype(np.intp)
+    fraction = centre - lower.astype(np.float32)
+    # Beyond the outermost pixel centres both are that pixel; its two weights are truncated apart, as OpenCV does.
+    first, second = lower.clip(0, length - 1), (lower + 1).clip(0, length - 1)
+    return first, second, _bits11(np.float32(1.0) - fraction), _bits11(fraction)
+
+
+def _bits11(weight: NDArray[np.float32]) -> NDArray[np.int32]:
+    scaled: NDArray[np.float32] = np.rint(weight * np.float32(2048.0))
+    return scaled.astype(np.int32)
+
+
+def _normalise(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:
+    """uint8 RGB [3, h, w] -> float32 [3, h, w] as one multiplication and one subtraction in place."""
+    ordered = image_chw if spec.colour is ColourOrder.RGB else image_chw[::-1]
+    mean, std = np.asarray(spec.mean), np.asarray(spec.std)
+    scale = (1.0 / (255.0 * std)).astype(np.float32).reshape(3, 1, 1)
+    shift = (mean / std).astype(np.float32).reshape(3, 1, 1)
+    batch_item = np.empty(image_chw.shape, np.float32)
+    np.multiply(ordered, scale, out=batch_item)
+    batch_item -= shift
+    return batch_item

@@ -1,0 +1,96 @@
+"""Streaming observers: what the activations of a float32 model look like over any number of images, in flat memory.
+
+ONNX Runtime's own histogram calibrators keep every activation of every image (about 176 GiB for wide_resnet50_2 at
+256 px and 1000 images). Here each batch is counted into histograms of fixed size and forgotten.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.artefacts import whole_file
+from pipeline.errors import ArtefactError, DataError
+from pipeline.quant import qmath
+from pipeline.quant.qmath import Counts
+
+# Values counted at a time: small enough that the keys stay in the second-level cache, large enough that adding the
+# 2^18 bins of a chunk costs little beside counting it. Measured: 2^17 20% slower, 2^21 15% slower.
+_CHUNK = 1 << 19
+
+
+@dataclass
+class Observer:
+    """Running statistics of one tensor."""
+
+    counts: Counts = field(default_factory=lambda: np.zeros(qmath.BINS, np.int64))
+    lowest: float = float("inf")
+    highest: float = float("-inf")
+
+    def add(self, values: npt.NDArray[np.float32]) -> None:
+        """Count a float32 array of any shape; C-contiguous, or it is copied."""
+        flat = np.ascontiguousarray(values).reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            self.counts += np.bincount(qmath.float_keys(chunk), minlength=qmath.BINS)
+            self.lowest = min(self.lowest, float(chunk.min()))
+            self.highest = max(self.highest, float(chunk.max()))
+
+
+class ObserverSet:
+    """Observers by tensor name, counted in parallel, saved and restored as a whole."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.observers = {name: Observer() for name in names}
+
+    def add(self, values: dict[str, npt.NDArray[np.float32]], pool: ThreadPoolExecutor) -> None:
+        """Count one batch of every tensor.
+
+        Raises:
+            DataError: a tensor holds NaN or Inf; it is named.
+        """
+        # The largest tensors first: otherwise one of them, started last, would leave the other threads idle.
+        names = sorted(values, key=lambda name: -values[name].size)
+        list(pool.map(lambda name: self.observers[name].add(values[name]), names))
+        for name in values:
+            observer = self.observers[name]
+            if not (np.isfinite(observer.lowest) and np.isfinite(observer.highest)):
+                raise DataError(
+                    f"activation {name}: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
+                )
+
+    def save(self, path: Path, images: int) -> None:
+        """Write the observers, and the count of images they have seen. Only bins in use are kept."""
+        arrays: dict[str, npt.NDArray[np.generic]] = {
+            "images": np.int64(images)[None],
+            "names": np.array(list(self.observers)),
+            "extremes": np.array([[o.lowest, o.highest] for o in self.observers.values()], np.float64),
+        }
+        for index, observer in enumerate(self.observers.values()):
+            used = np.flatnonzero(observer.counts).astype(np.uint32)
+            arrays[f"keys_{index}"], arrays[f"counts_{index}"] = used, observer.counts[used]
+        with whole_file(path) as scratch, scratch.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[ObserverSet, int]:
+        """Return saved observers and the count of images they have seen.
+
+        Raises:
+            ArtefactError: the file is not one that `save` wrote.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                loaded = cls([str(name) for name in arrays["names"]])
+                for index, observer in enumerate(loaded.observers.values()):
+                    observer.counts[arrays[f"keys_{index}"]] = arrays[f"counts_{index}"]
+                    observer.lowest, observer.highest = (float(value) for value in arrays["extremes"][index])
+                return loaded, int(arrays["images"][0])
+        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as err:
+            raise ArtefactError(f"{path}: not a calibration of ours ({err}); delete it and build again") from None

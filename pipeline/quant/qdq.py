@@ -1,0 +1,164 @@
+"""Where quantizers stand: which tensors to observe, and the QDQ model from their ranges.
+
+QDQ nodes are inserted by `onnxruntime.quantization`; which ranges it gets is decided here. The placement is ONNX
+Runtime's: everything between the input and the classifier is quantized on both sides, residual additions and pooling
+included, since it fuses nothing less. The classifier's own output stays float32: eight bits would tie the best answers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.quant.qmath import Range
+
+# Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
+_SAME_SCALE = frozenset(
+    {"MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+)
+_ACTIVATIONS = frozenset({"Relu", "Clip"})
+_WEIGHTED = ("Gemm", "MatMul")
+QUANTIZED_OPS = (
+    *("Conv", "Relu", "Clip", "Add", "Mul", "Concat", "Pad", "GlobalAveragePool", "ReduceMean"),
+    *_WEIGHTED,
+    *sorted(_SAME_SCALE - {"Identity"}),
+)
+
+
+def range_sources(model: onnx.ModelProto) -> dict[str, str]:
+    """Return for each float activation the activation whose values set its range.
+
+    A convolution that only a ReLU reads takes the ReLU's range (the quantizer's lower bound then does the ReLU's work),
+    and an operator that only moves values takes its input's. All others are their own source. The classifier's output
+    and what follows it are left out: they stay float32.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    sources = {value.name: value.name for value in graph.input if value.name not in constants}
+    for node in graph.node:
+        if node.op_type not in QUANTIZED_OPS or node.op_type in ("Gemm",) or node.output[0] in outputs:
+            continue
+        inherits = node.op_type in _SAME_SCALE and node.input[0] in sources
+        sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
+    for node in graph.node:
+        source, target = node.input[0] if node.input else "", node.output[0]
+        if node.op_type in _ACTIVATIONS and len(readers[source]) == 1 and {source, target} <= sources.keys():
+            sources[source] = target
+    return sources
+
+
+def observed_tensors(model: onnx.ModelProto) -> list[str]:
+    """Return the activations that calibration has to observe, in graph order, the model's input first."""
+    sources = range_sources(model)
+    return [name for name in sources if name in set(sources.values())]
+
+
+def insert_qdq(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], *, per_channel: bool, float_layers: Collection[str] = ()
+) -> onnx.ModelProto:
+    """Return the int8 model: weights int8 symmetric (one scale an output channel, or one a tensor), activations uint8.
+
+    Args:
+        model: float32, opset 13 or later, batch norms folded; it is not changed.
+        ranges: by name for every tensor of `observed_tensors(model)`.
+        per_channel: one weight scale an output channel; else one a tensor.
+        float_layers: names of nodes that stay float32.
+
+    Raises:
+        DataError: a tensor has no range.
+    """
+    wanted = observed_tensors(model)
+    missing = [name for name in wanted if name not in ranges]
+    if missing:
+        raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
+    data = {name: _tensor_data(ranges[source]) for name, source in range_sources(model).items()}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    quantizer = QDQQuantizer(
+        onnx.shape_inference.infer_shapes(copy),
+        per_channel,
+        False,  # reduce_range: 7-bit weights, for CPUs whose int8 sums saturate
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, data),
+        [],
+        [node.name for node in model.graph.node if _stays_float(node, data, float_layers)],
+        list(QUANTIZED_OPS),
+        {
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            "OpTypesToExcludeOutputQuantization": list(_WEIGHTED),
+        },
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized: onnx.ModelProto = quantizer.model.model
+    quantized.producer_name = "int8-classifier-pipeline"
+    onnx.checker.check_model(quantized)
+    return quantized
+
+
+def _stays_float(node: onnx.NodeProto, ranged: Collection[str], float_layers: Collection[str]) -> bool:
+    return node.name in float_layers or (node.output[0] not in ranged and node.op_type not in _WEIGHTED)
+
+
+def find_layers(
+    model: onnx.ModelProto, convolutions: Sequence[int | str], layers: Sequence[int | str]
+) -> frozenset[str]:
+    """Return the names of the nodes that `skip_conv_layers` and `exclude_layers` mean.
+
+    Args:
+        model: the float32 model.
+        convolutions: names, or numbers among the convolutions in graph order, from 0.
+        layers: names, or numbers among convolutions and fully connected layers, from 0.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    weighted = [node.name for node in _weighted_nodes(model)]
+    convs = [node.name for node in _weighted_nodes(model) if node.op_type == "Conv"]
+    everything = [node.name for node in model.graph.node]
+    found = set()
+    for key, wanted, numbered in (("skip_conv_layers", convolutions, convs), ("exclude_layers", layers, weighted)):
+        for layer in wanted:
+            if isinstance(layer, int) and layer < len(numbered):
+                found.add(numbered[layer])
+            elif isinstance(layer, str) and layer in everything:
+                found.add(layer)
+            else:
+                near = difflib.get_close_matches(str(layer), everything, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"numbers go from 0 to {len(numbered) - 1}"
+                raise ConfigError(f"backend.quantize.{key}: the model has no layer {layer!r}; {hint}")
+    return frozenset(found)
+
+
+def _tensor_data(covered: Range) -> TensorData:
+    low, high = (covered.low, covered.high) if covered.high > covered.low else (0.0, 255.0)
+    return TensorData(lowest=np.float32(low), highest=np.float32(high))
+
+
+def count_quantized(model: onnx.ModelProto) -> dict[str, int]:
+    """Return how many weighted operators of a QDQ model read quantized inputs, and how many there are."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+
+    def is_quantized(node: onnx.NodeProto) -> bool:
+        return all(name in producers and producers[name].op_type == "DequantizeLinear" for name in node.input[:2])
+
+    weighted = list(_weighted_nodes(model))
+    return {"weighted": len(weighted), "quantized": sum(map(is_quantized, weighted))}
+
+
+def _weighted_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in model.graph.node if node.op_type in ("Conv", *_WEIGHTED))

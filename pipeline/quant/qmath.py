@@ -1,0 +1,106 @@
+"""Quantization arithmetic as pure functions: no files, no state.
+
+A histogram here counts float32 values by their leading 18 bits (sign, exponent, 9 bits of mantissa), so it needs no
+range in advance, covers every float, and its bins are at most 2^-9 (0.2%) of their value wide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError
+
+KEY_SHIFT = 14  # mantissa bits dropped from a float32's 32 bits
+BINS = 1 << (32 - KEY_SHIFT)
+_SIGN = BINS // 2  # keys from here on are negative values, in order of growing magnitude
+_INFINITE = np.uint32(0x7F800000) >> np.uint32(KEY_SHIFT)  # first key of Inf and NaN among the positive ones
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a quantizer covers, in tensor units; `low` <= 0 <= `high`, so that zero is exact (padding, ReLU)."""
+
+    low: float
+    high: float
+
+
+def float_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Return the histogram bin of each value: float32 [n], contiguous -> uint32 [n] in [0, BINS)."""
+    keys: npt.NDArray[np.uint32] = values.view(np.uint32) >> np.uint32(KEY_SHIFT)
+    return keys
+
+
+def key_bounds(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return for each bin of finite values its bound away from zero: int64 [n] -> float64 [n], tensor units."""
+    magnitude = ((keys % _SIGN + 1) << KEY_SHIFT).astype(np.uint32).view(np.float32).astype(np.float64)
+    return np.where(keys < _SIGN, magnitude, -magnitude)
+
+
+def count_not_finite(counts: Counts) -> int:
+    """Return how many of the counted values (int64 [BINS]) are NaN or Inf."""
+    return int(counts[_INFINITE:_SIGN].sum() + counts[_SIGN + _INFINITE :].sum())
+
+
+def percentile_range(counts: Counts, lowest: float, highest: float, percentile: float) -> Range:
+    """Return the range that leaves at most (100 - percentile) % of the values outside at either end.
+
+    Args:
+        counts: int64 [BINS], histogram of finite values by `float_keys`.
+        lowest, highest: the extremes of those values; the range never goes beyond them.
+        percentile: in (50, 100], in %; 100 keeps every value.
+
+    Returns:
+        The range, widened to contain zero. Bounds are bin bounds or the extremes themselves.
+
+    Raises:
+        DataError: no value was counted.
+
+    Source: percentile calibration as in Wu et al., "Integer Quantization for Deep Learning Inference"
+    (arXiv:2004.09602), applied to either end of an asymmetric range.
+    """
+    total = int(counts.sum())
+    if total == 0:
+        raise DataError("no value was counted, so no range can be chosen")
+    # Exact arithmetic: 100 - 99.9999 in floats would decide the last clipped value by rounding.
+    outside = int(total * (100 - Fraction(str(percentile))) / 100)
+    high = _outer_bound(counts[:_SIGN], outside, 0)
+    low = _outer_bound(counts[_SIGN:], outside, _SIGN)
+    return Range(max(low, min(lowest, 0.0)), min(high, max(highest, 0.0)))
+
+
+def _outer_bound(counts: Counts, outside: int, first_key: int) -> float:
+    """Return the bound of the outermost bin kept when `outside` values may be cut from this side; 0 if none is."""
+    beyond = np.cumsum(counts[::-1])[::-1]  # values in bin i or further from zero
+    kept = np.flatnonzero(beyond > outside)
+    return float(key_bounds(kept[-1:] + first_key)[0]) if kept.size else 0.0
+
+
+def max_range(lowest: float, highest: float) -> Range:
+    """Return the range of everything seen, widened to contain zero."""
+    return Range(min(lowest, 0.0), max(highest, 0.0))
+
+
+def uint8_parameters(covered: Range) -> tuple[np.float32, np.uint8]:
+    """Return scale (> 0, tensor units a step) and zero point of an asymmetric uint8 quantizer over a range.
+
+    Source: QuantizeLinear, ONNX opset 13: round half to even, then saturate. A range without extent gets scale 1.
+    """
+    extent = covered.high - covered.low
+    scale = np.float32(extent / 255) if extent > 0 else np.float32(1)
+    zero_point = np.uint8(np.clip(np.rint(-covered.low / float(scale)), 0, 255))
+    return scale, zero_point
+
+
+def sqnr_db(reference: npt.NDArray[np.float32], noisy: npt.NDArray[np.float32]) -> float:
+    """Return the signal to quantization noise ratio in dB over all elements; +inf where they are equal."""
+    noise = float(np.square(reference.astype(np.float64) - noisy).sum())
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")

@@ -1,0 +1,111 @@
+"""The door to an inference engine: open, infer, close."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import BackendError
+
+Batch = npt.NDArray[np.float32]
+
+
+class Runtime(Enum):
+    AUTO = "auto"  # OpenVINO where it imports, else ONNX Runtime
+    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a model's input or output; None marks a free axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def check(self, array: npt.NDArray[np.generic]) -> None:
+        """Raise BackendError unless `array` fits."""
+        fits = array.ndim == len(self.shape) and all(
+            want in (None, have) for want, have in zip(self.shape, array.shape, strict=True)
+        )
+        if array.dtype != self.dtype or not fits:
+            wanted = ", ".join("N" if axis is None else str(axis) for axis in self.shape)
+            raise BackendError(
+                f"input {self.name!r}: expected {self.dtype} [{wanted}], got {array.dtype} {list(array.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is spread over the cores of one process."""
+
+    streams: int  # requests computed at the same time
+    threads: int  # cores for all of them together
+
+
+class Backend(Protocol):
+    """A loaded model. `infer` may be called from several threads; what it returns is the caller's to keep."""
+
+    name: str
+    version: str
+    input: TensorSpec
+    output: TensorSpec
+    placement: Placement
+
+    def infer(self, batch_nchw: Batch) -> Batch:
+        """Return float32 [N, classes] for float32 [N, C, H, W], N at most the batch the model was opened for."""
+
+
+def place(instances: int, cores: int) -> Placement:
+    """Share `cores` among `instances` requests in flight.
+
+    One stream a core at most: a second model computing on the same core only takes cache from the first (8 streams of
+    two threads on 2 cores ran at half the rate of 2 streams of one). The requests beyond the streams wait their turn.
+    """
+    streams = max(1, min(instances, cores))
+    return Placement(streams=streams, threads=max(cores, streams))
+
+
+def installed_runtimes() -> list[Runtime]:
+    return [runtime for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME) if importlib.util.find_spec(runtime.value)]
+
+
+def choose(runtime: Runtime) -> Runtime:
+    """Return the runtime that `auto` stands for here; any other as it is.
+
+    Raises:
+        BackendError: the runtime asked for is not installed.
+    """
+    if runtime is Runtime.AUTO:
+        return Runtime.OPENVINO if importlib.util.find_spec("openvino") else Runtime.ONNXRUNTIME
+    if importlib.util.find_spec(runtime.value) is None:
+        raise BackendError(f"--runtime {runtime.value}: not installed; run: pip install {runtime.value}")
+    return runtime
+
+
+@contextmanager
+def open_backend(runtime: Runtime, model: Path, *, batch: int, placement: Placement) -> Iterator[Backend]:
+    """Load a model for batches of at most `batch` images; it is freed at the end of the `with`.
+
+    Raises:
+        BackendError: the runtime is not installed, or refuses the model.
+    """
+    opened: Backend
+    if choose(runtime) is Runtime.OPENVINO:
+        from pipeline.runtimes.ov import OpenVinoBackend
+
+        opened = OpenVinoBackend(model, batch, placement)
+    else:
+        from pipeline.runtimes.ort import OnnxRuntimeBackend
+
+        opened = OnnxRuntimeBackend(model, placement)
+    yield opened

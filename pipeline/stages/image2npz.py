@@ -1,0 +1,268 @@
+"""Decode a data set into npz files and the datalist that names them."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline import preprocess
+from pipeline.artefacts import file_digest, fingerprint
+from pipeline.config.build_file import BuildConfig
+from pipeline.data.imagenet import Sample, list_dataset
+from pipeline.data.labels import read_classes
+from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
+from pipeline.data.sources import ImageSource, scan
+from pipeline.errors import DataError, PipelineError
+from pipeline.hardware import available_cores
+from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL
+
+_CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
+_TASKS_PER_WORKER = 4  # submitted ahead; more would only cost memory
+_SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a conversion did."""
+
+    converted: int
+    kept: int  # whole npz files of an earlier run, made from the same images
+    datalist: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    source: ImageSource
+    npz: Path
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what the build's stage depends on. Images enter by name, size and time."""
+    evaluation = cfg.evaluation
+    listing = None
+    if evaluation.path is not None:
+        listing = fingerprint([[file.name, *file.stamp()] for file in scan(evaluation.path).files])
+    labels = file_digest(evaluation.val_label) if evaluation.val_label else None
+    return [str(evaluation.path), listing, labels, evaluation.num, cfg.dataset.sampler.suffix]
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write the evaluation images of a build with their datalist (paths below `out`) and labels.
+
+    The first `evaluation.num` images are those of a stride through the data set, so that they spread over its classes.
+    """
+    evaluation = cfg.evaluation
+    class_ids = [known.id for known in read_classes(inputs["calibset"] / CLASSES)]
+    if evaluation.path is None:
+        dataset = list_dataset(inputs["sample"] / "evaluation", class_ids=class_ids)
+    else:
+        dataset = list_dataset(evaluation.path, cfg.dataset.sampler.suffix, evaluation.val_label, class_ids)
+    wanted = min(evaluation.num or len(dataset.samples), len(dataset.samples))
+    samples = [dataset.samples[index * len(dataset.samples) // wanted] for index in range(wanted)]
+    scratch_list = out / f".{DATALIST}"
+    convert(samples, out / "npz", scratch_list)
+    scratch_list.unlink()
+    for name, lines in (
+        (DATALIST, [f"npz/{sample.key}.npz" for sample in samples]),
+        (VAL_LABEL, [f"{sample.key} {sample.class_index}" for sample in samples]),
+    ):
+        (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+
+
+def convert(
+    images: Path | Sequence[Sample],
+    target: Path,
+    datalist: Path,
+    suffix: str = "JPEG",
+    workers: int | None = None,
+) -> Report:
+    """Decode every image into `<target>/<its folder's name>/<stem>.npz` and list the files in `datalist`.
+
+    An npz that is whole and was made from the same image (its size and time of change) is kept, so that a run that was
+    stopped goes on where it was.
+
+    Args:
+        images: a folder or tar, as `list_dataset` takes it (labels are not needed), or samples of one.
+        target: folder of the npz files.
+        datalist: written last: absolute paths in the order of the images.
+        suffix: of the image files below a folder or tar.
+        workers: processes; None takes as many as there are cores for this process.
+
+    Raises:
+        DataError: two images would share an npz (before any work), an image cannot be decoded (after the others are
+            done and listed), the target cannot be written, or another run writes there.
+        PipelineError: a worker process died.
+    """
+    samples = list_dataset(images, suffix, require_labels=False).samples if isinstance(images, Path) else images
+    jobs = _plan(samples, Path(os.path.abspath(target)))  # noqa: PTH100  keeps links, unlike resolve()
+    with _sole_writer(target):
+        _remove_leftovers(jobs)
+        pending = [job for job in tqdm(jobs, desc="done already", unit="image", leave=False) if not _is_done(job)]
+        failures = _run(pending, len(jobs), workers or available_cores(), target)
+        failed = {job for job, _ in failures}
+        good = [job.npz for job in jobs if job not in failed]
+        if good:
+            write_datalist(datalist, good)
+    if failures:
+        raise DataError(_failure_text(failures, len(jobs), datalist))
+    return Report(converted=len(pending), kept=len(jobs) - len(pending), datalist=datalist)
+
+
+def _plan(samples: Sequence[Sample], target: Path) -> list[_Job]:
+    if not samples:
+        raise DataError(f"{target}: there are no images to convert")
+    taken: dict[str, ImageSource] = {}
+    for sample in samples:
+        first = taken.setdefault(sample.key, sample.source)
+        if first is not sample.source:
+            raise DataError(
+                f"{first} and {sample.source} would both become {target}/{sample.key}.npz; rename one of them"
+            )
+    return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz") for sample in samples]
+
+
+def _is_done(job: _Job) -> bool:
+    return is_image_of(job.npz, job.source.stamp())
+
+
+@contextmanager
+def _sole_writer(target: Path) -> Iterator[None]:
+    """Hold the target folder: two runs at once would remove each other's scratch files."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        handle = os.open(target, os.O_RDONLY)
+    except OSError as err:
+        raise DataError(f"{target}: cannot be made a folder ({err.strerror}); give another --target_path") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{target}: another image2npz is writing there; wait for it, or stop it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(jobs: Iterable[_Job]) -> None:
+    """Remove the scratch files of a run that was killed (see `artefacts.whole_file`)."""
+    for folder in sorted({job.npz.parent for job in jobs}):
+        for leftover in sorted(folder.glob(".*.npz-????????")):
+            leftover.unlink(missing_ok=True)
+
+
+def _run(jobs: Sequence[_Job], total: int, workers: int, target: Path) -> list[tuple[_Job, str]]:
+    """Convert the jobs in worker processes; return those that failed, with the reason, in their order."""
+    if not jobs:
+        return []
+    # In the order of a tar's bytes, because going back in a compressed one starts over.
+    queue = _chunks(sorted(jobs, key=lambda job: job.source.offset or 0))
+    failures: dict[_Job, str] = {}
+    # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker)
+    processes: list[BaseProcess] = []
+    try:
+        with tqdm(total=total, initial=total - len(jobs), desc="image2npz", unit="image") as bar:
+            with _sigint_held_back():
+                waiting = {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, workers * _TASKS_PER_WORKER)}
+            processes = multiprocessing.active_children()
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                waiting |= {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, len(done))}
+                for future in done:
+                    outcomes = future.result()
+                    failures.update((job, reason) for job, reason in outcomes if reason)
+                    bar.update(len(outcomes))
+    except BrokenProcessPool:
+        raise PipelineError(_death_text(processes, target)) from None
+    except OSError as err:
+        raise DataError(
+            f"{err.filename or target}: cannot be written ({err.strerror}); mend that, then run again"
+        ) from None
+    finally:
+        # Also after Ctrl-C: what was begun is finished (a second at most), what was not is dropped.
+        pool.shutdown(wait=True, cancel_futures=True)
+    return [(job, failures[job]) for job in jobs if job in failures]
+
+
+def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
+    rest = iter(jobs)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
+
+
+def _convert_chunk(jobs: Sequence[_Job]) -> list[tuple[_Job, str]]:
+    """Convert some images in a worker; return each with the reason why it failed, "" if it did not."""
+    return [(job, _convert_one(job)) for job in jobs]
+
+
+def _convert_one(job: _Job) -> str:
+    try:
+        # The stamp first: an image that changes while it is read is then converted again next time.
+        stamp = job.source.stamp()
+        image_chw = preprocess.decode(job.source.content())
+    except DataError as err:
+        return str(err) if job.source.offset is None else f"{job.source}: {err}"
+    write_image_npz(job.npz, image_chw, stamp)
+    return ""
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for work forever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # workers are spawned
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _sigint_held_back() -> Iterator[None]:
+    """Deliver Ctrl-C afterwards. Processes started within never see it, not even before their initializer runs."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _death_text(processes: Sequence[BaseProcess], target: Path) -> str:
+    """Say which worker died of what. The pool itself ends the others with SIGTERM."""
+    for process in processes:
+        process.join(timeout=5)
+    codes = {process.pid: process.exitcode for process in processes if process.exitcode not in (0, None)}
+    pid, code = next(((p, c) for p, c in codes.items() if c != -signal.SIGTERM), (None, -signal.SIGTERM))
+    cause = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+    hint = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""
+    worker = f"worker process {pid}" if pid else "a worker process"
+    return (
+        f"image2npz: {worker} was ended by {cause}{hint}; the files in {target} are whole,"
+        " run the same command again to go on (fewer --workers need less memory)"
+    )
+
+
+def _failure_text(failures: Sequence[tuple[_Job, str]], total: int, datalist: Path) -> str:
+    good = total - len(failures)
+    listed = f"{datalist} lists the other {good}" if good else f"{datalist} was not written"
+    lines = [f"{len(failures)} of {total} images cannot be decoded; {listed}; replace or remove these and run again:"]
+    lines += [f"  {reason}" for _, reason in failures[:_SHOWN_FAILURES]]
+    if len(failures) > _SHOWN_FAILURES:
+        lines.append(f"  ... and {len(failures) - _SHOWN_FAILURES} more")
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""Thresholds: the range of every quantized activation, chosen from the calibration by the mode of the build file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.artefacts import write_json
+from pipeline.config.build_file import BuildConfig, CalibrateMode, QuantizeConfig
+from pipeline.errors import ConfigError
+from pipeline.quant import qmath
+from pipeline.quant.observers import Observer, ObserverSet
+from pipeline.quant.qmath import Range
+from pipeline.stages.artefact_names import OBSERVERS, THRESHOLDS
+
+Rule = Callable[[Observer, QuantizeConfig], Range]
+
+_RULES: Mapping[CalibrateMode, Rule] = {
+    CalibrateMode.PERCENTILE: lambda seen, config: qmath.percentile_range(
+        seen.counts, seen.lowest, seen.highest, config.percentile
+    ),
+    CalibrateMode.MAX: lambda seen, config: qmath.max_range(seen.lowest, seen.highest),
+}
+
+
+def check_mode(mode: CalibrateMode) -> None:
+    """Raise ConfigError for a mode that this version cannot calibrate with."""
+    if mode not in _RULES:
+        known = ", ".join(known.value for known in _RULES)
+        raise ConfigError(f"backend.quantize.calibrate_mode: {mode.value} is not available yet; wanted one of {known}")
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what this stage's outcome depends on beside its inputs."""
+    quantize = cfg.backend.quantize
+    return [quantize.calibrate_mode.value, quantize.percentile]
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write `thresholds.json`: tensor name -> low and high, in the tensor's units."""
+    observers, _ = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
+    quantize = cfg.backend.quantize
+    rule = _RULES[quantize.calibrate_mode]
+    ranges = {name: asdict(rule(observer, quantize)) for name, observer in observers.observers.items()}
+    write_json(out / THRESHOLDS, ranges)

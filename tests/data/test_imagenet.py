@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import shutil
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import imagenet
+from pipeline.data.imagenet import ClassInfo, ground_truth, imagenet_classes, list_dataset, read_label_list
+from pipeline.data.sources import ImageSource
+from pipeline.errors import DataError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
+
+
+def make_files(root: Path, *names: str) -> Path:
+    """Make files whose content is their own name: listings look at names alone."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def make_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def error_of(*args: object, **kwargs: object) -> str:
+    with pytest.raises(DataError) as caught:
+        list_dataset(*args, **kwargs)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_imagenet_classes_are_a_thousand_in_the_networks_order() -> None:
+    classes = imagenet_classes()
+    assert len({known.id for known in classes}) == len(classes) == 1000
+    assert classes[0] == ClassInfo("n01440764", "tench, Tinca tinca")
+    assert [index for index, known in enumerate(classes) if known.name == "crane"] == [134, 517]
+
+
+def test_list_dataset_gives_imagenet_indices_when_folders_are_wnids(tmp_path: Path) -> None:
+    make_files(tmp_path, "n01443537/b.JPEG", "n01443537/a.jpg", "n01440764/c.jpeg", "n01440764/.hidden.JPEG")
+    dataset = list_dataset(tmp_path)
+    assert [(sample.key, sample.class_index) for sample in dataset.samples] == [
+        ("n01440764/c", 0),
+        ("n01443537/a", 1),
+        ("n01443537/b", 1),
+    ]
+    assert dataset.classes == imagenet_classes()
+    assert dataset.known_labels() == {"n01440764/c": 0, "n01443537/a": 1, "n01443537/b": 1}
+
+
+def test_list_dataset_keeps_one_class_apart_from_a_flat_folder(tmp_path: Path) -> None:
+    assert list_dataset(make_files(tmp_path / "a", "n01443537/x.JPEG")).samples[0].class_index == 1
+    own = list_dataset(make_files(tmp_path / "b", "cats/x.JPEG"))
+    assert own.classes == (ClassInfo("cats", "cats"),)
+
+
+def test_list_dataset_takes_sorted_folders_as_classes_when_they_are_not_imagenets(tmp_path: Path) -> None:
+    make_files(tmp_path, "dog/1.png", "cat/1.png", "dog/2.PNG")
+    (tmp_path / "eel").mkdir()
+    dataset = list_dataset(tmp_path, suffix="png")
+    assert [known.id for known in dataset.classes] == ["cat", "dog", "eel"]
+    assert [(sample.key, sample.class_index) for sample in dataset.samples] == [
+        ("cat/1", 0),
+        ("dog/1", 1),
+        ("dog/2", 1),
+    ]
+
+
+def test_list_dataset_uses_the_networks_classes_when_ids_are_given(tmp_path: Path) -> None:
+    make_files(tmp_path, "cat/1.JPEG", "dog/1.JPEG")
+    dataset = list_dataset(tmp_path, class_ids=["dog", "bird", "cat"])
+    assert [sample.class_index for sample in dataset.samples] == [2, 0]
+    make_files(tmp_path, "fish/1.JPEG")
+    assert error_of(tmp_path, class_ids=["dog", "bird", "cat"]) == (
+        f"{tmp_path}: 1 folders with images are none of the 3 classes (first: fish);"
+        " move them away, or give labels with --val_label FILE"
+    )
+
+
+def test_list_dataset_refuses_a_stray_folder_among_wnids(tmp_path: Path) -> None:
+    make_files(tmp_path, "n01440764/a.JPEG", "backup/a.JPEG")
+    assert error_of(tmp_path) == (
+        f"{tmp_path}: 1 folders are ImageNet classes, 1 are not (first: backup); move those away"
+    )
+
+
+@pytest.mark.parametrize("place", ["val/val_label.txt", "val_label.txt", "val/val_list.txt", "val_list.txt"])
+@pytest.mark.parametrize("form", ["val/{}.JPEG", "{}.JPEG", "{}"])
+def test_list_dataset_finds_the_label_list_of_a_flat_folder(tmp_path: Path, place: str, form: str) -> None:
+    make_files(tmp_path, "val/b.JPEG", "val/a.JPEG")
+    (tmp_path / place).write_text(f"{form.format('a')} 65\r\n\n{form.format('b')}\t970\n")
+    dataset = list_dataset(tmp_path / "val")
+    assert [(sample.key, sample.class_index) for sample in dataset.samples] == [("val/a", 65), ("val/b", 970)]
+
+
+def test_list_dataset_descends_when_the_root_holds_one_split_and_its_list(tmp_path: Path) -> None:
+    make_files(tmp_path, "val/a.JPEG")
+    (tmp_path / "val_list.txt").write_text("val/a.JPEG 7\n")
+    assert [(s.key, s.class_index) for s in list_dataset(tmp_path).samples] == [("val/a", 7)]
+
+
+def test_list_dataset_asks_for_a_split_when_the_root_holds_two(tmp_path: Path) -> None:
+    make_files(tmp_path, "train/n01440764/a.JPEG", "train/n01443537/a.JPEG", "val/b.JPEG")
+    assert error_of(tmp_path) == f"{tmp_path}: holds train and val; give one of them, {tmp_path}/val"
+    assert len(list_dataset(tmp_path / "train").samples) == 2
+
+
+def test_list_dataset_knows_the_labels_of_official_validation_images(tmp_path: Path) -> None:
+    make_files(tmp_path, "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+    assert [sample.class_index for sample in list_dataset(tmp_path).samples] == [65, 970]
+
+
+def test_list_dataset_prefers_the_given_list_to_folders(tmp_path: Path) -> None:
+    make_files(tmp_path / "set", "n01440764/a.JPEG", "n01443537/b.JPEG")
+    (tmp_path / "own.txt").write_text("a 5\nb 6\n")
+    samples = list_dataset(tmp_path / "set", val_label=tmp_path / "own.txt").samples
+    assert [sample.class_index for sample in samples] == [5, 6]
+
+
+def test_list_dataset_keeps_unlabelled_images_when_labels_are_not_required(tmp_path: Path) -> None:
+    make_files(tmp_path, "x/a.JPEG", "b.JPEG")
+    samples = list_dataset(tmp_path, require_labels=False).samples
+    assert [(sample.key, sample.class_index) for sample in samples] == [(f"{tmp_path.name}/b", None), ("x/a", None)]
+
+
+def test_list_dataset_names_the_path_when_it_is_missing(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    assert error_of(gone) == f"{gone}: no such folder or tar; give the folder of the images"
+
+
+def test_list_dataset_counts_other_suffixes_when_none_matches(tmp_path: Path) -> None:
+    make_files(tmp_path, "a/1.png", "a/2.png", "b/1.bmp", "b/notes.txt")
+    assert error_of(tmp_path) == (
+        f"{tmp_path}: no .jpeg or .jpg images, found 1 .bmp, 2 .png;"
+        " set dataset.sampler.suffix (--suffix) to one of them"
+    )
+    assert error_of(tmp_path, "webp").startswith(f"{tmp_path}: no .webp images, found 1 .bmp, 2 .png;")
+
+
+def test_list_dataset_says_so_when_a_flat_folder_has_no_label_list(tmp_path: Path) -> None:
+    make_files(tmp_path / "set", "a.JPEG", "b.JPEG")
+    assert error_of(tmp_path / "set") == (
+        f"{tmp_path}/set: 2 of 2 images have no label (first: a.JPEG): neither class folders nor a list"
+        f" val_label.txt or val_list.txt here or in {tmp_path}; give the labels with --val_label FILE,"
+        " lines 'name index'"
+    )
+
+
+def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Path) -> None:
+    make_files(tmp_path, "n01440764/a.JPEG", "stray.JPEG")
+    assert error_of(tmp_path) == (
+        f"{tmp_path}: 1 images lie outside the class folders (first: stray.JPEG); move them into class folders"
+        " (data_prep/valprep.sh does it for ILSVRC2012_img_val), or give a list of all labels with --val_label FILE"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.JPEG 1\nb.JPEG\n", "{}:2: expected 'name index', found 'b.JPEG'"),
+        ("a.JPEG 1\nb.JPEG x\n", "{}:2: expected 'name index', found 'b.JPEG x'"),
+        ("a.JPEG 1\nb.JPEG -1\n", "{}:2: expected 'name index', found 'b.JPEG -1'"),
+        ("\n\n", "{}: holds no labels, expected lines 'name index'"),
+        ("b.JPEG 1000\n", "{}:1: class index 1000, expected 0 to 999 (1000 classes); indices count from 0"),
+        ("a.JPEG 1\nx/a.jpg 2\n", "{}:2: a has class index 2, but line 1 says 1; remove one of them"),
+        (
+            "a.JPEG 1\nc.JPEG 2\nb.JPEG 3\n",
+            "{}:2: c.JPEG is not in {root} (1 of 3 listed images are missing); fetch them, or give a list of the images"
+            " that are there with --val_label FILE",
+        ),
+        (
+            "a.JPEG 1\n",
+            "{root}: 1 of 2 images have no label (first: b.JPEG) in {}; add lines 'name index', or remove the images",
+        ),
+    ],
+)
+def test_list_dataset_names_the_line_when_the_list_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    root = make_files(tmp_path / "set", "a.JPEG", "b.JPEG")
+    labels = tmp_path / "labels.txt"
+    labels.write_text(text)
+    assert error_of(root, val_label=labels) == message.format(labels, root=root)
+
+
+def test_list_dataset_refuses_file_names_that_would_break_lists(tmp_path: Path) -> None:
+    make_files(tmp_path, "n01440764/a\nb.JPEG")
+    assert "holds a control character; rename the file" in error_of(tmp_path)
+
+
+def test_read_label_list_keeps_dots_that_begin_no_suffix(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("my photo.v2 3\nmy photo.v2.JPEG 3\n")
+    assert read_label_list(tmp_path / "l.txt") == {"my photo.v2": 3}
+
+
+def test_read_label_list_tells_equal_stems_apart_by_their_folders(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("set/cat/1.png 0\nset/dog/1.png 1\nset/dog/2.png 1\n")
+    assert read_label_list(tmp_path / "l.txt") == {"cat/1": 0, "dog/1": 1, "2": 1}
+    root = make_files(tmp_path / "set", "cat/1.png", "dog/1.png", "dog/2.png")
+    dataset = list_dataset(root, "png", tmp_path / "l.txt", ["cat", "dog"])
+    assert [sample.class_index for sample in dataset.samples] == [0, 1, 1]
+    npz_paths = [Path(f"{sample.key}.npz") for sample in dataset.samples]
+    assert ground_truth(npz_paths, dataset.classes, tmp_path / "l.txt") == dataset.known_labels()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x/a 1\ny/a 2\na 1\n", "{}:2: a has class index 2, but line 1 says 1; remove one of them"),
+        ("a 1\nx/a 1\ny/a 2\n", "{}:3: a has class index 2, but line 1 says 1; remove one of them"),
+        ("x/a 1\nx/a 1\nx/a.png 2\n", "{}:3: a has class index 2, but line 1 says 1; remove one of them"),
+    ],
+)
+def test_read_label_list_refuses_two_indices_of_one_image(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "l.txt").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_label_list(tmp_path / "l.txt")
+    assert str(caught.value) == message.format(tmp_path / "l.txt")
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_list_dataset_reads_the_same_images_from_a_tar(tmp_path: Path, mode: str) -> None:
+    root = make_files(tmp_path / "set", "n01440764/a.JPEG", "n01443537/b.JPEG", "n01443537/._b.JPEG")
+    path = tmp_path / ("set.tar" if mode == "w" else "set.tar.gz")
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        archive.add(root, ".")
+    in_tar, in_folder = list_dataset(path).samples, list_dataset(root).samples
+    assert [(s.key, s.class_index) for s in in_tar] == [(s.key, s.class_index) for s in in_folder]
+    shutil.rmtree(root)
+    for sample in reversed(in_tar):
+        assert pickle.loads(pickle.dumps(sample)).source.read() == sample.source.name.encode()
+        assert sample.source.content() == sample.source.name.encode()
+
+
+def test_list_dataset_reads_a_flat_tar_with_the_list_beside_or_inside(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "ILSVRC2012_img_val.tar", [("b.JPEG", b"b"), ("a.JPEG", b"a")])
+    (tmp_path / "val_label.txt").write_text("a.JPEG 1\nb.JPEG 2\n")
+    samples = list_dataset(path).samples
+    assert [(s.key, s.class_index) for s in samples] == [("ILSVRC2012_img_val/a", 1), ("ILSVRC2012_img_val/b", 2)]
+    inside = make_tar(tmp_path / "in.tar", [("set/val/a.JPEG", b"a"), ("set/val_list.txt", b"val/a.JPEG 9\n")])
+    assert [(s.key, s.class_index) for s in list_dataset(inside).samples] == [("val/a", 9)]
+
+
+def test_list_dataset_reads_the_class_tars_of_the_training_tar(tmp_path: Path) -> None:
+    inner = make_tar(tmp_path / "n01443537.tar", [("n01443537_1.JPEG", b"one"), ("n01443537_2.JPEG", b"second")])
+    path = make_tar(tmp_path / "train.tar", [("n01443537.tar", inner.read_bytes())])
+    samples = list_dataset(path).samples
+    assert [(s.key, s.class_index, s.source.read()) for s in samples] == [
+        ("n01443537/n01443537_1", 1, b"one"),
+        ("n01443537/n01443537_2", 1, b"second"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["/etc/a.JPEG", "../a.JPEG", "x/../../a.JPEG"])
+def test_list_dataset_refuses_a_tar_whose_names_leave_it(tmp_path: Path, name: str) -> None:
+    path = make_tar(tmp_path / "t.tar", [(name, b"x")])
+    assert error_of(path) == f"{path}: member {name!r} lies outside the tar; do not use this file"
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_list_dataset_refuses_a_tar_with_links(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("a.JPEG")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    assert error_of(path) == f"{path}: member 'a.JPEG' is a link or a special file; pack the images themselves"
+
+
+def test_list_dataset_refuses_a_damaged_tar(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "t.tar", [("n01440764/a.JPEG", b"x" * 5000)])
+    path.write_bytes(path.read_bytes()[:3000])
+    assert error_of(path).startswith(f"{path}: ")
+    bomb = tarfile.TarInfo("a")
+    bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 32
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb") as stream:
+        stream.write(bomb.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 20))
+    assert "a header claims 4294967296 bytes" in error_of(tmp_path / "bomb.tar.gz")
+
+
+def test_source_read_says_so_when_the_tar_was_cut_short(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "t.tar", [("n01440764/a.JPEG", b"x" * 5000)])
+    source = list_dataset(path).samples[0].source
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(
+        DataError, match=r"t\.tar:n01440764/a\.JPEG: expected 5000 bytes, found 2488; the tar was changed"
+    ):
+        source.read()
+
+
+def test_source_read_says_so_when_the_file_is_gone_or_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"gone\.JPEG: cannot be read"):
+        ImageSource(tmp_path, "gone.JPEG").read()
+    monkeypatch.setattr("pipeline.data.sources.MAX_IMAGE_FILE_BYTES", 3)
+    make_files(tmp_path, "large.JPEG")
+    with pytest.raises(DataError, match=r"large\.JPEG: larger than"):
+        ImageSource(tmp_path, "large.JPEG").read()
+
+
+def test_ground_truth_takes_the_first_that_knows(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a.JPEG 10\n")
+    paths = [
+        Path("n01440764/a.npz"),
+        Path("n01443537/b.npz"),
+        Path("val/c.npz"),
+        Path("val/ILSVRC2012_val_00000002.npz"),
+    ]
+    truth = ground_truth(paths, imagenet_classes(), labels, {"val/c": 12, "n01443537/b": 13})
+    assert truth == {"n01440764/a": 10, "n01443537/b": 1, "val/c": 12, "val/ILSVRC2012_val_00000002": 970}
+
+
+def test_ground_truth_counts_samples_without_any(tmp_path: Path) -> None:
+    paths = [Path("n01440764/a.npz"), Path("val/b.npz"), Path("val/c.npz")]
+    with pytest.raises(DataError) as caught:
+        ground_truth(paths, imagenet_classes())
+    assert str(caught.value) == (
+        "2 of 3 samples have no ground truth (first: val/b.npz); give their labels with --val_label FILE,"
+        " lines 'name index'"
+    )
+
+
+def test_ground_truth_refuses_an_index_that_is_no_class() -> None:
+    with pytest.raises(DataError, match=r"^val/a: class index 1000, expected 0 to 999 \(1000 classes\)$"):
+        ground_truth([Path("val/a.npz")], imagenet_classes(), known={"a": 1000})
+
+
+def test_ground_truth_refuses_two_samples_of_one_key() -> None:
+    with pytest.raises(DataError, match="a second sample n01440764/a; samples are joined by folder and name"):
+        ground_truth([Path("x/n01440764/a.npz"), Path("y/n01440764/a.npz")], imagenet_classes())
+
+
+@pytest.mark.realdata
+@needs_real_data
+def test_list_dataset_labels_every_image_of_the_real_sets() -> None:
+    evaluation = list_dataset(REAL / "nips2017_dev" / "val")
+    assert len(evaluation.samples) == 1000
+    assert all(sample.class_index is not None for sample in evaluation.samples)
+    calibration = list_dataset(REAL / "imagenet_train1k")
+    assert {sample.class_index for sample in calibration.samples} == set(range(1000))
+
+
+@pytest.mark.realdata
+@needs_real_data
+def test_shipped_validation_labels_equal_the_official_list() -> None:
+    official = read_label_list(REAL / "labels" / "val_list.txt", 1000)
+    assert len(official) == 50_000
+    assert all(imagenet.validation_label(stem) == index for stem, index in official.items())
