@@ -16,6 +16,7 @@ from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_
 from pipeline.data.npz import read_datalist
 from pipeline.errors import ConfigError
 from pipeline.package import Package, check_fits
+from pipeline.progress import progress_bar
 from pipeline.runner import Limit, Message, Plan, Ready, Request, StageTimes, infer_samples, measure
 from pipeline.runtimes.base import Runtime, choose
 
@@ -97,7 +98,7 @@ def run_performance(package: Package, load: Load, spec: PreprocessSpec, limit: L
     """Measure throughput and latency on prepared synthetic images, `load.instances` requests always in flight."""
     plan = _plan(package, load, spec)
     total = None if limit.iterations is None else limit.iterations * load.batch
-    with tqdm(total=total, unit="img", desc=f"bench {package.name}") as progress:
+    with progress_bar(total, f"bench {package.name}", "img") as progress:
         recorder = _Recorder(progress)
         begun = measure(plan, limit, recorder)
     return _figures(recorder, begun, None if limit.iterations else begun + limit.duration_s)
@@ -118,14 +119,14 @@ def run_accuracy(package: Package, load: Load, spec: PreprocessSpec, datalist: P
         "preprocess": to_vdsp_dict(spec),
         "datalist": str(datalist.absolute()),
     }
-    return write_results(plan, run, images, out)
+    return write_results(plan, run, images, out, f"results of {package.name}")
 
 
-def write_results(plan: Plan, run: dict[str, Any], images: Sequence[Path], out: Path) -> Figures | None:
+def write_results(plan: Plan, run: dict[str, Any], images: Sequence[Path], out: Path, what: str) -> Figures | None:
     """Infer the images into a results folder, going on where an interrupted run with the same facts stopped."""
     with results.open_run(out, run, images) as samples:
         missing = sum(not sample.result.exists() for sample in samples)
-        with tqdm(total=len(samples), initial=len(samples) - missing, unit="img", desc=f"{out}") as progress:
+        with progress_bar(len(samples), what, "img", done=len(samples) - missing) as progress:
             recorder = _Recorder(progress)
             begun = infer_samples(plan, samples, recorder)
     return _figures(recorder, begun, None) if recorder.requests else None

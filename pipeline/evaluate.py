@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from pipeline import bench, results
 from pipeline.artefacts import file_digest, fingerprint
@@ -96,14 +95,14 @@ class Evaluation:
     notes: tuple[str, ...]
 
 
-def load_ranks(samples: Sequence[Sample], class_count: int, description: str) -> Ranks:
+def load_ranks(samples: Sequence[Sample], class_count: int) -> Ranks:
     """Return the best classes of every result.
 
     Raises:
         DataError: a result is damaged, holds NaN or Inf, or has another number of classes.
     """
     ranks = np.empty((len(samples), min(_TOP, class_count)), np.intp)
-    for row, sample in enumerate(tqdm(samples, desc=description, unit="result", disable=len(samples) < 5000)):
+    for row, sample in enumerate(samples):
         scores = read_result_npz(sample.result)[0]
         if scores.size != class_count:
             raise DataError(f"{sample.result}: {scores.size} classes, expected {class_count}; check --label")
@@ -153,7 +152,7 @@ def evaluate(request: Request) -> Evaluation:
     truth_by_key = ground_truth([s.image for s in run.samples], classes, request.val_label, _known(package))
     keys = [sample_key(sample.image) for sample in run.samples]
     truth = np.array([truth_by_key[key] for key in keys], np.intp)
-    ranks = load_ranks(run.samples, len(classes), "results")
+    ranks = load_ranks(run.samples, len(classes))
     notes: list[str] = []
     reference = None
     if package is not None and request.reference is not False:
@@ -162,7 +161,7 @@ def evaluate(request: Request) -> Evaluation:
         raise DataError("--reference: the results do not say which package they are of; make them with bench")
     comparison = None
     if reference is not None:
-        comparison = compare(ranks, load_ranks(reference, len(classes), "float32 results"), truth, keys)
+        comparison = compare(ranks, load_ranks(reference, len(classes)), truth, keys)
     return Evaluation(
         facts={**run.facts, "sample": package.uses_sample if package else False},
         top1=Accuracy(int((ranks[:, 0] == truth).sum()), len(truth)),
@@ -229,7 +228,7 @@ def _reference(package: Package, run: results.Run, wanted: bool | None, notes: l
         if wanted is None and len(images) > _REFERENCE_UNASKED:
             notes.append(f"float32 not compared: {len(images)} images take a while; add --reference")
             return None
-        bench.write_results(plan, facts, images, folder)
+        bench.write_results(plan, facts, images, folder, "float32 reference")
     return results.read_run(folder, images).samples
 
 

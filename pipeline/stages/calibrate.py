@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from tqdm import tqdm
 
 from pipeline import preprocess
 from pipeline.artefacts import whole_file, write_json
@@ -24,6 +23,7 @@ from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError
 from pipeline.hardware import available_cores, peak_memory_mib
+from pipeline.progress import progress_bar
 from pipeline.quant import qdq
 from pipeline.quant.observers import ObserverSet
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS
@@ -49,7 +49,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     observers, outputs = _resume(out, qdq.observed_tensors(model))
     seen = sum(map(len, outputs))
     collector = _Collector(model, list(observers.observers))
-    progress = tqdm(total=len(images), initial=seen, unit="img", desc="calibrate")
+    progress = progress_bar(len(images), "calibrate", "img", done=seen)
     with ThreadPoolExecutor(available_cores()) as counting, progress:
         for batch in _batches(cfg.preprocess, images[seen:]):
             activations, output = collector.run(batch)

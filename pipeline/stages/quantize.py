@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-from tqdm import tqdm
 
 from pipeline import preprocess
 from pipeline.artefacts import write_json
@@ -18,6 +17,7 @@ from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
+from pipeline.progress import progress_bar
 from pipeline.quant import qdq
 from pipeline.quant.qmath import Range
 from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
@@ -82,5 +82,12 @@ def _agreement(cfg: BuildConfig, inputs: Mapping[str, Path], model: Path) -> dic
 
 def _infer(runtime: Runtime, model: Path, batches: list[Float32]) -> Float32:
     placement = place(1, available_cores())
-    with open_backend(runtime, model, batch=_CHECK_BATCH, placement=placement) as backend:
-        return np.concatenate([backend.infer(batch) for batch in tqdm(batches, desc=f"check in {runtime.value}")])
+    outputs = []
+    with (
+        open_backend(runtime, model, batch=_CHECK_BATCH, placement=placement) as backend,
+        progress_bar(sum(map(len, batches)), f"check in {runtime.value}", "img") as progress,
+    ):
+        for batch in batches:
+            outputs.append(backend.infer(batch))
+            progress.update(len(batch))
+    return np.concatenate(outputs)

@@ -1,0 +1,45 @@
+"""Progress of long work: a bar with rate and remaining time on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+def progress_bar(total: int | None, what: str, unit: str, done: int = 0) -> tqdm[Any]:
+    """Return a bar on standard error; use it in a `with`.
+
+    Args:
+        total: units of the whole work; None if it is limited by time.
+        what: what is being done, in a word or two.
+        unit: of the count, such as "img".
+        done: units that an earlier run did.
+    """
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        mininterval=0.1 if on_terminal else _SECONDS_BETWEEN_LINES,
+        maxinterval=10 if on_terminal else _SECONDS_BETWEEN_LINES,
+        # A log file has no cursor to go back with: every state is a line of its own.
+        file=sys.stderr if on_terminal else _Lines(),
+        dynamic_ncols=on_terminal,
+    )
+
+
+class _Lines:
+    """Standard error with line ends in place of carriage returns."""
+
+    def write(self, text: str) -> None:
+        content = text.strip("\r\n")
+        if content.strip():
+            sys.stderr.write(f"{content}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
