@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,17 +99,27 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
             started = time.perf_counter()
             try:
                 with publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch:
-                    stage.run(cfg, inputs, scratch)
+                    if not is_published(out):  # else another build made it while this one waited for its turn
+                        stage.run(cfg, inputs, scratch)
             except OSError as err:
                 raise DataError(
                     f"{step}: {err.filename or out}: {err.strerror or err}; mend it and build again"
                 ) from err
-            say(f"{step}: done in {time.perf_counter() - started:.1f} s")
+            say(f"{step}: done in {time.perf_counter() - started:.1f} s{_figures(out)}")
             ran.append(stage.name)
         done[stage.name] = out
     target = workspace / cfg.package_name
     install(done["package"], target)
     return Built(cfg.workspace.path / cfg.package_name / cfg.name, time.perf_counter() - begun, tuple(ran))
+
+
+def _figures(folder: Path) -> str:
+    """Return what a stage measured of itself, for its line."""
+    path = folder / FIGURES
+    if not path.is_file():
+        return ""
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    return ", " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items() if name != "seconds")
 
 
 def _content(folder: Path) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
+import resource
 from pathlib import Path
 
 # Flags of /proc/cpuinfo that decide which int8 kernels run, slowest first.
@@ -62,10 +64,18 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _INT8_FLAGS.items() if flag in flags]
 
 
-def peak_memory_mib() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
-    import resource
+def reset_peak_memory() -> None:
+    """Make `peak_memory_mib` forget what came before, where the kernel can (Linux); else do nothing."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
+
+def peak_memory_mib() -> float:
+    """Return the largest resident memory of this process since the last reset, in MiB."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10)
 

@@ -8,25 +8,30 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from pipeline import preprocess
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
-from pipeline.errors import BackendError, PipelineError
+from pipeline.errors import BackendError, DataError, PipelineError
 from pipeline.hardware import available_cores
+from pipeline.processes import sigint_held_back, start_worker
 from pipeline.runtimes.base import Backend, Batch, Placement, Runtime, open_backend, place
 
 # Fewer finished requests a stream than this say nothing about throughput, however long they took.
 _LEAST_ROUNDS = 4
+# Requests in flight a stream when images are read from disk: each holds its images in memory, and a stream needs one
+# that computes, one that is ready, and some that are being read.
+_MOST_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ class Limit:
 
 Message = Ready | Request | StageTimes
 Report = Callable[[Message], None]
-Work = Callable[[Plan, Any, Report, "threading.Event | Any"], None]
+Go = Callable[[], None]  # returns when every worker is ready
+Work = Callable[[Plan, Any, Report, Go], None]
 
 
 def measure(plan: Plan, limit: Limit, on_message: Report) -> float:
@@ -109,28 +115,44 @@ def measure(plan: Plan, limit: Limit, on_message: Report) -> float:
     Returns:
         The moment (`time.perf_counter()`) when all workers were warm and the first request was submitted.
     """
-    shares = [plan.share(worker) for worker in range(plan.processes)]
-    limits = [_share_limit(limit, plan.processes, worker) for worker in range(plan.processes)]
+    processes = min(plan.processes, limit.iterations or plan.processes)
+    plan = replace(plan, processes=processes)
+    shares = [plan.share(worker) for worker in range(processes)]
+    limits = [_share_limit(limit, processes, worker) for worker in range(processes)]
     return _run_workers(_measure_worker, shares, limits, on_message)
 
 
 def _share_limit(limit: Limit, processes: int, worker: int) -> Limit:
     if limit.iterations is None:
         return limit
-    return replace(limit, iterations=max(1, limit.iterations // processes + (worker < limit.iterations % processes)))
+    return replace(limit, iterations=limit.iterations // processes + (worker < limit.iterations % processes))
+
+
+def unanswered(samples: Sequence[Sample], batch: int) -> list[Sequence[Sample]]:
+    """Return the requests, `batch` samples each, that lack a result.
+
+    A request is done again as a whole: which images share a batch may change the last bits of a float32 answer, and a
+    run that was interrupted must end with the results of one that was not.
+    """
+    requests = [samples[start : start + batch] for start in range(0, len(samples), batch)]
+    return [request for request in requests if not all(sample.result.exists() for sample in request)]
 
 
 def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report) -> float:
-    """Read, preprocess, infer and write every sample whose result is not there yet; return when the work began.
+    """Read, preprocess, infer and write the samples of every request that is `unanswered`.
 
     Requests are independent: while some compute, others read and preprocess.
+
+    Returns:
+        The moment (`time.perf_counter()`) when all workers were warm and the work began.
 
     Raises:
         PipelineError: an image cannot be read or prepared, or the runtime fails; results written so far stay.
     """
-    todo = [sample for sample in samples if not sample.result.exists()]
-    requests = [todo[start : start + plan.batch] for start in range(0, len(todo), plan.batch)]
-    processes = max(1, min(plan.processes, len(requests)))
+    requests = unanswered(samples, plan.batch)
+    if not requests:
+        return time.perf_counter()
+    processes = min(plan.processes, len(requests))
     plan = replace(plan, processes=processes)
     shares = [plan.share(worker) for worker in range(processes)]
     return _run_workers(_infer_worker, shares, [requests[worker::processes] for worker in range(processes)], on_message)
@@ -150,39 +172,61 @@ def _warm_up(backend: Backend, batch: int) -> None:
         list(pool.map(backend.infer, [nothing] * backend.placement.streams))
 
 
-def _measure_worker(plan: Plan, limit: Limit, report: Report, go: threading.Event) -> None:
+def _measure_worker(plan: Plan, limit: Limit, report: Report, go: Go) -> None:
     image = preprocess.apply(plan.spec, preprocess.synthetic(plan.spec, seed=0))
     batch = np.ascontiguousarray(np.broadcast_to(image, (plan.batch, *image.shape)))
     with _opened(plan, report) as backend:
-        go.wait()
-        deadline = time.perf_counter() + limit.duration_s
-        least = _LEAST_ROUNDS * backend.placement.streams
-        lock, started = threading.Lock(), 0
+        streams = backend.placement.streams
+        go()
+        begun = time.perf_counter()
+        starts = _Starts(limit, begun, least=_LEAST_ROUNDS * streams)
+        # First come, first served. Threads that compete for the streams do not queue: the one that has just finished
+        # gets its stream again at once, and the others wait for seconds.
+        in_flight = deque([begun] * max(plan.instances, streams))
 
-        def may_start() -> bool:
-            nonlocal started
-            with lock:
-                if limit.iterations is not None:
-                    goes_on = started < limit.iterations
-                else:
-                    goes_on = started < least or time.perf_counter() < deadline
-                started += goes_on
-                return goes_on
-
-        def keep_one_in_flight() -> None:
-            while may_start():
-                submitted = time.perf_counter()
+        def keep_a_stream_busy() -> None:
+            while starts.one_more():
+                submitted = in_flight.popleft()
                 backend.infer(batch)
-                report(Request(submitted, time.perf_counter(), plan.batch))
+                finished = time.perf_counter()
+                in_flight.append(finished)  # the next request takes its place
+                report(Request(submitted, finished, plan.batch))
 
-        _in_threads([keep_one_in_flight] * plan.instances, plan.instances)
+        _in_threads([keep_a_stream_busy] * streams, streams, on_failure=starts.stop)
 
 
-def _infer_worker(plan: Plan, requests: Sequence[Sequence[Sample]], report: Report, go: threading.Event) -> None:
+class _Starts:
+    """Says whether one more request may start computing."""
+
+    def __init__(self, limit: Limit, begun: float, least: int) -> None:
+        self._iterations = limit.iterations
+        self._deadline = begun + limit.duration_s
+        self._least = least
+        self._started = 0
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def one_more(self) -> bool:
+        with self._lock:
+            if self._stopped:
+                goes_on = False
+            elif self._iterations is not None:
+                goes_on = self._started < self._iterations
+            else:
+                goes_on = self._started < self._least or time.perf_counter() < self._deadline
+            self._started += goes_on
+            return goes_on
+
+    def stop(self) -> None:
+        self._stopped = True
+
+
+def _infer_worker(plan: Plan, requests: Sequence[Sequence[Sample]], report: Report, go: Go) -> None:
     with _opened(plan, report) as backend:
-        go.wait()
+        go()
+        streams = backend.placement.streams
         # One more than the streams, so that a batch is always being prepared while others compute.
-        threads = max(plan.instances, backend.placement.streams + 1)
+        threads = max(streams + 1, min(plan.instances, _MOST_IN_FLIGHT * streams))
         jobs = [lambda request=request: _infer_request(plan.spec, backend, request, report) for request in requests]
         _in_threads(jobs, threads)
 
@@ -191,16 +235,23 @@ def _infer_request(spec: PreprocessSpec, backend: Backend, request: Sequence[Sam
     begun = time.perf_counter()
     images = [npz.read_image_npz(sample.image) for sample in request]
     read = time.perf_counter()
-    batch = np.stack([preprocess.apply(spec, image) for image in images])
+    batch = np.stack([_prepare(spec, image, sample.image) for image, sample in zip(images, request, strict=True)])
     prepared = time.perf_counter()
     outputs = backend.infer(batch)
     inferred = time.perf_counter()
     _check_outputs(outputs, request)
     for sample, output in zip(request, outputs, strict=True):
-        npz.write_result_npz(sample.result, output[None])
+        _write(sample.result, output[None])
     written = time.perf_counter()
     report(StageTimes(read - begun, prepared - read, inferred - prepared, written - inferred))
     report(Request(begun, written, len(request)))
+
+
+def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, path: Path) -> Batch:
+    try:
+        return preprocess.apply(spec, image)
+    except DataError as err:
+        raise DataError(f"{path}: {err}") from None
 
 
 def _check_outputs(outputs: Batch, request: Sequence[Sample]) -> None:
@@ -209,104 +260,122 @@ def _check_outputs(outputs: Batch, request: Sequence[Sample]) -> None:
         raise BackendError(f"{request[int(np.argmin(finite))].image}: the model's output holds NaN or Inf")
 
 
-def _in_threads(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run the jobs on a pool; the first failure cancels those not begun and is raised."""
+def _write(path: Path, output: Batch) -> None:
+    try:
+        npz.write_result_npz(path, output)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written ({err.strerror}); mend that, then run again") from None
+
+
+def _in_threads(
+    jobs: Sequence[Callable[[], None]], threads: int, on_failure: Callable[[], None] = lambda: None
+) -> None:
+    """Run the jobs on a pool; the first failure, or Ctrl-C, cancels those not begun and is raised."""
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = any(future.done() and future.exception() for future in futures)
         except BaseException:
+            on_failure()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        for future in waiting:
-            future.cancel()
-        for future in done:
+        if failed:
+            on_failure()
+            pool.shutdown(wait=False, cancel_futures=True)
+    for future in futures:  # the first in the order of the jobs, whichever failed first
+        if not future.cancelled():
             future.result()
 
 
 def _run_workers(work: Work, shares: Sequence[Plan], tasks: Sequence[Any], on_message: Report) -> float:
     """Run `work(share, task, report, go)` for every share; one share runs here, several in processes of their own."""
-    if len(shares) == 1:
-        go = threading.Event()
-        begun = 0.0
-        lock = threading.Lock()
+    if len(shares) > 1:
+        return _Processes(on_message).run(work, shares, tasks)
+    begun = 0.0
+    lock = threading.Lock()
 
-        def report(message: Message) -> None:
-            nonlocal begun
-            with lock:
-                on_message(message)
-                if isinstance(message, Ready):
-                    begun = time.perf_counter()
-                    go.set()
+    def report(message: Message) -> None:
+        nonlocal begun
+        with lock:
+            on_message(message)
+            if isinstance(message, Ready):
+                begun = time.perf_counter()
 
-        work(shares[0], tasks[0], report, go)
-        return begun
-    return _Processes(work, shares, tasks).run(on_message)
+    work(shares[0], tasks[0], report, lambda: None)
+    return begun
 
 
 class _Processes:
     """Worker processes with a pipe each. A worker that fails or dies ends the run; none outlives it."""
 
-    def __init__(self, work: Work, shares: Sequence[Plan], tasks: Sequence[Any]) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy the runtimes' thread pools half-alive
-        self._go = context.Event()
+    def __init__(self, on_message: Report) -> None:
+        self._on_message = on_message
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
-        for share, task in zip(shares, tasks, strict=True):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_worker_main, args=(work, share, task, theirs, self._go), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers[ours] = process
+        self._ready = 0
+        self._begun = 0.0
 
-    def run(self, on_message: Report) -> float:
-        begun = 0.0
-        waiting_for_ready = len(self._workers)
-        open_pipes = set(self._workers)
+    def run(self, work: Work, shares: Sequence[Plan], tasks: Sequence[Any]) -> float:
         try:
-            while open_pipes:
-                for pipe in wait_for_any(list(open_pipes)):
+            for share, task in zip(shares, tasks, strict=True):
+                with sigint_held_back():
+                    self._start(work, share, task)
+            at_work = set(self._workers)
+            while at_work:
+                for pipe in wait_for_any(list(at_work)):
                     assert isinstance(pipe, Connection)
-                    message = self._receive(pipe)
-                    if message is None:
-                        open_pipes.discard(pipe)
-                        continue
-                    on_message(message)
-                    if isinstance(message, Ready):
-                        waiting_for_ready -= 1
-                        if waiting_for_ready == 0:
-                            begun = time.perf_counter()
-                            self._go.set()
+                    if not self._goes_on(pipe):
+                        at_work.discard(pipe)
         finally:
             for process in self._workers.values():
                 process.terminate()
             for process in self._workers.values():
                 process.join()
-        return begun
+        return self._begun
 
-    def _receive(self, pipe: Connection) -> Message | None:
+    def _start(self, work: Work, share: Plan, task: Any) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would copy the runtimes' thread pools half-alive
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker_main, args=(work, share, task, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers[ours] = process
+
+    def _goes_on(self, pipe: Connection) -> bool:
+        """Take one message; tell whether more will come."""
         try:
             message = pipe.recv()
-        except EOFError:
-            self._raise_death(pipe, "without a word")
+        except (EOFError, OSError):
+            self._raise_death(pipe)
         if isinstance(message, BaseException):
             raise message
-        if message == "done":
-            return None
-        assert isinstance(message, Message)
-        return message
+        if message == _DONE:
+            return False
+        self._on_message(message)
+        if isinstance(message, Ready):
+            self._ready += 1
+            if self._ready == len(self._workers):
+                self._begun = time.perf_counter()
+                for each in self._workers:
+                    with contextlib.suppress(OSError):  # a dead worker is noticed where it is read
+                        each.send(_GO)
+        return True
 
-    def _raise_death(self, pipe: Connection, how: str) -> None:
+    def _raise_death(self, pipe: Connection) -> NoReturn:
         process = self._workers[pipe]
         process.join()
         code = process.exitcode or 0
         cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         hint = "; the machine may have run out of memory: use fewer -p, -i or -b" if code == -signal.SIGKILL else ""
-        raise BackendError(f"worker process {process.pid} ended {how}: {cause}{hint}")
+        raise BackendError(f"worker process {process.pid} ended without a word: {cause}{hint}")
 
 
-def _worker_main(work: Work, share: Plan, task: Any, pipe: Connection, go: Any) -> None:
-    """Entry point of a worker process: Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+_GO, _DONE = "go", "done"
+
+
+def _worker_main(work: Work, share: Plan, task: Any, pipe: Connection) -> None:
+    """Entry point of a worker process."""
+    start_worker()
     lock = threading.Lock()
 
     def send(message: object) -> None:
@@ -314,8 +383,8 @@ def _worker_main(work: Work, share: Plan, task: Any, pipe: Connection, go: Any) 
             pipe.send(message)
 
     try:
-        work(share, task, send, go)
-        send("done")
+        work(share, task, send, lambda: pipe.recv())
+        send(_DONE)
     except PipelineError as err:
         send(type(err)(str(err)))
     except Exception:

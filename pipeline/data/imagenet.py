@@ -32,6 +32,7 @@ __all__ = [
     "ground_truth",
     "imagenet_classes",
     "list_dataset",
+    "list_images",
     "make_sample",
     "read_label_list",
     "sample_key",
@@ -100,6 +101,15 @@ def list_dataset(
         return _from_tree(listing, images, tree, classes, require_labels)
     labels_file = val_label if val_label is not None else _find_label_list(listing, images)
     return _from_list(listing, images, labels_file, classes or imagenet_classes(), require_labels)
+
+
+def list_images(path: Path, suffix: str = "JPEG") -> tuple[Sample, ...]:
+    """List the images below `path`, in any layout, without looking at labels.
+
+    Raises:
+        DataError: no images of that suffix, or a path that cannot be listed.
+    """
+    return tuple(make_sample(image, None) for image in _select_images(scan(path), suffix))
 
 
 def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:

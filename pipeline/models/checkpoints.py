@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,18 +47,20 @@ def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
-        reason = str(err).partition("\n")[0].rstrip(".")
+        # Not PyTorch's own text: it tells the user to load the file with weights_only=False.
+        found = re.search(r"GLOBAL (\S+)", str(err))
+        reason = f"it calls {found[1]}" if found else "its pickle is not one of tensors"
         raise DataError(
             f"{path}: holds more than tensors, or is not a checkpoint ({reason}); save it again with "
             "torch.save(model.state_dict(), FILE)"
         ) from None
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as err:
+    except Exception as err:  # a damaged pickle surfaces as any of a dozen kinds
         reason = str(err).partition("\n")[0] or type(err).__name__
         raise DataError(f"{path}: not a whole checkpoint ({reason}); copy or download it again") from None
 
 
 def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
-    for _ in range(2):  # {"model": {"state_dict": ...}} is the deepest nesting met
+    for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest nesting met
         if not isinstance(loaded, Mapping):
             break
         tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
@@ -73,9 +75,8 @@ def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 

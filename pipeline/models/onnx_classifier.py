@@ -20,6 +20,9 @@ from pipeline.errors import DataError
 
 OPSET = 17
 _BATCH = "N"
+_STANDARD = ("", "ai.onnx")
+# Endings of the operators of quantized models: QuantizeLinear, QLinearConv, ConvInteger, ...
+_QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 _RUNTIME_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.NotImplemented)
 
 
@@ -35,15 +38,33 @@ def load(path: Path, chw: tuple[int, int, int]) -> onnx.ModelProto:
     """
     model = _read(path)
     _check_signature(model, path, chw)
-    if model.opset_import[0].version < OPSET:
+    if _opset(model) < OPSET:
         try:
             model = version_converter.convert_version(model, OPSET)
         except (RuntimeError, ValueError) as err:
             raise DataError(
                 f"{path}: cannot be brought to opset {OPSET} ({err}); export it with opset {OPSET}"
             ) from None
-    _free_batch_axis(model)
-    return _fold(model, path)
+    _set_shapes(model, chw)
+    model = _fold(model, path)
+    # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
+    _set_shapes(model, chw)
+    _free_reshapes(model)
+    return model
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files that hold a model: its own, then those with its tensors; only the first if it is none."""
+    try:
+        tensors = list(external_data_helper._get_all_tensors(onnx.load(path, load_external_data=False)))
+    except Exception:  # `load` says what is wrong with it
+        return [path]
+    outside = {_location(tensor) for tensor in tensors if external_data_helper.uses_external_data(tensor)}
+    return [path, *(path.parent / name for name in sorted(outside) if (path.parent / name).is_file())]
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -61,16 +82,21 @@ def _read(path: Path) -> onnx.ModelProto:
     except Exception as err:  # protobuf, onnx and the file system each raise their own kinds
         reason = str(err).strip().partition("\n")[0] or type(err).__name__
         raise DataError(f"{path}: not a valid ONNX model ({reason}); export it again") from None
-    if any(opset.domain not in ("", "ai.onnx") for opset in model.opset_import):
-        domains = ", ".join(opset.domain for opset in model.opset_import if opset.domain not in ("", "ai.onnx"))
-        raise DataError(f"{path}: uses operators outside standard ONNX ({domains}); export it without them")
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    domains = sorted({node.domain for node in model.graph.node} - set(_STANDARD))
+    if domains:
+        raise DataError(f"{path}: uses operators outside standard ONNX ({', '.join(domains)}); export it without them")
+    if any(node.op_type.endswith(_QUANTIZED) for node in model.graph.node):
         raise DataError(f"{path}: is quantized already; wanted the float32 model")
     return model
 
 
+def _opset(model: onnx.ModelProto) -> int:
+    # A file may declare other domains too, before this one, without using them.
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in _STANDARD)
+
+
 def _check_external(tensor: TensorProto, path: Path) -> None:
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    location = _location(tensor)
     target = (path.parent / location).resolve()
     if not target.is_relative_to(path.parent.resolve()):
         raise DataError(f"{path}: tensor {tensor.name} lies outside the model's folder ({location}); not loaded")
@@ -98,15 +124,29 @@ def _check_signature(model: onnx.ModelProto, path: Path, chw: tuple[int, int, in
         )
 
 
-def _free_batch_axis(model: onnx.ModelProto) -> None:
-    """Give the input and output a free first axis, and let constant reshapes copy theirs.
+def _set_shapes(model: onnx.ModelProto, chw: tuple[int, int, int]) -> None:
+    """Declare the input [N, *chw] and a free first axis of the output; drop what was inferred from another batch.
+
+    Weights that are listed among the inputs are removed from there: as inputs they would not be folded.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.input if value.name in constants]:
+        graph.input.remove(value)
+    input_dims, output_dims = graph.input[0].type.tensor_type.shape.dim, graph.output[0].type.tensor_type.shape.dim
+    for dim, size in zip(input_dims[1:], chw, strict=True):
+        dim.dim_value = size
+    for dim in (input_dims[0], *output_dims[:1]):
+        dim.dim_param = _BATCH
+    del graph.value_info[:]
+
+
+def _free_reshapes(model: onnx.ModelProto) -> None:
+    """Let reshapes to a constant shape copy the batch axis.
 
     Exports with a fixed batch of one (the vendor's script makes them) keep it in shapes such as [1, 2048]; 0 means "as
     the input has it".
     """
-    for value in (model.graph.input[0], model.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_param = _BATCH
-    del model.graph.value_info[:]
     shapes = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -127,7 +167,7 @@ def _fold(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except _RUNTIME_ERRORS as err:
@@ -135,9 +175,16 @@ def _fold(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
         folded = onnx.load(options.optimized_model_filepath)
     # ONNX Runtime declares its own domains whether they are used or not.
-    standard = [opset for opset in folded.opset_import if opset.domain in ("", "ai.onnx")]
+    standard = [opset for opset in folded.opset_import if opset.domain in _STANDARD]
     del folded.opset_import[:]
     folded.opset_import.extend(standard)
+    # Quantization tells nodes apart by name, and names are optional in ONNX.
+    taken = {node.name for node in folded.graph.node}
+    for index, node in enumerate(folded.graph.node):
+        if not node.name:
+            node.name = f"{node.op_type}_{index}"
+            while node.name in taken:
+                node.name += "_"
     return folded
 
 
@@ -148,7 +195,7 @@ def run(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32]) -> npt.NDAr
         DataError: the model cannot take this batch.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         output: npt.NDArray[np.float32] = session.run(None, {model.graph.input[0].name: batch_nchw})[0]
@@ -163,7 +210,7 @@ def check_batch(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32], pat
     Raises:
         DataError: the batch axis is not free, the output is not [N, classes], or holds NaN or Inf.
     """
-    single = np.concatenate([run(model, image[None]) for image in batch_nchw])
+    single = [run(model, image[None]) for image in batch_nchw]
     try:
         together = run(model, batch_nchw)
     except DataError as err:
@@ -172,7 +219,7 @@ def check_batch(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32], pat
         raise DataError(f"{path}: output is {list(together.shape)} for {len(batch_nchw)} images; wanted [N, classes]")
     if not np.isfinite(together).all():
         raise DataError(f"{path}: output holds NaN or Inf on real images; check the weights and the preprocessing")
-    if relative_error(single, together) > 1e-3:
+    if relative_error(np.concatenate(single), together) > 1e-3:
         raise DataError(f"{path}: images in a batch get other answers than alone; export it with a free batch axis")
     return int(together.shape[1])
 

@@ -45,7 +45,8 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
     generator = torch.Generator().manual_seed(seed)
     _initialise(network, generator)
     classifier = _last_linear(network)
-    network.eval().to(memory_format=torch.channels_last)  # twice as fast as the default in oneDNN, same values
+    network.eval()
+    _lay_out(network, torch.channels_last)
     anchors = _spread(len(images), NORM_IMAGES)
     with torch.inference_mode():
         views = torch.stack([_view(prepare, images[index][0]) for index in anchors])
@@ -61,7 +62,7 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
         classifier.weight.copy_(scale * weight)
         if classifier.bias is not None:
             classifier.bias.copy_(scale * bias)
-    network.to(memory_format=torch.contiguous_format)
+    _lay_out(network, torch.contiguous_format)
 
 
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
@@ -112,6 +113,13 @@ def _random_crop(view: Tensor, generator: torch.Generator) -> Tensor:
     """Return float32 [3, CROP_PX, CROP_PX] of float32 [3, H, W]; a smaller view stays as it is."""
     corner = [int(torch.randint(max(side - CROP_PX, 0) + 1, (), generator=generator)) for side in view.shape[1:]]
     return view[:, corner[0] : corner[0] + CROP_PX, corner[1] : corner[1] + CROP_PX]
+
+
+def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
+    """Order the convolutions' weights in memory. Channels last is up to twice as fast on a CPU."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=layout)
 
 
 @contextmanager

@@ -47,8 +47,9 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     sources = {value.name: value.name for value in graph.input if value.name not in constants}
+    shapes = _shape_arithmetic(graph)
     for node in graph.node:
-        if node.op_type not in QUANTIZED_OPS or node.op_type in ("Gemm",) or node.output[0] in outputs:
+        if node.op_type not in QUANTIZED_OPS or node.op_type in ("Gemm",) or node.output[0] in outputs | shapes:
             continue
         inherits = node.op_type in _SAME_SCALE and node.input[0] in sources
         sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
@@ -57,6 +58,15 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
         if node.op_type in _ACTIVATIONS and len(readers[source]) == 1 and {source, target} <= sources.keys():
             sources[source] = target
     return sources
+
+
+def _shape_arithmetic(graph: onnx.GraphProto) -> set[str]:
+    """Return the integer tensors: what is computed from shapes and constants, by operators that activations use too."""
+    integers = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT64}
+    for node in graph.node:
+        if node.op_type == "Shape" or (node.input and node.input[0] in integers):
+            integers.update(node.output)
+    return integers
 
 
 def observed_tensors(model: onnx.ModelProto) -> list[str]:

@@ -91,8 +91,8 @@ def uint8_parameters(covered: Range) -> tuple[np.float32, np.uint8]:
 
     Source: QuantizeLinear, ONNX opset 13: round half to even, then saturate. A range without extent gets scale 1.
     """
-    extent = covered.high - covered.low
-    scale = np.float32(extent / 255) if extent > 0 else np.float32(1)
+    step = (covered.high - covered.low) / 255
+    scale = np.float32(step) if step >= np.finfo(np.float32).tiny else np.float32(1)
     zero_point = np.uint8(np.clip(np.rint(-covered.low / float(scale)), 0, 255))
     return scale, zero_point
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import queue
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from pipeline.errors import BackendError
 
 Batch = npt.NDArray[np.float32]
+Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
@@ -32,8 +34,8 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
-    def check(self, array: npt.NDArray[np.generic]) -> None:
-        """Raise BackendError unless `array` fits."""
+    def check(self, array: npt.NDArray[np.generic], batch: int) -> None:
+        """Raise BackendError unless `array` fits and holds 1 to `batch` images."""
         fits = array.ndim == len(self.shape) and all(
             want in (None, have) for want, have in zip(self.shape, array.shape, strict=True)
         )
@@ -42,6 +44,8 @@ class TensorSpec:
             raise BackendError(
                 f"input {self.name!r}: expected {self.dtype} [{wanted}], got {array.dtype} {list(array.shape)}"
             )
+        if not 1 <= len(array) <= batch:
+            raise BackendError(f"input {self.name!r}: {len(array)} images, but the model was opened for 1 to {batch}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,34 @@ class Backend(Protocol):
 
     def infer(self, batch_nchw: Batch) -> Batch:
         """Return float32 [N, classes] for float32 [N, C, H, W], N at most the batch the model was opened for."""
+
+    def close(self) -> None:
+        """Free the model. No call of `infer` may be under way."""
+
+
+class Engines(Generic[Engine]):
+    """The engine's handles, one for each stream, lent to one thread at a time."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._closed = False
+        self._idle: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+        for engine in engines:
+            self._idle.put(engine)
+
+    @contextmanager
+    def borrow(self) -> Iterator[Engine]:
+        """Wait for an idle engine; give it back at the end."""
+        if self._closed:
+            raise RuntimeError("the model was closed")
+        engine = self._idle.get()
+        try:
+            yield engine
+        finally:
+            self._idle.put(engine)
+
+    def close(self) -> None:
+        self._closed = True
+        self._idle = queue.SimpleQueue()
 
 
 def place(instances: int, cores: int) -> Placement:
@@ -107,5 +139,8 @@ def open_backend(runtime: Runtime, model: Path, *, batch: int, placement: Placem
     else:
         from pipeline.runtimes.ort import OnnxRuntimeBackend
 
-        opened = OnnxRuntimeBackend(model, placement)
-    yield opened
+        opened = OnnxRuntimeBackend(model, batch, placement)
+    try:
+        yield opened
+    finally:
+        opened.close()

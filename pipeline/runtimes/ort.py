@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
-from pipeline.runtimes.base import Batch, Placement, TensorSpec
+from pipeline.runtimes.base import Batch, Engines, Placement, TensorSpec
 
-_ERRORS = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile)
+# They have no parent but Exception.
+_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
 
 
 class OnnxRuntimeBackend:
@@ -21,39 +31,47 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     version = onnxruntime.__version__
 
-    def __init__(self, model: Path, placement: Placement) -> None:
+    def __init__(self, model: Path, batch: int, placement: Placement) -> None:
         self.placement = placement
+        self._batch = batch
         threads = max(1, placement.threads // placement.streams)
-        sessions = [self._open(model, threads) for _ in range(1 if threads == 1 else placement.streams)]
-        self._idle: queue.SimpleQueue[onnxruntime.InferenceSession] = queue.SimpleQueue()
-        for stream in range(placement.streams):
-            self._idle.put(sessions[stream % len(sessions)])
+        sessions = [_open(model, threads) for _ in range(1 if threads == 1 else placement.streams)]
+        self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
         self.input = TensorSpec(given.name, "float32", _shape(given.shape))
         self.output = TensorSpec(made.name, "float32", _shape(made.shape))
 
-    @staticmethod
-    def _open(model: Path, threads: int) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin while they wait take cores from decoding, and from other containers.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except _ERRORS as err:
-            reason = str(err).strip().partition("\n")[0]
-            raise BackendError(f"{model}: ONNX Runtime {onnxruntime.__version__} does not load it ({reason})") from None
-
     def infer(self, batch_nchw: Batch) -> Batch:
-        self.input.check(batch_nchw)
-        session = self._idle.get()
-        try:
-            output: Batch = session.run([self.output.name], {self.input.name: np.ascontiguousarray(batch_nchw)})[0]
-        finally:
-            self._idle.put(session)
+        self.input.check(batch_nchw, self._batch)
+        feed = {self.input.name: np.ascontiguousarray(batch_nchw)}
+        with self._sessions.borrow() as session:
+            try:
+                output: Batch = session.run([self.output.name], feed)[0]
+            except _ERRORS as err:
+                raise BackendError(f"ONNX Runtime failed on {len(batch_nchw)} images ({_reason(err)})") from None
         return output
+
+    def close(self) -> None:
+        self._sessions.close()
+
+
+def _open(model: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    # Threads that spin while they wait take cores from decoding, and from other containers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except _ERRORS as err:
+        raise BackendError(
+            f"{model}: ONNX Runtime {onnxruntime.__version__} does not load it ({_reason(err)})"
+        ) from None
+
+
+def _reason(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0]
 
 
 def _shape(axes: list[int | str | None]) -> tuple[int | None, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 from pathlib import Path
 
 import numpy as np
 import openvino
 
 from pipeline.errors import BackendError
-from pipeline.runtimes.base import Batch, Placement, TensorSpec
+from pipeline.runtimes.base import Batch, Engines, Placement, TensorSpec
 
 
 class OpenVinoBackend:
@@ -28,32 +27,31 @@ class OpenVinoBackend:
         compiled = _compile(model, batch, placement)
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
-        self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         nothing = np.zeros((batch, *(axis or 1 for axis in self.input.shape[1:])), np.float32)
-        for _ in range(placement.streams):
-            request = compiled.create_infer_request()
+        requests = [compiled.create_infer_request() for _ in range(placement.streams)]
+        for request in requests:
             # One at a time: two threads that both made the first call to a fresh model hung once.
             request.infer([nothing], share_inputs=True)
-            self._idle.put(request)
+        self._requests = Engines(requests)
 
     def infer(self, batch_nchw: Batch) -> Batch:
-        self.input.check(batch_nchw)
+        self.input.check(batch_nchw, self._batch)
         images = len(batch_nchw)
-        if images > self._batch:
-            raise BackendError(
-                f"input {self.input.name!r}: {images} images, but the model was opened for {self._batch}"
-            )
         if images < self._batch:
             padded = np.zeros((self._batch, *batch_nchw.shape[1:]), np.float32)
             padded[:images] = batch_nchw
             batch_nchw = padded
-        request = self._idle.get()
-        try:
-            request.infer([np.ascontiguousarray(batch_nchw)], share_inputs=True)
+        feed = [np.ascontiguousarray(batch_nchw)]
+        with self._requests.borrow() as request:
+            try:
+                request.infer(feed, share_inputs=True)
+            except RuntimeError as err:
+                raise BackendError(f"OpenVINO failed on {images} images ({_reason(err)})") from None
             output: Batch = request.get_output_tensor(0).data[:images].copy()
-        finally:
-            self._idle.put(request)
         return output
+
+    def close(self) -> None:
+        self._requests.close()
 
 
 def _compile(model: Path, batch: int, placement: Placement) -> openvino.CompiledModel:
@@ -71,8 +69,11 @@ def _compile(model: Path, batch: int, placement: Placement) -> openvino.Compiled
         }
         return core.compile_model(network, "CPU", settings)
     except RuntimeError as err:
-        reason = str(err).strip().rpartition("\n")[2]
-        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not load it ({reason})") from None
+        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not load it ({_reason(err)})") from None
+
+
+def _reason(err: Exception) -> str:
+    return str(err).strip().rpartition("\n")[2]
 
 
 def _spec(port: openvino.Output) -> TensorSpec:

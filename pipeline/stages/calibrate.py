@@ -22,7 +22,7 @@ from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError
-from pipeline.hardware import available_cores, peak_memory_mib
+from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.progress import progress_bar
 from pipeline.quant import qdq
 from pipeline.quant.observers import ObserverSet
@@ -44,6 +44,7 @@ def identity(cfg: BuildConfig) -> object:
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
     begun = saved = time.perf_counter()
+    reset_peak_memory()
     model = onnx.load(inputs["export"] / MODEL)
     images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
     observers, outputs = _resume(out, qdq.observed_tensors(model))
@@ -60,8 +61,9 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
                 _save(observers, outputs, out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
                 saved = time.perf_counter()
     _save(observers, outputs, out / OBSERVERS, out / OUTPUTS)
-    for name in (_PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS):
-        (out / name).unlink(missing_ok=True)
+    # With the scratch files of `whole_file` that a killed run may have left.
+    for leftover in [out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, *out.glob(".*")]:
+        leftover.unlink(missing_ok=True)
     figures = {
         "images": len(images),
         "tensors": len(observers.observers),

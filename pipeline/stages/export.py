@@ -30,9 +30,16 @@ _CHECK_IMAGES = 4
 def identity(cfg: BuildConfig) -> object:
     """Return what this stage's outcome depends on, the checkpoint by content."""
     frontend = cfg.frontend
-    weights = file_digest(frontend.checkpoint) if frontend.checkpoint else "sample"
+    weights = _digests(frontend) if frontend.checkpoint else "sample"
     network = [frontend.type.value, frontend.model, frontend.num_classes, list(frontend.chw), frontend.input_name]
     return [network, weights, cfg.graph.extra_op is not None, to_vdsp_dict(cfg.preprocess)]
+
+
+def _digests(frontend: FrontendConfig) -> object:
+    assert frontend.checkpoint is not None
+    if frontend.type is not Frontend.ONNX:
+        return file_digest(frontend.checkpoint)
+    return [file_digest(path) for path in onnx_classifier.files(frontend.checkpoint)]
 
 
 def check(frontend: FrontendConfig) -> None:

@@ -16,17 +16,16 @@ from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline import preprocess
 from pipeline.artefacts import file_digest, fingerprint
 from pipeline.config.build_file import BuildConfig
-from pipeline.data.imagenet import Sample, list_dataset
+from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
 from pipeline.errors import DataError, PipelineError
 from pipeline.hardware import available_cores
+from pipeline.progress import progress_bar
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL
 
 _CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
@@ -95,7 +94,7 @@ def convert(
     stopped goes on where it was.
 
     Args:
-        images: a folder or tar, as `list_dataset` takes it (labels are not needed), or samples of one.
+        images: a folder or tar, in any layout, or samples of one.
         target: folder of the npz files.
         datalist: written last: absolute paths in the order of the images.
         suffix: of the image files below a folder or tar.
@@ -106,11 +105,11 @@ def convert(
             done and listed), the target cannot be written, or another run writes there.
         PipelineError: a worker process died.
     """
-    samples = list_dataset(images, suffix, require_labels=False).samples if isinstance(images, Path) else images
+    samples = list_images(images, suffix) if isinstance(images, Path) else images
     jobs = _plan(samples, Path(os.path.abspath(target)))  # noqa: PTH100  keeps links, unlike resolve()
     with _sole_writer(target):
         _remove_leftovers(jobs)
-        pending = [job for job in tqdm(jobs, desc="done already", unit="image", leave=False) if not _is_done(job)]
+        pending = [job for job in jobs if not _is_done(job)]
         failures = _run(pending, len(jobs), workers or available_cores(), target)
         failed = {job for job, _ in failures}
         good = [job.npz for job in jobs if job not in failed]
@@ -175,7 +174,7 @@ def _run(jobs: Sequence[_Job], total: int, workers: int, target: Path) -> list[t
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker)
     processes: list[BaseProcess] = []
     try:
-        with tqdm(total=total, initial=total - len(jobs), desc="image2npz", unit="image") as bar:
+        with progress_bar(total, "image2npz", "img", done=total - len(jobs)) as bar:
             with _sigint_held_back():
                 waiting = {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, workers * _TASKS_PER_WORKER)}
             processes = multiprocessing.active_children()

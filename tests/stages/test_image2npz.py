@@ -72,6 +72,14 @@ def test_convert_writes_what_pillow_decodes_in_the_data_sets_order(images: Path,
     assert sorted(path for path in (tmp_path / "npz").rglob("*") if path.is_file()) == paths
 
 
+def test_convert_needs_no_labels(tmp_path: Path) -> None:
+    put(tmp_path / "set", "b.JPEG", jpeg(0))
+    put(tmp_path / "set", "part/a.JPEG", jpeg(1))
+    put(tmp_path / "set", "val_label.txt", b"in a form of its own")
+    convert(tmp_path / "set", tmp_path / "npz", tmp_path / "list.txt", workers=1)
+    assert read_datalist(tmp_path / "list.txt") == [tmp_path / "npz/set/b.npz", tmp_path / "npz/part/a.npz"]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_convert_gives_equal_bytes_from_a_tar(images: Path, tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("set.tar" if mode == "w" else "set.tar.gz")
