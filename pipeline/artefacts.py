@@ -63,7 +63,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: object) -> None:
     """Write plain data as JSON, whole or not at all."""
     with whole_file(path) as scratch:
-        scratch.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+        # File names that are not UTF-8 hold lone surrogates; replaced by backslashes, they are JSON's own escapes.
+        scratch.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def is_published(folder: Path) -> bool:
@@ -94,9 +96,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
         raise ArtefactError(f"{path}: not JSON ({err}); run the build again") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest, dict) or not _lists_files(manifest.get("files")):
         raise ArtefactError(f"{path}: has no list of files; run the build again")
     return manifest
+
+
+def _lists_files(files: object) -> bool:
+    return isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values())
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,28 +90,37 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     for number, stage in enumerate(rows, start=1):
         inputs = {name: done[name] for name in stage.needs if name in done}
         upstream = {name: _content(folder) for name, folder in inputs.items()}
-        key = fingerprint(stage.name, stage.version, stage.identity(cfg), upstream)
-        out = workspace / ".cache" / stage.name / key
         step = f"[{number}/{len(rows)}] {stage.name}"
+        with _file_faults(step, workspace):
+            identity = stage.identity(cfg)
+        out = workspace / ".cache" / stage.name / fingerprint(stage.name, stage.version, identity, upstream)
         if is_published(out):
             say(f"{step}: up to date")
         else:
             say(f"{step} ...")
             started = time.perf_counter()
-            try:
-                with publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch:
-                    if not is_published(out):  # else another build made it while this one waited for its turn
-                        stage.run(cfg, inputs, scratch)
-            except OSError as err:
-                raise DataError(
-                    f"{step}: {err.filename or out}: {err.strerror or err}; mend it and build again"
-                ) from err
+            with (
+                _file_faults(step, out),
+                publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch,
+            ):
+                if not is_published(out):  # else another build made it while this one waited for its turn
+                    stage.run(cfg, inputs, scratch)
             say(f"{step}: done in {time.perf_counter() - started:.1f} s{_figures(out)}")
             ran.append(stage.name)
         done[stage.name] = out
     target = workspace / cfg.package_name
-    install(done["package"], target)
+    with _file_faults("install", target):
+        install(done["package"], target)
     return Built(cfg.workspace.path / cfg.package_name / cfg.name, time.perf_counter() - begun, tuple(ran))
+
+
+@contextmanager
+def _file_faults(step: str, where: Path) -> Iterator[None]:
+    """Turn a full disk or a folder without write permission into an error of the user's."""
+    try:
+        yield
+    except OSError as err:
+        raise DataError(f"{step}: {err.filename or where}: {err.strerror or err}; mend it and build again") from err
 
 
 def _figures(folder: Path) -> str:

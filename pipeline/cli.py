@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.errors import ConfigError, PipelineError
 
 EXIT_FAULT = 2  # something the user can fix
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_READER_GONE = 141  # 128 + SIGPIPE
 
 _RUNTIMES = ("auto", "openvino", "onnxruntime")
 
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except PipelineError as err:
         for line in str(err).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -39,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on where it was", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; Python would complain of it when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_READER_GONE
     return 0
 
 
@@ -155,12 +161,13 @@ def _bench(args: argparse.Namespace) -> None:
     from pipeline import bench
     from pipeline.package import open_package
     from pipeline.runner import Limit
-    from pipeline.runtimes.base import Runtime
+    from pipeline.runtimes.base import Runtime, choose
 
+    _check_json_path(args.json)
     if args.iterations is not None and args.iterations < 1:
         raise ConfigError(f"--iterations: must be at least 1, got {args.iterations}")
     load = bench.Load(
-        batch=args.batch, instances=args.instances, processes=args.processes, runtime=Runtime(args.runtime)
+        batch=args.batch, instances=args.instances, processes=args.processes, runtime=choose(Runtime(args.runtime))
     )
     package = open_package(args.model)
     bench.check_shape(package, args.shape)
@@ -171,6 +178,9 @@ def _bench(args: argparse.Namespace) -> None:
         datalist = package.workspace_file("datalist")
     if datalist is None and args.path_output is not None:
         raise ConfigError("--path_output: there are no images to answer; give --datalist FILE (image2npz makes it)")
+    out = args.path_output or Path("output")
+    if datalist is not None:
+        bench.check_accuracy_run(datalist, out)
     say = _sayer(args.json)
     say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
     for note in notes:
@@ -180,7 +190,6 @@ def _bench(args: argparse.Namespace) -> None:
         performance = bench.run_performance(package, load, spec, Limit(args.duration, args.iterations))
         say("\n".join(bench.describe(performance, "performance")))
     if datalist is not None:
-        out = args.path_output or Path("output")
         accuracy = bench.run_accuracy(package, load, spec, datalist, out)
         if accuracy is not None:
             say("\n".join(bench.describe(accuracy, "from npz to results")))
@@ -194,13 +203,21 @@ def _sayer(json_path: Path | None) -> Callable[[str], None]:
     return lambda text: print(text, file=stream, flush=True)
 
 
+def _check_json_path(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise ConfigError(f"--json {path}: is a folder; give a file")
+
+
 def _write_json(path: Path | None, value: object) -> None:
     from pipeline.artefacts import write_json
 
     if path == Path("-"):
         print(json.dumps(value, indent=1, sort_keys=True))
     elif path is not None:
-        write_json(path, value)
+        try:
+            write_json(path, value)
+        except OSError as err:
+            raise ConfigError(f"--json {path}: cannot be written ({err.strerror}); give another") from None
 
 
 def _add_eval(commands: Any) -> None:
@@ -227,6 +244,7 @@ def _add_eval(commands: Any) -> None:
 def _eval(args: argparse.Namespace) -> None:
     from pipeline import evaluate
 
+    _check_json_path(args.json)
     evaluation = evaluate.evaluate(
         evaluate.Request(
             result_path=args.result_path,

@@ -28,15 +28,15 @@ def available_cores() -> int:
     return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
 
 
-def _cgroup_quota() -> float | None:
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Return the CPU quota in cores, from control groups version 2 or 1; None where there is none."""
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        limit, period = (root / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        folder = Path("/sys/fs/cgroup/cpu")
+        folder = root / "cpu"
         limit_us = int((folder / "cpu.cfs_quota_us").read_text())
         return limit_us / int((folder / "cpu.cfs_period_us").read_text()) if limit_us > 0 else None
     except (OSError, ValueError):

@@ -23,6 +23,7 @@ FACTS = "package.json"  # name, dtype, input, versions, ...
 
 DEFAULT_WORKSPACE = Path("deploy_weights")
 _SUFFIX = "-vacc"
+_NEEDED_FACTS = ("name", "input", "sample", "workspace")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ def open_package(prefix: Path | None) -> Package:
     if FACTS not in files:
         raise ArtefactError(f"{folder}: not a package, it has no {FACTS}; give -m folder/name of one that build made")
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    lacking = [key for key in _NEEDED_FACTS if key not in facts] or [
+        name for name in (f"{facts['name']}.onnx", PREPROCESS, CLASSES) if name not in files
+    ]
+    if lacking:
+        raise ArtefactError(f"{folder}: not a whole package, it has no {lacking[0]}; run the build again")
     package = Package(folder, facts, digest=files[f"{facts['name']}.onnx"]["sha256"])
     if prefix is not None and prefix.name not in (package.name, folder.name):
         raise ArtefactError(f"-m {prefix}: {folder} holds the model {package.name!r}; give {package.prefix}")
@@ -109,7 +115,7 @@ def _newest() -> Path:
 def _find(prefix: Path) -> Path:
     candidates = [root / path for root in (Path(), DEFAULT_WORKSPACE) for path in (prefix.parent, prefix)]
     for folder in candidates:
-        if folder.name and artefacts.is_published(folder):
+        if artefacts.is_published(folder):
             return folder
     known = ", ".join(str(path) for path in _packages(DEFAULT_WORKSPACE)) or "none"
     raise ArtefactError(f"-m {prefix}: no package there; packages in {DEFAULT_WORKSPACE}/: {known}")

@@ -1,29 +1,54 @@
-"""What every worker process needs: it leaves Ctrl-C to its parent, and does not outlive it."""
+"""Worker processes that work at the same time, start together, leave Ctrl-C to their parent and do not outlive it."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
+
+from pipeline.errors import BackendError, PipelineError
+
+Report = Callable[[Any], None]  # hands a message to the parent; may be called from any thread
+Barrier = Callable[[], None]  # "I am ready": returns when every worker is
+Work = Callable[[Any, Report, Barrier], None]
+
+_READY, _GO, _DONE = "ready", "go", "done"
 
 
-@contextmanager
+@contextlib.contextmanager
 def sigint_held_back() -> Iterator[None]:
     """Deliver Ctrl-C afterwards. Processes started within never see it, not even while they are starting."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # The first process started makes multiprocessing start this one, which unblocks SIGINT when it is done.
+    resource_tracker.ensure_running()
+    pressed = threading.Event()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits it
+    # The mask is this thread's. Python calls the handler in the main thread whichever thread the signal went to, and
+    # a progress bar has a thread of its own.
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.set()) if in_main else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if pressed.is_set():
+        signal.raise_signal(signal.SIGINT)
 
 
 def start_worker() -> None:
     """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would work, or wait, forever.
 
-    The first thing that a spawned process does; in its main thread.
+    The first thing that a spawned process does, in its main thread.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -34,3 +59,121 @@ def _end_with_parent() -> None:
     assert parent is not None  # workers are spawned
     parent.join()
     os._exit(1)
+
+
+def run_workers(work: Work, tasks: Sequence[Any], on_message: Report) -> float:
+    """Run `work(task, report, barrier)` for every task: a single one here, several in processes of their own.
+
+    Args:
+        work: a function of a module, so that another process can import it.
+        tasks: plain data, one for each worker.
+        on_message: gets what the workers report, one message at a time.
+
+    Returns:
+        The moment (`time.perf_counter()`) when all workers were ready.
+
+    Raises:
+        BackendError: a worker died.
+        Exception: what a worker raised; the others are ended.
+    """
+    if len(tasks) > 1:
+        return _Processes(on_message).run(work, tasks)
+    begun = 0.0
+    lock = threading.Lock()
+
+    def report(message: Any) -> None:
+        with lock:
+            on_message(message)
+
+    def barrier() -> None:
+        nonlocal begun
+        begun = time.perf_counter()
+
+    work(tasks[0], report, barrier)
+    return begun
+
+
+class _Processes:
+    """Worker processes with a pipe each. A worker that fails or dies ends the run."""
+
+    def __init__(self, on_message: Report) -> None:
+        self._on_message = on_message
+        self._workers: dict[Connection, BaseProcess] = {}
+        self._ready = 0
+        self._begun = 0.0
+
+    def run(self, work: Work, tasks: Sequence[Any]) -> float:
+        try:
+            with sigint_held_back():
+                for task in tasks:
+                    self._start(work, task)
+            at_work = set(self._workers)
+            while at_work:
+                for pipe in wait(list(at_work)):
+                    assert isinstance(pipe, Connection)
+                    if self._take_message(pipe) == _DONE:
+                        at_work.discard(pipe)
+        finally:
+            for process in self._workers.values():
+                process.terminate()
+            for process in self._workers.values():
+                process.join()
+        return self._begun
+
+    def _start(self, work: Work, task: Any) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would copy the runtimes' thread pools half-alive
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_worker_main, args=(work, task, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers[ours] = process
+
+    def _take_message(self, pipe: Connection) -> Any:
+        try:
+            message = pipe.recv()
+        except (EOFError, OSError):
+            self._raise_death(pipe)
+        if isinstance(message, BaseException):
+            raise message
+        if message == _READY:
+            self._ready += 1
+            if self._ready == len(self._workers):
+                self._begun = time.perf_counter()
+                self._send_go()
+        elif message != _DONE:
+            self._on_message(message)
+        return message
+
+    def _send_go(self) -> None:
+        for pipe in self._workers:
+            with contextlib.suppress(OSError):  # a dead worker is noticed where its messages are read
+                pipe.send(_GO)
+
+    def _raise_death(self, pipe: Connection) -> NoReturn:
+        process = self._workers[pipe]
+        process.join()
+        code = process.exitcode or 0
+        cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        hint = "; the machine may have run out of memory: use fewer -p, -i or -b" if code == -signal.SIGKILL else ""
+        raise BackendError(f"worker process {process.pid} ended without a word: {cause}{hint}")
+
+
+def _worker_main(work: Work, task: Any, pipe: Connection) -> None:
+    start_worker()
+    lock = threading.Lock()
+
+    def report(message: Any) -> None:
+        with lock:
+            pipe.send(message)
+
+    def barrier() -> None:
+        report(_READY)
+        pipe.recv()
+
+    try:
+        work(task, report, barrier)
+        report(_DONE)
+    except PipelineError as err:
+        report(type(err)(str(err)))
+    except Exception:
+        report(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))

@@ -7,7 +7,9 @@ and `run.json` sorts after them: scripts that pair sorted file names with datali
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,14 @@ from typing import Any
 
 from pipeline.artefacts import fingerprint, write_json
 from pipeline.errors import DataError
-from pipeline.runner import Sample
+from pipeline.figures import Figures, Recorder
+from pipeline.progress import progress_bar
+from pipeline.runner import Plan, Sample, infer_samples, unanswered
 
 RUN_FILE = "run.json"
 _MAX_RUN_BYTES = 256 << 20
 _SUFFIX = ".npz"
+_STEM_LENGTH = 50  # characters of an image's name in that of its result: file names end at 255 bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,20 @@ class Run:
     samples: tuple[Sample, ...]
 
 
+def write_results(plan: Plan, facts: dict[str, Any], images: Sequence[Path], out: Path, what: str) -> Figures | None:
+    """Infer the images into a results folder, going on where an interrupted run with the same facts stopped.
+
+    Returns:
+        What was measured; None if there was nothing left to do.
+    """
+    with open_run(out, facts, images) as samples:
+        missing = sum(map(len, unanswered(samples, plan.batch)))
+        with progress_bar(len(samples), what, "img", done=len(samples) - missing) as progress:
+            recorder = Recorder(progress)
+            begun = infer_samples(plan, samples, recorder)
+    return recorder.figures(begun, steady=False) if recorder.requests else None
+
+
 @contextlib.contextmanager
 def open_run(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> Iterator[list[Sample]]:
     """Yield the samples of a run, ready to be written; the run counts as finished when the body succeeds.
@@ -37,21 +56,30 @@ def open_run(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> Iterat
     Results that an interrupted run with the same facts and images left are kept; those of any other run are removed.
 
     Raises:
-        DataError: the folder holds files that no run of ours wrote.
+        DataError: the folder holds files that no run of ours wrote, cannot be written, or another run writes there.
     """
     digits = max(6, len(str(len(images) - 1)))
-    names = [f"{index:0{digits}d}-{image.stem}{_SUFFIX}" for index, image in enumerate(images)]
+    names = [f"{index:0{digits}d}-{image.stem[:_STEM_LENGTH]}{_SUFFIX}" for index, image in enumerate(images)]
     key = _key(facts, images)
-    _make_room(out, key)
     record = {
         **facts,
         "fingerprint": key,
         "finished": False,
         "samples": dict(zip(names, map(str, images), strict=True)),
     }
-    write_json(out / RUN_FILE, record)
-    yield [Sample(image, out / name) for name, image in zip(names, images, strict=True)]
-    write_json(out / RUN_FILE, {**record, "finished": True})
+    with _sole_writer(out):
+        _make_room(out, key)
+        _write_record(out, record)
+        yield [Sample(image, out / name) for name, image in zip(names, images, strict=True)]
+        _write_record(out, {**record, "finished": True})
+
+
+def check_folder(out: Path) -> None:
+    """Raise DataError if a run may not write to `out`, before any work; a folder that does not exist may be made."""
+    if out.is_dir():
+        _check_ours(out, _read_record(out))
+    elif out.exists():
+        raise DataError(f"--path_output {out}: is a file; give a folder")
 
 
 def is_finished(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> bool:
@@ -61,29 +89,69 @@ def is_finished(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> boo
 
 
 def _key(facts: dict[str, Any], images: Sequence[Path]) -> str:
-    stamps = [[str(image), image.stat().st_size, image.stat().st_mtime_ns] for image in images]
+    stamps = [[str(image), status.st_size, status.st_mtime_ns] for image in images for status in [image.stat()]]
     return fingerprint(facts, stamps)
 
 
-def _make_room(out: Path, key: str) -> None:
+@contextlib.contextmanager
+def _sole_writer(out: Path) -> Iterator[None]:
+    """Hold the folder: two runs at once would remove each other's results."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY)
     except OSError as err:
         raise DataError(f"--path_output {out}: cannot be made a folder ({err.strerror}); give another") from None
-    files = [path for path in out.iterdir() if path.suffix == _SUFFIX and not path.name.startswith(".")]
-    old = _read_record(out)
-    if old is None:
-        if any(out.iterdir()):
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise DataError(
-                f"--path_output {out}: holds files that are no results of ours; give an empty or new folder"
-            )
+                f"--path_output {out}: another run is writing there; wait for it, or give another"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _make_room(out: Path, key: str) -> None:
+    old = _read_record(out)
+    _check_ours(out, old)
+    for leftover in filter(_is_scratch, sorted(out.iterdir())):
+        leftover.unlink()
+    if old is None or (old.get("fingerprint") == key and not old.get("finished")):
         return
-    if old.get("fingerprint") == key and not old.get("finished"):
-        return
-    (out / RUN_FILE).unlink()
-    for path in files:
-        if path.name in old["samples"]:
-            path.unlink()
+    for path in _result_files(out):
+        path.unlink()
+    (out / RUN_FILE).unlink()  # last: without it, the folder would no longer be known for ours
+
+
+def _check_ours(out: Path, record: dict[str, Any] | None) -> None:
+    """Raise DataError if the folder holds results that `record` does not name, or without a record holds anything."""
+    if record is None:
+        strange = sorted(path.name for path in out.iterdir() if not _is_scratch(path))
+    else:
+        strange = [path.name for path in _result_files(out) if path.name not in record["samples"]]
+    if strange:
+        raise DataError(
+            f"--path_output {out}: holds files that are no results of ours (first: {strange[0]}); give an empty or "
+            "new folder"
+        )
+
+
+def _is_scratch(path: Path) -> bool:
+    """Tell whether a file is what a killed run was writing (see `artefacts.whole_file`)."""
+    return any(path.match(f".*{suffix}-????????") for suffix in (_SUFFIX, RUN_FILE))
+
+
+def _result_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix == _SUFFIX and not path.name.startswith("."))
+
+
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    try:
+        write_json(out / RUN_FILE, record)
+    except OSError as err:
+        raise DataError(f"{out / RUN_FILE}: cannot be written ({err.strerror}); mend that, then run again") from None
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -114,7 +182,7 @@ def read_run(folder: Path, datalist: Sequence[Path] | None) -> Run:
     """
     if not folder.is_dir():
         raise DataError(f"--result_path {folder}: no such folder; run: python -m pipeline bench --path_output {folder}")
-    files = sorted(path for path in folder.iterdir() if path.suffix == _SUFFIX and not path.name.startswith("."))
+    files = _result_files(folder)
     record = _read_record(folder)
     if record is None:
         return Run({}, tuple(_pair_by_order(folder, files, datalist)))
@@ -124,10 +192,12 @@ def read_run(folder: Path, datalist: Sequence[Path] | None) -> Run:
         )
     samples = {name: Path(image) for name, image in record["samples"].items()}
     if datalist is not None and list(samples.values()) != list(datalist):
-        odd = next((str(path) for path in datalist if path not in set(samples.values())), "their order differs")
+        known = set(samples.values())
+        odd = next((f"first that has no result: {path}" for path in datalist if path not in known), None)
         raise DataError(
-            f"{folder}: holds results of {len(samples)} samples, the datalist names {len(datalist)} (first that has no "
-            f"result: {odd}); run bench with this --datalist, or eval with {record.get('datalist')}"
+            f"{folder}: holds results of {len(samples)} samples, the datalist names {len(datalist)} "
+            f"({odd or 'some are left out, or their order differs'}); run bench with this --datalist, or eval with "
+            f"{record.get('datalist')}"
         )
     _check_same({path.name for path in files}, set(samples), folder)
     facts = {key: value for key, value in record.items() if key != "samples"}

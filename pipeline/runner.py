@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 
 from pipeline import preprocess
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
-from pipeline.errors import BackendError, DataError, PipelineError
+from pipeline.errors import BackendError, DataError
 from pipeline.hardware import available_cores
-from pipeline.processes import sigint_held_back, start_worker
+from pipeline.processes import Barrier, run_workers
 from pipeline.runtimes.base import Backend, Batch, Placement, Runtime, open_backend, place
 
 # Fewer finished requests a stream than this say nothing about throughput, however long they took.
@@ -105,8 +99,6 @@ class Limit:
 
 Message = Ready | Request | StageTimes
 Report = Callable[[Message], None]
-Go = Callable[[], None]  # returns when every worker is ready
-Work = Callable[[Plan, Any, Report, Go], None]
 
 
 def measure(plan: Plan, limit: Limit, on_message: Report) -> float:
@@ -117,9 +109,8 @@ def measure(plan: Plan, limit: Limit, on_message: Report) -> float:
     """
     processes = min(plan.processes, limit.iterations or plan.processes)
     plan = replace(plan, processes=processes)
-    shares = [plan.share(worker) for worker in range(processes)]
-    limits = [_share_limit(limit, processes, worker) for worker in range(processes)]
-    return _run_workers(_measure_worker, shares, limits, on_message)
+    tasks = [(plan.share(worker), _share_limit(limit, processes, worker)) for worker in range(processes)]
+    return run_workers(_measure_worker, tasks, on_message)
 
 
 def _share_limit(limit: Limit, processes: int, worker: int) -> Limit:
@@ -154,8 +145,8 @@ def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report) -> 
         return time.perf_counter()
     processes = min(plan.processes, len(requests))
     plan = replace(plan, processes=processes)
-    shares = [plan.share(worker) for worker in range(processes)]
-    return _run_workers(_infer_worker, shares, [requests[worker::processes] for worker in range(processes)], on_message)
+    tasks = [(plan.share(worker), requests[worker::processes]) for worker in range(processes)]
+    return run_workers(_infer_worker, tasks, on_message)
 
 
 @contextlib.contextmanager
@@ -172,12 +163,13 @@ def _warm_up(backend: Backend, batch: int) -> None:
         list(pool.map(backend.infer, [nothing] * backend.placement.streams))
 
 
-def _measure_worker(plan: Plan, limit: Limit, report: Report, go: Go) -> None:
+def _measure_worker(task: tuple[Plan, Limit], report: Report, barrier: Barrier) -> None:
+    plan, limit = task
     image = preprocess.apply(plan.spec, preprocess.synthetic(plan.spec, seed=0))
     batch = np.ascontiguousarray(np.broadcast_to(image, (plan.batch, *image.shape)))
     with _opened(plan, report) as backend:
         streams = backend.placement.streams
-        go()
+        barrier()
         begun = time.perf_counter()
         starts = _Starts(limit, begun, least=_LEAST_ROUNDS * streams)
         # First come, first served. Threads that compete for the streams do not queue: the one that has just finished
@@ -221,9 +213,10 @@ class _Starts:
         self._stopped = True
 
 
-def _infer_worker(plan: Plan, requests: Sequence[Sequence[Sample]], report: Report, go: Go) -> None:
+def _infer_worker(task: tuple[Plan, Sequence[Sequence[Sample]]], report: Report, barrier: Barrier) -> None:
+    plan, requests = task
     with _opened(plan, report) as backend:
-        go()
+        barrier()
         streams = backend.placement.streams
         # One more than the streams, so that a batch is always being prepared while others compute.
         threads = max(streams + 1, min(plan.instances, _MOST_IN_FLIGHT * streams))
@@ -286,106 +279,3 @@ def _in_threads(
     for future in futures:  # the first in the order of the jobs, whichever failed first
         if not future.cancelled():
             future.result()
-
-
-def _run_workers(work: Work, shares: Sequence[Plan], tasks: Sequence[Any], on_message: Report) -> float:
-    """Run `work(share, task, report, go)` for every share; one share runs here, several in processes of their own."""
-    if len(shares) > 1:
-        return _Processes(on_message).run(work, shares, tasks)
-    begun = 0.0
-    lock = threading.Lock()
-
-    def report(message: Message) -> None:
-        nonlocal begun
-        with lock:
-            on_message(message)
-            if isinstance(message, Ready):
-                begun = time.perf_counter()
-
-    work(shares[0], tasks[0], report, lambda: None)
-    return begun
-
-
-class _Processes:
-    """Worker processes with a pipe each. A worker that fails or dies ends the run; none outlives it."""
-
-    def __init__(self, on_message: Report) -> None:
-        self._on_message = on_message
-        self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
-        self._ready = 0
-        self._begun = 0.0
-
-    def run(self, work: Work, shares: Sequence[Plan], tasks: Sequence[Any]) -> float:
-        try:
-            for share, task in zip(shares, tasks, strict=True):
-                with sigint_held_back():
-                    self._start(work, share, task)
-            at_work = set(self._workers)
-            while at_work:
-                for pipe in wait_for_any(list(at_work)):
-                    assert isinstance(pipe, Connection)
-                    if not self._goes_on(pipe):
-                        at_work.discard(pipe)
-        finally:
-            for process in self._workers.values():
-                process.terminate()
-            for process in self._workers.values():
-                process.join()
-        return self._begun
-
-    def _start(self, work: Work, share: Plan, task: Any) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy the runtimes' thread pools half-alive
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_worker_main, args=(work, share, task, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        self._workers[ours] = process
-
-    def _goes_on(self, pipe: Connection) -> bool:
-        """Take one message; tell whether more will come."""
-        try:
-            message = pipe.recv()
-        except (EOFError, OSError):
-            self._raise_death(pipe)
-        if isinstance(message, BaseException):
-            raise message
-        if message == _DONE:
-            return False
-        self._on_message(message)
-        if isinstance(message, Ready):
-            self._ready += 1
-            if self._ready == len(self._workers):
-                self._begun = time.perf_counter()
-                for each in self._workers:
-                    with contextlib.suppress(OSError):  # a dead worker is noticed where it is read
-                        each.send(_GO)
-        return True
-
-    def _raise_death(self, pipe: Connection) -> NoReturn:
-        process = self._workers[pipe]
-        process.join()
-        code = process.exitcode or 0
-        cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        hint = "; the machine may have run out of memory: use fewer -p, -i or -b" if code == -signal.SIGKILL else ""
-        raise BackendError(f"worker process {process.pid} ended without a word: {cause}{hint}")
-
-
-_GO, _DONE = "go", "done"
-
-
-def _worker_main(work: Work, share: Plan, task: Any, pipe: Connection) -> None:
-    """Entry point of a worker process."""
-    start_worker()
-    lock = threading.Lock()
-
-    def send(message: object) -> None:
-        with lock:
-            pipe.send(message)
-
-    try:
-        work(share, task, send, lambda: pipe.recv())
-        send(_DONE)
-    except PipelineError as err:
-        send(type(err)(str(err)))
-    except Exception:
-        send(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))

@@ -85,7 +85,7 @@ class ObserverSet:
             ArtefactError: the file is not one that `save` wrote.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 loaded = cls([str(name) for name in arrays["names"]])
                 for index, observer in enumerate(loaded.observers.values()):
                     observer.counts[arrays[f"keys_{index}"]] = arrays[f"counts_{index}"]

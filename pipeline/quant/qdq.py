@@ -36,20 +36,27 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
     """Return for each float activation the activation whose values set its range.
 
     A convolution that only a ReLU reads takes the ReLU's range (the quantizer's lower bound then does the ReLU's work),
-    and an operator that only moves values takes its input's. All others are their own source. The classifier's output
-    and what follows it are left out: they stay float32.
+    and an operator that only moves values takes its input's. All others are their own source, also those that a float
+    operator (Sigmoid, LayerNormalization, ...) makes for a quantized one to read. The classifier's output and what
+    follows it are left out: they stay float32.
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
+    constants.update(node.output[0] for node in graph.node if node.op_type == "Constant")
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     sources = {value.name: value.name for value in graph.input if value.name not in constants}
-    shapes = _shape_arithmetic(graph)
+    float_or_constant = outputs | constants | _shape_arithmetic(graph) | {""}
     for node in graph.node:
-        if node.op_type not in QUANTIZED_OPS or node.op_type in ("Gemm",) or node.output[0] in outputs | shapes:
+        makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
+        if node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in _WEIGHTED):
+            continue
+        if node.op_type not in _ACTIVATIONS:  # which take what they get
+            sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
+        if makes_float:
             continue
         inherits = node.op_type in _SAME_SCALE and node.input[0] in sources
         sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
-import openvino
 
 from pipeline.errors import BackendError
 from pipeline.runtimes.base import Batch, Engines, Placement, TensorSpec
+
+# With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps
+# files in the home folder. Where the package does not import, it uses a stub of its own.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino  # noqa: E402
 
 
 class OpenVinoBackend:

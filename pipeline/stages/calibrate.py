@@ -86,7 +86,7 @@ def _resume(out: Path, names: Sequence[str]) -> tuple[ObserverSet, list[Float32]
         try:
             observers, images = ObserverSet.load(out / _PARTIAL_OBSERVERS)
             outputs = np.load(out / _PARTIAL_OUTPUTS, allow_pickle=False)
-        except (ArtefactError, OSError, ValueError):
+        except (ArtefactError, OSError, ValueError, EOFError):
             return ObserverSet(names), []
         if list(observers.observers) == list(names) and len(outputs) >= images:
             return observers, [outputs[:images]]
@@ -136,18 +136,19 @@ class _Collector:
     def run(self, batch: Float32) -> tuple[dict[str, Float32], Float32]:
         """Return the observed activations of a batch, valid until the next call, and the model's output, a copy."""
         fetched = [*self._names, self._output]
-        if not self._buffers or len(batch) > len(self._buffers[self._output]):
+        # Another batch size has other buffers: not every activation has an image's share in its first axis.
+        if not self._buffers or len(batch) != len(self._buffers[self._output]):
             made = self._session.run(fetched, {self._input: batch})
             self._buffers = {name: np.array(value, np.float32, order="C") for name, value in zip(fetched, made)}  # noqa: B905
         else:
             self._run_into_buffers(batch, fetched)
-        activations = {name: self._buffers[name][: len(batch)] for name in self._names}
-        return {self._input: batch, **activations}, self._buffers[self._output][: len(batch)].copy()
+        activations = {name: self._buffers[name] for name in self._names}
+        return {self._input: batch, **activations}, self._buffers[self._output].copy()
 
     def _run_into_buffers(self, batch: Float32, fetched: Sequence[str]) -> None:
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, batch)
         for name in fetched:
-            buffer = self._buffers[name][: len(batch)]
+            buffer = self._buffers[name]
             binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
         self._session.run_with_iobinding(binding)

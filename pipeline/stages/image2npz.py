@@ -6,7 +6,6 @@ import fcntl
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
 from pipeline.errors import DataError, PipelineError
 from pipeline.hardware import available_cores
+from pipeline.processes import sigint_held_back, start_worker
 from pipeline.progress import progress_bar
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL
 
@@ -171,11 +171,11 @@ def _run(jobs: Sequence[_Job], total: int, workers: int, target: Path) -> list[t
     failures: dict[_Job, str] = {}
     # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=_start_worker)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=start_worker)
     processes: list[BaseProcess] = []
     try:
         with progress_bar(total, "image2npz", "img", done=total - len(jobs)) as bar:
-            with _sigint_held_back():
+            with sigint_held_back():
                 waiting = {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, workers * _TASKS_PER_WORKER)}
             processes = multiprocessing.active_children()
             while waiting:
@@ -217,29 +217,6 @@ def _convert_one(job: _Job) -> str:
         return str(err) if job.source.offset is None else f"{job.source}: {err}"
     write_image_npz(job.npz, image_chw, stamp)
     return ""
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for work forever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # workers are spawned
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def _sigint_held_back() -> Iterator[None]:
-    """Deliver Ctrl-C afterwards. Processes started within never see it, not even before their initializer runs."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _death_text(processes: Sequence[BaseProcess], target: Path) -> str:

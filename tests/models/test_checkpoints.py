@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DataError
+from pipeline.models import checkpoints
+
+State = dict[str, Tensor]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    layers = OrderedDict(conv1=nn.Conv2d(3, 4, 3), bn1=nn.BatchNorm2d(4), fc=nn.Linear(4, 5))
+    return nn.Sequential(layers).eval()
+
+
+@pytest.fixture
+def state() -> State:
+    return network().state_dict()
+
+
+def assert_same(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        checkpoints.read_state_dict(path)
+    return str(caught.value)
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: OrderedDict(state),
+        lambda state: {"state_dict": state, "epoch": 90, "arch": "resnet18", "best_acc1": 76.1},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"epoch": 1, "model": {"state_dict": state}},
+        lambda state: prefixed("module.", state),
+        lambda state: {"state_dict": prefixed("module.", state)},
+        lambda state: prefixed("_orig_mod.", state),
+        lambda state: prefixed("module._orig_mod.", state),
+        lambda state: prefixed("_orig_mod.module.", state),
+        lambda state: {"state_dict": prefixed("model.", state)},
+    ],
+    ids=[
+        *("plain", "ordered", "state_dict", "model", "model_state_dict", "nested", "module", "state_dict module"),
+        *("compiled", "parallel of compiled", "compiled of parallel", "lightning"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_read_state_dict_gives_the_tensors_when_they_are_wrapped(
+    tmp_path: Path, state: State, wrap: Callable[[State], Any], suffix: str
+) -> None:
+    torch.save(wrap(state), tmp_path / f"weights{suffix}")
+    assert_same(checkpoints.read_state_dict(tmp_path / f"weights{suffix}"), state)
+
+
+def test_read_state_dict_reads_the_format_of_pytorch_before_1_6(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_same(checkpoints.read_state_dict(tmp_path / "old.pth"), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_read_state_dict_reads_safetensors(tmp_path: Path, state: State, prefix: str) -> None:
+    safetensors.torch.save_file(prefixed(prefix, state), tmp_path / "weights.safetensors")
+    assert_same(checkpoints.read_state_dict(tmp_path / "weights.safetensors"), state)
+
+
+def test_read_state_dict_keeps_a_prefix_that_not_all_names_have(tmp_path: Path, state: State) -> None:
+    mixed = {**prefixed("module.", state), "fc.weight": state["fc.weight"]}
+    torch.save(mixed, tmp_path / "weights.pth")
+    assert checkpoints.read_state_dict(tmp_path / "weights.pth").keys() == mixed.keys()
+
+
+def test_read_state_dict_says_which_flag_when_the_file_is_missing(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "gone.pth") == (
+        f"{tmp_path}/gone.pth: no such checkpoint; give the file with --weights FILE or frontend.checkpoint"
+    )
+
+
+def test_read_state_dict_lists_suffixes_when_it_is_another(tmp_path: Path) -> None:
+    (tmp_path / "weights.h5").write_bytes(b"")
+    assert error_of(tmp_path / "weights.h5") == (
+        f"{tmp_path}/weights.h5: unknown kind of checkpoint; wanted one of .pth, .pt, .bin, .safetensors"
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
+@pytest.mark.parametrize("kind", ["weights.pth", "old.pth", "weights.safetensors"])
+def test_read_state_dict_says_so_when_the_file_is_cut_short(
+    tmp_path: Path, state: State, kind: str, kept: float
+) -> None:
+    path = tmp_path / kind
+    if kind == "weights.safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind != "old.pth")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept) if kept == 0.5 else int(kept)])
+    message = error_of(path)
+    assert message.startswith((f"{path}: not a whole ", f"{path}: holds more than tensors, or is not a checkpoint"))
+    assert "weights_only" not in message
+    assert "\n" not in message
+
+
+def test_read_state_dict_raises_nothing_else_when_bytes_are_damaged(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "weights.pth"
+    rng = random.Random(1)
+    refused = 0
+    for old in (False, True):
+        buffer = io.BytesIO()
+        torch.save(state, buffer, _use_new_zipfile_serialization=not old)
+        for _ in range(150):
+            damaged = bytearray(buffer.getvalue())
+            for _ in range(3):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            path.write_bytes(damaged)
+            try:
+                checkpoints.read_state_dict(path)
+            except DataError:
+                refused += 1
+    assert refused > 100
+
+
+def test_read_state_dict_does_not_suggest_an_unsafe_load_when_the_file_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    assert error_of(path) == (
+        f"{path}: holds more than tensors, or is not a checkpoint (its pickle is not one of tensors); save it again "
+        "with torch.save(model.state_dict(), FILE)"
+    )
+
+
+class Touch:
+    """A pickle of this makes a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle"])
+def test_read_state_dict_runs_nothing_when_the_file_is_hostile(tmp_path: Path, state: State, form: str) -> None:
+    trap, path = tmp_path / "executed", tmp_path / "weights.pth"
+    content = {**state, "fc.weight": Touch(trap)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"fc.weight": Touch(trap)}, protocol=2))
+    else:
+        torch.save(content, path, pickle_protocol=2, _use_new_zipfile_serialization=form == "torch")
+    message = error_of(path)
+    assert not trap.exists()
+    if form != "pickle":
+        assert message == (
+            f"{path}: holds more than tensors, or is not a checkpoint (it calls posix.system); save it again with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    # The trap does work: this is what the loader must not do.
+    if form == "pickle":
+        pickle.loads(path.read_bytes())
+        assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"epoch": 3, "lr": 0.1}, "['epoch', 'lr']"),
+        ([1, 2], "list"),
+        (torch.zeros(3), "Tensor"),
+        ({}, "[]"),
+        ({"state_dict": {"epoch": 1}}, "['epoch']"),
+    ],
+)
+def test_read_state_dict_says_what_it_found_when_there_is_no_state_dict(
+    tmp_path: Path, content: object, found: str
+) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    assert error_of(tmp_path / "other.pth") == (
+        f"{tmp_path}/other.pth: no state dict in it (found {found}); wanted tensors by name, or wrapped in 'state_dict'"
+    )
+
+
+def load_error(state: State) -> str:
+    with pytest.raises(DataError) as caught:
+        checkpoints.load_strictly(network(), state, Path("w.pth"), "timm tiny")
+    return str(caught.value)
+
+
+def test_load_strictly_copies_every_tensor(state: State) -> None:
+    changed = {name: value + 1 for name, value in state.items()}
+    target = network()
+    checkpoints.load_strictly(target, changed, Path("w.pth"), "timm tiny")
+    assert_same(target.state_dict(), changed)
+
+
+def test_load_strictly_takes_checkpoints_of_half_precision_and_without_batch_counters(state: State) -> None:
+    half = {name: value.half() for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    target = network()
+    checkpoints.load_strictly(target, half, Path("w.pth"), "timm tiny")
+    assert target.state_dict()["fc.weight"].dtype == torch.float32
+    assert torch.equal(target.state_dict()["fc.weight"], half["fc.weight"].float())
+
+
+def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
+    state["head.bias"], state["head.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
+    assert load_error(state) == (
+        "w.pth: not a checkpoint of timm tiny: 2 keys missing (first: fc.bias), 2 unexpected (first: head.bias); "
+        "check frontend.model"
+    )
+
+
+def test_load_strictly_shows_both_shapes_when_the_number_of_classes_differs(state: State) -> None:
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 4), torch.zeros(7)
+    assert load_error(state) == (
+        "w.pth: not a checkpoint of timm tiny: 2 of another shape (first: fc.weight is [7, 4], wanted [5, 4]); "
+        "check frontend.model"
+    )
+
+
+def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State) -> None:
+    state["conv1.weight"] = torch.zeros(4, 3, 7, 7)
+    assert load_error(state) == (
+        "w.pth: not a checkpoint of timm tiny: 1 of another shape (first: conv1.weight is [4, 3, 7, 7], wanted "
+        "[4, 3, 3, 3]); check frontend.model"
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_load_strictly_names_the_tensor_when_it_holds_nan_or_inf(state: State, bad: float) -> None:
+    state["bn1.running_var"][2] = bad
+    assert load_error(state) == "w.pth: tensor bn1.running_var holds NaN or Inf; this checkpoint cannot be used"

@@ -1,0 +1,418 @@
+"""qdq.py on a small residual network: where quantizers stand, and that both runtimes compute the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import exporter, onnx_classifier
+from pipeline.quant import qdq
+from pipeline.quant.observers import ObserverSet
+from pipeline.quant.qmath import Range, max_range
+from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.stages.calibrate import _Collector
+
+Float32 = npt.NDArray[np.float32]
+
+CONVS = (
+    "/conv1/Conv",
+    "/layer1/layer1.0/conv1/Conv",
+    "/layer1/layer1.0/conv2/Conv",
+    "/layer2/layer2.0/downsample/downsample.0/Conv",
+    "/layer2/layer2.0/conv1/Conv",
+    "/layer2/layer2.0/conv2/Conv",
+)
+
+
+def ranges_of(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
+    """Return the range of everything seen in a batch, by the collector and observers of the calibration."""
+    names = qdq.observed_tensors(model)
+    seen, collector = ObserverSet(names), _Collector(model, names)
+    with ThreadPoolExecutor(1) as pool:
+        for start in range(0, len(batch_nchw), 10):  # the last part is smaller, as in a calibration
+            seen.add(collector.run(batch_nchw[start : start + 10])[0], pool)
+    return {name: max_range(observer.lowest, observer.highest) for name, observer in seen.observers.items()}
+
+
+@pytest.fixture(scope="module")
+def ranges(tiny_model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
+    return ranges_of(tiny_model, batch_nchw)
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_model: onnx.ModelProto, ranges: dict[str, Range]) -> onnx.ModelProto:
+    return qdq.insert_qdq(tiny_model, ranges, per_channel=True)
+
+
+class Graph:
+    """A model's graph, to be asked who makes and who reads what."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = {node.name: node for node in model.graph.node}
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+    def of_type(self, *kinds: str) -> list[onnx.NodeProto]:
+        return [node for node in self.nodes.values() if node.op_type in kinds]
+
+    def is_dequantized(self, name: str) -> bool:
+        return name in self.makers and self.makers[name].op_type == "DequantizeLinear"
+
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        return [node for node in self.nodes.values() if name in node.input]
+
+    def parameters(self, node: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray]:
+        """Return scale and zero point of a quantizer or dequantizer."""
+        return self.constants[node.input[1]], self.constants[node.input[2]]
+
+
+def test_observed_tensors_are_the_input_and_what_is_quantized_apart_from_folded_relus(
+    tiny_model: onnx.ModelProto,
+) -> None:
+    names = qdq.observed_tensors(tiny_model)
+    makers = {name: node.op_type for node in tiny_model.graph.node for name in node.output}
+    assert names[0] == "input"
+    # A ReLU stands for its convolution; the pooling after the stem and Flatten take the scale of their input.
+    kinds = [makers[name] for name in names[1:]]
+    assert kinds.count("Relu") == 5
+    assert kinds.count("Conv") == 3
+    assert kinds.count("Add") == 0
+    assert kinds.count("GlobalAveragePool") == 1
+    assert len(kinds) == 9
+    assert tiny_model.graph.output[0].name not in names
+
+
+def test_range_sources_follow_relus_back_and_pooling_forward(tiny_model: onnx.ModelProto) -> None:
+    sources = qdq.range_sources(tiny_model)
+    nodes = {node.name: node for node in tiny_model.graph.node}
+    stem, relu = nodes["/conv1/Conv"].output[0], nodes["/relu/Relu"].output[0]
+    assert sources[stem] == relu
+    assert sources[nodes["/maxpool/MaxPool"].output[0]] == relu
+    assert sources[nodes["/layer1/layer1.0/conv2/Conv"].output[0]] == nodes["/layer1/layer1.0/conv2/Conv"].output[0]
+    assert sources[nodes["/Flatten"].output[0]] == nodes["/avgpool/GlobalAveragePool"].output[0]
+
+
+def test_insert_qdq_quantizes_both_sides_of_every_layer(int8: onnx.ModelProto) -> None:
+    graph = Graph(int8)
+    assert qdq.count_quantized(int8) == {"weighted": 7, "quantized": 7}
+    assert len(graph.of_type("Conv")) == 6
+    assert len(graph.of_type("Gemm")) == 1
+    for node in graph.of_type("Conv", "Gemm", "Add", "GlobalAveragePool", "MaxPool"):
+        assert all(graph.is_dequantized(name) for name in node.input), node.name
+    for node in graph.of_type("Conv", "Add", "GlobalAveragePool", "MaxPool"):
+        assert [reader.op_type for reader in graph.readers(node.output[0])] == ["QuantizeLinear"], node.name
+    for node in graph.of_type("QuantizeLinear"):
+        _, zero_point = graph.parameters(node)
+        assert zero_point.dtype == np.uint8
+
+
+def test_insert_qdq_folds_every_relu_into_the_quantizer_before_it(int8: onnx.ModelProto) -> None:
+    graph = Graph(int8)
+    assert graph.of_type("Relu") == []
+    quantizer = graph.readers(graph.nodes["/conv1/Conv"].output[0])[0]
+    assert graph.parameters(quantizer)[1] == 0  # nothing below zero passes
+
+
+def test_insert_qdq_leaves_the_classifiers_output_in_float(int8: onnx.ModelProto) -> None:
+    graph = Graph(int8)
+    output = int8.graph.output[0]
+    assert output.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert graph.makers[output.name].op_type == "Gemm"
+
+
+def weight_of(graph: Graph, node: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dequantizer = graph.makers[node.input[1]]
+    return (graph.constants[dequantizer.input[0]], *graph.parameters(dequantizer))
+
+
+def test_insert_qdq_makes_weights_int8_symmetric_when_per_channel(
+    int8: onnx.ModelProto, tiny_model: onnx.ModelProto
+) -> None:
+    graph, before = Graph(int8), Graph(tiny_model)
+    for name in (*CONVS, "/fc/Gemm"):
+        quantized, scale, zero_point = weight_of(graph, graph.nodes[name])
+        weight = before.constants[before.nodes[name].input[1]]
+        assert quantized.dtype == np.int8
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+        assert scale.shape == (weight.shape[0],)
+        # The rule, by the definition of symmetric quantization: the largest weight of a channel is 127 steps.
+        largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+        np.testing.assert_allclose(scale, largest / 127, rtol=1e-5)
+        steps = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
+        np.testing.assert_allclose(quantized, np.rint(steps), atol=1)
+        assert np.abs(steps - quantized).max() <= 0.5 + 1e-4
+        assert np.abs(quantized.astype(int)).max() <= 127
+
+
+def test_insert_qdq_gives_one_scale_a_tensor_when_not_per_channel(
+    tiny_model: onnx.ModelProto, ranges: dict[str, Range]
+) -> None:
+    graph, before = Graph(qdq.insert_qdq(tiny_model, ranges, per_channel=False)), Graph(tiny_model)
+    for name in (*CONVS, "/fc/Gemm"):
+        quantized, scale, zero_point = weight_of(graph, graph.nodes[name])
+        assert quantized.dtype == np.int8
+        assert scale.shape == zero_point.shape == ()
+        assert zero_point == 0
+        assert scale == pytest.approx(np.abs(before.constants[before.nodes[name].input[1]]).max() / 127, rel=1e-2)
+
+
+def test_insert_qdq_takes_activation_scales_from_the_ranges(int8: onnx.ModelProto, ranges: dict[str, Range]) -> None:
+    graph = Graph(int8)
+    quantizer = next(node for node in graph.readers("input") if node.op_type == "QuantizeLinear")
+    scale, zero_point = graph.parameters(quantizer)
+    covered = ranges["input"]
+    assert scale == pytest.approx((covered.high - covered.low) / 255, rel=1e-5)
+    assert int(zero_point) == round(-covered.low / float(scale))
+
+
+def test_insert_qdq_does_not_change_its_argument(tiny_model: onnx.ModelProto, ranges: dict[str, Range]) -> None:
+    before = tiny_model.SerializeToString(deterministic=True)
+    qdq.insert_qdq(tiny_model, ranges, per_channel=True)
+    assert tiny_model.SerializeToString(deterministic=True) == before
+
+
+def test_insert_qdq_raises_when_a_tensor_has_no_range(tiny_model: onnx.ModelProto) -> None:
+    with pytest.raises(DataError) as caught:
+        qdq.insert_qdq(tiny_model, {"input": Range(-1, 1)}, per_channel=True)
+    assert str(caught.value) == ("calibration has no range for 9 tensors (first: /relu/Relu_output_0); build again")
+
+
+@pytest.mark.parametrize("layer", ["/conv1/Conv", "/layer2/layer2.0/conv2/Conv", "/fc/Gemm"])
+def test_insert_qdq_leaves_a_layer_in_float_when_it_is_named(
+    tiny_model: onnx.ModelProto, ranges: dict[str, Range], batch_nchw: Float32, layer: str
+) -> None:
+    model = qdq.insert_qdq(tiny_model, ranges, per_channel=True, float_layers=[layer])
+    assert qdq.count_quantized(model) == {"weighted": 7, "quantized": 6}
+    graph, before = Graph(model), Graph(tiny_model)
+    weight = graph.nodes[layer].input[1]
+    np.testing.assert_array_equal(graph.constants[weight], before.constants[before.nodes[layer].input[1]])
+    assert agreement(onnx_classifier.run(model, batch_nchw), tiny_model, batch_nchw) >= 22
+
+
+def agreement(outputs: Float32, float32: onnx.ModelProto, batch_nchw: Float32) -> int:
+    expected = onnx_classifier.run(float32, batch_nchw)
+    return int((outputs.argmax(axis=1) == expected.argmax(axis=1)).sum())
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("runtime", [Runtime.ONNXRUNTIME, pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino)])
+def test_int8_agrees_with_float32_in_every_runtime(
+    tiny_model: onnx.ModelProto,
+    ranges: dict[str, Range],
+    batch_nchw: Float32,
+    tmp_path: Path,
+    runtime: Runtime,
+    per_channel: bool,
+) -> None:
+    if runtime is Runtime.OPENVINO:
+        pytest.importorskip("openvino")
+    onnx.save(qdq.insert_qdq(tiny_model, ranges, per_channel=per_channel), tmp_path / "int8.onnx")
+    with open_backend(runtime, tmp_path / "int8.onnx", batch=24, placement=place(1, 1)) as backend:
+        outputs = backend.infer(batch_nchw)
+    assert agreement(outputs, tiny_model, batch_nchw) >= 22
+    expected = onnx_classifier.run(tiny_model, batch_nchw)
+    assert 0 < onnx_classifier.relative_error(expected, outputs) < 0.1
+
+
+def test_insert_qdq_survives_channels_of_zeros_and_tensors_of_zeros(
+    tiny_model: onnx.ModelProto, batch_nchw: Float32
+) -> None:
+    """Trained networks have dead channels: their weights are zero but for the bias."""
+    model = onnx.ModelProto()
+    model.CopyFrom(tiny_model)
+    nodes = {node.name: node for node in model.graph.node}
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        if tensor.name == nodes["/layer1/layer1.0/conv1/Conv"].input[1]:
+            values[0], values[1] = 0, 1e-20
+        elif tensor.name == nodes["/layer1/layer1.0/conv1/Conv"].input[2]:
+            values[:] = -1e3  # so that the ReLU gives nothing at all
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    ranges = ranges_of(model, batch_nchw)
+    assert Range(0.0, 0.0) in ranges.values()
+    outputs = onnx_classifier.run(qdq.insert_qdq(model, ranges, per_channel=True), batch_nchw)
+    assert agreement(outputs, model, batch_nchw) >= 22
+    # A range as narrow as the bin of zero, which a percentile can leave, is no range either.
+    narrow = {name: Range(0.0, 2.3e-41) if found == Range(0.0, 0.0) else found for name, found in ranges.items()}
+    outputs = onnx_classifier.run(qdq.insert_qdq(model, narrow, per_channel=True), batch_nchw)
+    assert agreement(outputs, model, batch_nchw) >= 22
+
+
+def make_model(nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "made by hand",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("N", 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("N", 4))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_shape_arithmetic_is_not_quantized_when_the_model_computes_shapes(batch_nchw: Float32) -> None:
+    """As in a reshape to [2 * batch, -1]: Unsqueeze, Mul and Concat work on integers there."""
+    rng = np.random.default_rng(1)
+    model = make_model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+            helper.make_node("Relu", ["c"], ["r"], "relu"),
+            helper.make_node("GlobalAveragePool", ["r"], ["g"], "pool"),
+            helper.make_node("Shape", ["g"], ["s"], "shape"),
+            helper.make_node("Gather", ["s", "first"], ["n"], "gather"),
+            helper.make_node("Unsqueeze", ["n", "axes"], ["u"], "unsqueeze"),
+            helper.make_node("Mul", ["u", "two"], ["m"], "mul"),
+            helper.make_node("Concat", ["m", "rest"], ["to"], "concat", axis=0),
+            helper.make_node("Reshape", ["g", "to"], ["halves"], "split"),
+            helper.make_node("Reshape", ["halves", "back"], ["f"], "join"),
+            helper.make_node("Gemm", ["f", "fw"], ["y"], "gemm"),
+        ],
+        {
+            "w": rng.normal(size=(4, 3, 3, 3)).astype(np.float32),
+            "fw": rng.normal(size=(4, 4)).astype(np.float32),
+            "first": np.array(0),
+            "axes": np.array([0]),
+            "two": np.array([2]),
+            "rest": np.array([-1]),
+            "back": np.array([-1, 4]),
+        },
+    )
+    images = np.ascontiguousarray(batch_nchw[:4, :, :8, :8])
+    assert qdq.observed_tensors(model) == ["x", "r", "g"]
+    quantized = qdq.insert_qdq(model, ranges_of(model, images), per_channel=True)
+    assert qdq.count_quantized(quantized) == {"weighted": 2, "quantized": 2}
+    error = onnx_classifier.relative_error(onnx_classifier.run(model, images), onnx_classifier.run(quantized, images))
+    assert 0 < error < 0.1
+
+
+def unit(inputs: int, outputs: int, activation: nn.Module, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, groups=groups)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), activation)
+
+
+def head(channels: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)]
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.conv(torch.relu(self.norm(x)))], 1)
+
+
+class Shuffle(nn.Module):
+    """Half of the channels go through a convolution; then the halves are interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        joined = torch.cat([first, self.conv(second)], 1)
+        batch, channels, height, width = joined.shape
+        return joined.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
+
+
+class Mixer(nn.Module):
+    """LayerNorm, GELU and a residual addition over channels, on windows that join the batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        windows = x.permute(0, 2, 3, 1).reshape(batch * 4, height * width // 4, channels)
+        windows = windows + F.gelu(self.fc(self.norm(windows)))
+        return windows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+# name -> network, its weighted operators
+FAMILIES: dict[str, tuple[nn.Module, int]] = {
+    "VGG": (
+        nn.Sequential(
+            unit(3, 8, nn.ReLU()), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), *head(16)[2:]
+        ),
+        3,
+    ),
+    "MobileNet v2": (nn.Sequential(unit(3, 8, nn.ReLU6()), unit(8, 8, nn.ReLU6(), groups=8), *head(8)), 3),
+    "MobileNet v3": (nn.Sequential(unit(3, 8, nn.Hardswish()), SqueezeExcite(), *head(8)), 4),
+    "EfficientNet": (nn.Sequential(unit(3, 8, nn.SiLU()), SqueezeExcite(), unit(8, 8, nn.SiLU()), *head(8)), 5),
+    "Darknet": (nn.Sequential(unit(3, 8, nn.LeakyReLU()), unit(8, 8, nn.PReLU()), *head(8)), 3),
+    "DenseNet": (
+        nn.Sequential(unit(3, 8, nn.ReLU()), Dense(), nn.BatchNorm2d(16), nn.ReLU(), nn.AvgPool2d(2), *head(16)),
+        3,
+    ),
+    "ShuffleNet": (nn.Sequential(unit(3, 8, nn.ReLU()), Shuffle(), *head(8)), 3),
+    "SqueezeNet": (nn.Sequential(unit(3, 8, nn.ReLU()), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 2),
+    "MLP-Mixer": (nn.Sequential(unit(3, 8, nn.ReLU()), Mixer(), *head(8)), 3),
+    "upsampling": (nn.Sequential(unit(3, 8, nn.ReLU()), nn.Upsample(scale_factor=2), nn.MaxPool2d(3, 2), *head(8)), 2),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_insert_qdq_quantizes_every_layer_of_other_families(name: str, batch_nchw: Float32, tmp_path: Path) -> None:
+    """Float operators (Sigmoid, LayerNormalization, Slice, ...) between quantized ones need ranges of their own."""
+    network, weighted = FAMILIES[name]
+    torch.manual_seed(6)
+    with torch.no_grad():
+        network.train()(torch.from_numpy(batch_nchw))  # so that norms know their inputs
+    onnx.save(exporter.to_onnx(network, (3, 32, 32)), tmp_path / "m.onnx")
+    model = onnx_classifier.load(tmp_path / "m.onnx", (3, 32, 32))
+    int8 = qdq.insert_qdq(model, ranges_of(model, batch_nchw), per_channel=True)
+    assert qdq.count_quantized(int8) == {"weighted": weighted, "quantized": weighted}
+    expected = onnx_classifier.run(model, batch_nchw)
+    assert 0 < onnx_classifier.relative_error(expected, onnx_classifier.run(int8, batch_nchw)) < 0.05
+
+
+def test_find_layers_gives_names_for_numbers_and_names(tiny_model: onnx.ModelProto) -> None:
+    assert qdq.find_layers(tiny_model, [], []) == frozenset()
+    assert qdq.find_layers(tiny_model, [0, 5], []) == {CONVS[0], CONVS[5]}
+    assert qdq.find_layers(tiny_model, [], [0, 6]) == {CONVS[0], "/fc/Gemm"}
+    assert qdq.find_layers(tiny_model, [CONVS[2]], ["/fc/Gemm", "/maxpool/MaxPool"]) == {
+        CONVS[2],
+        "/fc/Gemm",
+        "/maxpool/MaxPool",
+    }
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "layers", "message"),
+    [
+        ([6], [], "skip_conv_layers: the model has no layer 6; numbers go from 0 to 5"),
+        ([], [7], "exclude_layers: the model has no layer 7; numbers go from 0 to 6"),
+        ([], ["/fc/Gem"], "exclude_layers: the model has no layer '/fc/Gem'; did you mean '/fc/Gemm'?"),
+        (["Q"], [], "skip_conv_layers: the model has no layer 'Q'; numbers go from 0 to 5"),
+    ],
+)
+def test_find_layers_names_the_key_when_there_is_no_such_layer(
+    tiny_model: onnx.ModelProto, convolutions: list[int | str], layers: list[int | str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        qdq.find_layers(tiny_model, convolutions, layers)
+    assert str(caught.value) == f"backend.quantize.{message}"

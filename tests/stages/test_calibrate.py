@@ -1,0 +1,206 @@
+"""calibrate.py against a slow reference, and after being killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from pipeline import preprocess
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.errors import DataError
+from pipeline.models import onnx_classifier
+from pipeline.quant import qdq, qmath
+from pipeline.quant.observers import ObserverSet
+from pipeline.stages import calibrate, calibset, export
+
+MakeConfig = Callable[..., BuildConfig]
+StartPython = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
+    """What the stages before left; 22 images, so that the last batch is smaller than the others."""
+    cfg = make_config("dataset.sampler.get_data_num=22")
+    folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    calibset.run(cfg, {}, folders["calibset"])
+    export.run(cfg, folders, folders["export"])
+    return folders
+
+
+def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> ObserverSet:
+    out.mkdir(exist_ok=True)
+    calibrate.run(cfg, inputs, out)
+    observers, images = ObserverSet.load(out / "observers.npz")
+    assert images == 22
+    return observers
+
+
+def prepared_images(inputs: dict[str, Path], spec: PreprocessSpec) -> np.ndarray:
+    samples = read_calibration_list(inputs["calibset"] / "calibration.txt")
+    return np.stack([preprocess.apply(spec, preprocess.decode(sample.source.content())) for sample in samples])
+
+
+def test_run_counts_what_a_slow_reference_counts(
+    make_config: MakeConfig, inputs: dict[str, Path], spec: PreprocessSpec, tmp_path: Path
+) -> None:
+    """The reference runs image by image with every tensor as an output, keeps all of it, and counts with numpy.
+
+    A convolution may sum in another order where its batch is of another size, so a value may move by a rounding error
+    into the bin beside its own; the sorted values must agree all the same.
+    """
+    found = run(make_config(), inputs, tmp_path / "out")
+    model = onnx.load(inputs["export"] / "model.onnx")
+    names = qdq.observed_tensors(model)
+    assert list(found.observers) == names
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = prepared_images(inputs, spec)
+    answers = [session.run(["output", *names[1:]], {"input": image[None]}) for image in images]
+    values = [images, *(np.concatenate([answer[place] for answer in answers]) for place in range(1, len(names)))]
+    for name, wanted in zip(names, values, strict=True):
+        observer = found.observers[name]
+        assert observer.lowest == pytest.approx(wanted.min(), rel=1e-4)
+        assert observer.highest == pytest.approx(wanted.max(), rel=1e-4)
+        counts = np.bincount(qmath.float_keys(wanted.reshape(-1)), minlength=qmath.BINS)
+        assert observer.counts.sum() == wanted.size
+        assert np.abs(counts - observer.counts).sum() <= 0.01 * wanted.size, name
+    np.testing.assert_array_equal(
+        found.observers["input"].counts, np.bincount(qmath.float_keys(images.reshape(-1)), minlength=qmath.BINS)
+    )
+    outputs = np.load(tmp_path / "out" / "outputs.npy")
+    expected = np.concatenate([answer[0] for answer in answers])
+    assert onnx_classifier.relative_error(expected, outputs) < 1e-5
+
+
+def test_run_writes_its_figures_and_leaves_no_partial(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    run(make_config(), inputs, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "figures.json",
+        "observers.npz",
+        "outputs.npy",
+    ]
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
+    assert (figures["images"], figures["tensors"], figures["resumed_at"]) == (22, 10, 0)
+
+
+# Saves after every batch; dies after the third save, as hard as a process can.
+KILLED = """
+import os, signal, sys
+from pipeline.stages import calibrate
+from pipeline.cli import main
+calibrate._SECONDS_BETWEEN_SAVES = 0.0
+save, saves = calibrate._save, []
+def save_and_die(*arguments):
+    save(*arguments)
+    saves.append(1)
+    if len(saves) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+calibrate._save = save_and_die
+sys.exit(main(["build", sys.argv[1]]))
+"""
+
+
+def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
+    make_config: MakeConfig, start_python: StartPython, tmp_path: Path
+) -> None:
+    cfg = make_config()
+    process = start_python("-c", KILLED, str(tmp_path / "tiny.yaml"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, errors
+    stages = tmp_path / "workspace" / ".cache" / "calibrate"
+    (partial,) = stages.glob(".*.partial")
+    assert not [path for path in stages.iterdir() if path.is_dir() and path != partial]
+    # What a kill in the middle of a save leaves, too.
+    (partial / ".partial.npz-abcdefgh").write_bytes(b"half")
+    ahead = np.concatenate([np.load(partial / "partial.npy"), np.ones((4, 4), np.float32)])
+    np.save(partial / "partial.npy", ahead)
+    resumed = build(cfg, lambda line: None)
+    assert resumed.ran == ("calibrate", "thresholds", "quantize", "package")
+    undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
+    folders = [
+        next(path for path in (root / ".cache" / "calibrate").iterdir() if path.is_dir())
+        for root in (tmp_path / "workspace", tmp_path / "undisturbed")
+    ]
+    figures = [json.loads((folder / "figures.json").read_text(encoding="utf-8")) for folder in folders]
+    assert [each["resumed_at"] for each in figures] == [12, 0]
+    for name in ("observers.npz", "outputs.npy"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
+    models = [(built.prefix.parent / "tiny.onnx").read_bytes() for built in (resumed, undisturbed)]
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("damage", ["observers", "outputs", "other tensors", "empty outputs"])
+def test_run_starts_over_when_the_partial_is_of_no_use(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    whole = run(make_config(), inputs, tmp_path / "whole")
+    out = tmp_path / "out"
+    out.mkdir()
+    whole.save(out / "partial.npz", images=8)
+    np.save(out / "partial.npy", np.zeros((8, 4), np.float32))
+    if damage == "observers":
+        (out / "partial.npz").write_bytes((out / "partial.npz").read_bytes()[:-9])
+    elif damage == "outputs":
+        np.save(out / "partial.npy", np.zeros((7, 4), np.float32))
+    elif damage == "empty outputs":
+        (out / "partial.npy").write_bytes(b"")
+    else:
+        ObserverSet(["input", "other"]).save(out / "partial.npz", images=8)
+    run(make_config(), inputs, out)
+    for name in ("observers.npz", "outputs.npy"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_run_names_the_activation_when_it_overflows(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Weights so large that the float32 model gives Inf inside, from the second batch on."""
+    model = onnx.load(inputs["export"] / "model.onnx")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[0].input[2])
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[0] = np.inf
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(model, inputs["export"] / "model.onnx")
+    with pytest.raises(DataError) as caught:
+        run(make_config(), inputs, tmp_path / "out")
+    assert str(caught.value) == (
+        "activation /relu/Relu_output_0: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
+    )
+
+
+def test_run_names_the_image_when_it_cannot_be_decoded(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    image = read_calibration_list(inputs["calibset"] / "calibration.txt")[13].source.content()
+    assert isinstance(image, Path)
+    image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(DataError) as caught:
+        run(make_config(), inputs, tmp_path / "out")
+    assert str(caught.value).startswith(f"{image}: cannot be decoded as an image: ")
+
+
+def test_run_takes_images_of_any_size_and_mode(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    image = read_calibration_list(inputs["calibset"] / "calibration.txt")[3].source.content()
+    assert isinstance(image, Path)
+    Image.new("L", (300, 37), 90).save(image)
+    observers = run(make_config(), inputs, tmp_path / "out").observers
+    assert observers["input"].counts.sum() == 22 * 3 * 32 * 32

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pipeline.artefacts import verify
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.hardware import instruction_sets
+from pipeline.package import open_package
+from pipeline.stages import package
+
+MakeConfig = Callable[..., BuildConfig]
+
+
+@pytest.fixture
+def folder(make_config: MakeConfig) -> Path:
+    return build(make_config(), lambda line: None).prefix.parent
+
+
+def read(path: Path) -> dict[str, object]:
+    loaded: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_run_states_the_facts_of_the_build(folder: Path) -> None:
+    facts = read(folder / "package.json")
+    versions = facts.pop("versions")
+    workspace = facts.pop("workspace")
+    assert facts == {
+        "name": "tiny",
+        "dtype": "int8",
+        "input": [3, 32, 32],
+        "calibrate_mode": "percentile",
+        "percentile": 99.9999,
+        "sample": False,
+        "checked_on": instruction_sets(),
+    }
+    assert isinstance(versions, dict)
+    assert versions["python"] == platform.python_version()
+    assert versions["onnxruntime"] == metadata.version("onnxruntime")
+    assert isinstance(workspace, dict)
+    assert list(workspace) == ["float32_model"]
+    assert (folder / workspace["float32_model"]).is_file()
+    assert not Path(workspace["float32_model"]).is_absolute()
+
+
+def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(
+    folder: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    assert read(folder / "build.json") == make_config().as_dict()
+    assert list(read(folder / "thresholds.json"))[-1] == "input"
+    assert len(read(folder / "thresholds.json")) == 10
+    calibration = (folder / "calibration.txt").read_text(encoding="utf-8").splitlines()
+    assert f"# root: {tmp_path}/images" in calibration
+    assert len([line for line in calibration if not line.startswith("#")]) == 20
+
+
+def test_run_describes_the_preprocessing_that_the_build_used(folder: Path, make_config: MakeConfig) -> None:
+    assert open_package(folder).preprocess() == make_config().preprocess
+
+
+def test_manifest_lists_every_file_of_the_package(folder: Path) -> None:
+    listed = set(verify(folder)["files"]) | {"manifest.json"}
+    assert listed == {path.name for path in folder.iterdir()}
+
+
+def test_identity_changes_with_every_key_of_the_build_file(make_config: MakeConfig) -> None:
+    base = package.identity(make_config())
+    for override in ("name=other", "evaluation.num=3", "dataset.sampler.seed=1", "graph.extra_ops.type=softmax"):
+        assert package.identity(make_config(override)) != base

@@ -1,0 +1,336 @@
+"""The build from end to end on a tiny classifier: what runs, what is reused, what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from pipeline import preprocess
+from pipeline.artefacts import verify, write_manifest
+from pipeline.build import build, check, summary
+from pipeline.cli import main
+from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.errors import ConfigError, DataError
+from pipeline.hardware import available_cores
+from pipeline.models import onnx_classifier
+from pipeline.package import open_package
+from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
+
+MakeConfig = Callable[..., BuildConfig]
+StartPython = Callable[..., "subprocess.Popen[str]"]
+
+ALL = ("calibset", "export", "calibrate", "thresholds", "quantize", "package")
+PACKAGE = "tiny-int8-percentile-3_32_32-vacc"
+
+
+def quiet(line: str) -> None:
+    """Take the lines of a build."""
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConfig, tmp_path: Path) -> None:
+    lines: list[str] = []
+    built = build(make_config(), lines.append)
+    assert built.ran == ALL
+    assert built.prefix == tmp_path / "workspace" / PACKAGE / "tiny"
+    assert [line for line in lines if line.endswith("...")] == [
+        f"[{number}/6] {name} ..." for number, name in enumerate(ALL, 1)
+    ]
+    package = open_package(built.prefix)
+    assert sorted(path.name for path in package.folder.iterdir()) == [
+        *("build.json", "calibration.txt", "classes.tsv", "manifest.json", "package.json", "preprocess.json"),
+        *("report.json", "thresholds.json", "tiny.onnx"),
+    ]
+    report = package.report()
+    assert report["layers"] == {"weighted": 7, "quantized": 7}
+    assert set(report["agreement"]) == {runtime.value for runtime in installed_runtimes()}
+    assert all(counts["images"] == 20 and counts["agreeing"] >= 18 for counts in report["agreement"].values())
+    float32 = package.workspace_file("float32_model")
+    assert float32 is not None
+    assert onnx.load(float32).graph.input[0].name == "input"
+    last = summary(built)
+    assert last[0].startswith("int8 7 of 7 layers, 0.0 MB; answers of float32 on calibration images: ")
+    assert last[1].startswith(f"package {built.prefix}   (")
+
+
+def test_build_runs_nothing_when_everything_is_up_to_date(make_config: MakeConfig) -> None:
+    first = build(make_config(), quiet)
+    before = content(first.prefix.parent)
+    lines: list[str] = []
+    second = build(make_config(), lines.append)
+    assert second.ran == ()
+    assert lines == [f"[{number}/6] {name}: up to date" for number, name in enumerate(ALL, 1)]
+    assert content(second.prefix.parent) == before
+
+
+def test_build_runs_nothing_when_only_measured_times_differ(make_config: MakeConfig, tmp_path: Path) -> None:
+    build(make_config(), quiet)
+    (figures,) = (tmp_path / "workspace" / ".cache" / "calibrate").glob("*/figures.json")
+    figures.write_text('{"seconds": 12345.6}', encoding="utf-8")
+    write_manifest(figures.parent, "calibrate")
+    assert build(make_config(), quiet).ran == ()
+
+
+def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(make_config: MakeConfig) -> None:
+    built = build(make_config(), quiet)
+    before = content(built.prefix.parent)
+    (built.prefix.parent / "tiny.onnx").write_bytes(b"damaged")
+    (built.prefix.parent / "classes.tsv").unlink()
+    assert build(make_config(), quiet).ran == ()
+    assert content(built.prefix.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "reruns"),
+    [
+        ("backend.quantize.percentile=99.0", ("thresholds", "quantize", "package")),
+        # So few values that 99.9999% of them are all: the same thresholds, hence the same model.
+        ("backend.quantize.calibrate_mode=max", ("thresholds", "package")),
+        ("backend.quantize.quantize_per_channel=false", ("quantize", "package")),
+        ("backend.quantize.exclude_layers=[0]", ("quantize", "package")),
+        ("graph.extra_ops.type=softmax", ("export", "calibrate", "thresholds", "quantize", "package")),
+        ("dataset.sampler.get_data_num=16", ALL),
+        ("name=other", ("package",)),
+    ],
+)
+def test_build_reruns_only_what_depends_on_it_when_a_key_changes(
+    make_config: MakeConfig, override: str, reruns: tuple[str, ...]
+) -> None:
+    before = content(build(make_config(), quiet).prefix.parent)
+    after = build(make_config(override), quiet)
+    assert after.ran == reruns
+    assert content(after.prefix.parent) != before
+
+
+def test_build_leaves_the_named_layers_in_float_when_layers_are_excluded(make_config: MakeConfig) -> None:
+    built = build(make_config("backend.quantize.exclude_layers=[0, 6]"), quiet)
+    assert open_package(built.prefix).report()["layers"] == {"weighted": 7, "quantized": 5}
+
+
+def test_build_recalibrates_nothing_when_images_are_touched_but_equal(
+    make_config: MakeConfig, image_tree: Path
+) -> None:
+    build(make_config(), quiet)
+    for image in image_tree.rglob("*.JPEG"):
+        os.utime(image, (1, 1))
+    assert build(make_config(), quiet).ran == ("calibset",)
+
+
+def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: MakeConfig, image_tree: Path) -> None:
+    cfg = make_config("dataset.sampler.get_data_num=24")
+    build(cfg, quiet)
+    image = next(image_tree.rglob("*_3.JPEG"))
+    with Image.open(image) as opened:
+        rotated = opened.rotate(180)
+    rotated.save(image, quality=95)
+    assert build(cfg, quiet).ran[:3] == ("calibset", "export", "calibrate")
+
+
+def test_build_exports_again_when_the_checkpoint_changes(
+    make_config: MakeConfig, tiny_model: onnx.ModelProto, tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(tiny_model)
+    path = tmp_path / "changing.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="changing.data", size_threshold=0)
+    cfg = make_config(f"frontend.checkpoint={path}")
+    build(cfg, quiet)
+    assert build(cfg, quiet).ran == ()
+    graph_before = path.read_bytes()
+    weights = bytearray((tmp_path / "changing.data").read_bytes())
+    weights[0] ^= 1  # the last bit of one weight
+    (tmp_path / "changing.data").write_bytes(weights)
+    assert path.read_bytes() == graph_before
+    assert build(cfg, quiet).ran[0] == "export"
+
+
+def test_build_refuses_a_collapsed_model_and_leaves_no_package_when_the_percentile_is_too_low(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        build(make_config("backend.quantize.percentile=50.1"), quiet)
+    runtime = installed_runtimes()[0].value
+    agreeing = str(caught.value).partition(" of 20 ")[0].rpartition(" ")[2]
+    assert int(agreeing) < 10
+    assert str(caught.value) == (
+        f"the int8 model collapsed: in {runtime} it gives the answer of float32 on {agreeing} of 20 calibration "
+        "images; raise backend.quantize.percentile (now 50.1) or set calibrate_mode: max"
+    )
+    workspace = tmp_path / "workspace"
+    assert [path.name for path in workspace.iterdir()] == [".cache"]
+    assert not [path for path in (workspace / ".cache" / "quantize").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("mode", ["kl_divergence", "mse"])
+def test_build_writes_nothing_when_the_mode_is_not_available(
+    make_config: MakeConfig, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = make_config(f"backend.quantize.calibrate_mode={mode}")
+    text = f"backend.quantize.calibrate_mode: {mode} is not available yet; wanted one of percentile, max"
+    with pytest.raises(ConfigError) as caught:
+        build(cfg, quiet)
+    assert str(caught.value) == text
+    assert main(["build", str(tmp_path / "tiny.yaml"), "--set", f"backend.quantize.calibrate_mode={mode}"]) == 2
+    assert capsys.readouterr().err == f"error: {text}\n"
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_build_gives_every_fault_of_the_inputs_when_files_are_missing(make_config: MakeConfig, tmp_path: Path) -> None:
+    overrides = (f"frontend.checkpoint={tmp_path}/gone.onnx", f"dataset.path={tmp_path}/gone")
+    with pytest.raises(ConfigError) as caught:
+        check(make_config(*overrides))
+    assert [line.partition(": ")[2] for line in str(caught.value).splitlines()] == [
+        f"{tmp_path}/gone.onnx: no such file; give --weights FILE",
+        f"{tmp_path}/gone: no such folder or tar file; give --dataset DIR",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_check_says_what_is_available_when_the_precision_is_not(make_config: MakeConfig, dtype: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(make_config(f"backend.dtype={dtype}"))
+    assert str(caught.value) == f"backend.dtype: {dtype} packages are not available yet; wanted int8"
+
+
+def test_build_keeps_finished_stages_when_a_later_one_fails(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(make_config("backend.quantize.exclude_layers=[7]"), quiet)
+    assert str(caught.value) == ("backend.quantize.exclude_layers: the model has no layer 7; numbers go from 0 to 6")
+    assert build(make_config(), quiet).ran == ("quantize", "package")
+
+
+def test_build_succeeds_twice_when_two_run_at_once_in_one_workspace(
+    make_config: MakeConfig, start_python: StartPython, tmp_path: Path
+) -> None:
+    make_config()
+    both = [start_python("-m", "pipeline", "build", str(tmp_path / "tiny.yaml")) for _ in range(2)]
+    ended = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    verify(tmp_path / "workspace" / PACKAGE)
+    assert build(make_config(), quiet).ran == ()
+    left = [path for path in (tmp_path / "workspace").rglob(".*") if path.is_dir() and path.name != ".cache"]
+    assert left == []
+
+
+def test_build_gives_an_error_line_when_the_workspace_is_a_file(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_config()
+    (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
+    assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: [1/6] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a file system that nobody may write to")
+def test_build_gives_an_error_line_when_the_workspace_is_read_only(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_config()
+    assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: [1/6] calibset: /sys/kernel/workspace: ")
+    assert printed.endswith("; mend it and build again\n")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that exists and cannot be read")
+def test_build_gives_an_error_line_when_the_checkpoint_cannot_be_read(make_config: MakeConfig) -> None:
+    with pytest.raises(DataError, match=r"^\[2/6\] export: .*: Input/output error; mend it and build again$"):
+        build(make_config("frontend.checkpoint=/proc/self/mem"), quiet)
+
+
+def test_build_gives_an_error_line_when_the_package_cannot_be_put_in_place(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "workspace").mkdir()
+    (tmp_path / "workspace" / f".{PACKAGE}.lock").mkdir()
+    with pytest.raises(DataError) as caught:
+        build(make_config(), quiet)
+    assert str(caught.value) == (
+        f"install: {tmp_path}/workspace/.{PACKAGE}.lock: Is a directory; mend it and build again"
+    )
+
+
+def test_build_gives_equal_bytes_when_repeated_in_another_workspace(make_config: MakeConfig, tmp_path: Path) -> None:
+    """All but build.json, which holds the whole build file, the path of the workspace included."""
+    first = build(make_config(), quiet)
+    second = build(make_config(f"workspace.path={tmp_path}/elsewhere"), quiet)
+    assert second.ran == ALL
+    files = content(first.prefix.parent)
+    others = content(second.prefix.parent)
+    assert sorted(name for name in files if files[name] != others[name]) == ["build.json", "manifest.json"]
+    assert files.keys() == others.keys()
+    assert b"elsewhere" in others["build.json"]
+
+
+def test_package_runs_when_it_was_moved_and_its_workspace_removed(
+    make_config: MakeConfig, tmp_path: Path, batch_nchw: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> None:
+    built = build(make_config(), quiet)
+    expected = onnx_classifier.run(onnx.load(open_package(built.prefix).model), batch_nchw[:4])
+    shutil.copytree(built.prefix.parent, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "workspace")
+    shutil.rmtree(tmp_path / "images")
+    moved = open_package(tmp_path / "moved" / "tiny")
+    assert moved.workspace_file("float32_model") is None
+    prepared = preprocess.apply(moved.preprocess(), np.zeros((3, 50, 60), np.uint8))
+    assert prepared.shape == moved.input_chw
+    assert [known.id for known in moved.classes()] == ["n90000001", "n90000002", "n90000003", "n90000004"]
+    with open_backend(Runtime.ONNXRUNTIME, moved.model, batch=4, placement=place(1, 1)) as backend:
+        np.testing.assert_array_equal(backend.infer(batch_nchw[:4]), expected)
+
+
+def test_build_makes_evaluation_npz_when_evaluation_images_are_given(make_config: MakeConfig, image_tree: Path) -> None:
+    built = build(make_config(f"evaluation.path={image_tree}", "evaluation.num=8"), quiet)
+    assert built.ran == (*ALL[:-1], "image2npz", "package")
+    datalist = open_package(built.prefix).workspace_file("datalist")
+    assert datalist is not None
+    names = datalist.read_text(encoding="utf-8").splitlines()
+    assert len(names) == 8
+    assert all((datalist.parent / name).is_file() for name in names)
+    labels = (datalist.parent / "val_label.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.rpartition(" ")[2] for line in labels] == ["0", "0", "1", "1", "2", "2", "3", "3"]
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_build_agrees_with_float32_when_weights_and_images_are_real(
+    weights_folder: Path, real_images: Path, tmp_path: Path
+) -> None:
+    """64 calibration images; 100 others must get the answer of float32 in nine cases of ten, in every runtime."""
+    cfg = load_build_file(
+        "torchvision_resnet18.yaml",
+        [
+            f"frontend.checkpoint={weights_folder}/resnet18_pq.pth",
+            f"dataset.path={real_images}/imagenet_train1k",
+            "dataset.sampler.get_data_num=64",
+            "dataset.sampler.cover_classes=false",
+            f"workspace.path={tmp_path}",
+        ],
+    )
+    package = open_package(build(cfg, quiet).prefix)
+    assert package.report()["layers"] == {"weighted": 21, "quantized": 21}
+    images = sorted((real_images / "nips2017_dev" / "val").glob("*.JPEG"))[:100]
+    batch = np.stack([preprocess.apply(package.preprocess(), preprocess.decode(path)) for path in images])
+    float32 = package.workspace_file("float32_model")
+    assert float32 is not None
+    expected = onnx_classifier.run(onnx.load(float32), batch).argmax(axis=1)
+    agreeing = {}
+    for runtime in installed_runtimes():
+        with open_backend(runtime, package.model, batch=20, placement=place(1, available_cores())) as backend:
+            answers = np.concatenate([backend.infer(batch[start : start + 20]) for start in range(0, 100, 20)])
+        agreeing[runtime.value] = int((answers.argmax(axis=1) == expected).sum())
+    assert all(count >= 90 for count in agreeing.values()), agreeing

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import hardware
+
+StartPython = Callable[..., "subprocess.Popen[str]"]
+
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="reads what only Linux has")
+
+
+@linux
+def test_available_cores_are_at_most_the_affinity(start_python: StartPython) -> None:
+    """In a process of its own: an affinity stays with the process."""
+    code = (
+        "import os; from pipeline.hardware import available_cores\n"
+        "print(available_cores())\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
+        "print(available_cores())"
+    )
+    printed, _ = start_python("-c", code).communicate(timeout=60)
+    before, after = map(int, printed.split())
+    assert 1 <= before <= len(os.sched_getaffinity(0))
+    assert after == 1
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2.0),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense\n"}, None),
+        ({}, None),
+    ],
+    ids=["version 2", "a part of a core", "no limit", "version 1", "version 1 no limit", "not understood", "none"],
+)
+def test_cgroup_quota_reads_both_versions_of_control_groups(
+    tmp_path: Path, files: dict[str, str], cores: float | None
+) -> None:
+    assert hardware._cgroup_quota(write(tmp_path, files)) == cores
+
+
+def test_describe_tells_the_machine_in_plain_values() -> None:
+    described = hardware.describe()
+    assert described["cores"] == hardware.available_cores()
+    assert described["cpu"]
+    sets = described["instruction_sets"]
+    assert isinstance(sets, list)
+    order = list(hardware._INT8_FLAGS.values())
+    assert [order.index(name) for name in sets] == sorted(order.index(name) for name in sets)
+
+
+@linux
+def test_instruction_sets_are_those_of_the_kernel() -> None:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    for flag, name in hardware._INT8_FLAGS.items():
+        assert (name in hardware.instruction_sets()) == (f" {flag} " in text.replace("\n", " \n"))
+
+
+@linux
+def test_peak_memory_grows_with_what_is_used_and_is_forgotten_on_reset(start_python: StartPython) -> None:
+    code = (
+        "from pipeline.hardware import peak_memory_mib, reset_peak_memory\n"
+        "before = peak_memory_mib(); block = b'x' * (200 << 20); held = peak_memory_mib(); del block\n"
+        "freed = peak_memory_mib(); reset_peak_memory()\n"
+        "print(held - before, freed - before, peak_memory_mib() - before)"
+    )
+    printed, errors = start_python("-c", code).communicate(timeout=60)
+    held, freed, after_reset = map(float, printed.split())
+    assert 190 < held < 230, errors
+    assert freed > 190
+    assert after_reset < 50

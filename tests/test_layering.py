@@ -1,0 +1,179 @@
+"""Who may import whom: the module map of DESIGN.md, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pipeline"
+
+# From the map, top to bottom: a module imports from rows above its own, or from its own folder. Modules that the map
+# does not name stand where what they import lets them.
+ROWS = (
+    {"errors"},
+    {"config", "artefacts", "hardware", "progress", "processes"},
+    {"data", "preprocess", "models", "quant", "runtimes"},
+    {"package", "runner", "export_model"},
+    {"figures"},
+    {"results"},
+    {"stages"},
+    {"build", "bench", "evaluate", "predict", "report", "serve"},
+    {"cli"},
+    {"__main__"},
+)
+ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
+# The only modules that need torch when they are imported; the export command and stage reach them lazily.
+TORCH_FOLDER = "models"
+HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "yaml", "PIL")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_data" not in path.parts}
+
+
+def unit_of(module: str) -> str:
+    """Return what the map lists: a folder, or a module beside them."""
+    return module.split(".")[1]
+
+
+def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+    """Yield every module that a file names in an import.
+
+    Args:
+        lazy: those in functions too, which run later, and those below `if TYPE_CHECKING:`, which never run.
+    """
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in names)
+        elif lazy or not is_lazy(node):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def is_lazy(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def our_imports(module: str, *, lazy: bool = True) -> set[str]:
+    return {name for name in imports(MODULES[module], lazy=lazy) if name.startswith("pipeline.")}
+
+
+def needed_at_import(path: Path) -> set[str]:
+    """Return the top-level packages that importing a file imports, itself alone."""
+    return {name.partition(".")[0] for name in imports(path, lazy=False)}
+
+
+def test_map_names_every_module() -> None:
+    units = {unit_of(module) for module in MODULES if module != "pipeline"}
+    assert units <= ROW_OF.keys(), f"give these a row: {sorted(units - ROW_OF.keys())}"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"pipeline"}))
+def test_module_imports_from_rows_above_its_own(module: str) -> None:
+    for name in sorted(our_imports(module)):
+        assert unit_of(name) == unit_of(module) or ROW_OF[unit_of(name)] < ROW_OF[unit_of(module)], (
+            f"{module} imports {name}"
+        )
+
+
+def test_stages_never_import_each_other() -> None:
+    for module in MODULES:
+        if module.startswith("pipeline.stages."):
+            others = {name for name in our_imports(module) if name.startswith("pipeline.stages")}
+            assert others <= {"pipeline.stages.artefact_names"}, f"{module} imports {sorted(others)}"
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for name in sorted(our_imports(module, lazy=False) & MODULES.keys()):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_torch_is_named_in_models_only(module: str) -> None:
+    path = MODULES[module]
+    if not module.startswith(f"pipeline.{TORCH_FOLDER}."):
+        assert "torch" not in needed_at_import(path)
+    if module == "pipeline.models.zoo":
+        assert "torch" not in needed_at_import(path), "the table of networks is read without torch"
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_engines_are_reached_through_runtimes_to_run_packages(engine: str) -> None:
+    for unit in ("runner", "bench", "evaluate", "package", "results", "figures", "cli"):
+        assert engine not in {name.partition(".")[0] for name in imports(PACKAGE / f"{unit}.py")}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+BLOCKER = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+for name in NAMES:
+    try:
+        importlib.import_module(name)
+    except ImportError as err:
+        print(name, err)
+"""
+
+
+def failing_imports(blocked: tuple[str, ...], names: list[str]) -> list[str]:
+    return run_python(f"BLOCKED, NAMES = {blocked!r}, {names!r}\n{BLOCKER}").splitlines()
+
+
+def test_everything_but_the_networks_imports_without_torch() -> None:
+    failing = {
+        line.partition(" ")[0] for line in failing_imports(("torch",), sorted(MODULES.keys() - {"pipeline.__main__"}))
+    }
+    needing = {name for name in MODULES if "torch" in needed_at_import(MODULES[name])}
+    assert needing <= failing
+    assert {unit_of(name) for name in failing} <= {TORCH_FOLDER, "export_model"}
+
+
+@pytest.mark.parametrize("blocked", ["openvino", "onnxruntime", "onnx"])
+def test_packages_run_without_the_other_engine(blocked: str) -> None:
+    names = [
+        f"pipeline.{unit}" for unit in ("cli", "bench", "evaluate", "package", "results", "runner", "runtimes.base")
+    ]
+    assert failing_imports(("torch", blocked), names) == []
+
+
+def test_command_line_imports_nothing_heavy() -> None:
+    code = f"import pipeline.cli, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert run_python(code).strip() == "[]"
