@@ -36,7 +36,6 @@ _COLOURS = ((220, 60, 60), (60, 200, 60), (60, 80, 220), (200, 200, 60))
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 MakeConfig = Callable[..., BuildConfig]
-RunCode = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 class TinyResNet(nn.Module):

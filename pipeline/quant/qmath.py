@@ -84,23 +84,3 @@ def _outer_bound(counts: Counts, outside: int, first_key: int) -> float:
 def max_range(lowest: float, highest: float) -> Range:
     """Return the range of everything seen, widened to contain zero."""
     return Range(min(lowest, 0.0), max(highest, 0.0))
-
-
-def uint8_parameters(covered: Range) -> tuple[np.float32, np.uint8]:
-    """Return scale (> 0, tensor units a step) and zero point of an asymmetric uint8 quantizer over a range.
-
-    Source: QuantizeLinear, ONNX opset 13: round half to even, then saturate. A range without extent gets scale 1.
-    """
-    step = (covered.high - covered.low) / 255
-    scale = np.float32(step) if step >= np.finfo(np.float32).tiny else np.float32(1)
-    zero_point = np.uint8(np.clip(np.rint(-covered.low / float(scale)), 0, 255))
-    return scale, zero_point
-
-
-def sqnr_db(reference: npt.NDArray[np.float32], noisy: npt.NDArray[np.float32]) -> float:
-    """Return the signal to quantization noise ratio in dB over all elements; +inf where they are equal."""
-    noise = float(np.square(reference.astype(np.float64) - noisy).sum())
-    signal = float(np.square(reference.astype(np.float64)).sum())
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")
