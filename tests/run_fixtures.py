@@ -225,9 +225,9 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 class CommandLine:
     """`python -m pipeline ...` in a session of its own, so that all its processes can be counted."""
 
-    def __init__(self, arguments: Sequence[object], cwd: Path) -> None:
+    def __init__(self, arguments: Sequence[object], cwd: Path, program: Sequence[str] = ("-m", "pipeline")) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stdout=subprocess.PIPE,

@@ -394,6 +394,32 @@ def test_workers_end_when_the_parent_is_killed_before_they_begin(tiny: TinyWorks
     run.assert_nothing_is_left()
 
 
+IDLE_WORKERS = """
+import threading
+from pipeline.processes import run_workers
+
+def wait_forever(task, report, barrier):
+    barrier()
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    run_workers(wait_forever, [0, 1], print)
+"""
+
+
+def test_workers_end_with_a_parent_they_never_speak_to(tmp_path: Path) -> None:
+    (tmp_path / "idle.py").write_text(IDLE_WORKERS)
+    run = CommandLine([], tmp_path, program=("idle.py",))
+    try:
+        run.wait_until(lambda: len(run.workers()) == 2)
+        time.sleep(1)  # past the barrier
+        run.popen.kill()
+        run.popen.wait()
+        run.assert_nothing_is_left()
+    finally:
+        run.kill_all()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_damaged_image_in_the_middle_is_named(
     tiny: TinyWorkspace, many: Path, command: RunCommand, processes: int

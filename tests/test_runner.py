@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_measure_runs_some_rounds_when_the_duration_is_shorter_than_one(tiny: Ti
 def test_measure_stops_all_streams_when_one_fails(tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.runtimes.ort import OnnxRuntimeBackend
 
-    infer, calls = OnnxRuntimeBackend.infer, iter(range(1000))
+    infer, calls = OnnxRuntimeBackend.infer, itertools.count()
 
     def fail_once(backend: OnnxRuntimeBackend, batch: np.ndarray) -> np.ndarray:
         if next(calls) == 20:
