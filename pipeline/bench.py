@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pipeline import hardware, results
 from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import read_datalist
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.figures import Figures, Recorder
 from pipeline.package import Package, check_fits
 from pipeline.progress import progress_bar
 from pipeline.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime, choose
+
+_COMPARED_ROUNDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,37 @@ class Load:
         for flag, value in (("-b", self.batch), ("-i", self.instances), ("-p", self.processes)):
             if not 1 <= value <= 1024:
                 raise ConfigError(f"{flag}: must be in 1..1024, got {value}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Int8 beside float32, measured in turn so that a machine that changes its speed changes both."""
+
+    int8: tuple[Figures, ...]
+    float32: tuple[Figures, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times as fast int8 was, round by round."""
+        rounds = zip(self.int8, self.float32, strict=True)
+        return [round(int8.throughput / float32.throughput, 3) for int8, float32 in rounds]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "int8": [asdict(figures) for figures in self.int8],
+            "float32": [asdict(figures) for figures in self.float32],
+            "ratios": self.ratios,
+            "median_ratio": median(self.ratios),
+        }
+
+    def __str__(self) -> str:
+        int8 = median(figures.throughput for figures in self.int8)
+        float32 = median(figures.throughput for figures in self.float32)
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in self.ratios)
+        return (
+            f"int8 {int8:.1f} images/s, float32 {float32:.1f} images/s (medians); "
+            f"int8 is {median(self.ratios):.2f}x as fast (in turn: {rounds})"
+        )
 
 
 def resolve_preprocess(package: Package, vdsp_params: str | None) -> tuple[PreprocessSpec, list[str]]:
@@ -65,9 +99,29 @@ def check_accuracy_run(datalist: Path, out: Path) -> None:
 
 def run_performance(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> Figures:
     """Measure throughput and latency on prepared synthetic images, `load.instances` requests always in flight."""
+    return _measure(_plan(package, load, spec), limit, package.name)
+
+
+def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> Comparison:
+    """Measure int8 and the build's float32 model in turn, the same load on both.
+
+    Raises:
+        DataError: the float32 model is not on this machine.
+    """
+    model = package.workspace_file("float32_model")
+    if model is None:
+        raise DataError(f"--reference: the float32 model of {package.prefix} is not here; build it on this machine")
     plan = _plan(package, load, spec)
-    total = None if limit.iterations is None else limit.iterations * load.batch
-    with progress_bar(total, f"bench {package.name}", "img") as progress:
+    int8, float32 = [], []
+    for number in range(1, _COMPARED_ROUNDS + 1):
+        int8.append(_measure(plan, limit, f"int8 {number}/{_COMPARED_ROUNDS}"))
+        float32.append(_measure(replace(plan, model=model), limit, f"float32 {number}/{_COMPARED_ROUNDS}"))
+    return Comparison(tuple(int8), tuple(float32))
+
+
+def _measure(plan: Plan, limit: Limit, what: str) -> Figures:
+    total = None if limit.iterations is None else limit.iterations * plan.batch
+    with progress_bar(total, what, "img") as progress:
         recorder = Recorder(progress)
         begun = measure(plan, limit, recorder)
     return recorder.figures(begun, steady=limit.iterations is None)
@@ -103,7 +157,13 @@ def _plan(package: Package, load: Load, spec: PreprocessSpec) -> Plan:
     )
 
 
-def report(package: Package, load: Load, performance: Figures | None, accuracy: Figures | None) -> dict[str, Any]:
+def report(
+    package: Package,
+    load: Load,
+    performance: Figures | None = None,
+    comparison: Comparison | None = None,
+    accuracy: Figures | None = None,
+) -> dict[str, Any]:
     """Return everything of a bench as plain data, for `--json`."""
     return {
         "package": str(package.prefix),
@@ -112,6 +172,7 @@ def report(package: Package, load: Load, performance: Figures | None, accuracy: 
         "machine": hardware.describe(),
         "load": {**asdict(load), "runtime": choose(load.runtime).value},
         "performance": asdict(performance) if performance else None,
+        "comparison": comparison.as_dict() if comparison else None,
         "accuracy_run": asdict(accuracy) if accuracy else None,
     }
 

@@ -148,11 +148,12 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
     parser.add_argument("--datalist", type=Path, metavar="FILE", help="npz files to answer, a path a line")
     parser.add_argument("--path_output", type=Path, metavar="DIR", help="results folder (output)")
-    parser.add_argument(
-        "--duration", type=_positive, default=10.0, metavar="S", help="seconds of the performance run (10)"
-    )
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="measure the build's float32 model too, in turn with int8"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
@@ -164,8 +165,7 @@ def _bench(args: argparse.Namespace) -> None:
     from pipeline.runtimes.base import Runtime, choose
 
     _check_json_path(args.json)
-    if args.iterations is not None and args.iterations < 1:
-        raise ConfigError(f"--iterations: must be at least 1, got {args.iterations}")
+    _check_performance_flags(args)
     load = bench.Load(
         batch=args.batch, instances=args.instances, processes=args.processes, runtime=choose(Runtime(args.runtime))
     )
@@ -185,16 +185,28 @@ def _bench(args: argparse.Namespace) -> None:
     say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
     for note in notes:
         say(f"note: {note}")
-    performance = accuracy = None
-    if args.datalist is None:
-        performance = bench.run_performance(package, load, spec, Limit(args.duration, args.iterations))
+    performance = comparison = accuracy = None
+    limit = Limit(args.duration or Limit.duration_s, args.iterations)
+    if args.reference:
+        comparison = bench.run_comparison(package, load, spec, limit)
+        say("\n".join([*bench.describe(comparison.int8[-1], "performance, last round"), str(comparison)]))
+    elif args.datalist is None:
+        performance = bench.run_performance(package, load, spec, limit)
         say("\n".join(bench.describe(performance, "performance")))
     if datalist is not None:
         accuracy = bench.run_accuracy(package, load, spec, datalist, out)
         if accuracy is not None:
             say("\n".join(bench.describe(accuracy, "from npz to results")))
         say(f"results in {out}/")
-    _write_json(args.json, bench.report(package, load, performance, accuracy))
+    _write_json(args.json, bench.report(package, load, performance, comparison, accuracy))
+
+
+def _check_performance_flags(args: argparse.Namespace) -> None:
+    if args.iterations is not None and args.iterations < 1:
+        raise ConfigError(f"--iterations: must be at least 1, got {args.iterations}")
+    given = [flag for flag in ("reference", "iterations", "duration") if getattr(args, flag)]
+    if args.datalist is not None and given:
+        raise ConfigError(f"--{given[0]}: a run over --datalist ends with its images; leave one of the two out")
 
 
 def _sayer(json_path: Path | None) -> Callable[[str], None]:

@@ -115,3 +115,26 @@ def test_describe_says_rate_latency_and_what_it_ran_on(tiny: TinyWorkspace, tmp_
     assert lines[1].startswith("latency of a request, ms: min ")
     assert "ran on onnxruntime" in lines[2]
     assert lines[3].startswith("thread seconds in: read ")
+
+
+def test_run_comparison_measures_both_models_in_turn(tiny: TinyWorkspace) -> None:
+    compared = bench.run_comparison(tiny.package, load(batch=2), SPEC, Limit(iterations=6))
+    assert [figures.images for figures in (*compared.int8, *compared.float32)] == [12] * 6
+    assert compared.ratios == [
+        round(int8.throughput / float32.throughput, 3)
+        for int8, float32 in zip(compared.int8, compared.float32, strict=True)
+    ]
+    found = json.loads(json.dumps(bench.report(tiny.package, load(batch=2), comparison=compared)))["comparison"]
+    assert found["median_ratio"] == sorted(found["ratios"])[1]
+    assert f"int8 is {found['median_ratio']:.2f}x as fast" in str(compared)
+
+
+def test_run_comparison_says_what_to_do_when_the_float32_model_is_gone(tiny: TinyWorkspace) -> None:
+    model = tiny.package.workspace_file("float32_model")
+    assert model is not None
+    model.unlink()
+    with pytest.raises(DataError) as raised:
+        bench.run_comparison(tiny.package, load(), SPEC, Limit(iterations=1))
+    assert str(raised.value) == (
+        f"--reference: the float32 model of {tiny.prefix} is not here; build it on this machine"
+    )

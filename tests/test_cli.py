@@ -212,6 +212,10 @@ SEE_BENCH = "; see python -m pipeline bench --help\n"
         ("bench --duration 0", f"argument --duration: expected a number > 0, got '0'{SEE_BENCH}"),
         ("bench --duration nan", f"argument --duration: expected a number > 0, got 'nan'{SEE_BENCH}"),
         ("bench --iterations 0", "--iterations: must be at least 1, got 0\n"),
+        (
+            "bench --datalist list.txt --duration 3",
+            "--duration: a run over --datalist ends with its images; leave one of the two out\n",
+        ),
         ("bench --json deploy_weights", "--json deploy_weights: is a folder; give a file\n"),
         (
             "bench --path_output deploy_weights",

@@ -9,7 +9,6 @@ the shorter side sees the same texture whatever the size of the file.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
+
+from pipeline.hardware import available_cores
+from pipeline.processes import sigint_held_back, start_worker
+from pipeline.progress import progress_bar
 
 SAMPLE_CLASSES = 1000
 SPLITS = ("calibration", "evaluation")  # the position is part of an image's seed
@@ -106,29 +108,26 @@ def sample_class_names() -> list[str]:
     return [f"sample {index:04d}: {_describe(class_texture(index))}" for index in range(SAMPLE_CLASSES)]
 
 
-def write_sample(folder: Path, split: str, per_class: int) -> None:
-    """Write `per_class` images of every class as `<folder>/<class folder>/<class folder>_<k>.JPEG`, on all cores."""
-    work = partial(_write_class, folder, split, per_class)
+def write_sample(folder: Path, split: str, classes: Sequence[int] = range(SAMPLE_CLASSES)) -> None:
+    """Write an image of each class as `<folder>/<class folder>/<class folder>_0.JPEG`, on all cores."""
+    work = partial(_write_class, folder, split)
     # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(_usable_cores(), mp_context=spawn) as pool:
-        done = pool.map(work, range(SAMPLE_CLASSES), chunksize=CLASSES_PER_TASK)
-        for _ in tqdm(done, total=SAMPLE_CLASSES, desc=f"{split} images", unit="class"):
-            pass
+    pool = ProcessPoolExecutor(available_cores(), mp_context=spawn, initializer=start_worker)
+    try:
+        with progress_bar(len(classes), f"{split} images", "img") as progress:
+            with sigint_held_back():
+                done = pool.map(work, classes, chunksize=CLASSES_PER_TASK)
+            for _ in done:
+                progress.update()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_class(folder: Path, split: str, per_class: int, class_index: int) -> None:
+def _write_class(folder: Path, split: str, class_index: int) -> None:
     name = class_folder(class_index)
     (folder / name).mkdir(parents=True, exist_ok=True)
-    for image_index in range(per_class):
-        image = sample_image(class_index, image_index, split)
-        image.save(folder / name / f"{name}_{image_index}.JPEG", quality=JPEG_QUALITY)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    sample_image(class_index, 0, split).save(folder / name / f"{name}_0.JPEG", quality=JPEG_QUALITY)
 
 
 def _draw_wave(rng: np.random.Generator) -> Wave:

@@ -7,6 +7,7 @@ model's own if later, batch norms folded into convolutions.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -194,14 +195,22 @@ def run(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32]) -> npt.NDAr
     Raises:
         DataError: the model cannot take this batch.
     """
+    return run_each(model, [batch_nchw])[0]
+
+
+def run_each(model: onnx.ModelProto, batches_nchw: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float32]]:
+    """Return `run` of every batch; the model is loaded once."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
+    outputs = []
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        output: npt.NDArray[np.float32] = session.run(None, {model.graph.input[0].name: batch_nchw})[0]
+        for batch_nchw in batches_nchw:
+            outputs.append(session.run(None, {model.graph.input[0].name: batch_nchw})[0])
     except _RUNTIME_ERRORS as err:
-        raise DataError(f"model does not take a batch of {len(batch_nchw)}: {str(err).strip()}") from None
-    return output
+        size = len(batches_nchw[len(outputs)])
+        raise DataError(f"model does not take a batch of {size}: {str(err).strip()}") from None
+    return outputs
 
 
 def check_batch(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32], path: Path) -> int:
@@ -210,9 +219,8 @@ def check_batch(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32], pat
     Raises:
         DataError: the batch axis is not free, the output is not [N, classes], or holds NaN or Inf.
     """
-    single = [run(model, image[None]) for image in batch_nchw]
     try:
-        together = run(model, batch_nchw)
+        *single, together = run_each(model, [*(image[None] for image in batch_nchw), batch_nchw])
     except DataError as err:
         raise DataError(f"{path}: {err}; export it with a free batch axis") from None
     if together.ndim != 2 or len(together) != len(batch_nchw) or together.shape[1] < 2:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx, nn
-from tqdm import tqdm
+
+from pipeline.progress import progress_bar
 
 Prepare = Callable[[Image.Image], NDArray[np.float32]]  # RGB image -> float32 [3, H, W], as the network wants it
 
-MAX_BRANCH_GAIN = 0.25  # of the norm that ends a residual branch; at 0.35 ResNet-18 loses ten points
 NORM_IMAGES = 24  # whole views that set the norms and tie crops to views; 0.25 s each in a Wide ResNet-50-2
 CROP_PX = 96  # at 64 px, for half the time, a Wide ResNet-50-2 loses over twenty points
 CROP_BATCH = 16
@@ -73,11 +73,11 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-    # Small branches, smaller in deeper networks so that their sum stays below what they are added to: at a gain of 1 a
+    # Together the branches have half the variance of what they are added to, whatever the depth: at a gain of 1 a
     # random network maps two phases of one texture as far apart as two textures.
     branch_norms = _branch_norms(network)
     for norm in branch_norms:
-        nn.init.constant_(norm.weight, min(MAX_BRANCH_GAIN, len(branch_norms) ** -0.5))
+        nn.init.constant_(norm.weight, (2 * len(branch_norms)) ** -0.5)
 
 
 def _branch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
@@ -153,7 +153,7 @@ def _classifier_inputs(network: nn.Module, classifier: nn.Linear, batch_nchw: Te
 def _crop_features(network: nn.Module, classifier: nn.Linear, crops: Iterator[Tensor], count: int) -> Tensor:
     """Return float32 [count, features], computed CROP_BATCH crops at a time."""
     features = torch.empty(count, classifier.in_features)
-    with tqdm(total=count, desc="fitting sample weights", unit="image") as progress:
+    with progress_bar(count, "fit sample weights", "img") as progress:
         for start in range(0, count, CROP_BATCH):
             rows = features[start : start + CROP_BATCH]
             rows[:] = _classifier_inputs(network, classifier, torch.stack([next(crops) for _ in rows]))

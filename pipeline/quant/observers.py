@@ -19,9 +19,9 @@ from pipeline.errors import ArtefactError, DataError
 from pipeline.quant import qmath
 from pipeline.quant.qmath import Counts
 
-# Values counted at a time: small enough that the keys stay in the second-level cache, large enough that adding the
-# 2^18 bins of a chunk costs little beside counting it. Measured: 2^17 20% slower, 2^21 15% slower.
-_CHUNK = 1 << 19
+# Values counted at a time: few enough that they and their keys stay in the cache, enough that adding the bins of a
+# chunk costs little beside counting it. Measured on activations: 2^16 half as fast, 2^17 to 2^19 equal.
+_CHUNK = 1 << 18
 
 
 @dataclass
@@ -35,9 +35,13 @@ class Observer:
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count a float32 array of any shape; C-contiguous, or it is copied."""
         flat = np.ascontiguousarray(values).reshape(-1)
+        # int64, as bincount wants them: it would copy any other kind. That, and adding only as many bins as there are
+        # (a quarter of them for a ReLU), halves the time.
+        keys = np.empty(min(_CHUNK, flat.size), np.int64)
         for start in range(0, flat.size, _CHUNK):
             chunk = flat[start : start + _CHUNK]
-            self.counts += np.bincount(qmath.float_keys(chunk), minlength=qmath.BINS)
+            counted = np.bincount(qmath.float_keys(chunk, out=keys[: chunk.size]))
+            self.counts[: counted.size] += counted
             self.lowest = min(self.lowest, float(chunk.min()))
             self.highest = max(self.highest, float(chunk.max()))
 

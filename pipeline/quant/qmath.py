@@ -30,9 +30,10 @@ class Range:
     high: float
 
 
-def float_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """Return the histogram bin of each value: float32 [n], contiguous -> uint32 [n] in [0, BINS)."""
-    keys: npt.NDArray[np.uint32] = values.view(np.uint32) >> np.uint32(KEY_SHIFT)
+def float_keys(values: npt.NDArray[np.float32], out: Counts | None = None) -> Counts:
+    """Return the histogram bin of each value: float32 [n], contiguous -> int64 [n] in [0, BINS), `out` if given."""
+    keys = np.empty(values.shape, np.int64) if out is None else out
+    np.right_shift(values.view(np.uint32), np.uint32(KEY_SHIFT), out=keys, casting="unsafe")
     return keys
 
 

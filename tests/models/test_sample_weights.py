@@ -99,7 +99,7 @@ def test_fit_sample_weights_repeats_itself_when_the_seed_is_equal(
     assert not torch.equal(other.conv1.weight, fitted.conv1.weight)
 
 
-@pytest.mark.parametrize(("first_depth", "wanted"), [(2, 0.25), (22, 0.2)])
+@pytest.mark.parametrize(("first_depth", "wanted"), [(5, 0.25), (15, 1 / 6)])
 def test_fit_sample_weights_damps_branches_more_when_the_network_is_deep(
     images: list[tuple[Path, int]], first_depth: int, wanted: float
 ) -> None:
