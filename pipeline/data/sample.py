@@ -39,11 +39,11 @@ WAVE_LEVEL = 60.0  # of 255, length of a wave's colour vector
 
 # How images of one class differ: standard deviations.
 ANGLE_JITTER_DEG = 2.0
-CYCLES_JITTER = 0.025  # relative
+CYCLES_JITTER = 0.0245  # relative
 LIGHT_JITTER = 0.05  # relative gain of the whole image
-CAST_JITTER = 0.01  # relative gain of a colour channel
+CAST_JITTER = 0.012  # relative gain of a colour channel
 CONTRAST_JITTER = 0.08  # relative amplitude of a wave
-SHADE_JITTER = 0.05  # relative gain from one edge to the other
+SHADE_JITTER = 0.06  # relative gain from one edge to the other
 NOISE_LEVEL = 10.0  # of 255, each pixel
 
 
