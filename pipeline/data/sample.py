@@ -38,13 +38,13 @@ BASE_LEVEL = (80.0, 176.0)  # of 255, each colour channel
 WAVE_LEVEL = 60.0  # of 255, length of a wave's colour vector
 
 # How images of one class differ: standard deviations.
-ANGLE_JITTER_DEG = 2.0
-CYCLES_JITTER = 0.0245  # relative
-LIGHT_JITTER = 0.05  # relative gain of the whole image
+ANGLE_JITTER_DEG = 2.4
+CYCLES_JITTER = 0.03  # relative
+LIGHT_JITTER = 0.06  # relative gain of the whole image
 CAST_JITTER = 0.012  # relative gain of a colour channel
-CONTRAST_JITTER = 0.08  # relative amplitude of a wave
+CONTRAST_JITTER = 0.096  # relative amplitude of a wave
 SHADE_JITTER = 0.06  # relative gain from one edge to the other
-NOISE_LEVEL = 10.0  # of 255, each pixel
+NOISE_LEVEL = 12.0  # of 255, each pixel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,7 +138,7 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
         for root in (tmp_path / "workspace", tmp_path / "undisturbed")
     ]
     figures = [json.loads((folder / "figures.json").read_text(encoding="utf-8")) for folder in folders]
-    assert [each["resumed_at"] for each in figures] == [12, 0]
+    assert [each["resumed_at"] for each in figures] == [3 * calibrate._BATCH, 0]
     for name in ("observers.npz", "outputs.npy"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
