@@ -1,7 +1,7 @@
 """Streaming observers: what the activations of a float32 model look like over any number of images, in flat memory.
 
-ONNX Runtime's own histogram calibrators keep every activation of every image (about 176 GiB for wide_resnet50_2 at
-256 px and 1000 images). Here each batch is counted into histograms of fixed size and forgotten.
+ONNX Runtime's own histogram calibrators keep every activation of every image. Here each batch is counted into
+histograms of fixed size and forgotten.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.quant import qmath
 from pipeline.quant.qmath import Counts
 
 # Values counted at a time: few enough that they and their keys stay in the cache, enough that adding the bins of a
-# chunk costs little beside counting it. Measured on activations: 2^16 half as fast, 2^17 to 2^19 equal.
+# chunk costs little beside counting it. Measured on random values: 2^16 half as fast, 2^17 to 2^19 equal.
 _CHUNK = 1 << 18
 
 
