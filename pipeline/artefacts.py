@@ -161,22 +161,34 @@ def publish(out: Path, producer: str, *, keep_partial: bool = False) -> Iterator
 
 
 def install(source: Path, target: Path) -> None:
-    """Copy the published folder `source` to `target`, replacing what is there only when the copy is whole."""
-    if is_published(target) and (target / MANIFEST).read_bytes() == (source / MANIFEST).read_bytes():
-        with contextlib.suppress(ArtefactError):
-            verify(target)
-            return
+    """Copy the published folder `source` to `target`, replacing what is there only when the copy is whole.
+
+    Two processes that install to one target take turns, and an equal folder is left as it is: the process that came
+    first may be reading it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    retired = scratch / "retired"
-    try:
-        shutil.copytree(source, scratch / "new")
-        with _exclusive(target.parent / f".{target.name}.lock"):
+    with _exclusive(target.parent / f".{target.name}.lock"):
+        if _is_whole_copy(source, target):
+            return
+        scratch = target.parent / f".{target.name}.partial"
+        _remove(scratch)  # of an install that was killed
+        try:
+            shutil.copytree(source, scratch / "new")
             if target.exists():
-                target.rename(retired)
+                target.rename(scratch / "retired")
             (scratch / "new").rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_whole_copy(source: Path, target: Path) -> bool:
+    if not is_published(target) or (target / MANIFEST).read_bytes() != (source / MANIFEST).read_bytes():
+        return False
+    try:
+        verify(target)
+    except ArtefactError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,25 @@ def test_install_writes_nothing_when_the_target_is_equal(tmp_path: Path) -> None
     before = (target.stat().st_ino, (target / "a.txt").stat().st_mtime_ns)
     install(source, target)
     assert (target.stat().st_ino, (target / "a.txt").stat().st_mtime_ns) == before
+
+
+def test_install_leaves_the_copy_of_a_process_that_came_first(tmp_path: Path) -> None:
+    source, target, ahead = make(tmp_path / "one"), tmp_path / "p", make(tmp_path / "ahead")
+    with (tmp_path / ".p.lock").open("a") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = pool.submit(install, source, target)
+        assert not wait([second], timeout=0.2).done
+        ahead.rename(target)
+        inode = target.stat().st_ino
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        second.result()
+    assert target.stat().st_ino == inode
+
+
+def test_install_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / ".p.partial" / "new").mkdir(parents=True)
+    install(make(tmp_path / "one"), tmp_path / "p")
+    assert [name for name in names(tmp_path) if not name.endswith(".lock")] == ["one", "p"]
 
 
 def test_install_repairs_the_target_when_a_file_of_it_is_damaged(tmp_path: Path) -> None:
