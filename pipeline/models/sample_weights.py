@@ -24,7 +24,7 @@ Prepare = Callable[[Image.Image], NDArray[np.float32]]  # RGB image -> float32 [
 
 NORM_IMAGES = 24  # whole views that set the norms and tie crops to views; 0.25 s each in a Wide ResNet-50-2
 CROP_PX = 96  # at 64 px, for half the time, a Wide ResNet-50-2 loses over twenty points
-CROP_BATCH = 16
+CROP_BATCH = 32
 RIDGE = 0.01  # penalty per sample, in units of a standardised feature's variance
 MEAN_CONFIDENCE = 0.9  # wanted mean of the largest softmax probability; unseen images then reach about 0.7
 

@@ -6,8 +6,8 @@ histograms of fixed size and forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +26,12 @@ _CHUNK = 1 << 18
 
 @dataclass
 class Observer:
-    """Running statistics of one tensor."""
+    """Running statistics of one tensor; threads may add at once."""
 
     counts: Counts = field(default_factory=lambda: np.zeros(qmath.BINS, np.int64))
     lowest: float = float("inf")
     highest: float = float("-inf")
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count a float32 array of any shape; C-contiguous, or it is copied."""
@@ -41,27 +42,27 @@ class Observer:
         for start in range(0, flat.size, _CHUNK):
             chunk = flat[start : start + _CHUNK]
             counted = np.bincount(qmath.float_keys(chunk, out=keys[: chunk.size]))
-            self.counts[: counted.size] += counted
-            self.lowest = min(self.lowest, float(chunk.min()))
-            self.highest = max(self.highest, float(chunk.max()))
+            lowest, highest = float(chunk.min()), float(chunk.max())
+            with self._lock:
+                self.counts[: counted.size] += counted
+                self.lowest = min(self.lowest, lowest)
+                self.highest = max(self.highest, highest)
 
 
 class ObserverSet:
-    """Observers by tensor name, counted in parallel, saved and restored as a whole."""
+    """Observers by tensor name, saved and restored as a whole."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.observers = {name: Observer() for name in names}
 
-    def add(self, values: dict[str, npt.NDArray[np.float32]], pool: ThreadPoolExecutor) -> None:
-        """Count one batch of every tensor.
+    def add(self, values: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Count one batch of every tensor; threads may add at once, in any order, with the same outcome.
 
         Raises:
             DataError: a tensor holds NaN or Inf; it is named.
         """
-        # The largest tensors first: otherwise one of them, started last, would leave the other threads idle.
-        names = sorted(values, key=lambda name: -values[name].size)
-        list(pool.map(lambda name: self.observers[name].add(values[name]), names))
-        for name in values:
+        for name, tensor in values.items():
+            self.observers[name].add(tensor)
             # The extremes would not tell: min() and max() of Python pass over a NaN.
             if qmath.count_not_finite(self.observers[name].counts):
                 raise DataError(

@@ -5,9 +5,11 @@ The outcome does not depend on the calibration mode or the percentile; those onl
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import onnxruntime
 from pipeline import preprocess
 from pipeline.artefacts import whole_file, write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError
@@ -29,8 +31,11 @@ from pipeline.quant.observers import ObserverSet
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
-# Images a pass: all activations of two passes are in memory at once (105 MB an image for wide_resnet50_2 at 256 px).
-_BATCH = 2
+# Threads that each take one image at a time through the network and count it: no thread waits for another, and no pass
+# for its counting. Each holds the activations of its image, 105 MB for wide_resnet50_2 at 256 px; beyond these,
+# cores share the work within an image.
+_MAX_WORKERS = 8
+_ROUND = 32  # images between two looks at the clock for saving
 _SECONDS_BETWEEN_SAVES = 30.0
 
 Float32 = npt.NDArray[np.float32]
@@ -49,25 +54,20 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
     observers, outputs = _resume(out, qdq.observed_tensors(model))
     seen = sum(map(len, outputs))
-    collector = _Collector(model, list(observers.observers))
+    collector = _Collector(model, observers)
     del model
-    progress = progress_bar(len(images), "calibrate", "img", done=seen)
-    with ThreadPoolExecutor(available_cores()) as counting, ThreadPoolExecutor(1) as background, progress:
-        counted: Future[None] | None = None
-        for batch in _batches(cfg.preprocess, images[seen:]):
-            activations, output = collector.run(batch)
-            if counted is not None:
-                counted.result()
-            # Counting overlaps the next pass: NumPy counts under Python's lock, one thread at a time.
-            counted = background.submit(observers.add, activations, counting)
-            outputs.append(output)
-            progress.update(len(batch))
+
+    def observe(image: ImageSource) -> Float32:
+        return collector.observe(preprocess.apply(cfg.preprocess, preprocess.decode(image.content())))
+
+    with _thread_pool(collector.workers) as pool, progress_bar(len(images), "calibrate", "img", done=seen) as progress:
+        for start in range(seen, len(images), _ROUND):
+            for output in pool.map(observe, images[start : start + _ROUND]):
+                outputs.append(output)
+                progress.update()
             if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
-                counted.result()
                 _save(observers, outputs, out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
                 saved = time.perf_counter()
-        if counted is not None:
-            counted.result()
     _save(observers, outputs, out / OBSERVERS, out / OUTPUTS)
     # With the scratch files of `whole_file` that a killed run may have left.
     for leftover in [out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, *out.glob(".*")]:
@@ -101,32 +101,28 @@ def _resume(out: Path, names: Sequence[str]) -> tuple[ObserverSet, list[Float32]
     return ObserverSet(names), []
 
 
-def _batches(spec: PreprocessSpec, images: Sequence[ImageSource]) -> Iterator[Float32]:
-    """Yield float32 [<= _BATCH, C, H, W]; the next batch is decoded while the caller works on this one."""
-
-    def prepare(start: int) -> Float32:
-        part = images[start : start + _BATCH]
-        return np.stack([preprocess.apply(spec, preprocess.decode(image.content())) for image in part])
-
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(prepare, 0) if images else None
-        for start in range(_BATCH, len(images) + _BATCH, _BATCH):
-            assert following is not None
-            batch = following.result()
-            following = pool.submit(prepare, start) if start < len(images) else None
-            yield batch
+@contextmanager
+def _thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool that drops what has not begun when the body fails; its own exit would wait for all of it."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Collector:
-    """The float32 model with every observed tensor as an output, written into two sets of buffers in turn.
+    """The float32 model with every observed tensor as an output, written into buffers that each thread keeps.
 
     Letting ONNX Runtime allocate the outputs of each pass costs a fifth of the pass in page faults.
     """
 
-    def __init__(self, model: onnx.ModelProto, names: Sequence[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, observers: ObserverSet) -> None:
+        self.workers = min(available_cores(), _MAX_WORKERS)
+        self._observers = observers
         self._input = model.graph.input[0].name
         self._output = model.graph.output[0].name
-        self._names = [name for name in names if name != self._input]
+        self._names = [name for name in observers.observers if name != self._input]
         already = {value.name for value in model.graph.output}
         extra = [onnx.ValueInfoProto(name=name) for name in self._names if name not in already]
         # In place, and taken back: each copy of the weights counts (275 MB for wide_resnet50_2).
@@ -134,30 +130,33 @@ class _Collector:
         serialized = model.SerializeToString()
         del model.graph.output[len(already) :]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = available_cores()
+        options.intra_op_num_threads = available_cores() // self.workers
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-        self._buffers: dict[str, Float32] = {}
-        self._spare: dict[str, Float32] = {}
+        self._local = threading.local()
 
-    def run(self, batch: Float32) -> tuple[dict[str, Float32], Float32]:
-        """Return the observed activations of a batch, valid until the call after next, and a copy of the output."""
-        self._buffers, self._spare = self._spare, self._buffers
-        fetched = [*self._names, self._output]
-        # Another batch size has other buffers: not every activation has an image's share in its first axis.
-        if not self._buffers or len(batch) != len(self._buffers[self._output]):
-            made = self._session.run(fetched, {self._input: batch})
-            self._buffers = dict(zip(fetched, made, strict=True))
+    def observe(self, image: Float32) -> Float32:
+        """Run float32 [C, H, W], count its activations, and return a copy of the output, float32 [1, classes].
+
+        Raises:
+            DataError: an activation holds NaN or Inf; it is named.
+        """
+        batch = image[None]
+        buffers: dict[str, Float32] | None = getattr(self._local, "buffers", None)
+        if buffers is None:
+            fetched = dict.fromkeys([*self._names, self._output])
+            made = self._session.run([*fetched], {self._input: batch})
+            buffers = self._local.buffers = dict(zip(fetched, made, strict=True))
         else:
-            self._run_into_buffers(batch, fetched)
-        activations = {name: self._buffers[name] for name in self._names}
-        return {self._input: batch, **activations}, self._buffers[self._output].copy()
+            self._run_into(buffers, batch)
+        self._observers.add({self._input: batch, **{name: buffers[name] for name in self._names}})
+        output: Float32 = buffers[self._output].copy()
+        return output
 
-    def _run_into_buffers(self, batch: Float32, fetched: Sequence[str]) -> None:
+    def _run_into(self, buffers: Mapping[str, Float32], batch: Float32) -> None:
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, batch)
-        for name in fetched:
-            buffer = self._buffers[name]
+        for name, buffer in buffers.items():
             binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
         self._session.run_with_iobinding(binding)

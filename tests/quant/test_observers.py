@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,12 +10,6 @@ import pytest
 from pipeline.errors import ArtefactError, DataError
 from pipeline.quant import observers, qmath
 from pipeline.quant.observers import Observer, ObserverSet
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as threads:
-        yield threads
 
 
 def assert_equal(one: Observer, other: Observer) -> None:
@@ -70,45 +63,52 @@ def test_observer_gives_the_same_when_the_array_is_not_contiguous() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("batch", [0, 2])
-def test_observer_set_names_the_tensor_when_it_holds_nan_or_inf(
-    pool: ThreadPoolExecutor, bad: float, batch: int
-) -> None:
+def test_observer_set_names_the_tensor_when_it_holds_nan_or_inf(bad: float, batch: int) -> None:
     """In the first batch as in a later one, when the extremes are numbers already."""
     seen = ObserverSet(["input", "relu"])
     for number in range(3):
         values = {"input": activations(2), "relu": activations(2)}
         if number < batch:
-            seen.add(values, pool)
+            seen.add(values)
             continue
         values["relu"][1, 2, 3, 4] = bad
         with pytest.raises(DataError) as caught:
-            seen.add(values, pool)
+            seen.add(values)
         assert str(caught.value) == (
             "activation relu: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
         )
         return
 
 
-def test_observer_set_is_the_same_when_saved_and_loaded(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_observer_set_loses_nothing_when_threads_add_at_once() -> None:
+    values = np.random.default_rng(7).normal(0, 3, 100_000).astype(np.float32)
+    once, at_once = Observer(), ObserverSet(["a"])
+    once.add(values)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: at_once.add({"a": values}), range(600)))
+    np.testing.assert_array_equal(at_once.observers["a"].counts, 600 * once.counts)
+
+
+def test_observer_set_is_the_same_when_saved_and_loaded(tmp_path: Path) -> None:
     seen = ObserverSet(["b/Conv:0", "a", "never"])
     for _ in range(2):
-        seen.add({"a": activations(3), "b/Conv:0": -activations(2)}, pool)
+        seen.add({"a": activations(3), "b/Conv:0": -activations(2)})
     seen.save(tmp_path / "observers.npz", images=6)
     loaded, images = ObserverSet.load(tmp_path / "observers.npz")
     assert images == 6
     assert list(loaded.observers) == ["b/Conv:0", "a", "never"]
     for name, observer in seen.observers.items():
         assert_equal(observer, loaded.observers[name])
-    loaded.add({"a": activations(1)}, pool)
-    seen.add({"a": activations(1)}, pool)
+    loaded.add({"a": activations(1)})
+    seen.add({"a": activations(1)})
     assert_equal(seen.observers["a"], loaded.observers["a"])
     assert [path.name for path in tmp_path.iterdir()] == ["observers.npz"]
 
 
-def test_observer_set_writes_equal_bytes_when_it_is_equal(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_observer_set_writes_equal_bytes_when_it_is_equal(tmp_path: Path) -> None:
     for name in ("one.npz", "two.npz"):
         seen = ObserverSet(["a"])
-        seen.add({"a": activations(2)}, pool)
+        seen.add({"a": activations(2)})
         seen.save(tmp_path / name, images=2)
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
@@ -123,9 +123,9 @@ def test_load_says_what_to_do_when_the_file_is_none_of_ours(tmp_path: Path, cont
     assert str(caught.value).endswith("); delete it and build again")
 
 
-def test_load_raises_nothing_else_when_bytes_are_damaged(pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_load_raises_nothing_else_when_bytes_are_damaged(tmp_path: Path) -> None:
     seen = ObserverSet(["a", "b"])
-    seen.add({"a": activations(1)[:, :, :1], "b": np.arange(9, dtype=np.float32)}, pool)
+    seen.add({"a": activations(1)[:, :, :1], "b": np.arange(9, dtype=np.float32)})
     path = tmp_path / "observers.npz"
     seen.save(path, images=1)
     whole = path.read_bytes()

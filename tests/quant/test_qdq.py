@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +37,10 @@ CONVS = (
 def ranges_of(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
     """Return the range of everything seen in a batch, by the collector and observers of the calibration."""
     names = qdq.observed_tensors(model)
-    seen, collector = ObserverSet(names), _Collector(model, names)
-    with ThreadPoolExecutor(1) as pool:
-        for start in range(0, len(batch_nchw), 10):  # the last part is smaller, as in a calibration
-            seen.add(collector.run(batch_nchw[start : start + 10])[0], pool)
+    seen = ObserverSet(names)
+    collector = _Collector(model, seen)
+    for image in batch_nchw:
+        collector.observe(image)
     return {name: max_range(observer.lowest, observer.highest) for name, observer in seen.observers.items()}
 
 

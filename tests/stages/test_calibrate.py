@@ -31,7 +31,7 @@ StartPython = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
-    """What the stages before left; 22 images, so that the last batch is smaller than the others."""
+    """What the stages before left; 22 images."""
     cfg = make_config("dataset.sampler.get_data_num=22")
     folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
     for folder in folders.values():
@@ -99,12 +99,12 @@ def test_run_writes_its_figures_and_leaves_no_partial(
     assert (figures["images"], figures["tensors"], figures["resumed_at"]) == (22, 10, 0)
 
 
-# Saves after every batch; dies after the third save, as hard as a process can.
+# Saves after every other image; dies after the third save, as hard as a process can.
 KILLED = """
 import os, signal, sys
 from pipeline.stages import calibrate
 from pipeline.cli import main
-calibrate._SECONDS_BETWEEN_SAVES = 0.0
+calibrate._SECONDS_BETWEEN_SAVES, calibrate._ROUND = 0.0, 2
 save, saves = calibrate._save, []
 def save_and_die(*arguments):
     save(*arguments)
@@ -138,7 +138,7 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
         for root in (tmp_path / "workspace", tmp_path / "undisturbed")
     ]
     figures = [json.loads((folder / "figures.json").read_text(encoding="utf-8")) for folder in folders]
-    assert [each["resumed_at"] for each in figures] == [3 * calibrate._BATCH, 0]
+    assert [each["resumed_at"] for each in figures] == [6, 0]
     for name in ("observers.npz", "outputs.npy"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
@@ -171,7 +171,7 @@ def test_run_starts_over_when_the_partial_is_of_no_use(
 def test_run_names_the_activation_when_it_overflows(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Weights so large that the float32 model gives Inf inside, from the second batch on."""
+    """Weights so large that the float32 model gives Inf inside."""
     model = onnx.load(inputs["export"] / "model.onnx")
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == model.graph.node[0].input[2])
     values = onnx.numpy_helper.to_array(bias).copy()
