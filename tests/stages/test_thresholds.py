@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     values = np.linspace(-1, 1, 1000, dtype=np.float32)
     values[500] = 50.0
     seen = ObserverSet(["input", "relu"])
-    with ThreadPoolExecutor(1) as pool:
-        seen.add({"input": values, "relu": np.maximum(values, 0)}, pool)
+    seen.add({"input": values, "relu": np.maximum(values, 0)})
     seen.save(folder / "observers.npz", images=1)
     return {"calibrate": folder}
 
