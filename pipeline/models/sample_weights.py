@@ -75,22 +75,23 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()
     # Together the branches have half the variance of what they are added to, whatever the depth: at a gain of 1 a
     # random network maps two phases of one texture as far apart as two textures.
-    branch_norms = _branch_norms(network)
-    for norm in branch_norms:
-        nn.init.constant_(norm.weight, (2 * len(branch_norms)) ** -0.5)
+    ends = _branch_ends(network)
+    with torch.no_grad():
+        for end in ends:
+            end.weight.mul_((2 * len(ends)) ** -0.5)
 
 
-def _branch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """Return the norm that ends each residual branch: of the two sides of an addition, the longer one's."""
+def _branch_ends(network: nn.Module) -> list[nn.BatchNorm2d | nn.Conv2d]:
+    """Return what ends each residual branch, a norm or a convolution: of an addition's two sides, the longer one's."""
     modules = dict(network.named_modules())
     depth: dict[fx.Node, int] = {}
-    found = []
+    found: list[nn.BatchNorm2d | nn.Conv2d] = []
     for node in fx.symbolic_trace(network).graph.nodes:
         depth[node] = 1 + max((depth[source] for source in node.all_input_nodes), default=0)
         if node.target in (operator.add, operator.iadd, torch.add):
             end = max(node.all_input_nodes, key=lambda source: depth[source])
             module = modules.get(str(end.target))
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm2d, nn.Conv2d)):
                 found.append(module)
     return found
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.models import checkpoints
+from pipeline.models import checkpoints, zoo
 
 State = dict[str, Tensor]
 
@@ -101,7 +101,7 @@ def test_read_state_dict_says_which_flag_when_the_file_is_missing(tmp_path: Path
 def test_read_state_dict_lists_suffixes_when_it_is_another(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").write_bytes(b"")
     assert error_of(tmp_path / "weights.h5") == (
-        f"{tmp_path}/weights.h5: unknown kind of checkpoint; wanted one of .pth, .pt, .bin, .safetensors"
+        f"{tmp_path}/weights.h5: unknown kind of checkpoint; wanted one of .pth, .pt, .bin, .safetensors, .pdparams"
     )
 
 
@@ -230,12 +230,34 @@ def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
     )
 
 
-def test_load_strictly_shows_both_shapes_when_the_number_of_classes_differs(state: State) -> None:
+def test_read_state_dict_says_what_to_do_when_the_file_is_a_whole_model(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"")
+    assert error_of(tmp_path / "net.onnx") == (
+        f"{tmp_path}/net.onnx: is a whole model; build it with frontend.type onnx, or give weights alone"
+    )
+
+
+def test_load_strictly_says_how_many_when_the_number_of_classes_differs(state: State) -> None:
     state["fc.weight"], state["fc.bias"] = torch.zeros(7, 4), torch.zeros(7)
     assert load_error(state) == (
-        "w.pth: not a checkpoint of timm tiny: 2 of another shape (first: fc.weight is [7, 4], wanted [5, 4]); "
-        "check frontend.model"
+        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, to "
+        "export: --num_classes 7), or a checkpoint of 5"
     )
+
+
+def test_load_strictly_shows_both_shapes_when_the_classifier_has_other_inputs(state: State) -> None:
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 8), torch.zeros(7)
+    assert "2 of another shape (first: fc.weight is [7, 8], wanted [5, 4])" in load_error(state)
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_load_strictly_names_the_networks_that_a_checkpoint_fits(classes: int) -> None:
+    other = zoo.build_network(zoo.find_model("timm", "resnet34"), classes).state_dict()
+    with pytest.raises(DataError) as caught:
+        checkpoints.load_strictly(
+            zoo.build_network(zoo.find_model("timm", "resnet18")), other, Path("w.pth"), "timm resnet18"
+        )
+    assert str(caught.value).endswith("; it fits torchvision resnet34, timm resnet34")
 
 
 def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State) -> None:

@@ -71,10 +71,6 @@ def test_state_dict_has_the_names_and_shapes_of_released_checkpoints(library: st
     assert not [key for key in state if key.endswith(("conv1.bias", "conv2.bias", "conv3.bias", "downsample.0.bias"))]
 
 
-def test_every_named_model_has_a_golden_row() -> None:
-    assert {model.name for model in zoo.MODELS} == set(GOLDEN)
-
-
 def test_basic_block_refuses_a_width_of_its_own() -> None:
     with pytest.raises(ValueError, match="base_width must be 64, got 128"):
         resnet.BasicBlock(8, 8, 1, None, 128)

@@ -365,7 +365,7 @@ FAMILIES: dict[str, tuple[nn.Module, int]] = {
     "Darknet": (nn.Sequential(unit(3, 8, nn.LeakyReLU()), unit(8, 8, nn.PReLU()), *head(8)), 3),
     "DenseNet": (
         nn.Sequential(unit(3, 8, nn.ReLU()), Dense(), nn.BatchNorm2d(16), nn.ReLU(), nn.AvgPool2d(2), *head(16)),
-        3,
+        5,  # with two norms that no convolution takes in
     ),
     "ShuffleNet": (nn.Sequential(unit(3, 8, nn.ReLU()), Shuffle(), *head(8)), 3),
     "SqueezeNet": (nn.Sequential(unit(3, 8, nn.ReLU()), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 2),
@@ -387,6 +387,58 @@ def test_insert_qdq_quantizes_every_layer_of_other_families(name: str, batch_nch
     assert qdq.count_quantized(int8) == {"weighted": weighted, "quantized": weighted}
     expected = onnx_classifier.run(model, batch_nchw)
     assert 0 < onnx_classifier.relative_error(expected, onnx_classifier.run(int8, batch_nchw)) < 0.05
+
+
+class PreActivation(nn.Module):
+    """The inner block of an iResNet: nothing but a convolution before the addition, a norm of its own before that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn0, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(torch.relu(self.bn0(x)))
+
+
+@pytest.fixture(scope="module")
+def norm_model(batch_nchw: Float32) -> onnx.ModelProto:
+    torch.manual_seed(9)
+    network = nn.Sequential(unit(3, 8, nn.ReLU()), PreActivation(), nn.BatchNorm2d(8), nn.ReLU(), *head(8))
+    with torch.no_grad():
+        network.train()(torch.from_numpy(batch_nchw))
+        for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+            nn.init.uniform_(norm.weight, -2, 2)  # channels far apart, which one scale for all would not stand
+            nn.init.uniform_(norm.bias, -1, 1)
+    return exporter.to_onnx(network, (3, 32, 32))
+
+
+def operators(model: onnx.ModelProto, kind: str) -> list[str]:
+    return [node.name for node in model.graph.node if node.op_type == kind]
+
+
+def test_insert_qdq_computes_norms_that_stand_alone_in_int8(norm_model: onnx.ModelProto, batch_nchw: Float32) -> None:
+    norms = operators(norm_model, "BatchNormalization")
+    assert len(norms) == 2
+    ranges = ranges_of(norm_model, batch_nchw)
+    int8 = qdq.insert_qdq(norm_model, ranges, per_channel=True)
+    in_float = qdq.insert_qdq(norm_model, ranges, per_channel=True, float_layers=norms)
+    assert (operators(int8, "BatchNormalization"), operators(in_float, "BatchNormalization")) == ([], norms)
+    assert qdq.count_quantized(int8) == {"weighted": 5, "quantized": 5}
+    graph = Graph(int8)
+    for name in norms:
+        assert [node.op_type for node in graph.readers(graph.nodes[name].output[0])] == ["QuantizeLinear"]
+    expected = onnx_classifier.run(norm_model, batch_nchw)
+    errors = [
+        onnx_classifier.relative_error(expected, onnx_classifier.run(each, batch_nchw)) for each in (int8, in_float)
+    ]
+    assert 0 < errors[0] < 1.2 * errors[1]
+
+
+def test_insert_qdq_leaves_norms_in_float_when_weights_share_a_scale(
+    norm_model: onnx.ModelProto, batch_nchw: Float32
+) -> None:
+    int8 = qdq.insert_qdq(norm_model, ranges_of(norm_model, batch_nchw), per_channel=False)
+    assert len(operators(int8, "BatchNormalization")) == 2
 
 
 def test_find_layers_gives_names_for_numbers_and_names(tiny_model: onnx.ModelProto) -> None:

@@ -1,0 +1,78 @@
+"""The table that `models` prints: what is known of each network, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.models.zoo import MODELS, Model
+
+_COLUMNS = (
+    f"{'':12} {'':21} {'':>4} {'counted':>15} {'in the documents':>30}\n"
+    f"{'library':12} {'model':21} {'px':>4} {'params M':>8} {'MACs G':>6} {'params M':>8} {'flops G':>7} {'top-1':>6} "
+    f"{'top-5':>6} weights"
+)
+_NOTE = (
+    "MACs: multiply-accumulates of convolutions and the classifier at px x px. The documents count flops otherwise:\n"
+    "of the Wide ResNets, MACs with norms and pools; of PaddleClas's, about twice the MACs; iResNets, 2.24 times.\n"
+    "weights: auto: `--weights auto` downloads them; by hand: no hash is known, `models --json` has the address."
+)
+
+
+def select(words: Sequence[str]) -> list[Model]:
+    """Return the networks whose library or name holds any of the words; all of them if there are none.
+
+    Raises:
+        ConfigError: none does.
+    """
+    folded = [word.casefold() for word in words]
+    found = [
+        model
+        for model in MODELS
+        if not folded or any(word in f"{model.library} {model.name}".casefold() for word in folded)
+    ]
+    if not found:
+        raise ConfigError(f"models {' '.join(words)}: no network of that name; `models` without words lists all")
+    return found
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """Return what is known of a network, as plain data; counting takes a fraction of a second."""
+    from pipeline.models import cost
+
+    counted = cost.count(model)
+    return {
+        "library": model.library,
+        "model": model.name,
+        "size": model.size,
+        "params": counted.params,
+        "macs": counted.macs,
+        "documents": {"params_m": model.params, "flops_g": model.flops, "top1": model.top1, "top5": model.top5},
+        "url": model.url,
+        "sha256": model.sha256,
+    }
+
+
+def lines(models: Sequence[Model]) -> Iterator[str]:
+    """Yield the table, a line as soon as it is known."""
+    yield _COLUMNS
+    for model in models:
+        row = facts(model)
+        documents = row["documents"]
+        weights = "auto" if row["url"] and row["sha256"] else "by hand" if row["url"] else "-"
+        yield (
+            f"{model.library:12} {model.name:21} {model.size:4} {row['params'] / 1e6:8.3f} {row['macs'] / 1e9:6.3f} "
+            f"{_or_dash(documents['params_m'], 8, 3)} {_or_dash(documents['flops_g'], 7, 3)} "
+            f"{_or_dash(documents['top1'], 6, 2)} {_or_dash(documents['top5'], 6, 2)} {weights}"
+        )
+    yield _NOTE
+
+
+def as_json(models: Sequence[Model]) -> str:
+    return json.dumps([facts(model) for model in models], indent=1)
+
+
+def _or_dash(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"

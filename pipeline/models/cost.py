@@ -1,0 +1,39 @@
+"""What a network costs: parameters and multiply-accumulates, counted on shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models import zoo
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and multiply-accumulates of one image, a convolution's and a linear layer's only."""
+
+    params: int
+    macs: int
+
+
+def count(model: zoo.Model, num_classes: int = 1000) -> Cost:
+    """Count a network of the table at its own image size, without making its weights.
+
+    What others print as "flops" is this number, twice it, or it with norms, ReLUs and pools added.
+    """
+    with torch.device("meta"), torch.inference_mode():
+        network = zoo.build_network(model, num_classes)
+        macs = 0
+
+        def add(module: nn.Module, inputs: object, output: Tensor) -> None:
+            nonlocal macs
+            assert isinstance(module, (nn.Conv2d, nn.Linear))
+            macs += output.numel() * module.weight[0].numel()  # a weight's row makes one value of the output
+
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(add)
+        network(torch.empty(1, 3, model.size, model.size))
+    return Cost(sum(parameter.numel() for parameter in network.parameters()), macs)

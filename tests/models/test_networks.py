@@ -1,0 +1,95 @@
+"""Every network of the table against its original: names, shapes, and answers for seeded weights.
+
+`golden_networks.json.gz` was written by running the originals: torchvision 0.29.2, timm 0.6.5, iduta/iresnet and
+PaddleClas 2.6 on paddlepaddle 3.3.1. It holds for each network the names and shapes of its checkpoint (1000 classes,
+as the original spells them) and the ten logits of a build with ten classes, of weights and an image made by `seeded`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models import exporter, onnx_classifier, zoo
+
+GOLDEN: dict[str, Any] = json.loads(gzip.decompress((Path(__file__).parent / "golden_networks.json.gz").read_bytes()))
+SIDE = 72  # px; the last stages then see odd sizes, where averages at the border differ between libraries
+
+
+def golden(model: zoo.Model) -> dict[str, Any]:
+    """The ssld checkpoints belong to networks that have a row of their own."""
+    name = model.name.removeprefix("Fix_").removesuffix("_ssld")
+    found: dict[str, Any] = GOLDEN[f"{model.library}/{name}"]
+    return found
+
+
+def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if len(shape) == 4:
+        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    elif len(shape) == 2:
+        values = rng.standard_normal(shape) * 0.05
+    elif name.endswith("running_var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif name.endswith("weight"):
+        values = rng.uniform(0.3, 0.7, shape)
+    else:
+        values = rng.standard_normal(shape) * 0.1
+    return values.astype(np.float32)
+
+
+def as_torch_names(tensors: list[tuple[str, list[int]]], library: str) -> dict[str, tuple[int, ...]]:
+    """PaddleClas calls a norm's statistics otherwise and stores a linear layer as [in, out]."""
+    if library != "paddleclas":
+        return {name: tuple(shape) for name, shape in tensors}
+    renamed = {name.replace("._mean", ".running_mean").replace("._variance", ".running_var"): s for name, s in tensors}
+    return {name: tuple(reversed(shape)) if len(shape) == 2 else tuple(shape) for name, shape in renamed.items()}
+
+
+def identify(model: zoo.Model) -> str:
+    return f"{model.library}-{model.name}"
+
+
+@pytest.mark.parametrize("model", zoo.MODELS, ids=identify)
+def test_network_has_the_names_and_shapes_of_the_original(model: zoo.Model) -> None:
+    with torch.device("meta"):
+        network = zoo.build_network(model)
+    found = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    counters = {name for name in found if name.endswith("num_batches_tracked")}
+    wanted = as_torch_names(golden(model)["tensors"], model.library)
+    assert {name: shape for name, shape in found.items() if name not in counters} == wanted
+
+
+DISTINCT = [model for model in zoo.MODELS if "ssld" not in model.name]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, id=identify(model), marks=[pytest.mark.slow] if max(model.depths) > 6 else [])
+        for model in DISTINCT
+    ],
+)
+def test_network_answers_like_the_original(model: zoo.Model) -> None:
+    network = zoo.build_network(model, num_classes=10)
+    state = network.state_dict()
+    network.load_state_dict(
+        {
+            name: value if name.endswith("num_batches_tracked") else torch.from_numpy(seeded(name, tuple(value.shape)))
+            for name, value in state.items()
+        }
+    )
+    image = np.random.default_rng(SIDE).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
+    wanted = np.array([golden(model)["output"]], np.float32)
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(image)).numpy()
+    assert onnx_classifier.relative_error(wanted, answer) < 1e-5
+    exported = exporter.to_onnx(network, (3, SIDE, SIDE))
+    assert onnx_classifier.relative_error(wanted, onnx_classifier.run(exported, image)) < 1e-5

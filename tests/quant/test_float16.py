@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from pipeline.models import onnx_classifier
+from pipeline.quant.float16 import to_float16
+
+
+def with_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx_classifier.append_softmax(copy)
+    return copy
+
+
+def test_to_float16_keeps_inputs_answers_and_the_softmax_in_float32(
+    tiny_model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32]
+) -> None:
+    source = with_softmax(tiny_model)
+    before = source.SerializeToString()
+    model = to_float16(source)
+    onnx.checker.check_model(model, full_check=True)
+    assert source.SerializeToString() == before
+    values = [*model.graph.input, *model.graph.output]
+    assert {value.type.tensor_type.elem_type for value in values} == {TensorProto.FLOAT}
+    assert not [weight.name for weight in model.graph.initializer if weight.data_type == TensorProto.FLOAT]
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    cast = next(node for node in model.graph.node if softmax.input[0] in node.output)
+    assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
+    expected, found = onnx_classifier.run(source, batch_nchw), onnx_classifier.run(model, batch_nchw)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)  # float16 would give 1 to three digits
+
+
+def test_to_float16_cuts_and_rounds_without_a_word(tiny_model: onnx.ModelProto) -> None:
+    source = onnx.ModelProto()
+    source.CopyFrom(tiny_model)
+    weight = next(tensor for tensor in source.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[:2] = (1e-12, 1e9)
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = to_float16(source)
+    cut = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == weight.name))
+    assert np.isfinite(cut).all()
+    assert abs(cut.flat[0]) < 1e-7
+    assert cut.flat[1] == 65504

@@ -1,0 +1,107 @@
+"""Which checkpoint the export stage takes, `auto` among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline import build
+from pipeline.config.build_config import AUTO, Frontend, FrontendConfig
+from pipeline.config.build_file import load_build_file
+from pipeline.errors import ConfigError, DataError
+from pipeline.export_model import export_model
+from pipeline.models import downloads, zoo
+from pipeline.stages import export
+
+
+def frontend(kind: Frontend, model: str | None, checkpoint: Path | None) -> FrontendConfig:
+    return FrontendConfig(type=kind, model=model, checkpoint=checkpoint, shape=(1, 3, 32, 32))
+
+
+def error_of(config: FrontendConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        export.check(config)
+    return str(caught.value)
+
+
+def test_check_says_so_when_a_model_is_given_for_weights() -> None:
+    assert error_of(frontend(Frontend.TIMM, "resnet18", Path("net.onnx"))) == (
+        "frontend.checkpoint: net.onnx is a whole model, a frontend of type timm wants weights alone; set "
+        "frontend.type to onnx, or give another file"
+    )
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.pdparams"])
+def test_check_says_so_when_weights_are_given_for_a_model(name: str) -> None:
+    assert error_of(frontend(Frontend.ONNX, None, Path(name))) == (
+        f"frontend.checkpoint: {name} holds weights alone, a frontend of type onnx wants a whole model; set "
+        "frontend.type and frontend.model to the network's, or give an .onnx file"
+    )
+
+
+def test_check_says_so_when_auto_has_no_network() -> None:
+    assert error_of(frontend(Frontend.ONNX, None, AUTO)) == (
+        "frontend.checkpoint: auto, but a frontend of type onnx has no published file; give one"
+    )
+
+
+def test_check_says_so_when_auto_has_no_hash() -> None:
+    assert "has no published sha256" in error_of(frontend(Frontend.PADDLECLAS, "ResNet50", AUTO))
+    assert "no published checkpoint" in error_of(frontend(Frontend.OFFICIAL, "iresnet18", AUTO))
+
+
+def test_check_accepts_auto_where_the_table_has_an_address() -> None:
+    export.check(frontend(Frontend.TIMM, "resnet18", AUTO))
+
+
+def test_build_check_refuses_auto_with_sample_images(tmp_path: Path) -> None:
+    cfg = load_build_file("timm_wideres.yaml", extra={"frontend.checkpoint": "auto"})
+    assert not cfg.uses_sample
+    with pytest.raises(ConfigError, match="real weights cannot be calibrated on sample images; give --dataset DIR"):
+        build.check(cfg)
+    build.check(
+        load_build_file("timm_wideres.yaml", extra={"frontend.checkpoint": "auto", "dataset.path": str(tmp_path)})
+    )
+
+
+def test_identity_of_auto_is_that_of_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"weights"
+    row = dataclasses.replace(
+        zoo.find_model("timm", "wide_resnet50_2"),
+        url="https://127.0.0.1/net.pth",
+        sha256=hashlib.sha256(content).hexdigest()[:8],
+    )
+    monkeypatch.setattr(zoo, "find_model", lambda library, name: row)
+    monkeypatch.setenv(downloads.FOLDER_VARIABLE, str(tmp_path))
+    cached = tmp_path / "timm" / "net.pth"
+    cached.parent.mkdir()
+    cached.write_bytes(content)
+    by_name, by_path, other = (
+        load_build_file("timm_wideres.yaml", extra={"frontend.checkpoint": str(path)})
+        for path in (AUTO, cached, tmp_path / "other.pth")
+    )
+    (tmp_path / "other.pth").write_bytes(b"other")
+    assert export.identity(by_name) == export.identity(by_path)
+    assert export.identity(by_name) != export.identity(other)
+
+
+def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(row: zoo.Model, where: str) -> Path:
+        raise DataError(f"{where}: {row.library} {row.name} cannot be reached")
+
+    monkeypatch.setattr(downloads, "fetch", fail)
+    workspace = tmp_path / "deploy_weights"
+    flags = {"frontend.checkpoint": "auto", "dataset.path": str(tmp_path), "workspace.path": str(workspace)}
+    said: list[str] = []
+    with pytest.raises(DataError, match=r"frontend\.checkpoint: timm wide_resnet50_2 cannot be reached"):
+        build.build(load_build_file("timm_wideres.yaml", extra=flags), said.append)
+    assert said == []
+    assert not workspace.exists()
+
+
+def test_export_model_names_its_flag_when_auto_has_no_hash(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--pretrained_weights: auto, but https://"):
+        export_model("paddleclas", "ResNet50", 64, tmp_path, AUTO)
