@@ -38,32 +38,33 @@ class Load:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Int8 beside float32, measured in turn so that a machine that changes its speed changes both."""
+    """A package beside float32, measured in turn so that a machine that changes its speed changes both."""
 
-    int8: tuple[Figures, ...]
+    precision: str  # of the package: int8, fp16, fp32
+    package: tuple[Figures, ...]
     float32: tuple[Figures, ...]
 
     @property
     def ratios(self) -> list[float]:
-        """How many times as fast int8 was, round by round."""
-        rounds = zip(self.int8, self.float32, strict=True)
-        return [round(int8.throughput / float32.throughput, 3) for int8, float32 in rounds]
+        """How many times as fast the package was, round by round."""
+        rounds = zip(self.package, self.float32, strict=True)
+        return [round(package.throughput / float32.throughput, 3) for package, float32 in rounds]
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "int8": [asdict(figures) for figures in self.int8],
+            self.precision: [asdict(figures) for figures in self.package],
             "float32": [asdict(figures) for figures in self.float32],
             "ratios": self.ratios,
             "median_ratio": median(self.ratios),
         }
 
     def __str__(self) -> str:
-        int8 = median(figures.throughput for figures in self.int8)
+        package = median(figures.throughput for figures in self.package)
         float32 = median(figures.throughput for figures in self.float32)
         rounds = ", ".join(f"{ratio:.2f}" for ratio in self.ratios)
         return (
-            f"int8 {int8:.1f} images/s, float32 {float32:.1f} images/s (medians); "
-            f"int8 is {median(self.ratios):.2f}x as fast (in turn: {rounds})"
+            f"{self.precision} {package:.1f} images/s, float32 {float32:.1f} images/s (medians); "
+            f"{self.precision} is {median(self.ratios):.2f}x as fast (in turn: {rounds})"
         )
 
 
@@ -76,7 +77,7 @@ def resolve_preprocess(package: Package, vdsp_params: str | None) -> tuple[Prepr
     spec = package.preprocess()
     if vdsp_params is None:
         return spec, []
-    given = load_vdsp(vdsp_params)
+    given = load_vdsp(vdsp_params, package.input_chw[1:])
     check_fits(package, given, vdsp_params)
     differs = difference(spec, given)
     notes = [f"{vdsp_params} differs from the preprocessing the package was calibrated with: {differs}"]
@@ -103,7 +104,7 @@ def run_performance(package: Package, load: Load, spec: PreprocessSpec, limit: L
 
 
 def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> Comparison:
-    """Measure int8 and the build's float32 model in turn, the same load on both.
+    """Measure the package and the build's float32 model in turn, the same load on both.
 
     Raises:
         DataError: the float32 model is not on this machine.
@@ -112,11 +113,11 @@ def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Li
     if model is None:
         raise DataError(f"--reference: the float32 model of {package.prefix} is not here; build it on this machine")
     plan = _plan(package, load, spec)
-    int8, float32 = [], []
+    measured, float32 = [], []
     for number in range(1, _COMPARED_ROUNDS + 1):
-        int8.append(_measure(plan, limit, f"int8 {number}/{_COMPARED_ROUNDS}"))
+        measured.append(_measure(plan, limit, f"{package.precision} {number}/{_COMPARED_ROUNDS}"))
         float32.append(_measure(replace(plan, model=model), limit, f"float32 {number}/{_COMPARED_ROUNDS}"))
-    return Comparison(tuple(int8), tuple(float32))
+    return Comparison(package.precision, tuple(measured), tuple(float32))
 
 
 def _measure(plan: Plan, limit: Limit, what: str) -> Figures:
@@ -137,6 +138,7 @@ def run_accuracy(package: Package, load: Load, spec: PreprocessSpec, datalist: P
     plan = _plan(package, load, spec)
     run = {
         "package": str(package.prefix.absolute()),
+        "precision": package.precision,
         "model_sha256": package.digest,
         "sample": package.uses_sample,
         "runtime": plan.runtime.value,

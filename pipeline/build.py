@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.artefacts import fingerprint, install, is_published, publish, read_manifest
 from pipeline.config.build_file import BuildConfig, Precision
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.package import open_package
-from pipeline.stages import calibrate, calibset, export, image2npz, package, quantize, sample, thresholds
+from pipeline.stages import calibrate, calibset, convert, export, image2npz, package, quantize, sample, thresholds
 from pipeline.stages.artefact_names import FIGURES
 
 Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
@@ -33,19 +33,34 @@ class Stage:
     version: int = 1  # raised when the same inputs start to give other bytes
 
 
+def _is_int8(cfg: BuildConfig) -> bool:
+    return cfg.backend.dtype is Precision.INT8
+
+
+def _is_float(cfg: BuildConfig) -> bool:
+    return not _is_int8(cfg)
+
+
+def _has_images(cfg: BuildConfig) -> bool:
+    """Float packages need none; where there are some, they label the classes and check the model."""
+    return cfg.uses_sample or cfg.dataset.path is not None
+
+
 def _has_evaluation(cfg: BuildConfig) -> bool:
     return cfg.uses_sample or cfg.evaluation.path is not None
 
 
+_PACKED = ("calibset", "export", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
-    Stage("calibset", ("sample",), calibset.identity, calibset.run),
+    Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
     Stage("export", ("calibset",), export.identity, export.run),
-    Stage("calibrate", ("export", "calibset"), calibrate.identity, calibrate.run, keep_partial=True),
-    Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run),
-    Stage("quantize", ("export", "calibset", "calibrate", "thresholds"), quantize.identity, quantize.run),
+    Stage("calibrate", ("export", "calibset"), calibrate.identity, calibrate.run, _is_int8, keep_partial=True),
+    Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
+    Stage("quantize", ("export", "calibset", "calibrate", "thresholds"), quantize.identity, quantize.run, _is_int8),
+    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
-    Stage("package", ("calibset", "export", "thresholds", "quantize", "image2npz"), package.identity, package.run),
+    Stage("package", _PACKED, package.identity, package.run),
 )
 
 
@@ -64,9 +79,6 @@ def check(cfg: BuildConfig) -> None:
     Raises:
         PipelineError: files are missing, sample and real data would mix, or something is not available.
     """
-    if cfg.backend.dtype is not Precision.INT8:
-        raise ConfigError(f"backend.dtype: {cfg.backend.dtype.value} packages are not available yet; wanted int8")
-    thresholds.check_mode(cfg.backend.quantize.calibrate_mode)
     cfg.check_inputs()
     export.check(cfg.frontend)
 
@@ -83,6 +95,7 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     """
     check(cfg)
     begun = time.perf_counter()
+    export.with_weights(cfg.frontend)  # a download that fails does so before hours of other work
     workspace = cfg.workspace.path.absolute()
     rows = [stage for stage in STAGES if stage.when(cfg)]
     done: dict[str, Path] = {}
@@ -142,13 +155,14 @@ def summary(built: Built) -> list[str]:
     """Return the lines that end a build."""
     package = open_package(built.prefix)
     report = package.report()
-    layers = report["layers"]
+    layers = report.get("layers")
+    counts_of_layers = f" {layers['quantized']} of {layers['weighted']} layers" if layers else ""
     agreement = ", ".join(
         f"{counts['agreeing']}/{counts['images']} in {runtime}" for runtime, counts in report["agreement"].items()
     )
     size = package.model.stat().st_size / 1e6
     return [
-        f"int8 {layers['quantized']} of {layers['weighted']} layers, {size:.1f} MB; "
-        f"answers of float32 on calibration images: {agreement}",
+        f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
+        f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
         f"package {built.prefix}   ({built.seconds:.1f} s)",
     ]

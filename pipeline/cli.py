@@ -75,7 +75,9 @@ def _add_build(commands: Any) -> None:
         "python -m pipeline build timm_wideres.yaml",
     )
     parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (frontend.checkpoint)")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint, or auto: the published one (frontend.checkpoint)"
+    )
     parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
     parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
     parser.add_argument(
@@ -152,9 +154,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
     )
-    parser.add_argument(
-        "--reference", action="store_true", help="measure the build's float32 model too, in turn with int8"
-    )
+    parser.add_argument("--reference", action="store_true", help="measure the build's float32 model too, in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
@@ -189,7 +189,7 @@ def _bench(args: argparse.Namespace) -> None:
     limit = Limit(args.duration or Limit.duration_s, args.iterations)
     if args.reference:
         comparison = bench.run_comparison(package, load, spec, limit)
-        say("\n".join([*bench.describe(comparison.int8[-1], "performance, last round"), str(comparison)]))
+        say("\n".join([*bench.describe(comparison.package[-1], "performance, last round"), str(comparison)]))
     elif args.datalist is None:
         performance = bench.run_performance(package, load, spec, limit)
         say("\n".join(bench.describe(performance, "performance")))
@@ -242,7 +242,9 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--result_path", type=Path, required=True, metavar="DIR", help="results folder of bench")
     parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
-    parser.add_argument("--label", type=Path, metavar="FILE", help="class names, a line a class (the package's)")
+    parser.add_argument(
+        "--label", type=Path, metavar="FILE", help="class names, a line a class (the package's), or as --val_label"
+    )
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
     parser.add_argument(
         "--reference",
@@ -286,7 +288,9 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--model_name", required=True, help="as `models` lists it")
     parser.add_argument("--size", type=int, default=224, help="height and width of the input, px (224)")
     parser.add_argument("--save_dir", type=Path, default=Path("onnx"), metavar="DIR", help="folder of the model (onnx)")
-    parser.add_argument("--pretrained_weights", type=Path, required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument(
+        "--pretrained_weights", type=Path, required=True, metavar="FILE", help="checkpoint, or auto: the published one"
+    )
     parser.add_argument("--num_classes", type=int, default=1000, help="classes of the checkpoint (1000)")
 
 
@@ -383,15 +387,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _add_models(commands: Any) -> None:
-    _command(commands, "models", _models, "list the known networks", "python -m pipeline models")
+    parser = _command(commands, "models", _models, "list the known networks", "python -m pipeline models iresnet")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only networks whose library or name holds a word")
+    parser.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
 
 
 def _models(args: argparse.Namespace) -> None:
-    from pipeline.models.zoo import MODELS
+    from pipeline import model_table
 
-    print(
-        f"{'library':12} {'model':18} {'top-1':>7} {'top-5':>7}  (published, %, where the documents name a checkpoint)"
-    )
-    for model in MODELS:
-        shown = [f"{value:7.3f}" if value is not None else f"{'-':>7}" for value in (model.top1, model.top5)]
-        print(f"{model.library:12} {model.name:18} {shown[0]} {shown[1]}")
+    models = model_table.select(args.words)
+    for line in [model_table.as_json(models)] if args.json else model_table.lines(models):
+        print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Eval: top-1 and top-5 of a run, and what int8 changed against float32 on the same images."""
+"""Eval: top-1 and top-5 of a run, and what a package changed against float32 on the same images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from pipeline.data.labels import (
     ClassInfo,
     classes_of,
     ground_truth,
+    image_stem,
     imagenet_classes,
     read_label_list,
     read_lines,
     sample_key,
+    usual_classes,
 )
 from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.errors import DataError
@@ -32,6 +34,7 @@ from pipeline.runner import Plan, Sample
 from pipeline.runtimes.base import Runtime, choose
 
 _TOP = 5
+_LABELS = "data_prep"  # the folder of the shipped class names
 _RESULTS_AT_ONCE = 256  # scores of so many samples fit the cache
 _Z95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 _REFERENCE_BATCH = 8
@@ -95,6 +98,11 @@ class Evaluation:
     reference: Comparison | None
     notes: tuple[str, ...]
 
+    @property
+    def precision(self) -> str:
+        """What the answers were computed in: int8, fp16, fp32. Results that do not say are taken for int8."""
+        return str(self.facts.get("precision", "int8"))
+
 
 def load_ranks(samples: Sequence[Sample], class_count: int) -> Ranks:
     """Return the best classes of every result.
@@ -153,7 +161,7 @@ class Request:
 
     result_path: Path
     datalist: Path | None = None
-    label: Path | None = None  # class names, a line a class; those of the package where none is given
+    label: Path | None = None  # class names, a line a class (the package's); or lines `name index`, as `val_label`
     val_label: Path | None = None
     reference: bool | None = None  # None: up to `_REFERENCE_UNASKED` images
 
@@ -167,8 +175,14 @@ def evaluate(request: Request) -> Evaluation:
     datalist = read_datalist(request.datalist) if request.datalist else None
     run = results.read_run(request.result_path, datalist)
     package = _package_of(run.facts)
-    classes = _classes(request.label, package)
-    truth_by_key = ground_truth([s.image for s in run.samples], classes, request.val_label, _known(package))
+    labels = _lines_of(request.label)
+    val_label = request.val_label
+    if _are_ground_truth(labels, run.samples):
+        classes = package.classes() if package else usual_classes(read_result_npz(run.samples[0].result).shape[1])
+        val_label = val_label or request.label
+    else:
+        classes = _classes(request.label, labels, package)
+    truth_by_key = ground_truth([s.image for s in run.samples], classes, val_label, _known(package))
     keys = [sample_key(sample.image) for sample in run.samples]
     truth = np.array([truth_by_key[key] for key in keys], np.intp)
     ranks = load_ranks(run.samples, len(classes))
@@ -205,14 +219,24 @@ def _package_of(facts: Mapping[str, Any]) -> Package | None:
     return package
 
 
-def _classes(label: Path | None, package: Package | None) -> tuple[ClassInfo, ...]:
+def _lines_of(label: Path | None) -> list[str]:
+    return [] if label is None else [line for line in read_lines(find_file(label, _LABELS)) if line.strip()]
+
+
+def _are_ground_truth(lines: Sequence[str], samples: Sequence[Sample]) -> bool:
+    """Tell lines `name index` of these images, which the documents' own script takes as `--label`, from class names."""
+    stems = {sample.image.stem for sample in samples}
+    fields = [line.rsplit(None, 1) for line in lines]
+    return any(len(part) == 2 and part[1].isdigit() and image_stem(part[0]) in stems for part in fields)
+
+
+def _classes(label: Path | None, names: Sequence[str], package: Package | None) -> tuple[ClassInfo, ...]:
     """Return the classes in index order: the package's, checked against `--label`, or those that `--label` names."""
-    names = [] if label is None else [line for line in read_lines(find_file(label, "data_prep")) if line.strip()]
     if package is None:
         if not names:
             raise DataError("the package of these results is not here; give the class names with --label FILE")
         known = imagenet_classes()
-        return known if [known_class.name for known_class in known] == names else classes_of(names)
+        return known if [known_class.name for known_class in known] == list(names) else classes_of(names)
     classes = package.classes()
     if names and len(names) != len(classes):
         raise DataError(f"--label {label}: {len(names)} class names, but the package has {len(classes)} classes")
@@ -264,7 +288,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     reference = evaluation.reference
     outcome: dict[str, Any] = {
         "run": dict(evaluation.facts),
-        "int8": {"top1": evaluation.top1.as_dict(), "top5": evaluation.top5.as_dict()},
+        evaluation.precision: {"top1": evaluation.top1.as_dict(), "top5": evaluation.top5.as_dict()},
         "float32": None,
         "notes": list(evaluation.notes),
     }
@@ -288,7 +312,7 @@ def describe(evaluation: Evaluation) -> list[str]:
     lines = [f"{evaluation.top1.count} images, answers of {runtime}, 95% intervals in brackets"]
     if reference is not None:
         lines += [f"float32  top-1 {reference.top1}", f"         top-5 {reference.top5}"]
-    lines += [f"int8     top-1 {evaluation.top1}", f"         top-5 {evaluation.top5}"]
+    lines += [f"{evaluation.precision:8} top-1 {evaluation.top1}", f"         top-5 {evaluation.top5}"]
     if reference is not None:
         drop1 = reference.top1.percent - evaluation.top1.percent
         drop5 = reference.top5.percent - evaluation.top5.percent

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 
 from pipeline.artefacts import whole_file
+from pipeline.config.build_config import AUTO
 from pipeline.data.sample import sample_image
 from pipeline.errors import ConfigError
-from pipeline.models import checkpoints, exporter, onnx_classifier, zoo
+from pipeline.models import checkpoints, downloads, exporter, onnx_classifier, zoo
 
 _CHECK_IMAGES = 4
 # Every network of the table divides its input by 32 before the pooling.
@@ -30,7 +31,10 @@ def export_model(
     """
     if not _LEAST_SIZE <= size <= _LARGEST_SIZE:
         raise ConfigError(f"--size: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
-    network = zoo.build_network(zoo.find_model(library, name), num_classes)
+    row = zoo.find_model(library, name)
+    if weights == AUTO:
+        weights = downloads.fetch(row, "--pretrained_weights")
+    network = zoo.build_network(row, num_classes)
     checkpoints.load_strictly(network, checkpoints.read_state_dict(weights), weights, f"{library} {name}")
     model = exporter.to_onnx(network, (3, size, size))
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])

@@ -17,8 +17,8 @@ PREPROCESS = "preprocess.json"  # a vdsp_params file
 CLASSES = "classes.tsv"  # a line a class, in index order: id, name
 BUILD_FILE = "build.json"  # the whole build file, resolved
 REPORT = "report.json"  # what each stage measured
-CALIBRATION = "calibration.txt"  # the images it was calibrated on
-THRESHOLDS = "thresholds.json"  # the range of every quantized activation
+CALIBRATION = "calibration.txt"  # the images it was calibrated and checked on; float packages may have none
+THRESHOLDS = "thresholds.json"  # the range of every quantized activation, of int8 packages
 FACTS = "package.json"  # name, dtype, input, versions, ...
 
 DEFAULT_WORKSPACE = Path("deploy_weights")
@@ -32,7 +32,7 @@ class Package:
 
     folder: Path
     facts: dict[str, Any]
-    digest: str  # sha256 of the int8 model
+    digest: str  # sha256 of the model
 
     @property
     def name(self) -> str:
@@ -53,6 +53,11 @@ class Package:
         return channels, height, width
 
     @property
+    def precision(self) -> str:
+        """What the model computes in, as build files spell it: int8, fp16, fp32."""
+        return str(self.facts.get("dtype", "int8"))
+
+    @property
     def uses_sample(self) -> bool:
         """Whether weights and images are the embedded sample's."""
         return bool(self.facts["sample"])
@@ -62,6 +67,11 @@ class Package:
 
     def classes(self) -> tuple[ClassInfo, ...]:
         return read_classes(self.folder / CLASSES)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the build had images to check the model on."""
+        return (self.folder / CALIBRATION).is_file()
 
     def report(self) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))

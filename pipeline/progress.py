@@ -10,7 +10,7 @@ from tqdm import tqdm
 _SECONDS_BETWEEN_LINES = 15.0
 
 
-def progress_bar(total: int | None, what: str, unit: str, done: int = 0) -> tqdm[Any]:
+def progress_bar(total: int | None, what: str, unit: str, done: int = 0, *, scaled: bool = False) -> tqdm[Any]:
     """Return a bar on standard error; use it in a `with`.
 
     Args:
@@ -18,6 +18,7 @@ def progress_bar(total: int | None, what: str, unit: str, done: int = 0) -> tqdm
         what: what is being done, in a word or two.
         unit: of the count, such as "img".
         done: units that an earlier run did.
+        scaled: show counts as 1.5M; for bytes.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(
@@ -25,6 +26,7 @@ def progress_bar(total: int | None, what: str, unit: str, done: int = 0) -> tqdm
         initial=done,
         desc=what,
         unit=unit,
+        unit_scale=scaled,
         mininterval=0.1 if on_terminal else _SECONDS_BETWEEN_LINES,
         maxinterval=10 if on_terminal else _SECONDS_BETWEEN_LINES,
         # A log file has no cursor to go back with: every state is a line of its own.

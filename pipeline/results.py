@@ -1,13 +1,15 @@
-"""A results folder: one npz a sample, and `run.json`, which says what they are results of.
+"""A results folder, one npz a sample, and beside it `<folder>.run.json`, which says what they are results of.
 
 Result files are named by position and stem (`000007-ILSVRC2012_val_00000008.npz`), so that they sort in datalist order,
-and `run.json` sorts after them: scripts that pair sorted file names with datalist lines read the folder as it is.
+and nothing else is in the folder: scripts that take whatever lies there, sorted, for the answers to a datalist's lines
+read it as it is. A record that was moved into its folder, as `run.json`, is found there too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from pipeline.figures import Figures, Recorder
 from pipeline.progress import progress_bar
 from pipeline.runner import Plan, Sample, infer_samples, unanswered
 
-RUN_FILE = "run.json"
+_RUN_FILE = "run.json"
 _MAX_RUN_BYTES = 256 << 20
 _SUFFIX = ".npz"
 _STEM_LENGTH = 50  # characters of an image's name in that of its result: file names end at 255 bytes
@@ -74,6 +76,12 @@ def open_run(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> Iterat
         _write_record(out, {**record, "finished": True})
 
 
+def run_file(folder: Path) -> Path:
+    """Return where a run writes the record of its results folder: beside it."""
+    whole = Path(os.path.abspath(folder))  # noqa: PTH100  keeps links, unlike resolve(); "." gets a name
+    return whole.parent / f"{whole.name}.{_RUN_FILE}"
+
+
 def check_folder(out: Path) -> None:
     """Raise DataError if a run may not write to `out`, before any work; a folder that does not exist may be made."""
     if out.is_dir():
@@ -116,13 +124,18 @@ def _sole_writer(out: Path) -> Iterator[None]:
 def _make_room(out: Path, key: str) -> None:
     old = _read_record(out)
     _check_ours(out, old)
-    for leftover in filter(_is_scratch, sorted(out.iterdir())):
+    record = run_file(out)
+    for leftover in (
+        *filter(_is_scratch, sorted(out.iterdir())),
+        *sorted(record.parent.glob(f".{glob.escape(record.name)}-????????")),
+    ):
         leftover.unlink()
     if old is None or (old.get("fingerprint") == key and not old.get("finished")):
         return
     for path in _result_files(out):
         path.unlink()
-    (out / RUN_FILE).unlink()  # last: without it, the folder would no longer be known for ours
+    for path in _records(out):  # last: without it, the folder would no longer be known for ours
+        path.unlink()
 
 
 def _check_ours(out: Path, record: dict[str, Any] | None) -> None:
@@ -140,7 +153,7 @@ def _check_ours(out: Path, record: dict[str, Any] | None) -> None:
 
 def _is_scratch(path: Path) -> bool:
     """Tell whether a file is what a killed run was writing (see `artefacts.whole_file`)."""
-    return any(path.match(f".*{suffix}-????????") for suffix in (_SUFFIX, RUN_FILE))
+    return path.match(f".*{_SUFFIX}-????????")
 
 
 def _result_files(folder: Path) -> list[Path]:
@@ -149,23 +162,27 @@ def _result_files(folder: Path) -> list[Path]:
 
 def _write_record(out: Path, record: dict[str, Any]) -> None:
     try:
-        write_json(out / RUN_FILE, record)
+        write_json(run_file(out), record)
     except OSError as err:
-        raise DataError(f"{out / RUN_FILE}: cannot be written ({err.strerror}); mend that, then run again") from None
+        raise DataError(f"{run_file(out)}: cannot be written ({err.strerror}); mend that, then run again") from None
+
+
+def _records(folder: Path) -> list[Path]:
+    return [path for path in (run_file(folder), folder / _RUN_FILE) if folder.is_dir() and path.is_file()]
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / RUN_FILE
-    if not path.is_file():
+    path = next(iter(_records(folder)), None)
+    if path is None:
         return None
     if path.stat().st_size > _MAX_RUN_BYTES:
         raise DataError(f"{path}: larger than {_MAX_RUN_BYTES} bytes, so not a run of ours")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise DataError(f"{path}: not JSON ({err}); remove the folder and run bench again") from None
+        raise DataError(f"{path}: not JSON ({err}); remove it and the folder and run bench again") from None
     if not isinstance(record, dict) or not isinstance(record.get("samples"), dict):
-        raise DataError(f"{path}: names no samples; remove the folder and run bench again")
+        raise DataError(f"{path}: names no samples; remove it and the folder and run bench again")
     return record
 
 
@@ -174,8 +191,8 @@ def read_run(folder: Path, datalist: Sequence[Path] | None) -> Run:
 
     Args:
         folder: `--result_path`.
-        datalist: `--datalist`; where `run.json` is there, both must name the same samples. Without `run.json` (another
-            program wrote the folder) the result files are the datalist's lines in sorted order.
+        datalist: `--datalist`; where there is a record, both must name the same samples. Without one (another program
+            wrote the folder) the result files are the datalist's lines in sorted order.
 
     Raises:
         DataError: there are no results, or they and the datalist do not match one to one.
@@ -218,7 +235,10 @@ def _pair_by_order(folder: Path, files: Sequence[Path], datalist: Sequence[Path]
     if not files:
         raise DataError(f"--result_path {folder}: no results (*{_SUFFIX}) in it; run bench with --path_output {folder}")
     if datalist is None:
-        raise DataError(f"{folder}: has no {RUN_FILE}, so the order of its results is unknown; give --datalist FILE")
+        raise DataError(
+            f"{folder}: has no {run_file(folder).name} beside it, so the order of its results is unknown; "
+            "give --datalist FILE"
+        )
     if len(files) != len(datalist):
         raise DataError(f"{folder}: {len(files)} results for {len(datalist)} samples of the datalist; run it again")
     return [Sample(image, result) for image, result in zip(datalist, files, strict=True)]

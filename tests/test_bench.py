@@ -119,10 +119,10 @@ def test_describe_says_rate_latency_and_what_it_ran_on(tiny: TinyWorkspace, tmp_
 
 def test_run_comparison_measures_both_models_in_turn(tiny: TinyWorkspace) -> None:
     compared = bench.run_comparison(tiny.package, load(batch=2), SPEC, Limit(iterations=6))
-    assert [figures.images for figures in (*compared.int8, *compared.float32)] == [12] * 6
+    assert [figures.images for figures in (*compared.package, *compared.float32)] == [12] * 6
     assert compared.ratios == [
         round(int8.throughput / float32.throughput, 3)
-        for int8, float32 in zip(compared.int8, compared.float32, strict=True)
+        for int8, float32 in zip(compared.package, compared.float32, strict=True)
     ]
     found = json.loads(json.dumps(bench.report(tiny.package, load(batch=2), comparison=compared)))["comparison"]
     assert found["median_ratio"] == sorted(found["ratios"])[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 from PIL import Image
 
 from pipeline import preprocess
@@ -172,18 +174,13 @@ def test_build_refuses_a_collapsed_model_and_leaves_no_package_when_the_percenti
     assert not [path for path in (workspace / ".cache" / "quantize").iterdir() if path.is_dir()]
 
 
-@pytest.mark.parametrize("mode", ["kl_divergence", "mse"])
-def test_build_writes_nothing_when_the_mode_is_not_available(
-    make_config: MakeConfig, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = make_config(f"backend.quantize.calibrate_mode={mode}")
-    text = f"backend.quantize.calibrate_mode: {mode} is not available yet; wanted one of percentile, max"
-    with pytest.raises(ConfigError) as caught:
-        build(cfg, quiet)
-    assert str(caught.value) == text
-    assert main(["build", str(tmp_path / "tiny.yaml"), "--set", f"backend.quantize.calibrate_mode={mode}"]) == 2
-    assert capsys.readouterr().err == f"error: {text}\n"
-    assert not (tmp_path / "workspace").exists()
+@pytest.mark.parametrize("mode", ["kl_divergence", "mse", "max"])
+def test_build_repeats_nothing_before_the_thresholds_when_the_mode_changes(make_config: MakeConfig, mode: str) -> None:
+    build(make_config(), quiet)
+    other = build(make_config(f"backend.quantize.calibrate_mode={mode}"), quiet)
+    # Where the mode gives the same ranges, as percentile and max do on few values, the model is up to date too.
+    assert other.ran in (("thresholds", "quantize", "package"), ("thresholds", "package"))
+    assert other.prefix.parent.name == f"tiny-int8-{mode}-3_32_32-vacc"
 
 
 def test_build_gives_every_fault_of_the_inputs_when_files_are_missing(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -196,11 +193,103 @@ def test_build_gives_every_fault_of_the_inputs_when_files_are_missing(make_confi
     ]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-def test_check_says_what_is_available_when_the_precision_is_not(make_config: MakeConfig, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "stored"), [("fp16", TensorProto.FLOAT16), ("fp32", TensorProto.FLOAT)])
+def test_build_makes_a_float_package_when_the_precision_is_a_float(
+    make_config: MakeConfig, dtype: str, stored: int
+) -> None:
+    cfg = make_config(f"backend.dtype={dtype}", "graph.extra_ops.type=softmax", "backend.quantize.calibrate_mode=mse")
+    built = build(cfg, quiet)
+    assert built.ran == ("calibset", "export", "convert", "package")
+    assert built.prefix.parent.name == f"tiny-{dtype}-none-3_32_32-vacc"
+    package = open_package(built.prefix)
+    assert package.precision == dtype
+    assert not (package.folder / "thresholds.json").exists()
+    model = onnx.load(package.model)
+    values = [*model.graph.input, *model.graph.output]
+    assert [value.type.tensor_type.elem_type for value in values] == [TensorProto.FLOAT] * 2
+    assert {weight.data_type for weight in model.graph.initializer if weight.dims} >= {stored}
+    assert all(counts == {"images": 20, "agreeing": 20} for counts in package.report()["agreement"].values())
+    assert summary(built)[0].startswith(f"{dtype}, 0.0 MB; answers of float32 on calibration images: 20/20 in ")
+    assert build(cfg, quiet).ran == ()
+
+
+def test_build_needs_no_images_when_the_precision_is_a_float(make_config: MakeConfig) -> None:
+    built = build(make_config("backend.dtype=fp16", "dataset.path=null"), quiet)
+    assert built.ran == ("export", "convert", "package")
+    package = open_package(built.prefix)
+    assert [known.id for known in package.classes()] == ["0", "1", "2", "3"]
+    assert not package.has_images
+    assert summary(built)[0].startswith("fp16, 0.0 MB; answers of float32 on noise: ")
+
+
+def test_build_labels_evaluation_images_when_it_has_no_others(make_config: MakeConfig, image_tree: Path) -> None:
+    cfg = make_config("backend.dtype=fp16", "dataset.path=null", f"evaluation.path={image_tree}")
+    built = build(cfg, quiet)
+    assert built.ran == ("export", "convert", "image2npz", "package")
+    labels = open_package(built.prefix).workspace_file("val_label")
+    assert labels is not None
+    assert [line.rpartition(" ")[2] for line in labels.read_text().splitlines()] == [
+        *"0" * 6,
+        *"1" * 6,
+        *"2" * 6,
+        *"3" * 6,
+    ]
+
+
+def test_build_covers_no_classes_when_nothing_is_calibrated(make_config: MakeConfig) -> None:
+    overrides = ("dataset.sampler.get_data_num=3", "backend.dtype=fp32")
+    assert build(make_config(*overrides), quiet).ran == ("calibset", "export", "convert", "package")
+
+
+def test_float_package_is_measured_and_scored_by_its_precision(
+    make_config: MakeConfig,
+    image_tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    built = build(make_config("backend.dtype=fp16", f"evaluation.path={image_tree}"), quiet)
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "-m", str(built.prefix), "-b", "5", "--iterations", "2", "--reference"]) == 0
+    assert " images/s (medians); fp16 is " in capsys.readouterr().out
+    datalist = open_package(built.prefix).workspace_file("datalist")
+    assert main(["bench", "-m", str(built.prefix), "-b", "5", "--datalist", str(datalist), "--path_output", "out"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "--result_path", "out", "--json", "-"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["fp16"]["top1"] == scored["float32"]["top1"]
+    assert scored["comparison"]["agreement"]["correct"] == 24
+    assert main(["eval", "--result_path", "out"]) == 0
+    assert "\nfp16     top-1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("dataset.process_ops=null", "backend.dtype=fp16"),
+            "--set dataset.process_ops: missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)",
+        ),
+        (
+            ("dataset.process_ops=[{type: CustomFunc, func_name: prepare}]",),
+            "--set dataset.process_ops.0.type: CustomFunc calls code of the vendor's toolchain; say it with Resize, "
+            "CenterCrop and Normalize, or give --set dataset.vdsp_params=FILE",
+        ),
+        (
+            ("frontend.type=keras",),
+            "frontend.type: keras files cannot be read; wanted onnx: convert the model by the exporter of its "
+            "framework, then give --set frontend.type=onnx --weights FILE.onnx",
+        ),
+    ],
+)
+def test_build_writes_nothing_when_the_file_loads_but_only_the_vendor_can_build_it(
+    make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    cfg = make_config(*overrides)
     with pytest.raises(ConfigError) as caught:
-        check(make_config(f"backend.dtype={dtype}"))
-    assert str(caught.value) == f"backend.dtype: {dtype} packages are not available yet; wanted int8"
+        build(cfg, quiet)
+    assert str(caught.value) == message
+    assert not (tmp_path / "workspace").exists()
 
 
 def test_build_keeps_finished_stages_when_a_later_one_fails(make_config: MakeConfig) -> None:

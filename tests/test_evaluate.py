@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import time
@@ -94,7 +95,7 @@ def test_evaluation_equals_the_slow_reference(tiny: TinyWorkspace, by_hand: tupl
 
 
 def _reference_folder(space: TinyWorkspace) -> Path:
-    (folder,) = (space.deploy / ".cache" / "reference").iterdir()
+    (folder,) = (path for path in (space.deploy / ".cache" / "reference").iterdir() if path.is_dir())
     return folder
 
 
@@ -107,6 +108,41 @@ def test_reference_is_the_float32_models_answers(out: Path, in_workspace: TinyWo
     np.testing.assert_allclose(answers, plain_answers(package, in_workspace.images), atol=1e-4)
     assert found.reference is not None
     assert found.reference.agreement.correct >= IMAGES - 4  # a sound int8 model
+
+
+def documented_scores(result_path: Path, datalist: Path, label: Path) -> tuple[int, int]:
+    """Return the right first and first-five answers as the documents' scoring script counts them.
+
+    It takes every file of the folder, sorted, for the answer to the line of the datalist in that place, knows an image
+    by its name up to the first dot, and reads labels as `name index`.
+    """
+    stems = [line.strip().split("/")[-1].split(".")[0] for line in datalist.read_text().splitlines()]
+    lines = (line.split() for line in label.read_text().splitlines())
+    truth = {name.split(".")[0]: int(index) for name, index in lines}
+    first = five = 0
+    for position, name in enumerate(sorted(glob.glob(f"{result_path}/*"))):  # noqa: PTH207  as such scripts have it
+        with np.load(name) as result:
+            scores = result["output_0"][0]
+        best = np.argsort(scores)[::-1][:5].tolist()
+        first += best[0] == truth[stems[position]]
+        five += truth[stems[position]] in best
+    return first, five
+
+
+def test_scripts_of_the_documents_count_the_same_answers(in_workspace: TinyWorkspace, tmp_path: Path) -> None:
+    datalist, label, folder = tmp_path / "list.txt", tmp_path / "val_label.txt", tmp_path / "output"
+    images = in_workspace.images[::-1]  # an order that is not that of their names
+    npz.write_datalist(datalist, images)
+    truth = dict(zip(in_workspace.images, build_truth(), strict=True))
+    label.write_text("".join(f"{image.stem}.JPEG {truth[image]}\n" for image in images))
+    bench.run_accuracy(in_workspace.package, bench.Load(batch=4), SPEC, datalist, folder)
+    found = run_evaluate(Request(result_path=folder, datalist=datalist, reference=False))
+    assert documented_scores(folder, datalist, label) == (found.top1.correct, found.top5.correct)
+    by_label = run_evaluate(Request(result_path=folder, datalist=datalist, label=label, reference=False))
+    assert (by_label.top1, by_label.top5) == (found.top1, found.top5)
+    shutil.rmtree(in_workspace.folder)
+    alone = run_evaluate(Request(result_path=folder, datalist=datalist, label=label))
+    assert (alone.top1, alone.top5) == (found.top1, found.top5)
 
 
 def test_ties_go_to_the_lower_class(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ROWS = (
     {"errors"},
     {"config", "artefacts", "hardware", "progress", "processes"},
     {"data", "preprocess", "models", "quant", "runtimes"},
-    {"package", "runner", "export_model"},
+    {"package", "runner", "export_model", "agreement", "model_table"},
     {"figures"},
     {"results"},
     {"stages"},

@@ -45,7 +45,7 @@ def test_scripts_that_zip_sorted_names_with_the_datalist_pair_right(tiny: TinyWo
         output = np.load(tmp_path / "out" / name)["output_0"]
         assert (output.dtype, output.shape) == (np.float32, (1, len(wanted)))
         np.testing.assert_allclose(output[0], wanted, atol=1e-6)
-    assert names[len(images) :] == ["run.json"]
+    assert len(names) == len(images)
 
 
 def test_names_sort_in_the_order_of_a_datalist_of_more_than_a_million(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_write_results_goes_on_where_a_run_was_stopped(tiny: TinyWorkspace, tmp_
         for sample in samples[:6]:
             npz.write_result_npz(sample.result, np.zeros((1, 6), np.float32))
         (out / f".{samples[7].result.name}-abcd1234").write_bytes(b"half")
-        (out / ".run.json-abcd1234").write_bytes(b"{")
+        (tmp_path / ".out.run.json-abcd1234").write_bytes(b"{")
         raise KeyboardInterrupt
     kept = (out / samples[3].result.name).stat().st_mtime_ns
     figures = write_results(plan_for(tiny), FACTS, tiny.images, out, "test")
@@ -75,6 +75,7 @@ def test_write_results_goes_on_where_a_run_was_stopped(tiny: TinyWorkspace, tmp_
     assert figures.images == len(tiny.images) - 4  # the second request of four had two results
     assert (out / samples[3].result.name).stat().st_mtime_ns == kept
     assert list(read_folder(out)) == list(read_folder(undisturbed))
+    assert not list(tmp_path.glob(".*"))
     assert list(read_folder(out).values())[4:] == list(read_folder(undisturbed).values())[4:]
 
 
@@ -98,7 +99,7 @@ def test_results_of_another_run_are_removed(tmp_path: Path, change: str) -> None
         os.utime(images[0], ns=(1, 1))
     shorter = images[:3] if change != "finished" else images
     with open_run(out, facts, shorter):
-        assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "run.json"]
+        assert sorted(path.name for path in out.iterdir()) == ["notes.txt"]
     assert is_finished(out, facts, shorter)
     assert not is_finished(out, {**facts, "runtime": "a third"}, shorter)
 
@@ -146,9 +147,22 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"samples": []}'])
 def test_damaged_run_json_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(DataError, match=r"run\.json: .*remove the folder and run bench again"):
-        read_run(tmp_path, None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.run.json").write_text(content)
+    with pytest.raises(DataError, match=r"out\.run\.json: .*remove it and the folder and run bench again"):
+        read_run(tmp_path / "out", None)
+
+
+def test_record_is_found_in_the_folder_when_both_were_moved(tmp_path: Path) -> None:
+    images, out, moved = some_images(tmp_path), tmp_path / "out", tmp_path / "moved"
+    write_scores(out, images, some_scores(4), **FACTS)
+    found = read_run(out, None)
+    out.rename(moved)
+    (tmp_path / "out.run.json").rename(moved / "run.json")
+    assert read_run(moved, None).facts == found.facts
+    with open_run(moved, FACTS, images[:2]):
+        assert list(moved.iterdir()) == []
+    assert (tmp_path / "moved.run.json").is_file()
 
 
 def test_read_run_returns_what_was_written(tmp_path: Path) -> None:
@@ -161,7 +175,7 @@ def test_read_run_returns_what_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(npz.read_result_npz(sample.result)[0], wanted)
     assert {**run.facts, **FACTS} == run.facts
     assert read_run(out, None) == run
-    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["finished"] is True
+    assert json.loads((tmp_path / "out.run.json").read_text(encoding="utf-8"))["finished"] is True
 
 
 def test_read_run_refuses_an_interrupted_run(tmp_path: Path) -> None:
@@ -205,9 +219,10 @@ def test_read_run_names_what_differs_from_the_datalist(tmp_path: Path) -> None:
 def test_read_run_compares_long_datalists_at_once(tmp_path: Path) -> None:
     images = [tmp_path / f"{index}.npz" for index in range(30_000)]
     record = {"finished": True, "samples": {f"{i:06d}-x.npz": str(path) for i, path in enumerate(images)}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.run.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="order differs"):  # a set a line once took a quarter of an hour for this
-        read_run(tmp_path, images[::-1])
+        read_run(tmp_path / "out", images[::-1])
 
 
 def test_folder_of_another_program_needs_the_datalist_and_its_length(tmp_path: Path) -> None:
@@ -219,7 +234,9 @@ def test_folder_of_another_program_needs_the_datalist_and_its_length(tmp_path: P
         np.savez(out / f"out_{index:02d}.npz", output_0=row[None])
     with pytest.raises(DataError) as raised:
         read_run(out, None)
-    assert str(raised.value) == f"{out}: has no run.json, so the order of its results is unknown; give --datalist FILE"
+    assert str(raised.value) == (
+        f"{out}: has no out.run.json beside it, so the order of its results is unknown; give --datalist FILE"
+    )
     with pytest.raises(DataError) as raised:
         read_run(out, images[:3])
     assert str(raised.value) == f"{out}: 4 results for 3 samples of the datalist; run it again"

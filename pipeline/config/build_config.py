@@ -10,9 +10,13 @@ from pathlib import Path
 
 from pipeline.config.schema import Document, Fault, raise_faults
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.errors import ConfigError
 
 # Keys with a flag of their own -> that flag, to name it in errors.
 FLAGS = {"frontend.checkpoint": "--weights", "dataset.path": "--dataset", "evaluation.path": "--evaluation"}
+
+# In place of a checkpoint's path: the file that the library publishes for the network.
+AUTO = Path("auto")
 
 
 class Frontend(Enum):
@@ -23,10 +27,20 @@ class Frontend(Enum):
     ONNX = "onnx"
     PYTORCH = "pytorch"
     KERAS = "keras"
+    TENSORFLOW = "tensorflow"
+    CAFFE = "caffe"
+    DARKNET = "darknet"
 
 
 # Frontends whose file holds the graph itself; the others build a named model and need its name.
-GRAPH_FILES = (Frontend.ONNX, Frontend.PYTORCH, Frontend.KERAS)
+GRAPH_FILES = (
+    Frontend.ONNX,
+    Frontend.PYTORCH,
+    Frontend.KERAS,
+    Frontend.TENSORFLOW,
+    Frontend.CAFFE,
+    Frontend.DARKNET,
+)
 
 
 class Precision(Enum):
@@ -148,9 +162,16 @@ class BuildConfig:
     dataset: DatasetConfig = DatasetConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     workspace: WorkspaceConfig = WorkspaceConfig()
-    preprocess: PreprocessSpec  # from dataset.vdsp_params where given, else from dataset.process_ops
+    described: PreprocessSpec | Fault  # from vdsp_params, else from process_ops; Fault: why only a build refuses it
     notices: tuple[str, ...] = ()  # keys that were accepted and do nothing: to be told to the user once
     document: Document = field(default_factory=Document, repr=False, compare=False)  # where each key stands, for errors
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """What is done to an image. Raises ConfigError where the file loads, but only the vendor's code knows it."""
+        if isinstance(self.described, Fault):
+            raise ConfigError(str(self.described))
+        return self.described
 
     @property
     def package_name(self) -> str:
@@ -166,8 +187,9 @@ class BuildConfig:
         return self.frontend.checkpoint is None and self.dataset.path is None
 
     def check_inputs(self) -> None:
-        """Raise ConfigError, a line for each, where the named files are missing or real and sample data would mix."""
-        raise_faults([*self._mixed_inputs(), *self._missing_inputs()])
+        """Raise ConfigError, a line for each: no preprocessing, files missing, real and sample data that would mix."""
+        undescribed = [self.described] if isinstance(self.described, Fault) else []
+        raise_faults([*undescribed, *self._mixed_inputs(), *self._missing_inputs()])
 
     def as_dict(self) -> dict[str, object]:
         """The whole resolved file and its preprocessing in plain values: what fingerprints and manifests hold."""
@@ -202,7 +224,11 @@ class BuildConfig:
 
     def _missing_inputs(self) -> Iterator[Fault]:
         named = (
-            ("frontend.checkpoint", self.frontend.checkpoint, _wrong_file),
+            (
+                "frontend.checkpoint",
+                None if self.frontend.checkpoint == AUTO else self.frontend.checkpoint,
+                _wrong_file,
+            ),
             ("dataset.val_label", self.dataset.val_label, _wrong_file),
             ("evaluation.val_label", self.evaluation.val_label, _wrong_file),
             ("dataset.path", self.dataset.path, _wrong_folder),

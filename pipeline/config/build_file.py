@@ -26,13 +26,14 @@ from pipeline.config.build_config import (
     WorkspaceConfig,
 )
 from pipeline.config.documents import apply_override, find_data_file, find_file, parse_yaml, read_text, shown_path
-from pipeline.config.process_ops import ProcessOps, read_process_ops, spec_from_process_ops
+from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
 from pipeline.config.schema import MISSING, Document, Fault, Section, raise_faults, shown
 from pipeline.config.vdsp import FOLDER as VDSP_FOLDER
 from pipeline.config.vdsp import MAX_SIDE, PreprocessSpec, difference, read_vdsp
 from pipeline.errors import ConfigError
 
 __all__ = [
+    "GRAPH_FILES",
     "BackendConfig",
     "BuildConfig",
     "CalibrateMode",
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 BUILD_FOLDER = "build_configs"
+SECTIONS = ("name", "frontend", "backend", "graph", "dataset", "evaluation", "workspace")
 
 # Vendor keys that steer the accelerator's compiler. Met in its model zoo; each is accepted and reported once.
 _IGNORED_QUANTIZE = (
@@ -69,7 +71,12 @@ _IGNORED_QUANTIZE = (
     "stream_mode",
     "weight_scale",
 )
+# A misspelling that files of its model zoo have, and what it means.
+_MISSPELT_MODE = "alibrate_mode"
 _IGNORED_WORKSPACE = ("enable_ir", "env_recheck", "pyenv", "save_log", "work_dir", "workers")
+
+
+_NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"
 
 
 def load_build_file(
@@ -119,19 +126,25 @@ def _apply_text(document: Document, override: str) -> None:
 def _read(document: Document, notices: list[str]) -> BuildConfig | None:
     """The config, or None where the document has faults."""
     root = document.root()
+    if document.values and not set(SECTIONS) & document.values.keys():
+        found = ", ".join(list(document.values)[:4])
+        document.faults.append(
+            Fault(document.path, None, "", f"not a build file: expected {', '.join(SECTIONS)}, found {found}, ...")
+        )
+        return None
     name = root.text("name", "", required=True)
     if name and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         root.fault("name", f"expected letters, digits, '.', '_' and '-', not starting with '.', got {shown(name)}")
     frontend = _read_frontend(root.section("frontend", required=True))
     backend = _read_backend(root.section("backend"), notices)
     graph = _read_graph(root.section("graph"))
-    dataset, preprocess = _read_dataset(root.section("dataset"))
+    dataset, described = _read_dataset(root.section("dataset"), frontend, backend, notices)
     evaluation = _read_evaluation(root.section("evaluation"))
     workspace = _read_workspace(root.section("workspace"), notices)
     root.done()
-    if preprocess is not None and not document.faults:
-        _check_output_size(root.section("frontend"), frontend, preprocess)
-    if preprocess is None or document.faults:
+    if isinstance(described, PreprocessSpec) and not document.faults:
+        _check_output_size(root.section("frontend"), frontend, described)
+    if described is None or document.faults:
         return None
     return BuildConfig(
         name=name,
@@ -141,7 +154,7 @@ def _read(document: Document, notices: list[str]) -> BuildConfig | None:
         dataset=dataset,
         evaluation=evaluation,
         workspace=workspace,
-        preprocess=preprocess,
+        described=described,
         notices=tuple(notices),
         document=document,
     )
@@ -204,8 +217,12 @@ def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:
     percentile = section.number("percentile", QuantizeConfig.percentile)
     if not 50.0 < percentile <= 100.0:
         section.fault("percentile", f"must be in (50, 100], got {shown(section.values['percentile'])}")
+    mode_key = "calibrate_mode"
+    if _MISSPELT_MODE in section and mode_key not in section:
+        mode_key = _MISSPELT_MODE
+        notices.append(f"backend.quantize.{_MISSPELT_MODE} is read as calibrate_mode")
     config = QuantizeConfig(
-        calibrate_mode=section.choice("calibrate_mode", CalibrateMode, CalibrateMode.PERCENTILE),
+        calibrate_mode=section.choice(mode_key, CalibrateMode, CalibrateMode.PERCENTILE),
         percentile=percentile,
         quantize_per_channel=section.boolean("quantize_per_channel", True),
         skip_conv_layers=_read_layers(section, "skip_conv_layers"),
@@ -235,15 +252,18 @@ def _read_graph(section: Section) -> GraphConfig:
     return config
 
 
-def _read_dataset(section: Section) -> tuple[DatasetConfig, PreprocessSpec | None]:
-    """The section, and the preprocessing if nothing was wrong with it."""
+def _read_dataset(
+    section: Section, frontend: FrontendConfig, backend: BackendConfig, notices: list[str]
+) -> tuple[DatasetConfig, PreprocessSpec | Fault | None]:
+    """The section and the preprocessing; a Fault where only a build has to refuse it, None after a fault."""
     section.choice("type", DatasetType, DatasetType.TVM)
     sampler = section.section("sampler")
     spellings = [key for key in ("process_ops", "transform_ops") if section.take(key) is not MISSING]
     if len(spellings) > 1:
         section.fault("transform_ops", "another spelling of process_ops, and both are given; expected one of them")
     ops_key = spellings[0] if spellings else "process_ops"
-    ops = read_process_ops(section, ops_key)
+    custom = custom_op(section, ops_key)
+    ops = read_process_ops(section, ops_key) if custom is None else None
     config = DatasetConfig(
         path=section.path("path", None),
         val_label=section.path("val_label", None),
@@ -254,27 +274,33 @@ def _read_dataset(section: Section) -> tuple[DatasetConfig, PreprocessSpec | Non
             seed=sampler.integer("seed", SamplerConfig.seed, low=0),
             cover_classes=sampler.boolean("cover_classes", SamplerConfig.cover_classes),
         ),
-        process_ops=tuple(item.values for item in section.sections(ops_key)) if ops is not None else (),
+        process_ops=tuple(item.values for item in section.sections(ops_key)) if ops or custom else (),
     )
     sampler.done()
-    preprocess = _resolve_preprocess(section, ops_key, ops, config.vdsp_params)
+    described: PreprocessSpec | Fault | None
+    described = _resolve_preprocess(section, ops_key, ops, config.vdsp_params, frontend.chw[1:])
+    missing = config.vdsp_params is None and not section.values.get(ops_key)
+    if missing and backend.dtype is Precision.INT8:
+        section.fault("process_ops", _NO_PREPROCESS)
+    elif missing:  # the vendor's files of float packages leave it to the runner's flag
+        described = section.document.at((*section.key, "process_ops"), _NO_PREPROCESS)
+    elif custom is not None and config.vdsp_params is None:
+        described = custom
+    elif custom is not None:
+        notices.append(f"{custom.key.removesuffix('.type')} (CustomFunc) has no effect here: vdsp_params says it all")
     section.done()
-    return config, preprocess
+    return config, described
 
 
 def _resolve_preprocess(
-    dataset: Section, ops_key: str, ops: ProcessOps | None, vdsp_params: str | None
+    dataset: Section, ops_key: str, ops: ProcessOps | None, vdsp_params: str | None, input_hw: tuple[int, int]
 ) -> PreprocessSpec | None:
-    """The one preprocessing that the vdsp file and the ops describe. None after a fault."""
+    """The one preprocessing that the vdsp file and the ops describe. None where there is neither, or after a fault."""
     if vdsp_params is None:
-        if ops is None and not dataset.values.get(ops_key):
-            dataset.fault(
-                "process_ops", "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"
-            )
         return None if ops is None else spec_from_process_ops(ops)
     try:
         path = find_file(vdsp_params, VDSP_FOLDER)
-        spec, faults = read_vdsp(path)
+        spec, faults = read_vdsp(path, input_hw)
     except ConfigError as error:
         dataset.fault("vdsp_params", str(error))
         return None

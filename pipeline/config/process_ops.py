@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.config.schema import MISSING, Section, did_you_mean, shown
+from pipeline.config.schema import MISSING, Fault, Section, did_you_mean, shown
 from pipeline.config.vdsp import (
     MAX_SIDE,
     ColourOrder,
@@ -69,6 +69,19 @@ def spec_from_process_ops(ops: ProcessOps, default_filter: ResizeFilter = Resize
     )
 
 
+def custom_op(dataset: Section, key: str) -> Fault | None:
+    """Say of the first op that is code of the vendor's toolchain what a build has to say: it cannot run it."""
+    items = dataset.values.get(key)
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, dict) and item.get("type") == "CustomFunc":
+            return dataset.document.at(
+                (*dataset.key, key, index, "type"),
+                "CustomFunc calls code of the vendor's toolchain; say it with Resize, CenterCrop and Normalize, or "
+                "give --set dataset.vdsp_params=FILE",
+            )
+    return None
+
+
 def read_process_ops(dataset: Section, key: str) -> ProcessOps | None:
     """Read the list `key` of the section `dataset:`. None where there is none, or where it has faults."""
     found = len(dataset.document.faults)
@@ -107,11 +120,7 @@ def _sort_by_type(items: Sequence[Section]) -> dict[str, Section]:
     before = ""
     for item in items:
         name = item.text("type", "", required=True)
-        if name == "CustomFunc":
-            item.fault(
-                "type", "CustomFunc calls code of the vendor's toolchain; say it with Resize, CenterCrop and Normalize"
-            )
-        elif name and name not in _ORDER and name != _CVT_COLOR:
+        if name and name not in _ORDER and name != _CVT_COLOR:
             known = [*_ORDER, _CVT_COLOR]
             hint = did_you_mean(name, known) or "; known here: " + ", ".join(known)
             item.fault("type", f"unknown op {shown(name)}{hint}")

@@ -2,7 +2,8 @@
 
 The JSON keys are the vendor's. `"ResizeMode"` is ours: absent, the vendor's meaning holds, which is to stretch the
 image to ResizeHeight x ResizeWidth whatever its aspect; `"SHORTER_SIDE"` scales its shorter side to that length, as
-torchvision's `Resize(256)` does; `"NONE"` crops the image as it is.
+torchvision's `Resize(256)` does; `"NONE"` crops the image as it is. A file without any size takes the network's: the
+vendor's programs then scale the shorter side to 256/224 of the input and crop the centre.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Triple = tuple[float, float, float]
 # No classifier has larger inputs, and the arrays of a wrong number (2560000) would take the machine's memory.
 MAX_SIDE = 16384
 FOLDER = "vdsp_params"
+USUAL_HW = (224, 224)  # taken where a file has no sizes and nobody says what the network takes
+# Keys that say how large something is or how it is resized; a file has several of them, or leaves all to the network.
+_SIZES = {"OimageHeight", "OimageWidth", "ResizeHeight", "ResizeWidth", "CropY", "CropX", "ResizeMode"}
 
 
 class ResizeMode(Enum):
@@ -98,17 +102,21 @@ class PreprocessSpec:
         return self.crop_hw
 
 
-def load_vdsp(path_or_name: str | Path) -> PreprocessSpec:
-    """Read a vdsp_params file: a path, or the name of a file in vdsp_params/. Raises ConfigError with every fault."""
-    spec, faults = read_vdsp(find_file(path_or_name, FOLDER))
+def load_vdsp(path_or_name: str | Path, input_hw: tuple[int, int] = USUAL_HW) -> PreprocessSpec:
+    """Read a vdsp_params file: a path, or the name of a file in vdsp_params/. Raises ConfigError with every fault.
+
+    Args:
+        input_hw: height and width that the network takes, for files without sizes.
+    """
+    spec, faults = read_vdsp(find_file(path_or_name, FOLDER), input_hw)
     raise_faults(faults)
     assert spec is not None
     return spec
 
 
-def read_vdsp(path: Path) -> tuple[PreprocessSpec | None, list[Fault]]:
+def read_vdsp(path: Path, input_hw: tuple[int, int] = USUAL_HW) -> tuple[PreprocessSpec | None, list[Fault]]:
     """The spec of a file, or None and what is wrong with it. Raises ConfigError where it is no JSON at all."""
-    return spec_from_vdsp_document(parse_json(read_text(path), shown_path(path)))
+    return spec_from_vdsp_document(parse_json(read_text(path), shown_path(path)), input_hw)
 
 
 def spec_from_vdsp_dict(values: Mapping[str, object], name: str) -> PreprocessSpec:
@@ -119,27 +127,30 @@ def spec_from_vdsp_dict(values: Mapping[str, object], name: str) -> PreprocessSp
     return spec
 
 
-def spec_from_vdsp_document(document: Document) -> tuple[PreprocessSpec | None, list[Fault]]:
+def spec_from_vdsp_document(
+    document: Document, input_hw: tuple[int, int] = USUAL_HW
+) -> tuple[PreprocessSpec | None, list[Fault]]:
     root = document.root()
     op_type = root.choice("OpType", OpType, OpType.CROP, required=True)
     config = root.section("OpConfig", required=True)
     root.done()
     if not document.faults:
-        spec = _read_op_config(config, op_type)
+        spec = _read_op_config(config, op_type, input_hw)
         if not document.faults:
             return spec, []
     return None, document.faults
 
 
-def _read_op_config(config: Section, op_type: OpType) -> PreprocessSpec:
+def _read_op_config(config: Section, op_type: OpType, input_hw: tuple[int, int]) -> PreprocessSpec:
     config.choice("IimageFormat", _ImageFormat, _ImageFormat.RGB_PLANAR)
     # A pitch is the row length of a device buffer: numpy has its own.
     config.ignored(("IimageWidthPitch", "IimageHeightPitch"))
     code = config.choice("ColorCvtCode", _ColourCode, _ColourCode.NO_CHANGE)
     norm = config.choice("NormaType", NormType, NormType.EQUAL, required=True)
     mean, std = _read_norm(config, norm)
-    crop_hw = _read_hw(config, "OimageHeight", "OimageWidth", None)
-    resize, resize_hw, crop_yx = _read_geometry(config, op_type, crop_hw)
+    sized = bool(config.values.keys() & _SIZES)
+    crop_hw = _read_hw(config, "OimageHeight", "OimageWidth", None) if sized else input_hw
+    resize, resize_hw, crop_yx = _read_geometry(config, op_type, crop_hw) if sized else _geometry_of_input(input_hw)
     spec = PreprocessSpec(
         resize=resize,
         resize_hw=resize_hw,
@@ -216,6 +227,11 @@ def _read_geometry(
         if config.integer(key, centre, low=0) != centre:
             config.fault(key, f"SHORTER_SIDE crops at the centre: expected {centre}, or no such key")
     return mode, resize_hw, None
+
+
+def _geometry_of_input(input_hw: tuple[int, int]) -> tuple[ResizeMode, tuple[int, int], None]:
+    side = max(input_hw) * 256 // 224
+    return ResizeMode.SHORTER_SIDE, (side, side), None
 
 
 def centre_offset(room: int) -> int:

@@ -58,6 +58,12 @@ def classes_of(ids: Sequence[str]) -> tuple[ClassInfo, ...]:
     return tuple(ClassInfo(class_id, names.get(class_id, class_id)) for class_id in ids)
 
 
+def usual_classes(count: int) -> tuple[ClassInfo, ...]:
+    """Return the classes of a network whose data set is not known: ImageNet's where it has 1000, else numbers."""
+    known = imagenet_classes()
+    return known if count == len(known) else classes_of([str(index) for index in range(count)])
+
+
 def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:
     """Write a line `id<TAB>name` for each class, in index order."""
     path.write_text("".join(f"{known.id}\t{known.name}\n" for known in classes), encoding="utf-8")
@@ -151,7 +157,8 @@ def read_label_list(path: Path, class_count: int | None = None) -> dict[str, int
     Images of one stem and several classes are told apart by their folders: they stand under `<folder>/<stem>` instead.
 
     Args:
-        path: the list; a name may carry a folder and an image suffix. Blank lines are ignored.
+        path: the list; a name may carry a folder and an image suffix. Blank lines are ignored. Or the devkit's
+            ILSVRC2012_validation_ground_truth.txt, which has numbers of its own and no names.
         class_count: indices must be below it; None leaves that to the caller.
 
     Raises:
@@ -161,13 +168,39 @@ def read_label_list(path: Path, class_count: int | None = None) -> dict[str, int
 
 
 def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = read_lines(path)
+    if _is_number(lines[0].strip()):
+        yield from _devkit_lines(path, lines)
+        return
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         fields = line.rsplit(None, 1)
-        if len(fields) != 2 or not (fields[1].isascii() and fields[1].isdigit() and len(fields[1]) < 10):
+        if len(fields) != 2 or not _is_number(fields[1]):
             raise DataError(f"{path}:{number}: expected 'name index', found {line[:80]!r}")
         yield LabelLine(number, fields[0].strip(), int(fields[1]))
+
+
+def _devkit_lines(path: Path | ImageSource, lines: Sequence[str]) -> Iterator[LabelLine]:
+    """Read the devkit's ILSVRC2012_validation_ground_truth.txt: line n is the class of validation image n.
+
+    The devkit numbers classes in an order of its own, which only its meta.mat explains; the known labels of the same
+    images explain it as well.
+    """
+    numbers = [line.strip() for line in lines if line.strip()]
+    official = _validation_indices()
+    pairs = set(zip(numbers, official, strict=False))
+    if len(numbers) != len(official) or not len(pairs) == len(set(numbers)) == len(set(official)):
+        raise DataError(
+            f"{path}:1: expected 'name index', found {lines[0][:80]!r}; numbers alone are understood only in the whole"
+            " ILSVRC2012_validation_ground_truth.txt"
+        )
+    for number, index in enumerate(official, start=1):
+        yield LabelLine(number, f"ILSVRC2012_val_{number:08d}", index)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def sample_key(npz_path: Path) -> str:

@@ -17,6 +17,7 @@ from pipeline.errors import DataError
 KEY_SHIFT = 14  # mantissa bits dropped from a float32's 32 bits
 BINS = 1 << (32 - KEY_SHIFT)
 _SIGN = BINS // 2  # keys from here on are negative values, in order of growing magnitude
+ZERO_KEYS = (0, _SIGN)  # of 0.0 and -0.0, and what float32 holds next to them
 _INFINITE = np.uint32(0x7F800000) >> np.uint32(KEY_SHIFT)  # first key of Inf and NaN among the positive ones
 
 Counts = npt.NDArray[np.int64]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-MODEL = "model.onnx"  # export: float32; quantize: int8
+MODEL = "model.onnx"  # export: float32; quantize: int8; convert: float16 or float32
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
-CLASSES = "classes.tsv"  # calibset: a line a class in index order: id, name
+CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
 OBSERVERS = "observers.npz"  # calibrate: ObserverSet
 OUTPUTS = "outputs.npy"  # calibrate: float32 [images, classes], the float32 model's answers in the order of the list
 THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
-CHECK = "check.json"  # quantize: how the int8 model compares with float32 on calibration images
+CHECK = "check.json"  # quantize, convert: how the model compares with float32 on calibration images
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz
 VAL_LABEL = "val_label.txt"  # image2npz: lines `name index`
 FIGURES = "figures.json"  # any stage: seconds and memory; never part of an artefact's identity

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.artefacts import file_digest, fingerprint
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_file import BuildConfig, Precision
 from pipeline.data.calibration_list import write_calibration_list
 from pipeline.data.imagenet import Dataset, Sample, list_dataset
 from pipeline.data.labels import ClassInfo, write_classes
@@ -35,8 +35,13 @@ def identity(cfg: BuildConfig) -> object:
         sampler.suffix,
         sampler.get_data_num,
         sampler.seed,
-        sampler.cover_classes,
+        _covers(cfg),
     ]
+
+
+def _covers(cfg: BuildConfig) -> bool:
+    """Only a calibration needs an image of every class."""
+    return cfg.dataset.sampler.cover_classes and cfg.backend.dtype is Precision.INT8
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -48,11 +53,12 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         dataset = list_dataset(inputs["sample"] / _SAMPLE_SPLIT, class_ids=folders)
         classes = tuple(ClassInfo(folder, name) for folder, name in zip(folders, names, strict=True))
     else:
-        dataset = list_dataset(
-            cfg.dataset.path, sampler.suffix, cfg.dataset.val_label, require_labels=sampler.cover_classes
-        )
+        dataset = list_dataset(cfg.dataset.path, sampler.suffix, cfg.dataset.val_label, require_labels=_covers(cfg))
         classes = dataset.classes
-    chosen = choose(dataset, sampler.get_data_num, sampler.seed, sampler.cover_classes)
+    count = sampler.get_data_num
+    if cfg.backend.dtype is not Precision.INT8:
+        count = min(count, len(dataset.samples))
+    chosen = choose(dataset, count, sampler.seed, _covers(cfg))
     write_calibration_list(chosen, out / CALIBRATION, sampler.seed)
     digests = (f"{hashlib.sha256(sample.source.read()).hexdigest()}  {sample.source.name}\n" for sample in chosen)
     (out / IMAGES).write_text("".join(digests), encoding="utf-8", errors="surrogateescape")

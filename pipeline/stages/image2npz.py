@@ -64,7 +64,9 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     The first `evaluation.num` images are those of a stride through the data set, so that they spread over its classes.
     """
     evaluation = cfg.evaluation
-    class_ids = [known.id for known in read_classes(inputs["calibset"] / CLASSES)]
+    # Without calibration images the evaluation images alone say what the classes are.
+    classes = read_classes(inputs["calibset"] / CLASSES) if "calibset" in inputs else ()
+    class_ids = [known.id for known in classes] or None
     if evaluation.path is None:
         dataset = list_dataset(inputs["sample"] / "evaluation", class_ids=class_ids)
     else:

@@ -1,4 +1,4 @@
-"""Package: everything that running the int8 model needs, in one folder."""
+"""Package: everything that running the model needs, in one folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import package as packages
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_file import BuildConfig, Precision
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.hardware import instruction_sets
 from pipeline.stages import artefact_names as names
@@ -27,18 +27,23 @@ def identity(cfg: BuildConfig) -> object:
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Fill the folder. Nothing in it tells the time or the machine's name: equal builds give equal bytes."""
-    shutil.copyfile(inputs["quantize"] / names.MODEL, out / f"{cfg.name}.onnx")
-    shutil.copyfile(inputs["calibset"] / names.CLASSES, out / packages.CLASSES)
-    shutil.copyfile(inputs["calibset"] / names.CALIBRATION, out / packages.CALIBRATION)
-    shutil.copyfile(inputs["thresholds"] / names.THRESHOLDS, out / packages.THRESHOLDS)
+    converted = inputs["quantize" if "quantize" in inputs else "convert"]
+    labelled = inputs["calibset" if "calibset" in inputs else "export"]
+    shutil.copyfile(converted / names.MODEL, out / f"{cfg.name}.onnx")
+    shutil.copyfile(labelled / names.CLASSES, out / packages.CLASSES)
+    if "calibset" in inputs:
+        shutil.copyfile(inputs["calibset"] / names.CALIBRATION, out / packages.CALIBRATION)
+    if "thresholds" in inputs:
+        shutil.copyfile(inputs["thresholds"] / names.THRESHOLDS, out / packages.THRESHOLDS)
     write_json(out / packages.PREPROCESS, to_vdsp_dict(cfg.preprocess))
     write_json(out / packages.BUILD_FILE, cfg.as_dict())
-    write_json(out / packages.REPORT, json.loads((inputs["quantize"] / names.CHECK).read_text(encoding="utf-8")))
+    write_json(out / packages.REPORT, json.loads((converted / names.CHECK).read_text(encoding="utf-8")))
     write_json(out / packages.FACTS, _facts(cfg, inputs))
 
 
 def _facts(cfg: BuildConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     quantize = cfg.backend.quantize
+    calibration = {"calibrate_mode": quantize.calibrate_mode.value, "percentile": quantize.percentile}
     workspace = {"float32_model": inputs["export"] / names.MODEL}
     if "image2npz" in inputs:
         workspace["datalist"] = inputs["image2npz"] / names.DATALIST
@@ -47,8 +52,7 @@ def _facts(cfg: BuildConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "name": cfg.name,
         "dtype": cfg.backend.dtype.value,
         "input": list(cfg.frontend.chw),
-        "calibrate_mode": quantize.calibrate_mode.value,
-        "percentile": quantize.percentile,
+        **(calibration if cfg.backend.dtype is Precision.INT8 else {"calibrate_mode": "none"}),
         "sample": cfg.uses_sample,
         "checked_on": instruction_sets(),
         "versions": _versions(),

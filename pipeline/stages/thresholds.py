@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, CalibrateMode, QuantizeConfig
-from pipeline.errors import ConfigError
-from pipeline.quant import qmath
+from pipeline.quant import qmath, search
 from pipeline.quant.observers import Observer, ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.stages.artefact_names import OBSERVERS, THRESHOLDS
@@ -21,14 +20,9 @@ _RULES: Mapping[CalibrateMode, Rule] = {
         seen.counts, seen.lowest, seen.highest, config.percentile
     ),
     CalibrateMode.MAX: lambda seen, config: qmath.max_range(seen.lowest, seen.highest),
+    CalibrateMode.MSE: lambda seen, config: search.mse_range(seen.counts, seen.lowest, seen.highest),
+    CalibrateMode.KL_DIVERGENCE: lambda seen, config: search.divergence_range(seen.counts, seen.lowest, seen.highest),
 }
-
-
-def check_mode(mode: CalibrateMode) -> None:
-    """Raise ConfigError for a mode that this version cannot calibrate with."""
-    if mode not in _RULES:
-        known = ", ".join(known.value for known in _RULES)
-        raise ConfigError(f"backend.quantize.calibrate_mode: {mode.value} is not available yet; wanted one of {known}")
 
 
 def identity(cfg: BuildConfig) -> object:

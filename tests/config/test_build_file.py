@@ -64,7 +64,9 @@ def test_load_build_file_loads_when_file_is_shipped(path: Path) -> None:
     assert cfg == load_build_file(path)
     assert cfg.uses_sample
     assert cfg.notices == ()
-    assert cfg.preprocess == load_vdsp(f"{cfg.frontend.type.value}-{cfg.frontend.model}-vdsp_params.json")
+    library, model = cfg.frontend.type.value, str(cfg.frontend.model)
+    owner = f"ppcls-{model.lower()}" if library == "paddleclas" else f"{library}-{model}"
+    assert cfg.preprocess == load_vdsp(f"{owner}-vdsp_params.json")
     assert cfg.preprocess.output_hw == cfg.frontend.chw[1:]
     cfg.check_inputs()
 
@@ -275,10 +277,6 @@ def test_load_build_file_reads_ops_when_spelled_transform_ops(here: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "0.type=CustomFunc",
-            "0.type: CustomFunc calls code of the vendor's toolchain; say it with Resize, CenterCrop and Normalize",
-        ),
         ("1.type=Rezise", "1.type: unknown op 'Rezise'; did you mean 'Resize'?"),
         ("1.size=0", "1.size: expected [height, width] or one length (the shorter side) in 1..16384, got 0"),
         ("1.size=[1]", "1.size: expected [height, width] or one length (the shorter side) in 1..16384, got [1]"),
@@ -294,6 +292,120 @@ def test_load_build_file_reads_ops_when_spelled_transform_ops(here: Path) -> Non
 )
 def test_load_build_file_names_op_when_it_is_wrong(here: Path, override: str, message: str) -> None:
     assert error_of(TEXT, f"{OPS}.{override}") == f"--set {OPS}.{message}"
+
+
+VENDOR_STYLE = """\
+name: keras_tiny_int8
+frontend:
+  shape: {input_1: [1, 3, 224, 224]}
+  type: keras
+  checkpoint: /path/to/tiny.h5
+  dtype: fp32
+backend:
+  type: tvm_vacc
+  dtype: int8
+  compile: {cluster_mode: 0, data_transport_mode: 1}
+  quantize: {calibrate_mode: kl_divergence, quantize_per_channel: true, skip_matmul_layers: [0, 1]}
+graph: {extra_ops: {type: null}}
+dataset:
+  type: tvm
+  path: /path/to/calibration
+  sampler: {suffix: jpg, get_data_num: 50}
+  transform_ops:
+    - {type: DecodeImage}
+    - {type: CvtColor, code: COLOR_RGB2BGR}
+    - {type: Resize, size: [256, 256]}
+    - {type: CenterCrop, crop_size: [224, 224]}
+    - {type: Normalize, div255: false, mean: [103.939, 116.779, 123.68], std: [1, 1, 1]}
+    - {type: ToTensor}
+workspace: {work_dir: ./deploy_weights/, save_log: true}
+"""
+
+
+@pytest.mark.parametrize("frontend", ["onnx", "pytorch", "keras", "tensorflow", "caffe", "darknet"])
+@pytest.mark.parametrize("mode", ["percentile", "kl_divergence", "max", "mse"])
+def test_load_build_file_loads_every_spelling_when_written_for_the_vendor(here: Path, frontend: str, mode: str) -> None:
+    cfg = load(VENDOR_STYLE, f"frontend.type={frontend}", f"backend.quantize.calibrate_mode={mode}")
+    assert (cfg.frontend.type.value, cfg.backend.quantize.calibrate_mode.value) == (frontend, mode)
+    assert (cfg.frontend.input_name, cfg.preprocess.colour) == ("input_1", ColourOrder.BGR)
+    assert cfg.notices == tuple(
+        f"{key} has no effect here"
+        for key in (
+            "backend.compile.cluster_mode",
+            "backend.compile.data_transport_mode",
+            "backend.quantize.skip_matmul_layers",
+            "workspace.save_log",
+            "workspace.work_dir",
+        )
+    )
+
+
+def test_load_build_file_reads_the_mode_when_its_key_lacks_a_letter(here: Path) -> None:
+    cfg = load(VENDOR_STYLE.replace("calibrate_mode: kl_divergence", "alibrate_mode: max"))
+    assert cfg.backend.quantize.calibrate_mode is CalibrateMode.MAX
+    assert "backend.quantize.alibrate_mode is read as calibrate_mode" in cfg.notices
+    both = VENDOR_STYLE.replace("calibrate_mode: kl_divergence", "calibrate_mode: max, alibrate_mode: max")
+    assert error_of(both).startswith(
+        "b.yaml:11 backend.quantize.alibrate_mode: unknown key; did you mean 'calibrate_mode'"
+    )
+
+
+def test_load_build_file_loads_when_a_float_file_leaves_the_preprocessing_to_the_runner(here: Path) -> None:
+    text = VENDOR_STYLE[: VENDOR_STYLE.index("dataset:")].replace("dtype: int8", "dtype: fp16")
+    cfg = load(text, "frontend.type=onnx")
+    assert cfg.package_name == "keras_tiny_int8-fp16-none-3_224_224-vacc"
+    message = "b.yaml:1 dataset.process_ops: missing, and vdsp_params too; give one (as in --set "
+    with pytest.raises(ConfigError) as error:
+        cfg.check_inputs()
+    assert str(error.value).startswith(message)
+    with pytest.raises(ConfigError, match="missing, and vdsp_params too"):
+        _ = cfg.preprocess
+    assert load(text, f"dataset.vdsp_params={VDSP}").preprocess == load_vdsp(VDSP)
+
+
+CUSTOM = "[{type: CustomFunc, module_path: prepare.py, func_name: get, input_shape: [1, 3, 224, 224]}]"
+
+
+def test_load_build_file_loads_when_an_op_is_the_vendors_code(here: Path) -> None:
+    cfg = load(VENDOR_STYLE, f"dataset.transform_ops={CUSTOM}")
+    with pytest.raises(ConfigError) as error:
+        _ = cfg.preprocess
+    assert str(error.value) == (
+        "--set dataset.transform_ops.0.type: CustomFunc calls code of the vendor's toolchain; say it with Resize, "
+        "CenterCrop and Normalize, or give --set dataset.vdsp_params=FILE"
+    )
+
+
+def test_load_build_file_takes_vdsp_when_an_op_is_the_vendors_code(here: Path) -> None:
+    cfg = load(VENDOR_STYLE, f"dataset.transform_ops={CUSTOM}", f"dataset.vdsp_params={VDSP}")
+    assert cfg.preprocess == load_vdsp(VDSP)
+    assert "dataset.transform_ops.0 (CustomFunc) has no effect here: vdsp_params says it all" in cfg.notices
+
+
+def test_load_build_file_says_so_in_one_line_when_it_is_none(here: Path) -> None:
+    text = "GPUS: (0,1)\nMODEL: {NAME: net}\nTRAIN: {LR: 0.05}\nTEST: {}\nDEBUG: {}\n"
+    assert error_of(text) == (
+        "b.yaml: not a build file: expected name, frontend, backend, graph, dataset, evaluation, workspace, found "
+        "GPUS, MODEL, TRAIN, TEST, ..."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (VENDOR_STYLE + "---\n" + VENDOR_STYLE, "b.yaml:25: not valid YAML: but found another document"),
+        (VENDOR_STYLE.replace("  dtype: fp32", "\tdtype: fp32"), "b.yaml:6: not valid YAML: "),
+        (
+            VENDOR_STYLE.replace("dataset:\n", "dataset: &again\n").replace("workspace: {", "workspace: *again #"),
+            "b.yaml:24: not valid YAML: aliases (*name) are not supported",
+        ),
+        (VENDOR_STYLE + "name: again\n", "b.yaml:25 name: given twice"),
+    ],
+)
+def test_load_build_file_is_refused_in_one_line_when_the_yaml_is_strange(here: Path, text: str, message: str) -> None:
+    error = error_of(text)
+    assert error.startswith(message)
+    assert len(error.splitlines()) == 1
 
 
 def test_load_build_file_names_op_when_order_is_wrong(here: Path) -> None:

@@ -75,11 +75,15 @@ def changed(**config: object) -> dict[str, Any]:
 def test_load_vdsp_loads_when_file_is_shipped(path: Path) -> None:
     spec = load_vdsp(path.name)
     assert spec == load_vdsp(path)
-    assert (spec.resize, spec.resize_hw, spec.filter) == (
-        ResizeMode.SHORTER_SIDE,
-        (256, 256),
-        ResizeFilter.BILINEAR_PILLOW,
-    )
+    # As each library measured: torchvision by Pillow's bilinear filter, timm's resnet50c and d by its bicubic one,
+    # PaddleClas by OpenCV.
+    library = path.name.partition("-")[0]
+    measured_with = ResizeFilter.BILINEAR_CV if library == "ppcls" else ResizeFilter.BILINEAR_PILLOW
+    if path.name.startswith(("timm-resnet50c", "timm-resnet50d")):
+        measured_with = ResizeFilter.BICUBIC_PILLOW
+    shorter = 320 if "fix_" in path.name else 256
+    assert (spec.resize, spec.resize_hw) == (ResizeMode.SHORTER_SIDE, (shorter, shorter))
+    assert spec.filter is measured_with
 
 
 @pytest.mark.skipif(not VENDOR_FILES, reason="the vendor's files are not beside this repository")
@@ -166,6 +170,20 @@ def test_load_vdsp_names_key_when_it_is_wrong(config: dict[str, object], message
     with pytest.raises(ConfigError) as error:
         spec_from_vdsp_dict(changed(**config), "f")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("input_hw", "side"), [((224, 224), 256), ((256, 256), 292), ((288, 224), 329)])
+def test_load_vdsp_takes_sizes_of_the_network_when_it_has_none(
+    tmp_path: Path, input_hw: tuple[int, int], side: int
+) -> None:
+    keys = ("IimageFormat", "ResizeType", "NormaType", "ColorCvtCode")
+    config = {key: VALUES["OpConfig"][key] for key in keys} | {"NormaType": "DIV255"}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({**VALUES, "OpConfig": config}), encoding="utf-8")
+    found = load_vdsp(path, input_hw)
+    assert (found.resize, found.resize_hw, found.crop_yx) == (ResizeMode.SHORTER_SIDE, (side, side), None)
+    assert (found.output_hw, found.norm) == (input_hw, NormType.DIV255)
+    assert load_vdsp(path).output_hw == (224, 224)
 
 
 def test_load_vdsp_names_op_when_it_is_not_understood() -> None:

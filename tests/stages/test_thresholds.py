@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.build_file import BuildConfig, CalibrateMode
-from pipeline.errors import ArtefactError, ConfigError
+from pipeline.config.build_file import BuildConfig
+from pipeline.errors import ArtefactError
 from pipeline.quant.observers import ObserverSet
 from pipeline.stages import thresholds
 
@@ -71,12 +71,16 @@ def test_run_says_what_to_do_when_the_calibration_is_damaged(
     assert str(caught.value) == f"{path}: not a calibration of ours (File is not a zip file); delete it and build again"
 
 
-def test_check_mode_takes_what_has_a_rule_and_names_the_others() -> None:
-    thresholds.check_mode(CalibrateMode.PERCENTILE)
-    thresholds.check_mode(CalibrateMode.MAX)
-    for mode in (CalibrateMode.KL_DIVERGENCE, CalibrateMode.MSE):
-        with pytest.raises(ConfigError) as caught:
-            thresholds.check_mode(mode)
-        assert str(caught.value) == (
-            f"backend.quantize.calibrate_mode: {mode.value} is not available yet; wanted one of percentile, max"
-        )
+def test_run_keeps_everything_when_there_are_too_few_values_for_a_divergence(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Too few values for a distribution: nothing is cut. The calibration's own are enough, see test_search.py."""
+    found = run(make_config("backend.quantize.calibrate_mode=kl_divergence"), inputs, tmp_path / "out")
+    assert found["input"] == {"low": -1.0, "high": 50.0}
+
+
+def test_run_keeps_an_outlier_that_is_dear_when_the_mode_is_mse(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = run(make_config("backend.quantize.calibrate_mode=mse"), inputs, tmp_path / "out")
+    assert 40 < found["input"]["high"] <= 50.0
