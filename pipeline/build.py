@@ -50,15 +50,16 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
     return cfg.uses_sample or cfg.evaluation.path is not None
 
 
+_GIVEN = ("export", "calibset")
 _PACKED = ("calibset", "export", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
     Stage("export", ("calibset",), export.identity, export.run),
-    Stage("calibrate", ("export", "calibset"), calibrate.identity, calibrate.run, _is_int8, keep_partial=True),
+    Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
-    Stage("quantize", ("export", "calibset", "calibrate", "thresholds"), quantize.identity, quantize.run, _is_int8),
-    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
+    Stage("quantize", (*_GIVEN, "calibrate", "thresholds"), quantize.identity, quantize.run, _is_int8, version=2),
+    Stage("convert", _GIVEN, convert.identity, convert.run, _is_float),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run),
 )

@@ -225,6 +225,7 @@ def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:
         calibrate_mode=section.choice(mode_key, CalibrateMode, CalibrateMode.PERCENTILE),
         percentile=percentile,
         quantize_per_channel=section.boolean("quantize_per_channel", True),
+        bias_correction=section.boolean("bias_correction", True),
         skip_conv_layers=_read_layers(section, "skip_conv_layers"),
         exclude_layers=_read_layers(section, "exclude_layers"),
     )

@@ -50,10 +50,19 @@ class Observer:
 
 
 class ObserverSet:
-    """Observers by tensor name, saved and restored as a whole."""
+    """Observers by tensor name, and sums of channel means, saved and restored as a whole."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.observers = {name: Observer() for name in names}
+        self.mean_sums: dict[str, npt.NDArray[np.float64]] = {}  # of each layer's input, over the images seen
+
+    def add_means(self, means: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Add one image's channel means, float64 [channels] by tensor name.
+
+        In the order of the images, whoever counted them: float sums in another order differ in their last bits.
+        """
+        for name, mean in means.items():
+            self.mean_sums[name] = self.mean_sums.get(name, 0.0) + mean
 
     def add(self, values: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Count one batch of every tensor; threads may add at once, in any order, with the same outcome.
@@ -79,6 +88,9 @@ class ObserverSet:
         for index, observer in enumerate(self.observers.values()):
             used = np.flatnonzero(observer.counts).astype(np.uint32)
             arrays[f"keys_{index}"], arrays[f"counts_{index}"] = used, observer.counts[used]
+        arrays["mean_names"] = np.array(list(self.mean_sums))
+        for index, sums in enumerate(self.mean_sums.values()):
+            arrays[f"mean_sums_{index}"] = sums
         with whole_file(path) as scratch, scratch.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
@@ -95,6 +107,8 @@ class ObserverSet:
                 for index, observer in enumerate(loaded.observers.values()):
                     observer.counts[arrays[f"keys_{index}"]] = arrays[f"counts_{index}"]
                     observer.lowest, observer.highest = (float(value) for value in arrays["extremes"][index])
+                for index, name in enumerate(arrays["mean_names"]):
+                    loaded.mean_sums[str(name)] = arrays[f"mean_sums_{index}"]
                 return loaded, int(arrays["images"][0])
         except Exception as err:  # a flipped bit surfaces as any of a dozen kinds, from zipfile, numpy or here
             raise ArtefactError(f"{path}: not a calibration of ours ({err}); delete it and build again") from None

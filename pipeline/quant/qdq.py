@@ -83,6 +83,13 @@ def observed_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for name in sources if name in set(sources.values())]
 
 
+def layer_inputs(model: onnx.ModelProto) -> list[str]:
+    """Return the activations that convolutions and Gemms read, each once, in graph order; channels are their axis 1."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    read = dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm"))
+    return [name for name in read if name not in constants]
+
+
 def insert_qdq(
     model: onnx.ModelProto, ranges: Mapping[str, Range], *, per_channel: bool, float_layers: Collection[str] = ()
 ) -> onnx.ModelProto:

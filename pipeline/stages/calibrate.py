@@ -39,6 +39,7 @@ _ROUND = 32  # images between two looks at the clock for saving
 _SECONDS_BETWEEN_SAVES = 30.0
 
 Float32 = npt.NDArray[np.float32]
+Means = dict[str, npt.NDArray[np.float64]]  # of each channel, by tensor name
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -57,13 +58,14 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     collector = _Collector(model, observers)
     del model
 
-    def observe(image: ImageSource) -> Float32:
+    def observe(image: ImageSource) -> tuple[Float32, Means]:
         return collector.observe(preprocess.apply(cfg.preprocess, preprocess.decode(image.content())))
 
     with _thread_pool(collector.workers) as pool, progress_bar(len(images), "calibrate", "img", done=seen) as progress:
         for start in range(seen, len(images), _ROUND):
-            for output in pool.map(observe, images[start : start + _ROUND]):
+            for output, means in pool.map(observe, images[start : start + _ROUND]):
                 outputs.append(output)
+                observers.add_means(means)
                 progress.update()
             if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
                 _save(observers, outputs, out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
@@ -112,7 +114,7 @@ def _thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Collector:
-    """The float32 model with every observed tensor as an output, written into buffers that each thread keeps.
+    """The float32 model with every observed tensor and layer input as an output, in buffers that each thread keeps.
 
     Letting ONNX Runtime allocate the outputs of each pass costs a fifth of the pass in page faults.
     """
@@ -122,9 +124,12 @@ class _Collector:
         self._observers = observers
         self._input = model.graph.input[0].name
         self._output = model.graph.output[0].name
-        self._names = [name for name in observers.observers if name != self._input]
+        self._counted = [name for name in observers.observers if name != self._input]
+        self._averaged = qdq.layer_inputs(model)
+        wanted = dict.fromkeys([*self._counted, *self._averaged])
+        self._fetched = [*dict.fromkeys([*(name for name in wanted if name != self._input), self._output])]
         already = {value.name for value in model.graph.output}
-        extra = [onnx.ValueInfoProto(name=name) for name in self._names if name not in already]
+        extra = [onnx.ValueInfoProto(name=name) for name in self._fetched if name not in already]
         # In place, and taken back: each copy of the weights counts (275 MB for wide_resnet50_2).
         model.graph.output.extend(extra)
         serialized = model.SerializeToString()
@@ -136,8 +141,8 @@ class _Collector:
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
         self._local = threading.local()
 
-    def observe(self, image: Float32) -> Float32:
-        """Run float32 [C, H, W], count its activations, and return a copy of the output, float32 [1, classes].
+    def observe(self, image: Float32) -> tuple[Float32, Means]:
+        """Run float32 [C, H, W] and count its activations; return a copy of the output and the layers' mean inputs.
 
         Raises:
             DataError: an activation holds NaN or Inf; it is named.
@@ -145,14 +150,13 @@ class _Collector:
         batch = image[None]
         buffers: dict[str, Float32] | None = getattr(self._local, "buffers", None)
         if buffers is None:
-            fetched = dict.fromkeys([*self._names, self._output])
-            made = self._session.run([*fetched], {self._input: batch})
-            buffers = self._local.buffers = dict(zip(fetched, made, strict=True))
+            made = self._session.run(self._fetched, {self._input: batch})
+            buffers = self._local.buffers = dict(zip(self._fetched, made, strict=True))
         else:
             self._run_into(buffers, batch)
-        self._observers.add({self._input: batch, **{name: buffers[name] for name in self._names}})
-        output: Float32 = buffers[self._output].copy()
-        return output
+        self._observers.add({self._input: batch, **{name: buffers[name] for name in self._counted}})
+        means = {name: _channel_means(batch if name == self._input else buffers[name]) for name in self._averaged}
+        return buffers[self._output].copy(), means
 
     def _run_into(self, buffers: Mapping[str, Float32], batch: Float32) -> None:
         binding = self._session.io_binding()
@@ -160,3 +164,9 @@ class _Collector:
         for name, buffer in buffers.items():
             binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
         self._session.run_with_iobinding(binding)
+
+
+def _channel_means(values: Float32) -> npt.NDArray[np.float64]:
+    """Return float64 [C], the mean of each channel of float32 [N, C, ...]."""
+    means: npt.NDArray[np.float64] = values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+    return means

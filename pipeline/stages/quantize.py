@@ -15,15 +15,17 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant import qdq
+from pipeline.quant.bias_correction import correct_biases
+from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
-from pipeline.stages.artefact_names import CALIBRATION, CHECK, MODEL, OUTPUTS, THRESHOLDS
+from pipeline.stages.artefact_names import CALIBRATION, CHECK, MODEL, OBSERVERS, OUTPUTS, THRESHOLDS
 
 
 def identity(cfg: BuildConfig) -> object:
     """Return what this stage's outcome depends on beside its inputs."""
     quantize = cfg.backend.quantize
     excluded = [list(quantize.skip_conv_layers), list(quantize.exclude_layers)]
-    return [quantize.quantize_per_channel, excluded, to_vdsp_dict(cfg.preprocess)]
+    return [quantize.quantize_per_channel, quantize.bias_correction, excluded, to_vdsp_dict(cfg.preprocess)]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -41,9 +43,16 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         per_channel=quantize.quantize_per_channel,
         float_layers=qdq.find_layers(float32, quantize.skip_conv_layers, quantize.exclude_layers),
     )
+    corrected: dict[str, float] = {}
+    if quantize.bias_correction:
+        observers, images = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
+        means = {name: sums / images for name, sums in observers.mean_sums.items()}
+        corrected = correct_biases(model, float32, means)
     onnx.save(model, out / MODEL)
     batches = agreement.prepare(read_calibration_list(inputs["calibset"] / CALIBRATION), cfg.preprocess)
     expected = np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[: agreement.IMAGES]
     advice = f"raise backend.quantize.percentile (now {quantize.percentile}) or set calibrate_mode: max"
     found = agreement.check(out / MODEL, batches, expected, what="int8", advice=advice)
-    write_json(out / CHECK, {"layers": qdq.count_quantized(model), "agreement": found})
+    write_json(
+        out / CHECK, {"layers": qdq.count_quantized(model), "corrected_biases": len(corrected), "agreement": found}
+    )

@@ -93,12 +93,16 @@ def test_observer_set_is_the_same_when_saved_and_loaded(tmp_path: Path) -> None:
     seen = ObserverSet(["b/Conv:0", "a", "never"])
     for _ in range(2):
         seen.add({"a": activations(3), "b/Conv:0": -activations(2)})
+        seen.add_means({"a": np.arange(4) / 3, "c": np.ones(2)})
     seen.save(tmp_path / "observers.npz", images=6)
     loaded, images = ObserverSet.load(tmp_path / "observers.npz")
     assert images == 6
     assert list(loaded.observers) == ["b/Conv:0", "a", "never"]
     for name, observer in seen.observers.items():
         assert_equal(observer, loaded.observers[name])
+    assert list(loaded.mean_sums) == ["a", "c"]
+    np.testing.assert_array_equal(loaded.mean_sums["a"], np.arange(4) / 3 + np.arange(4) / 3)
+    np.testing.assert_array_equal(loaded.mean_sums["c"], [2, 2])
     loaded.add({"a": activations(1)})
     seen.add({"a": activations(1)})
     assert_equal(seen.observers["a"], loaded.observers["a"])

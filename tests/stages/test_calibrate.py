@@ -81,6 +81,11 @@ def test_run_counts_what_a_slow_reference_counts(
     np.testing.assert_array_equal(
         found.observers["input"].counts, np.bincount(qmath.float_keys(images.reshape(-1)), minlength=qmath.BINS)
     )
+    # What the layers read: the input and the ReLUs, but for the pooled ones, which take their input's range.
+    assert list(found.mean_sums) == qdq.layer_inputs(model)
+    for name in set(found.mean_sums) & set(names):
+        wanted = values[names.index(name)]
+        np.testing.assert_allclose(found.mean_sums[name] / 22, wanted.mean(axis=(0, 2, 3)), rtol=1e-4)
     outputs = np.load(tmp_path / "out" / "outputs.npy")
     expected = np.concatenate([answer[0] for answer in answers])
     assert onnx_classifier.relative_error(expected, outputs) < 1e-5
