@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.package import Package, open_package
+from pipeline.paired import Divergence, drop_interval, mcnemar_p
 from pipeline.runner import Plan, Sample
 from pipeline.runtimes.base import Runtime, choose
 
@@ -86,6 +87,17 @@ class Comparison:
     right_to_wrong: int
     wrong_to_right: int
     flips: tuple[str, ...]  # samples whose first answer changed
+    divergence: Divergence
+
+    @property
+    def drop_interval(self) -> tuple[float, float]:
+        """95% interval of the top-1 accuracy lost, in % points."""
+        return drop_interval(self.right_to_wrong, self.wrong_to_right, self.top1.count)
+
+    @property
+    def p_value(self) -> float:
+        """Of the exact McNemar test that no model is the better one."""
+        return mcnemar_p(self.right_to_wrong, self.wrong_to_right)
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,24 @@ def load_ranks(samples: Sequence[Sample], class_count: int) -> Ranks:
     Raises:
         DataError: a result is damaged, holds NaN or Inf, or has another number of classes.
     """
-    ranks = np.empty((len(samples), min(_TOP, class_count)), np.intp)
+    return np.concatenate([_best(scores, min(_TOP, class_count)) for scores in _score_blocks(samples, class_count)])
+
+
+def load_paired(
+    samples: Sequence[Sample], reference: Sequence[Sample], class_count: int
+) -> tuple[Ranks, Ranks, Divergence]:
+    """Return the best classes of both, and how far the scores are apart; raises as `load_ranks`."""
+    divergence = Divergence()
+    ranks: tuple[list[Ranks], list[Ranks]] = ([], [])
+    blocks = zip(_score_blocks(samples, class_count), _score_blocks(reference, class_count), strict=True)
+    for scores, reference_scores in blocks:
+        divergence.add(reference_scores, scores)
+        for found, block in zip(ranks, (scores, reference_scores), strict=True):
+            found.append(_best(block, min(_TOP, class_count)))
+    return np.concatenate(ranks[0]), np.concatenate(ranks[1]), divergence
+
+
+def _score_blocks(samples: Sequence[Sample], class_count: int) -> Iterator[npt.NDArray[np.float32]]:
     for start in range(0, len(samples), _RESULTS_AT_ONCE):
         part = samples[start : start + _RESULTS_AT_ONCE]
         scores = np.empty((len(part), class_count), np.float32)
@@ -122,8 +151,7 @@ def load_ranks(samples: Sequence[Sample], class_count: int) -> Ranks:
         finite = np.isfinite(scores).all(axis=1)
         if not finite.all():
             raise DataError(f"{part[int(np.argmin(finite))].result}: holds NaN or Inf; run bench again")
-        ranks[start : start + len(part)] = _best(scores, ranks.shape[1])
-    return ranks
+        yield scores
 
 
 def _best(scores: npt.NDArray[np.float32], count: int) -> Ranks:
@@ -139,7 +167,9 @@ def _best(scores: npt.NDArray[np.float32], count: int) -> Ranks:
     return ranks
 
 
-def compare(ranks: Ranks, reference: Ranks, truth: npt.NDArray[np.intp], names: Sequence[str]) -> Comparison:
+def compare(
+    ranks: Ranks, reference: Ranks, divergence: Divergence, truth: npt.NDArray[np.intp], names: Sequence[str]
+) -> Comparison:
     """Return what changed between two sets of answers to the same samples."""
     int8, float32 = ranks[:, 0], reference[:, 0]
     was_right, is_right = float32 == truth, int8 == truth
@@ -152,6 +182,7 @@ def compare(ranks: Ranks, reference: Ranks, truth: npt.NDArray[np.intp], names: 
         right_to_wrong=int((was_right & ~is_right).sum()),
         wrong_to_right=int((~was_right & is_right).sum()),
         flips=tuple(names[int(index)] for index in changed),
+        divergence=divergence,
     )
 
 
@@ -185,7 +216,6 @@ def evaluate(request: Request) -> Evaluation:
     truth_by_key = ground_truth([s.image for s in run.samples], classes, val_label, _known(package))
     keys = [sample_key(sample.image) for sample in run.samples]
     truth = np.array([truth_by_key[key] for key in keys], np.intp)
-    ranks = load_ranks(run.samples, len(classes))
     notes: list[str] = []
     reference = None
     if package is not None and request.reference is not False:
@@ -195,8 +225,11 @@ def evaluate(request: Request) -> Evaluation:
         found = f"{prefix} is not here any more" if prefix else "the results do not say which package they are of"
         raise DataError(f"--reference: {found}; make them with bench")
     comparison = None
-    if reference is not None:
-        comparison = compare(ranks, load_ranks(reference, len(classes)), truth, keys)
+    if reference is None:
+        ranks = load_ranks(run.samples, len(classes))
+    else:
+        ranks, reference_ranks, divergence = load_paired(run.samples, reference, len(classes))
+        comparison = compare(ranks, reference_ranks, divergence, truth, keys)
     return Evaluation(
         facts={"sample": package is not None and package.uses_sample, **run.facts},
         top1=Accuracy(int((ranks[:, 0] == truth).sum()), len(truth)),
@@ -301,6 +334,11 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             "right_to_wrong": reference.right_to_wrong,
             "wrong_to_right": reference.wrong_to_right,
             "flips": list(reference.flips),
+            "top1_drop_interval_95": [round(bound, 3) for bound in reference.drop_interval],
+            "mcnemar_p": reference.p_value,
+            "kl_divergence": reference.divergence.kl,
+            # Equal scores have no noise: JSON knows no infinity.
+            "logit_sqnr_db": reference.divergence.sqnr_db if reference.divergence.noise else None,
         }
     return outcome
 
@@ -316,10 +354,13 @@ def describe(evaluation: Evaluation) -> list[str]:
     if reference is not None:
         drop1 = reference.top1.percent - evaluation.top1.percent
         drop5 = reference.top5.percent - evaluation.top5.percent
+        low, high = reference.drop_interval
         lines += [
-            f"drop     top-1 {drop1:+.2f} points, top-5 {drop5:+.2f} points",
+            f"drop     top-1 {drop1:+.2f} points [{low:+.2f}, {high:+.2f}], top-5 {drop5:+.2f} points",
             f"agreement      {reference.agreement}",
             f"flips    {reference.right_to_wrong} right to wrong, {reference.wrong_to_right} wrong to right, "
-            f"{len(reference.flips)} answers changed in all",
+            f"{len(reference.flips)} answers changed in all; exact McNemar p = {reference.p_value:.2g}",
+            f"scores   KL divergence {reference.divergence.kl:.5f} nats an image, logit SQNR "
+            f"{reference.divergence.sqnr_db:.1f} dB",
         ]
     return [*lines, *evaluation.notes]

@@ -25,6 +25,7 @@ from pipeline.data import npz
 from pipeline.errors import DataError, PipelineError
 from pipeline.evaluate import Accuracy, Request, as_dict, compare, describe, load_ranks
 from pipeline.evaluate import evaluate as run_evaluate
+from pipeline.paired import Divergence
 from pipeline.results import read_run
 from pipeline.runner import Sample
 
@@ -92,6 +93,10 @@ def test_evaluation_equals_the_slow_reference(tiny: TinyWorkspace, by_hand: tupl
     changed = [f"flat/ILSVRC2012_tiny_{i:04d}" for i, (a, b, _) in enumerate(pairs) if a != b]
     assert list(found.reference.flips) == changed
     assert 0 < len(changed) < IMAGES
+    separately = Divergence()
+    separately.add(expected, scores)
+    assert found.reference.divergence.kl == pytest.approx(separately.kl)
+    assert found.reference.divergence.sqnr_db == pytest.approx(separately.sqnr_db)
 
 
 def _reference_folder(space: TinyWorkspace) -> Path:
@@ -167,9 +172,11 @@ def test_compare_counts_flips_of_each_kind() -> None:
     truth = np.array([0, 1, 2, 0, 1])
     int8 = np.array([[0, 1], [0, 1], [2, 0], [1, 2], [0, 2]])
     float32 = np.array([[0, 2], [1, 0], [1, 0], [2, 0], [0, 1]])
-    found = compare(int8, float32, truth, ["a", "b", "c", "d", "e"])
+    found = compare(int8, float32, Divergence(), truth, ["a", "b", "c", "d", "e"])
     assert found.flips == ("b", "c", "d")
     assert (found.right_to_wrong, found.wrong_to_right) == (1, 1)
+    assert found.p_value == 1
+    assert found.drop_interval == pytest.approx((-39.0, 39.0), abs=0.1)
     assert (found.agreement.correct, found.top1.correct, found.top5.correct) == (2, 2, 4)
 
 

@@ -20,7 +20,7 @@ ROWS = (
     {"config", "artefacts", "hardware", "progress", "processes"},
     {"data", "preprocess", "models", "quant", "runtimes"},
     {"package", "runner", "export_model", "agreement", "model_table"},
-    {"figures"},
+    {"figures", "paired"},
     {"results"},
     {"stages"},
     {"build", "bench", "evaluate", "predict", "report", "serve"},

@@ -1,0 +1,109 @@
+"""What two sets of answers to the same images say of each other: finer than top-1, whose last tenths are noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_SUM_TOLERANCE = 1e-3  # of scores that are probabilities already
+_LEAST = float(np.finfo(np.float32).tiny)  # a probability that float32 cannot hold
+
+
+@dataclass
+class Divergence:
+    """Running sums over images; add blocks of scores as they are read."""
+
+    images: int = 0
+    divergence_sum: float = 0.0
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: Float32, answers: Float32) -> None:
+        """Add images: scores of both models, float32 [images, classes], logits or probabilities."""
+        wanted, found = _log_probabilities(reference), _log_probabilities(answers)
+        self.images += len(wanted)
+        self.divergence_sum += float((np.exp(wanted) * (wanted - found)).sum())
+        wanted -= wanted.mean(axis=1, keepdims=True)
+        found -= found.mean(axis=1, keepdims=True)
+        self.signal += float((wanted**2).sum())
+        self.noise += float(((wanted - found) ** 2).sum())
+
+    @property
+    def kl(self) -> float:
+        """Mean Kullback-Leibler divergence of the answers' softmax from the reference's, in nats."""
+        return self.divergence_sum / self.images
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantization-noise ratio of the logits, each image's less their mean, in dB."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise > 0 else math.inf
+
+
+def _log_probabilities(scores: Float32) -> Float64:
+    values = scores.astype(np.float64)
+    if (values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() < _SUM_TOLERANCE:
+        logits = np.log(np.maximum(values, _LEAST))
+    else:
+        logits = values - values.max(axis=1, keepdims=True)
+    normalised: Float64 = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return normalised
+
+
+def mcnemar_p(right_to_wrong: int, wrong_to_right: int) -> float:
+    """Return the two-sided p-value of the exact McNemar test: how likely flips so uneven are if none was preferred.
+
+    Source: McNemar, Psychometrika 12 (1947), with the binomial distribution in the place of chi-squared.
+    """
+    flips = right_to_wrong + wrong_to_right
+    rarer = min(right_to_wrong, wrong_to_right)
+    return min(1.0, 2 * _binomial_cdf(rarer, flips, 0.5))
+
+
+def drop_interval(right_to_wrong: int, wrong_to_right: int, images: int) -> tuple[float, float]:
+    """Return the 95% interval of the accuracy lost, in % points, given how many answers flipped.
+
+    Exact for the share of flips that lost (Clopper and Pearson, Biometrika 26, 1934), scaled by the flips seen.
+    """
+    flips = right_to_wrong + wrong_to_right
+    if flips == 0:
+        return 0.0, 0.0
+    low, high = _least_share(right_to_wrong, flips), 1 - _least_share(wrong_to_right, flips)
+    scale = 100 * flips / images
+    return (2 * low - 1) * scale, (2 * high - 1) * scale
+
+
+def _least_share(successes: int, trials: int) -> float:
+    """Return the smallest share under which so many successes are not yet rarer than 2.5%, by bisection."""
+    low, high = 0.0, successes / trials
+    for _ in range(50):
+        middle = (low + high) / 2
+        if 1 - _binomial_cdf(successes - 1, trials, middle) < 0.025:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _binomial_cdf(successes: int, trials: int, share: float) -> float:
+    """Return P(X <= successes) for X binomial, summed in logarithms."""
+    if successes < 0:
+        return 0.0
+    if successes >= trials or share <= 0:
+        return 1.0
+    if share >= 1:
+        return 0.0
+    terms = (
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(share)
+        + (trials - k) * math.log1p(-share)
+        for k in range(successes + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, terms)))
