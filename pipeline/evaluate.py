@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import results
+from pipeline.accuracy import Accuracy, Divergence, drop_interval, mcnemar_p
 from pipeline.artefacts import file_digest, fingerprint
 from pipeline.config.documents import find_file
 from pipeline.config.vdsp import spec_from_vdsp_dict
@@ -30,51 +30,16 @@ from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.package import Package, open_package
-from pipeline.paired import Divergence, drop_interval, mcnemar_p
 from pipeline.runner import Plan, Sample
 from pipeline.runtimes.base import Runtime, choose
 
 _TOP = 5
 _LABELS = "data_prep"  # the folder of the shipped class names
 _RESULTS_AT_ONCE = 256  # scores of so many samples fit the cache
-_Z95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 _REFERENCE_BATCH = 8
 _REFERENCE_UNASKED = 2000  # images that float32 is run on without --reference: minutes, not hours
 
 Ranks = npt.NDArray[np.intp]  # [samples, up to 5], classes by falling score
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of correct answers, with its 95% confidence interval; all in %."""
-
-    correct: int
-    count: int
-
-    @property
-    def percent(self) -> float:
-        return 100 * self.correct / self.count
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's score interval (E. B. Wilson, JASA 22, 1927), which holds near 0 and 100% too."""
-        n, p, z2 = self.count, self.correct / self.count, _Z95**2
-        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-        half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        return 100 * (centre - half), 100 * (centre + half)
-
-    def as_dict(self) -> dict[str, Any]:
-        low, high = self.interval
-        return {
-            "correct": self.correct,
-            "count": self.count,
-            "percent": round(self.percent, 3),
-            "interval_95": [round(low, 3), round(high, 3)],
-        }
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.percent:6.2f}%  {self.correct}/{self.count}  [{low:.2f}, {high:.2f}]"
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from run_fixtures import (
 )
 
 from pipeline import bench, evaluate, results
+from pipeline.accuracy import Accuracy, Divergence
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data import npz
 from pipeline.errors import DataError, PipelineError
-from pipeline.evaluate import Accuracy, Request, as_dict, compare, describe, load_ranks
+from pipeline.evaluate import Request, as_dict, compare, describe, load_ranks
 from pipeline.evaluate import evaluate as run_evaluate
-from pipeline.paired import Divergence
 from pipeline.results import read_run
 from pipeline.runner import Sample
 

@@ -20,10 +20,11 @@ ROWS = (
     {"config", "artefacts", "hardware", "progress", "processes"},
     {"data", "preprocess", "models", "quant", "runtimes"},
     {"package", "runner", "export_model", "agreement", "model_table"},
-    {"figures", "paired"},
+    {"figures", "accuracy"},
     {"results"},
     {"stages"},
     {"build", "bench", "evaluate", "predict", "report", "serve"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )

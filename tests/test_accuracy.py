@@ -1,4 +1,4 @@
-"""paired.py against sums over outcomes written down, and published figures."""
+"""accuracy.py against sums over outcomes written down, and published figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.paired import Divergence, drop_interval, mcnemar_p
+from pipeline.accuracy import Divergence, drop_interval, mcnemar_p
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

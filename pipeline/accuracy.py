@@ -1,9 +1,13 @@
-"""What two sets of answers to the same images say of each other: finer than top-1, whose last tenths are noise."""
+"""Shares of right answers with their intervals, and what two models' answers to the same images say of each other.
+
+The second is finer than top-1, whose last tenths are noise.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +16,41 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _SUM_TOLERANCE = 1e-3  # of scores that are probabilities already
+_Z95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 _LEAST = float(np.finfo(np.float32).tiny)  # a probability that float32 cannot hold
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of correct answers, with its 95% confidence interval; all in %."""
+
+    correct: int
+    count: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.correct / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval (E. B. Wilson, JASA 22, 1927), which holds near 0 and 100% too."""
+        n, p, z2 = self.count, self.correct / self.count, _Z95**2
+        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+        return 100 * (centre - half), 100 * (centre + half)
+
+    def as_dict(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {
+            "correct": self.correct,
+            "count": self.count,
+            "percent": round(self.percent, 3),
+            "interval_95": [round(low, 3), round(high, 3)],
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.percent:6.2f}%  {self.correct}/{self.count}  [{low:.2f}, {high:.2f}]"
 
 
 @dataclass

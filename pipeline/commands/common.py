@@ -1,0 +1,45 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def sayer(json_path: Path | None) -> Callable[[str], None]:
+    """Return what prints lines for people: on standard error where JSON has standard output."""
+    stream = sys.stderr if json_path == Path("-") else sys.stdout
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def check_json_path(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise ConfigError(f"--json {path}: is a folder; give a file")
+
+
+def print_json(path: Path | None, value: object) -> None:
+    from pipeline.artefacts import write_json
+
+    if path == Path("-"):
+        print(json.dumps(value, indent=1, sort_keys=True))
+    elif path is not None:
+        try:
+            write_json(path, value)
+        except OSError as err:
+            raise ConfigError(f"--json {path}: cannot be written ({err.strerror}); give another") from None

@@ -1,0 +1,199 @@
+"""The three commands: build, bench, eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.common import add_command, check_json_path, print_json, sayer
+from pipeline.errors import ConfigError
+
+_RUNTIMES = ("auto", "openvino", "onnxruntime")
+
+
+def add_build(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "build",
+        _build,
+        "make an int8 package from a build file",
+        "python -m pipeline build timm_wideres.yaml",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint, or auto: the published one (frontend.checkpoint)"
+    )
+    parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
+    parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
+    )
+
+
+def _build(args: argparse.Namespace) -> None:
+    from pipeline.config.build_file import load_build_file
+
+    flags = {
+        "frontend.checkpoint": args.weights,
+        "dataset.path": args.dataset,
+        "evaluation.path": args.evaluation,
+    }
+    cfg = load_build_file(args.config, args.set, extra=flags)
+    from pipeline.build import build, check, summary
+
+    check(cfg)
+    for notice in cfg.notices:
+        print(f"note: {notice}")
+    if cfg.uses_sample:
+        print("sample weights, sample images (give --weights and --dataset for your own)")
+    built = build(cfg, lambda line: print(line, flush=True))
+    print("\n".join(summary(built)))
+
+
+def _add_load_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package as folder/name (the last one built)"
+    )
+    parser.add_argument("-b", "--batch", type=int, default=1, help="images a request (1)")
+    parser.add_argument("-i", "--instances", type=int, default=1, help="requests in flight (1)")
+    parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes (1)")
+    parser.add_argument("--runtime", choices=_RUNTIMES, default="auto", help="auto: OpenVINO, else ONNX Runtime")
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        shape = json.loads(text if text.startswith("[") else f"[{text}]")
+    except ValueError:
+        shape = None
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(axis) is int for axis in shape):
+        raise argparse.ArgumentTypeError(f"expected [C,H,W] such as [3,256,256], got {text!r}")
+    return shape
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    return value
+
+
+def add_bench(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "bench",
+        _bench,
+        "measure throughput and latency; write the answers to a datalist",
+        "python -m pipeline bench -b 22 -i 8",
+    )
+    _add_load_flags(parser)
+    parser.add_argument(
+        "-s", "--shape", type=_shape, metavar="[C,H,W]", help="input shape, checked against the package"
+    )
+    parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
+    parser.add_argument("--datalist", type=Path, metavar="FILE", help="npz files to answer, a path a line")
+    parser.add_argument("--path_output", type=Path, metavar="DIR", help="results folder (output)")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
+    parser.add_argument(
+        "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
+    )
+    parser.add_argument("--reference", action="store_true", help="measure the build's float32 model too, in turn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from pipeline import bench
+    from pipeline.package import open_package
+    from pipeline.runner import Limit
+    from pipeline.runtimes.base import Runtime, choose
+
+    check_json_path(args.json)
+    _check_performance_flags(args)
+    load = bench.Load(
+        batch=args.batch, instances=args.instances, processes=args.processes, runtime=choose(Runtime(args.runtime))
+    )
+    package = open_package(args.model)
+    bench.check_shape(package, args.shape)
+    spec, notes = bench.resolve_preprocess(package, args.vdsp_params)
+    # The documents' long form measures speed, or with --datalist makes results; the short form does both.
+    datalist = args.datalist
+    if datalist is None and (args.model is None or args.path_output is not None):
+        datalist = package.workspace_file("datalist")
+    if datalist is None and args.path_output is not None:
+        raise ConfigError("--path_output: there are no images to answer; give --datalist FILE (image2npz makes it)")
+    out = args.path_output or Path("output")
+    if datalist is not None:
+        bench.check_accuracy_run(datalist, out)
+    say = sayer(args.json)
+    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    for note in notes:
+        say(f"note: {note}")
+    performance = comparison = accuracy = None
+    limit = Limit(args.duration or Limit.duration_s, args.iterations)
+    if args.reference:
+        comparison = bench.run_comparison(package, load, spec, limit)
+        say("\n".join([*bench.describe(comparison.package[-1], "performance, last round"), str(comparison)]))
+    elif args.datalist is None:
+        performance = bench.run_performance(package, load, spec, limit)
+        say("\n".join(bench.describe(performance, "performance")))
+    if datalist is not None:
+        accuracy = bench.run_accuracy(package, load, spec, datalist, out)
+        if accuracy is not None:
+            say("\n".join(bench.describe(accuracy, "from npz to results")))
+        say(f"results in {out}/")
+    print_json(args.json, bench.report(package, load, performance, comparison, accuracy))
+
+
+def _check_performance_flags(args: argparse.Namespace) -> None:
+    if args.iterations is not None and args.iterations < 1:
+        raise ConfigError(f"--iterations: must be at least 1, got {args.iterations}")
+    given = [flag for flag in ("reference", "iterations", "duration") if getattr(args, flag)]
+    if args.datalist is not None and given:
+        raise ConfigError(f"--{given[0]}: a run over --datalist ends with its images; leave one of the two out")
+
+
+def add_eval(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "eval",
+        _eval,
+        "top-1 and top-5 of a run, beside float32",
+        "python -m pipeline eval --result_path output",
+    )
+    parser.add_argument("--result_path", type=Path, required=True, metavar="DIR", help="results folder of bench")
+    parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
+    parser.add_argument(
+        "--label", type=Path, metavar="FILE", help="class names, a line a class (the package's), or as --val_label"
+    )
+    parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
+    parser.add_argument(
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="run float32 on the same images and compare (done by itself up to 2000 images)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from pipeline import evaluate
+
+    check_json_path(args.json)
+    evaluation = evaluate.evaluate(
+        evaluate.Request(
+            result_path=args.result_path,
+            datalist=args.datalist,
+            label=args.label,
+            val_label=args.val_label,
+            reference=args.reference,
+        )
+    )
+    say = sayer(args.json)
+    if evaluation.facts["sample"]:
+        say("sample weights, sample images")
+    say("\n".join(evaluate.describe(evaluation)))
+    print_json(args.json, evaluate.as_dict(evaluation))

@@ -1,0 +1,135 @@
+"""The steps by themselves, and what is known of files and networks: export, calibset, image2npz, check, models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.common import add_command
+from pipeline.errors import ConfigError, PipelineError
+
+
+def add_export(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        _export,
+        "write one network as an ONNX model",
+        "python -m pipeline export --model_library timm --model_name wide_resnet50_2 --size 256 --save_dir onnx "
+        "--pretrained_weights wide_resnet50_2.pth",
+    )
+    parser.add_argument("--model_library", default="timm", choices=("timm", "torchvision", "official", "paddleclas"))
+    parser.add_argument("--model_name", required=True, help="as `models` lists it")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the input, px (224)")
+    parser.add_argument("--save_dir", type=Path, default=Path("onnx"), metavar="DIR", help="folder of the model (onnx)")
+    parser.add_argument(
+        "--pretrained_weights", type=Path, required=True, metavar="FILE", help="checkpoint, or auto: the published one"
+    )
+    parser.add_argument("--num_classes", type=int, default=1000, help="classes of the checkpoint (1000)")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from pipeline.export_model import export_model
+
+    path, error = export_model(
+        args.model_library, args.model_name, args.size, args.save_dir, args.pretrained_weights, args.num_classes
+    )
+    print(f"{path}: largest difference from torch {error:.1e} of the largest logit")
+
+
+def add_calibset(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "calibset",
+        _calibset,
+        "choose calibration images, every class present",
+        "python -m pipeline calibset --dataset_path ILSVRC2012_img_val --num 1000 --out calibration.txt",
+    )
+    parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
+    parser.add_argument("--num", type=int, default=1000, help="images to choose (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another choice (0)")
+    parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
+    parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat folder: lines 'name index'")
+    parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="(calibration.txt)")
+
+
+def _calibset(args: argparse.Namespace) -> None:
+    from pipeline.data.calibration_list import write_calibration_list
+    from pipeline.data.imagenet import list_dataset
+    from pipeline.stages.calibset import choose
+
+    dataset = list_dataset(args.dataset_path, args.suffix, args.val_label)
+    chosen = choose(dataset, args.num, args.seed)
+    write_calibration_list(chosen, args.out, args.seed)
+    print(f"{args.out}: {len(chosen)} images of {len({sample.class_index for sample in chosen})} classes")
+
+
+def add_image2npz(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "image2npz",
+        _image2npz,
+        "decode images into npz files and list them",
+        "python -m pipeline image2npz --dataset_path ILSVRC2012_img_val --target_path input_npz "
+        "--text_path npz_datalist.txt",
+    )
+    parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
+    parser.add_argument("--target_path", type=Path, required=True, metavar="DIR", help="folder of the npz files")
+    parser.add_argument("--text_path", type=Path, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist")
+    parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+
+
+def _image2npz(args: argparse.Namespace) -> None:
+    from pipeline.stages.image2npz import convert
+
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
+    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers)
+    print(f"{report.datalist}: {report.converted + report.kept} images ({report.kept} were done already)")
+
+
+def add_check(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "check",
+        _check,
+        "load build files and vdsp_params and name every fault",
+        "python -m pipeline check build_configs/timm_wideres.yaml",
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="build files (.yaml) and vdsp_params (.json)"
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    from pipeline.config.build_file import load_build_file
+    from pipeline.config.vdsp import load_vdsp
+
+    faults = []
+    for path in args.files:
+        try:
+            if path.suffix == ".json":
+                load_vdsp(path)
+            else:
+                load_build_file(path)
+            print(f"{path}: ok")
+        except PipelineError as err:
+            faults.append(str(err))
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def add_models(commands: Any) -> None:
+    parser = add_command(commands, "models", _models, "list the known networks", "python -m pipeline models iresnet")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only networks whose library or name holds a word")
+    parser.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
+
+
+def _models(args: argparse.Namespace) -> None:
+    from pipeline import model_table
+
+    models = model_table.select(args.words)
+    for line in [model_table.as_json(models)] if args.json else model_table.lines(models):
+        print(line, flush=True)
