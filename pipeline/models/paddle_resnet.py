@@ -1,6 +1,6 @@
 """The ResNet series of PaddleClas, in plain torch.
 
-Parameter names are the contract: those of PaddleClas (release 2.3 and later), but for a norm's statistics, which
+Parameter names are the contract: those of PaddleClas, but for a norm's statistics, which
 PaddleClas calls `_mean` and `_variance`; the reader of `.pdparams` files renames these.
 
 What differs from torchvision: every stage begins with a projected shortcut, stage one of ResNet18 and ResNet34 too.

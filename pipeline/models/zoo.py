@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -52,109 +52,63 @@ class Model:
     sha256: str | None = None
 
 
-# Layers -> blocks in each stage. The two networks of 200 layers differ.
+# Layers -> blocks in each stage; the two networks of 200 layers differ.
 _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-_IRESNET_DEPTHS = {**_DEPTHS, 200: (3, 24, 36, 3)}
-_PADDLE_DEPTHS = {**_DEPTHS, 200: (3, 12, 48, 3)}
+_DEPTHS_OF_200 = {Design.IRESNET: (3, 24, 36, 3), Design.PADDLE_VD: (3, 12, 48, 3)}
 
 
-def _resnet(library: str, layers: int, suffix: str = "", design: Design = Design.RESNET) -> Model:
+def _row(library: str, name: str, design: Design, *figures: float, size: int = 224) -> Model:
+    """Return a row; `figures` are top-1, top-5, flops and params of the documents, or nothing."""
+    layers = int(re.findall(r"\d+", name)[0])
+    top1, top5, flops, params = figures or (None, None, None, None)
     return Model(
         library=library,
-        name=f"resnet{layers}{suffix}",
-        design=design,
-        depths=_DEPTHS[layers],
-        bottleneck=layers >= 50,
-    )
-
-
-def _wide(library: str, layers: int, top1: float, top5: float, flops: float, params: float) -> Model:
-    return Model(
-        library=library,
-        name=f"wide_resnet{layers}_2",
-        design=Design.WIDE,
-        depths=_DEPTHS[layers],
-        bottleneck=True,
-        top1=top1,
-        top5=top5,
-        flops=flops,
-        params=params,
-    )
-
-
-def _iresnet(
-    layers: int,
-    top1: float | None = None,
-    top5: float | None = None,
-    flops: float | None = None,
-    params: float | None = None,
-) -> Model:
-    return Model(
-        library="official",
-        name=f"iresnet{layers}",
-        design=Design.IRESNET,
-        depths=_IRESNET_DEPTHS[layers],
-        bottleneck=layers >= 50,
-        top1=top1,
-        top5=top5,
-        flops=flops,
-        params=params,
-    )
-
-
-def _paddle(name: str, design: Design, top1: float, top5: float, flops: float, params: float, size: int = 224) -> Model:
-    layers = int(re.findall(r"ResNet(\d+)", name)[0])
-    return Model(
-        library="paddleclas",
         name=name,
         design=design,
-        depths=_PADDLE_DEPTHS[layers],
+        depths=_DEPTHS_OF_200[design] if layers == 200 else _DEPTHS[layers],
         bottleneck=layers >= 50,
         size=size,
         top1=top1,
         top5=top5,
         flops=flops,
         params=params,
+        url=address_of(library, name),
+        sha256=digest_of(library, name),
     )
 
 
-_ROWS: tuple[Model, ...] = (
-    *(_resnet("torchvision", layers) for layers in _DEPTHS),
-    _wide("torchvision", 50, 78.468, 94.086, 11.456, 68.883),
-    _wide("torchvision", 101, 78.848, 94.284, 22.838, 126.887),
-    *(_resnet("timm", layers) for layers in _DEPTHS),
-    _resnet("timm", 50, "c", Design.RESNET_C),
-    _resnet("timm", 50, "d", Design.RESNET_D),
-    _wide("timm", 50, 81.452, 95.530, 11.456, 68.883),
-    _wide("timm", 101, 78.854, 94.290, 22.838, 126.887),
-    _iresnet(18),
-    _iresnet(34),
-    _iresnet(50, 77.168, 93.588, 9.277, 25.557),
-    _iresnet(101, 78.632, 94.238, 17.572, 44.549),
-    _iresnet(152, 79.154, 94.508, 25.878, 60.193),
-    _iresnet(200, 79.308, 94.626, 33.727, 64.674),
-    _paddle("ResNet18", Design.PADDLE, 71.0, 89.9, 3.660, 11.690),
-    _paddle("ResNet18_vd", Design.PADDLE_VD, 72.3, 90.8, 4.140, 11.710),
-    _paddle("ResNet34", Design.PADDLE, 74.6, 92.1, 7.360, 21.800),
-    _paddle("ResNet34_vd", Design.PADDLE_VD, 76.0, 93.0, 7.390, 21.820),
-    _paddle("ResNet34_vd_ssld", Design.PADDLE_VD, 79.7, 94.9, 7.390, 21.820),
-    _paddle("ResNet50", Design.PADDLE, 76.5, 93.0, 8.190, 25.560),
-    _paddle("ResNet50_vc", Design.PADDLE_VC, 78.4, 94.0, 8.670, 25.580),
-    _paddle("ResNet50_vd", Design.PADDLE_VD, 79.1, 94.4, 8.670, 25.580),
-    _paddle("ResNet50_vd_ssld", Design.PADDLE_VD, 83.0, 96.4, 8.670, 25.580),
-    _paddle("Fix_ResNet50_vd_ssld", Design.PADDLE_VD, 84.0, 97.0, 17.696, 25.580, size=320),
-    _paddle("ResNet101", Design.PADDLE, 77.6, 93.6, 15.520, 44.550),
-    _paddle("ResNet101_vd", Design.PADDLE_VD, 80.2, 95.0, 16.100, 44.570),
-    _paddle("ResNet101_vd_ssld", Design.PADDLE_VD, 83.7, 96.7, 16.100, 44.570),
-    _paddle("ResNet152", Design.PADDLE, 78.3, 94.0, 23.050, 60.190),
-    _paddle("ResNet152_vd", Design.PADDLE_VD, 80.6, 95.3, 23.530, 60.210),
-    _paddle("ResNet200_vd", Design.PADDLE_VD, 80.9, 95.3, 30.530, 74.740),
+MODELS: tuple[Model, ...] = (
+    *(_row("torchvision", f"resnet{layers}", Design.RESNET) for layers in _DEPTHS),
+    _row("torchvision", "wide_resnet50_2", Design.WIDE, 78.468, 94.086, 11.456, 68.883),
+    _row("torchvision", "wide_resnet101_2", Design.WIDE, 78.848, 94.284, 22.838, 126.887),
+    *(_row("timm", f"resnet{layers}", Design.RESNET) for layers in _DEPTHS),
+    _row("timm", "resnet50c", Design.RESNET_C),
+    _row("timm", "resnet50d", Design.RESNET_D),
+    _row("timm", "wide_resnet50_2", Design.WIDE, 81.452, 95.530, 11.456, 68.883),
+    _row("timm", "wide_resnet101_2", Design.WIDE, 78.854, 94.290, 22.838, 126.887),
+    _row("official", "iresnet18", Design.IRESNET),
+    _row("official", "iresnet34", Design.IRESNET),
+    _row("official", "iresnet50", Design.IRESNET, 77.168, 93.588, 9.277, 25.557),
+    _row("official", "iresnet101", Design.IRESNET, 78.632, 94.238, 17.572, 44.549),
+    _row("official", "iresnet152", Design.IRESNET, 79.154, 94.508, 25.878, 60.193),
+    _row("official", "iresnet200", Design.IRESNET, 79.308, 94.626, 33.727, 64.674),
+    _row("paddleclas", "ResNet18", Design.PADDLE, 71.0, 89.9, 3.660, 11.690),
+    _row("paddleclas", "ResNet18_vd", Design.PADDLE_VD, 72.3, 90.8, 4.140, 11.710),
+    _row("paddleclas", "ResNet34", Design.PADDLE, 74.6, 92.1, 7.360, 21.800),
+    _row("paddleclas", "ResNet34_vd", Design.PADDLE_VD, 76.0, 93.0, 7.390, 21.820),
+    _row("paddleclas", "ResNet34_vd_ssld", Design.PADDLE_VD, 79.7, 94.9, 7.390, 21.820),
+    _row("paddleclas", "ResNet50", Design.PADDLE, 76.5, 93.0, 8.190, 25.560),
+    _row("paddleclas", "ResNet50_vc", Design.PADDLE_VC, 78.4, 94.0, 8.670, 25.580),
+    _row("paddleclas", "ResNet50_vd", Design.PADDLE_VD, 79.1, 94.4, 8.670, 25.580),
+    _row("paddleclas", "ResNet50_vd_ssld", Design.PADDLE_VD, 83.0, 96.4, 8.670, 25.580),
+    _row("paddleclas", "Fix_ResNet50_vd_ssld", Design.PADDLE_VD, 84.0, 97.0, 17.696, 25.580, size=320),
+    _row("paddleclas", "ResNet101", Design.PADDLE, 77.6, 93.6, 15.520, 44.550),
+    _row("paddleclas", "ResNet101_vd", Design.PADDLE_VD, 80.2, 95.0, 16.100, 44.570),
+    _row("paddleclas", "ResNet101_vd_ssld", Design.PADDLE_VD, 83.7, 96.7, 16.100, 44.570),
+    _row("paddleclas", "ResNet152", Design.PADDLE, 78.3, 94.0, 23.050, 60.190),
+    _row("paddleclas", "ResNet152_vd", Design.PADDLE_VD, 80.6, 95.3, 23.530, 60.210),
+    _row("paddleclas", "ResNet200_vd", Design.PADDLE_VD, 80.9, 95.3, 30.530, 74.740),
 )
-
-MODELS = tuple(
-    replace(row, url=address_of(row.library, row.name), sha256=digest_of(row.library, row.name)) for row in _ROWS
-)
-
 
 # Suffixes of files that hold weights alone, without the graph.
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pdparams")

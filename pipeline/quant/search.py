@@ -17,7 +17,7 @@ LEVELS = 256  # of a uint8 activation
 _SHARES = np.geomspace(1.0, 0.05, 100)
 _POINTS = 4  # a bin's values, for a quantizer's step near the extreme is as narrow as a bin
 _FINE_BINS = 2048  # of the linear histogram whose divergence is taken, as TensorRT has it
-_MERGED_FROM = 8  # a tensor with fewer values than levels times this says nothing about a distribution
+_LEAST_VALUES = 8 * LEVELS  # fewer say nothing about a distribution
 
 Float64 = npt.NDArray[np.float64]
 
@@ -84,7 +84,7 @@ def divergence_range(counts: Counts, lowest: float, highest: float) -> Range:
     counts = counts.copy()
     counts[list(qmath.ZERO_KEYS)] = 0  # exact in any range; a ReLU's zeros would drown all else
     total = int(counts.sum())
-    if total < LEVELS * _MERGED_FROM or whole.high == whole.low:
+    if total < _LEAST_VALUES or whole.high == whole.low:
         return whole
     fine = _linear_histogram(counts, whole)
     edges = np.linspace(whole.low, whole.high, _FINE_BINS + 1)

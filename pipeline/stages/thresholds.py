@@ -28,7 +28,8 @@ _RULES: Mapping[CalibrateMode, Rule] = {
 def identity(cfg: BuildConfig) -> object:
     """Return what this stage's outcome depends on beside its inputs."""
     quantize = cfg.backend.quantize
-    return [quantize.calibrate_mode.value, quantize.percentile]
+    mode = quantize.calibrate_mode
+    return [mode.value, quantize.percentile if mode is CalibrateMode.PERCENTILE else None]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:

@@ -1,7 +1,7 @@
 """Every network of the table against its original: names, shapes, and answers for seeded weights.
 
 `golden_networks.json.gz` was written by running the originals: torchvision 0.29.2, timm 0.6.5, iduta/iresnet and
-PaddleClas 2.6 on paddlepaddle 3.3.1. It holds for each network the names and shapes of its checkpoint (1000 classes,
+PaddleClas (on paddlepaddle 3.3.1). It holds for each network the names and shapes of its checkpoint (1000 classes,
 as the original spells them) and the ten logits of a build with ten classes, of weights and an image made by `seeded`.
 """
 
