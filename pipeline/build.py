@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import fingerprint, install, is_published, publish, read_manifest
-from pipeline.config.build_file import BuildConfig, Precision
+from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
 from pipeline.errors import DataError
 from pipeline.package import open_package
-from pipeline.stages import calibrate, calibset, convert, export, image2npz, package, quantize, sample, thresholds
+from pipeline.stages import (
+    calibrate,
+    calibset,
+    convert,
+    export,
+    image2npz,
+    package,
+    quantize,
+    rounding,
+    sample,
+    thresholds,
+)
 from pipeline.stages.artefact_names import FIGURES
 
 Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
@@ -37,6 +48,10 @@ def _is_int8(cfg: BuildConfig) -> bool:
     return cfg.backend.dtype is Precision.INT8
 
 
+def _rounds_weights(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER
+
+
 def _is_float(cfg: BuildConfig) -> bool:
     return not _is_int8(cfg)
 
@@ -51,6 +66,7 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
 
 
 _GIVEN = ("export", "calibset")
+_QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
 _PACKED = ("calibset", "export", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
@@ -58,7 +74,8 @@ STAGES = (
     Stage("export", ("calibset",), export.identity, export.run),
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
-    Stage("quantize", (*_GIVEN, "calibrate", "thresholds"), quantize.identity, quantize.run, _is_int8, version=2),
+    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True),
+    Stage("quantize", _QUANTIZED, quantize.identity, quantize.run, _is_int8, version=2),
     Stage("convert", _GIVEN, convert.identity, convert.run, _is_float),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run),

@@ -56,6 +56,11 @@ class CalibrateMode(Enum):
     MSE = "mse"
 
 
+class WeightRounding(Enum):
+    SECOND_ORDER = "second_order"  # by what each layer's output loses
+    NEAREST = "nearest"
+
+
 class ExtraOp(Enum):
     SOFTMAX = "softmax"
 
@@ -92,6 +97,7 @@ class QuantizeConfig:
     calibrate_mode: CalibrateMode = CalibrateMode.PERCENTILE
     percentile: float = 99.9999  # share of values kept, in %, in (50, 100]
     quantize_per_channel: bool = True  # weights: one scale per output channel, or one per tensor
+    weight_rounding: WeightRounding = WeightRounding.SECOND_ORDER
     bias_correction: bool = True  # take from each bias what rounding the weights adds to the mean output
     skip_conv_layers: tuple[int | str, ...] = ()  # convolutions left in float: all by number or all by node name
     exclude_layers: tuple[int | str, ...] = ()  # layers of any kind left in float: likewise

@@ -23,6 +23,7 @@ from pipeline.config.build_config import (
     Precision,
     QuantizeConfig,
     SamplerConfig,
+    WeightRounding,
     WorkspaceConfig,
 )
 from pipeline.config.documents import apply_override, find_data_file, find_file, parse_yaml, read_text, shown_path
@@ -46,6 +47,7 @@ __all__ = [
     "Precision",
     "QuantizeConfig",
     "SamplerConfig",
+    "WeightRounding",
     "WorkspaceConfig",
     "find_data_file",
     "load_build_file",
@@ -225,6 +227,7 @@ def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:
         calibrate_mode=section.choice(mode_key, CalibrateMode, CalibrateMode.PERCENTILE),
         percentile=percentile,
         quantize_per_channel=section.boolean("quantize_per_channel", True),
+        weight_rounding=section.choice("weight_rounding", WeightRounding, WeightRounding.SECOND_ORDER),
         bias_correction=section.boolean("bias_correction", True),
         skip_conv_layers=_read_layers(section, "skip_conv_layers"),
         exclude_layers=_read_layers(section, "exclude_layers"),

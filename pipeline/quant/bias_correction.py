@@ -16,6 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pipeline.quant.graphs import constants
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
@@ -33,7 +35,7 @@ def correct_biases(int8: onnx.ModelProto, float32: onnx.ModelProto, means: Mappi
         or without a known mean are left out.
     """
     graph = _Graph(int8)
-    weights = _constants(float32)
+    weights = constants(float32)
     corrected = {}
     for layer in float32.graph.node:
         node = graph.nodes.get(layer.name)
@@ -60,14 +62,6 @@ def _mean_error(layer: onnx.NodeProto, error: Float64, mean: Float64) -> Float64
     by_group = error.sum(axis=tuple(range(2, error.ndim))).reshape(groups, -1, error.shape[1])
     of_conv: Float64 = np.einsum("goi,gi->go", by_group, mean.reshape(groups, -1)).reshape(-1)
     return of_conv
-
-
-def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:  # the exporter stores equal tensors once
-        if node.op_type == "Identity" and node.input[0] in constants:
-            constants[node.output[0]] = constants[node.input[0]]
-    return constants
 
 
 class _Graph:

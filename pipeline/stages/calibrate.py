@@ -5,7 +5,6 @@ The outcome does not depend on the calibration mode or the percentile; those onl
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
 from pipeline import preprocess
 from pipeline.artefacts import whole_file, write_json
@@ -28,6 +26,7 @@ from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memor
 from pipeline.progress import progress_bar
 from pipeline.quant import qdq
 from pipeline.quant.observers import ObserverSet
+from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
@@ -114,32 +113,15 @@ def _thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 class _Collector:
-    """The float32 model with every observed tensor and layer input as an output, in buffers that each thread keeps.
-
-    Letting ONNX Runtime allocate the outputs of each pass costs a fifth of the pass in page faults.
-    """
+    """The float32 model, every observed tensor of it and every layer's input."""
 
     def __init__(self, model: onnx.ModelProto, observers: ObserverSet) -> None:
         self.workers = min(available_cores(), _MAX_WORKERS)
         self._observers = observers
-        self._input = model.graph.input[0].name
         self._output = model.graph.output[0].name
-        self._counted = [name for name in observers.observers if name != self._input]
         self._averaged = qdq.layer_inputs(model)
-        wanted = dict.fromkeys([*self._counted, *self._averaged])
-        self._fetched = [*dict.fromkeys([*(name for name in wanted if name != self._input), self._output])]
-        already = {value.name for value in model.graph.output}
-        extra = [onnx.ValueInfoProto(name=name) for name in self._fetched if name not in already]
-        # In place, and taken back: each copy of the weights counts (275 MB for wide_resnet50_2).
-        model.graph.output.extend(extra)
-        serialized = model.SerializeToString()
-        del model.graph.output[len(already) :]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = available_cores() // self.workers
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-        self._local = threading.local()
+        wanted = [*observers.observers, *self._averaged, self._output]
+        self._reader = ActivationReader(model, wanted, threads=available_cores() // self.workers)
 
     def observe(self, image: Float32) -> tuple[Float32, Means]:
         """Run float32 [C, H, W] and count its activations; return a copy of the output and the layers' mean inputs.
@@ -147,23 +129,10 @@ class _Collector:
         Raises:
             DataError: an activation holds NaN or Inf; it is named.
         """
-        batch = image[None]
-        buffers: dict[str, Float32] | None = getattr(self._local, "buffers", None)
-        if buffers is None:
-            made = self._session.run(self._fetched, {self._input: batch})
-            buffers = self._local.buffers = dict(zip(self._fetched, made, strict=True))
-        else:
-            self._run_into(buffers, batch)
-        self._observers.add({self._input: batch, **{name: buffers[name] for name in self._counted}})
-        means = {name: _channel_means(batch if name == self._input else buffers[name]) for name in self._averaged}
-        return buffers[self._output].copy(), means
-
-    def _run_into(self, buffers: Mapping[str, Float32], batch: Float32) -> None:
-        binding = self._session.io_binding()
-        binding.bind_cpu_input(self._input, batch)
-        for name, buffer in buffers.items():
-            binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        values = self._reader.read(image)
+        self._observers.add({name: values[name] for name in self._observers.observers})
+        means = {name: _channel_means(values[name]) for name in self._averaged}
+        return values[self._output].copy(), means
 
 
 def _channel_means(values: Float32) -> npt.NDArray[np.float64]:

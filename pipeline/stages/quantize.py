@@ -18,7 +18,8 @@ from pipeline.quant import qdq
 from pipeline.quant.bias_correction import correct_biases
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
-from pipeline.stages.artefact_names import CALIBRATION, CHECK, MODEL, OBSERVERS, OUTPUTS, THRESHOLDS
+from pipeline.quant.rounding import install_weights, read_rounded
+from pipeline.stages.artefact_names import CALIBRATION, CHECK, MODEL, OBSERVERS, OUTPUTS, THRESHOLDS, WEIGHTS
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -43,6 +44,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         per_channel=quantize.quantize_per_channel,
         float_layers=qdq.find_layers(float32, quantize.skip_conv_layers, quantize.exclude_layers),
     )
+    rounded = install_weights(model, float32, read_rounded(inputs["round"] / WEIGHTS)) if "round" in inputs else 0
     corrected: dict[str, float] = {}
     if quantize.bias_correction:
         observers, images = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
@@ -54,5 +56,11 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     advice = f"raise backend.quantize.percentile (now {quantize.percentile}) or set calibrate_mode: max"
     found = agreement.check(out / MODEL, batches, expected, what="int8", advice=advice)
     write_json(
-        out / CHECK, {"layers": qdq.count_quantized(model), "corrected_biases": len(corrected), "agreement": found}
+        out / CHECK,
+        {
+            "layers": qdq.count_quantized(model),
+            "corrected_biases": len(corrected),
+            "rounded_weights": rounded,
+            "agreement": found,
+        },
     )
