@@ -18,6 +18,7 @@ from pipeline.stages import (
     calibrate,
     calibset,
     convert,
+    equalize,
     export,
     image2npz,
     package,
@@ -48,6 +49,10 @@ def _is_int8(cfg: BuildConfig) -> bool:
     return cfg.backend.dtype is Precision.INT8
 
 
+def _equalizes(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.equalization
+
+
 def _rounds_weights(cfg: BuildConfig) -> bool:
     return _is_int8(cfg) and cfg.backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER
 
@@ -65,18 +70,19 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
     return cfg.uses_sample or cfg.evaluation.path is not None
 
 
-_GIVEN = ("export", "calibset")
+_GIVEN = ("export", "calibset", "equalize")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
 _PACKED = ("calibset", "export", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
     Stage("export", ("calibset",), export.identity, export.run),
+    Stage("equalize", ("calibset", "export"), equalize.identity, equalize.run, _equalizes),
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True),
     Stage("quantize", _QUANTIZED, quantize.identity, quantize.run, _is_int8, version=2),
-    Stage("convert", _GIVEN, convert.identity, convert.run, _is_float),
+    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run),
 )

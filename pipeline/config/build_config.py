@@ -97,6 +97,7 @@ class QuantizeConfig:
     calibrate_mode: CalibrateMode = CalibrateMode.PERCENTILE
     percentile: float = 99.9999  # share of values kept, in %, in (50, 100]
     quantize_per_channel: bool = True  # weights: one scale per output channel, or one per tensor
+    equalization: bool = True  # rescale channels that share a scale to like ranges
     weight_rounding: WeightRounding = WeightRounding.SECOND_ORDER
     bias_correction: bool = True  # take from each bias what rounding the weights adds to the mean output
     skip_conv_layers: tuple[int | str, ...] = ()  # convolutions left in float: all by number or all by node name

@@ -227,6 +227,7 @@ def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:
         calibrate_mode=section.choice(mode_key, CalibrateMode, CalibrateMode.PERCENTILE),
         percentile=percentile,
         quantize_per_channel=section.boolean("quantize_per_channel", True),
+        equalization=section.boolean("equalization", True),
         weight_rounding=section.choice("weight_rounding", WeightRounding, WeightRounding.SECOND_ORDER),
         bias_correction=section.boolean("bias_correction", True),
         skip_conv_layers=_read_layers(section, "skip_conv_layers"),

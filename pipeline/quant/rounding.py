@@ -60,7 +60,8 @@ class Layer:
             values: float32 [1, C, H, W] or [1, C], one image's input of the layer.
         """
         if self.kernel is None:
-            return values.reshape(-1, self.inputs).copy()
+            rows: Float32 = values.reshape(-1, self.inputs).copy()
+            return rows
         top, left, bottom, right = self.pads
         padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-MODEL = "model.onnx"  # export: float32; quantize: int8; convert: float16 or float32
+from collections.abc import Mapping
+from pathlib import Path
+
+MODEL = "model.onnx"  # export, equalize: float32; quantize: int8; convert: float16 or float32
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
@@ -14,3 +17,8 @@ CHECK = "check.json"  # quantize, convert: how the model compares with float32 o
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz
 VAL_LABEL = "val_label.txt"  # image2npz: lines `name index`
 FIGURES = "figures.json"  # any stage: seconds and memory; never part of an artefact's identity
+
+
+def float32_model(inputs: Mapping[str, Path]) -> Path:
+    """Return the model to quantize: the exported one, or another form of it."""
+    return inputs["equalize" if "equalize" in inputs else "export"] / MODEL

@@ -27,7 +27,7 @@ from pipeline.progress import progress_bar
 from pipeline.quant import qdq
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS
+from pipeline.stages.artefact_names import CALIBRATION, FIGURES, OBSERVERS, OUTPUTS, float32_model
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # Threads that each take one image at a time through the network and count it: no thread waits for another, and no pass
@@ -50,7 +50,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
     begun = saved = time.perf_counter()
     reset_peak_memory()
-    model = onnx.load(inputs["export"] / MODEL)
+    model = onnx.load(float32_model(inputs))
     images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
     observers, outputs = _resume(out, qdq.observed_tensors(model))
     seen = sum(map(len, outputs))

@@ -19,7 +19,16 @@ from pipeline.quant.bias_correction import correct_biases
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import install_weights, read_rounded
-from pipeline.stages.artefact_names import CALIBRATION, CHECK, MODEL, OBSERVERS, OUTPUTS, THRESHOLDS, WEIGHTS
+from pipeline.stages.artefact_names import (
+    CALIBRATION,
+    CHECK,
+    MODEL,
+    OBSERVERS,
+    OUTPUTS,
+    THRESHOLDS,
+    WEIGHTS,
+    float32_model,
+)
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -37,7 +46,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """
     ranges = json.loads((inputs["thresholds"] / THRESHOLDS).read_text(encoding="utf-8"))
     quantize = cfg.backend.quantize
-    float32 = onnx.load(inputs["export"] / MODEL)
+    float32 = onnx.load(float32_model(inputs))
     model = qdq.insert_qdq(
         float32,
         {name: Range(**bounds) for name, bounds in ranges.items()},

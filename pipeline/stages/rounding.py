@@ -30,7 +30,7 @@ from pipeline.quant.rounding import (
     write_rounded,
 )
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, MODEL, WEIGHTS
+from pipeline.stages.artefact_names import CALIBRATION, WEIGHTS, float32_model
 
 # Of the calibration images, and of each image's output pixels. Measured on resnet18: half of either loses little, more
 # gains nothing.
@@ -49,7 +49,7 @@ def identity(cfg: BuildConfig) -> object:
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rounded weights; goes on after the last whole pass of an interrupted run."""
-    model = onnx.load(inputs["export"] / MODEL)
+    model = onnx.load(float32_model(inputs))
     layers = list(layers_of(model))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = listed[:: max(1, len(listed) // IMAGES)][:IMAGES]

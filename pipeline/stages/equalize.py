@@ -1,0 +1,47 @@
+"""Equalize: the float32 model again, its channels rescaled so that int8 serves them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pipeline import preprocess
+from pipeline.config.build_file import BuildConfig
+from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.hardware import available_cores
+from pipeline.progress import progress_bar
+from pipeline.quant import equalization, qdq
+from pipeline.runtimes.activations import ActivationReader
+from pipeline.stages.artefact_names import CALIBRATION, MODEL
+
+IMAGES = 128  # of the calibration images, that the channels' ranges are taken from
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what this stage's outcome depends on beside its inputs."""
+    return [to_vdsp_dict(cfg.preprocess), IMAGES, equalization.STRENGTH]
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write the rescaled model."""
+    model = onnx.load(inputs["export"] / MODEL)
+    names = list(equalization.scaled_tensors(model, qdq.observed_tensors(model)))
+    listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
+    images = listed[:: max(1, len(listed) // IMAGES)][:IMAGES]
+    reader = ActivationReader(model, names, threads=available_cores())
+    largest: dict[str, np.ndarray] = {}
+    with progress_bar(len(images), "channel ranges", "img") as progress:
+        for image in images:
+            values = reader.read(preprocess.apply(cfg.preprocess, preprocess.decode(image.source.content())))
+            for name in names:
+                seen = np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))).astype(np.float64)
+                largest[name] = np.maximum(largest.get(name, 0.0), seen)
+            progress.update()
+    del reader
+    equalization.equalize(model, largest)
+    onnx.checker.check_model(model)
+    onnx.save(model, out / MODEL)
