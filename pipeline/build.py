@@ -26,6 +26,7 @@ from pipeline.stages import (
     rounding,
     sample,
     thresholds,
+    tune,
 )
 from pipeline.stages.artefact_names import FIGURES
 
@@ -57,6 +58,10 @@ def _rounds_weights(cfg: BuildConfig) -> bool:
     return _is_int8(cfg) and cfg.backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER
 
 
+def _tunes(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.accuracy is not None
+
+
 def _is_float(cfg: BuildConfig) -> bool:
     return not _is_int8(cfg)
 
@@ -72,7 +77,7 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
 
 _GIVEN = ("export", "calibset", "equalize")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
-_PACKED = ("calibset", "export", "thresholds", "quantize", "convert", "image2npz")
+_PACKED = ("calibset", "export", "equalize", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
@@ -81,7 +86,8 @@ STAGES = (
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True),
-    Stage("quantize", _QUANTIZED, quantize.identity, quantize.run, _is_int8, version=2),
+    Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=2),
     Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run),
@@ -186,7 +192,25 @@ def summary(built: Built) -> list[str]:
     )
     size = package.model.stat().st_size / 1e6
     return [
+        *_tuned(report.get("accuracy")),
         f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
         f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
         f"package {built.prefix}   ({built.seconds:.1f} s)",
     ]
+
+
+def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
+    """Return what the search for accuracy tried: a line for each activation that it left in float, or not."""
+    if not outcome:
+        return []
+    lines = [f"accuracy, on {outcome['images']} calibration images in {outcome['runtime']}:"]
+    for step in outcome["steps"]:
+        figures = step["figures"]
+        drop = "" if figures["drop"] is None else f"  drop {figures['drop']:+.2f}"
+        what = f"{step['activation']} in float" if step["activation"] else "int8"
+        lines.append(
+            f"  agreement {figures['agreement']:6.2f}%{drop}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
+            f"speed {figures['speed']:.2f}  {what}{'' if step['kept'] else ' (not kept)'}"
+        )
+    goal = ", ".join(f"{key} {value}" for key, value in outcome["goal"].items() if value is not None)
+    return [*lines, f"  goal {'reached' if outcome['reached'] else 'NOT reached; best so far kept'} ({goal})"]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pipeline.commands.packages import add_bench, add_build, add_eval
+from pipeline.commands.packages import add_analyze, add_bench, add_build, add_eval
 from pipeline.commands.tools import add_calibset, add_check, add_export, add_image2npz, add_models
 from pipeline.errors import PipelineError
 
@@ -49,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m pipeline", description="Image classifiers in int8 on CPUs: build, bench, eval.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (add_build, add_bench, add_eval, add_export, add_calibset, add_image2npz, add_check, add_models):
+    for add in (
+        add_build,
+        add_bench,
+        add_eval,
+        add_analyze,
+        add_export,
+        add_calibset,
+        add_image2npz,
+        add_check,
+        add_models,
+    ):
         add(commands)
     return parser

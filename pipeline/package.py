@@ -78,7 +78,7 @@ class Package:
         return loaded
 
     def workspace_file(self, key: str) -> Path | None:
-        """Return a file of the build's workspace (`float32_model`, `datalist`, `val_label`), or None."""
+        """Return a file of the build's workspace, by its key in the facts, or None where it is not."""
         relative = self.facts["workspace"].get(key)
         path = (self.folder / relative).resolve() if relative else None
         return path if path is not None and path.is_file() else None

@@ -1,4 +1,4 @@
-"""The three commands: build, bench, eval."""
+"""The three commands, build, bench and eval, and analyze."""
 
 from __future__ import annotations
 
@@ -197,3 +197,38 @@ def _eval(args: argparse.Namespace) -> None:
         say("sample weights, sample images")
     say("\n".join(evaluate.describe(evaluation)))
     print_json(args.json, evaluate.as_dict(evaluation))
+
+
+def add_analyze(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "analyze",
+        _analyze,
+        "what each quantizer of an int8 package costs in accuracy",
+        "python -m pipeline analyze --top 30",
+    )
+    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
+    parser.add_argument(
+        "--images", type=_count, default=None, metavar="N", help="calibration images to measure on (16)"
+    )
+    parser.add_argument("--top", type=_count, default=20, metavar="N", help="rows of the table (20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    from pipeline import analyze
+    from pipeline.package import open_package
+
+    check_json_path(args.json)
+    package = open_package(args.model)
+    say = sayer(args.json)
+    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    rows = analyze.analyze(package, args.images or analyze.IMAGES)
+    say("\n".join(analyze.describe(rows, args.top)))
+    print_json(args.json, analyze.as_dict(rows))

@@ -99,9 +99,20 @@ class QuantizeConfig:
     quantize_per_channel: bool = True  # weights: one scale per output channel, or one per tensor
     equalization: bool = True  # rescale channels that share a scale to like ranges
     weight_rounding: WeightRounding = WeightRounding.SECOND_ORDER
+    float_classifier: bool = True  # the last layer and the activation it reads stay float32
     bias_correction: bool = True  # take from each bias what rounding the weights adds to the mean output
     skip_conv_layers: tuple[int | str, ...] = ()  # convolutions left in float: all by number or all by node name
     exclude_layers: tuple[int | str, ...] = ()  # layers of any kind left in float: likewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyConfig:
+    """Section `accuracy:`, ours: how near to float32 the int8 model has to be, and at what price. At least one goal."""
+
+    max_drop: float | None = None  # top-1 accuracy lost, in points, >= 0
+    min_agreement: float | None = None  # answers of float32, in %, in (0, 100]
+    min_speed: float = 0.85  # images/s over those of the plain int8 model, in (0, 1]
+    budget_minutes: float = 15.0  # > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +180,7 @@ class BuildConfig:
     graph: GraphConfig = GraphConfig()
     dataset: DatasetConfig = DatasetConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    accuracy: AccuracyConfig | None = None  # None: the plain int8 model
     workspace: WorkspaceConfig = WorkspaceConfig()
     described: PreprocessSpec | Fault  # from vdsp_params, else from process_ops; Fault: why only a build refuses it
     notices: tuple[str, ...] = ()  # keys that were accepted and do nothing: to be told to the user once
@@ -201,7 +213,7 @@ class BuildConfig:
 
     def as_dict(self) -> dict[str, object]:
         """The whole resolved file and its preprocessing in plain values: what fingerprints and manifests hold."""
-        sections = ("backend", "dataset", "evaluation", "workspace")
+        sections = ("backend", "dataset", "evaluation", "accuracy", "workspace")
         frontend = {
             key: _plain(value) for key, value in vars(self.frontend).items() if key not in ("input_name", "shape")
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config.build_config import (
     FLAGS,
     GRAPH_FILES,
+    AccuracyConfig,
     BackendConfig,
     BackendType,
     BuildConfig,
@@ -35,6 +36,7 @@ from pipeline.errors import ConfigError
 
 __all__ = [
     "GRAPH_FILES",
+    "AccuracyConfig",
     "BackendConfig",
     "BuildConfig",
     "CalibrateMode",
@@ -54,7 +56,7 @@ __all__ = [
 ]
 
 BUILD_FOLDER = "build_configs"
-SECTIONS = ("name", "frontend", "backend", "graph", "dataset", "evaluation", "workspace")
+SECTIONS = ("name", "frontend", "backend", "graph", "dataset", "evaluation", "accuracy", "workspace")
 
 # Vendor keys that steer the accelerator's compiler. Met in its model zoo; each is accepted and reported once.
 _IGNORED_QUANTIZE = (
@@ -142,6 +144,7 @@ def _read(document: Document, notices: list[str]) -> BuildConfig | None:
     graph = _read_graph(root.section("graph"))
     dataset, described = _read_dataset(root.section("dataset"), frontend, backend, notices)
     evaluation = _read_evaluation(root.section("evaluation"))
+    accuracy = _read_accuracy(root)
     workspace = _read_workspace(root.section("workspace"), notices)
     root.done()
     if isinstance(described, PreprocessSpec) and not document.faults:
@@ -155,6 +158,7 @@ def _read(document: Document, notices: list[str]) -> BuildConfig | None:
         graph=graph,
         dataset=dataset,
         evaluation=evaluation,
+        accuracy=accuracy,
         workspace=workspace,
         described=described,
         notices=tuple(notices),
@@ -229,6 +233,7 @@ def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:
         quantize_per_channel=section.boolean("quantize_per_channel", True),
         equalization=section.boolean("equalization", True),
         weight_rounding=section.choice("weight_rounding", WeightRounding, WeightRounding.SECOND_ORDER),
+        float_classifier=section.boolean("float_classifier", True),
         bias_correction=section.boolean("bias_correction", True),
         skip_conv_layers=_read_layers(section, "skip_conv_layers"),
         exclude_layers=_read_layers(section, "exclude_layers"),
@@ -323,6 +328,27 @@ def _read_evaluation(section: Section) -> EvaluationConfig:
         val_label=section.path("val_label", None),
         num=section.integer("num", None, low=1),
     )
+    section.done()
+    return config
+
+
+def _read_accuracy(parent: Section) -> AccuracyConfig | None:
+    if parent.values.get("accuracy") is None:
+        parent.take("accuracy")
+        return None
+    section = parent.section("accuracy")
+    config = AccuracyConfig(
+        max_drop=section.number_within("max_drop", None, "points in [0, 100]", lambda value: 0 <= value <= 100),
+        min_agreement=section.number_within("min_agreement", None, "% in (0, 100]", lambda value: 0 < value <= 100),
+        min_speed=section.number_within(
+            "min_speed", AccuracyConfig.min_speed, "a share in (0, 1]", lambda value: 0 < value <= 1
+        ),
+        budget_minutes=section.number_within(
+            "budget_minutes", AccuracyConfig.budget_minutes, "minutes > 0", lambda value: value > 0
+        ),
+    )
+    if not any(section.values.get(key) is not None for key in ("max_drop", "min_agreement")):
+        parent.fault("accuracy", "has no goal; give max_drop (points of top-1) or min_agreement (% of answers)")
     section.done()
     return config
 

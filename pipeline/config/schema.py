@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -147,6 +147,16 @@ class Section:
         value = self.read(key, default, (int, float), "a number", False)
         if not is_number(value):
             self.fault(key, f"expected a number, got {shown(value)}")
+            return default
+        return float(value)  # type: ignore[arg-type]
+
+    def number_within(self, key: str, default: T, wanted: str, fits: Callable[[float], bool]) -> float | T:
+        """A finite number that fits; `wanted` says which do."""
+        value = self.read(key, default, (int, float), wanted, False)
+        if value is default:
+            return default
+        if not is_number(value) or not fits(value):  # type: ignore[arg-type]
+            self.fault(key, f"expected {wanted}, got {shown(value)}")
             return default
         return float(value)  # type: ignore[arg-type]
 

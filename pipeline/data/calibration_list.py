@@ -14,6 +14,9 @@ from pipeline.errors import DataError
 _HEADER = "# calibration images: class index, tab, name below the root; a class that is not known is '-'"
 _NO_CLASS = "-"
 
+# Of the list, that channels are equalized by and weights are rounded by: half as many lose little, more gain nothing.
+FITTING_IMAGES = 128
+
 
 def write_calibration_list(samples: Sequence[Sample], path: Path, seed: int | None = None) -> None:
     """Write the list of samples, whole or not at all; `read_calibration_list` opens the same images again.
@@ -49,6 +52,12 @@ def read_calibration_list(path: Path) -> list[Sample]:
         raise DataError(f"{path}: cut short, {len(entries)} of {header['count']} images; make it again by calibset")
     sources = _open_sources(path, Path(header["root"]), [name for _, name in entries])
     return [make_sample(source, index) for (index, _), source in zip(entries, sources, strict=True)]
+
+
+def spread(listed: int, wanted: int) -> range:
+    """Return which of the `listed` images to take where some will do: at most `wanted`, evenly over the list."""
+    step = max(1, listed // wanted)
+    return range(0, min(listed, step * wanted), step)
 
 
 def _class_text(index: int | None) -> str:

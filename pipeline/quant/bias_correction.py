@@ -34,7 +34,7 @@ def correct_biases(int8: onnx.ModelProto, float32: onnx.ModelProto, means: Mappi
         By name of each corrected layer the largest correction, in units of its output. Layers in float, without a bias
         or without a known mean are left out.
     """
-    graph = _Graph(int8)
+    graph = Dequantized(int8)
     weights = constants(float32)
     corrected = {}
     for layer in float32.graph.node:
@@ -64,7 +64,7 @@ def _mean_error(layer: onnx.NodeProto, error: Float64, mean: Float64) -> Float64
     return of_conv
 
 
-class _Graph:
+class Dequantized:
     """A QDQ model's constants, as its layers see them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -81,6 +81,19 @@ class _Graph:
         scale = self._scale(maker)
         axis = next((each.i for each in maker.attribute if each.name == "axis"), 1)
         return values * (scale.reshape([-1 if at == axis else 1 for at in range(values.ndim)]) if scale.ndim else scale)
+
+    def constants_of(self, layer: str) -> list[Float32] | None:
+        """Return a layer's weights and bias as float32, or None where it has none in int8."""
+        node = self.nodes.get(layer)
+        if node is None or self.dequantized(node.input[1]) is None:
+            return None
+        found = []
+        for name in node.input[1:]:
+            value = self.dequantized(name)
+            if value is None:
+                value = numpy_helper.to_array(self._constants[name])
+            found.append(value.astype(np.float32))
+        return found
 
     def add_to_bias(self, name: str, correction: Float64) -> bool:
         """Add to a bias, in float or as the int32 that a dequantizer reads; False where it is neither."""

@@ -25,11 +25,12 @@ _SAME_SCALE = frozenset(
     {"MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
 )
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
-_WEIGHTED = ("Gemm", "MatMul")
+_MATRIX = ("Gemm", "MatMul")
+WEIGHTED = ("Conv", *_MATRIX)
 _NORM = "BatchNormalization"
 QUANTIZED_OPS = (
     *("Conv", _NORM, "Relu", "Clip", "Add", "Mul", "Concat", "Pad", "GlobalAveragePool", "ReduceMean"),
-    *_WEIGHTED,
+    *_MATRIX,
     *sorted(_SAME_SCALE - {"Identity"}),
 )
 
@@ -54,7 +55,7 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
     float_or_constant = outputs | constants | _shape_arithmetic(graph) | {""}
     for node in graph.node:
         makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
-        if node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in _WEIGHTED):
+        if node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in _MATRIX):
             continue
         if node.op_type not in _ACTIVATIONS:  # which take what they get
             sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
@@ -91,8 +92,29 @@ def layer_inputs(model: onnx.ModelProto) -> list[str]:
     return [name for name in read if name not in constants]
 
 
+def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the observed activation that only the classifier reads, if there is one; the classifier is the last layer.
+
+    Left in float32 (with the classifier, some thousandth of a ResNet's work), it loses nothing next to the answers.
+    """
+    sources = range_sources(model)
+    weighted = list(_weighted_nodes(model))
+    if not weighted or weighted[-1].op_type not in _MATRIX:
+        return frozenset()
+    source = sources.get(weighted[-1].input[0])
+    shared = {name for name, each in sources.items() if each == source}
+    readers = [node for node in model.graph.node if shared.intersection(node.input)]
+    only = all(node is weighted[-1] or node.op_type in (*_SAME_SCALE, *_ACTIVATIONS) for node in readers)
+    return frozenset({source} if source is not None and only else ())
+
+
 def insert_qdq(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], *, per_channel: bool, float_layers: Collection[str] = ()
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    *,
+    per_channel: bool,
+    float_layers: Collection[str] = (),
+    float_activations: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return the int8 model: weights int8 symmetric (one scale an output channel, or one a tensor), activations uint8.
 
@@ -101,6 +123,7 @@ def insert_qdq(
         ranges: by name for every tensor of `observed_tensors(model)`.
         per_channel: one weight scale an output channel; else one a tensor.
         float_layers: names of nodes that stay float32.
+        float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
 
     Raises:
         DataError: a tensor has no range.
@@ -109,10 +132,13 @@ def insert_qdq(
     missing = [name for name in wanted if name not in ranges]
     if missing:
         raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
-    data = {name: _tensor_data(ranges[source]) for name, source in range_sources(model).items()}
+    sources = range_sources(model)
+    data = {name: _tensor_data(ranges[source]) for name, source in sources.items()}
+    unquantized = {name for name, source in sources.items() if source in float_activations}
+    excluded = {*float_layers, *_island(model, unquantized)}
     prepared = onnx.shape_inference.infer_shapes(model)
     if per_channel:
-        _norms_to_convolutions(prepared, float_layers)
+        _norms_to_convolutions(prepared, excluded)
     quantizer = QDQQuantizer(
         prepared,
         per_channel,
@@ -121,24 +147,48 @@ def insert_qdq(
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, data),
         [],
-        [node.name for node in prepared.graph.node if _stays_float(node, data, float_layers)],
+        [node.name for node in prepared.graph.node if _stays_float(node, data, excluded)],
         [op for op in QUANTIZED_OPS if op != _NORM],
         {
             "WeightSymmetric": True,
             "ActivationSymmetric": False,
-            "OpTypesToExcludeOutputQuantization": list(_WEIGHTED),
+            "OpTypesToExcludeOutputQuantization": list(_MATRIX),
         },
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
+    _remove_quantizers(quantized.graph, unquantized)
     quantized.producer_name = "int8-classifier-pipeline"
     onnx.checker.check_model(quantized)
     return quantized
 
 
+def _island(model: onnx.ModelProto, unquantized: Collection[str]) -> Iterator[str]:
+    """Yield the nodes that compute in float where some activations stay float: those that read or pass them on."""
+    for node in model.graph.node:
+        makes = node.output[0] in unquantized and node.op_type not in (*WEIGHTED, _NORM)
+        if makes or any(name in unquantized for name in node.input):
+            yield node.name
+
+
+def _remove_quantizers(graph: onnx.GraphProto, unquantized: Collection[str]) -> None:
+    """Let the readers of some activations read them as they were before their quantizers, in place."""
+    dequantizers = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    removed = []
+    for quantizer in [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in unquantized]:
+        dequantizer = dequantizers[quantizer.output[0]]
+        for node in graph.node:
+            for position, name in enumerate(node.input):
+                if name == dequantizer.output[0]:
+                    node.input[position] = quantizer.input[0]
+        removed += [quantizer, dequantizer]
+    for node in removed:
+        graph.node.remove(node)
+
+
 def _stays_float(node: onnx.NodeProto, ranged: Collection[str], float_layers: Collection[str]) -> bool:
-    return node.name in float_layers or (node.output[0] not in ranged and node.op_type not in _WEIGHTED)
+    return node.name in float_layers or (node.output[0] not in ranged and node.op_type not in _MATRIX)
 
 
 def _norms_to_convolutions(model: onnx.ModelProto, float_layers: Collection[str]) -> None:
@@ -218,4 +268,4 @@ def count_quantized(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _weighted_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    return (node for node in model.graph.node if node.op_type in ("Conv", *_WEIGHTED))
+    return (node for node in model.graph.node if node.op_type in WEIGHTED)

@@ -54,7 +54,7 @@ class Layer:
         return int(self.weights.shape[1])
 
     def columns(self, values: Float32, positions: int, random: np.random.Generator) -> Float32:
-        """Return what the layer multiplies its weights with: float32 [n, inputs], a copy; n at most `positions`, drawn evenly.
+        """Return what the layer multiplies its weights with: float32 [n, inputs], a copy; n <= `positions`.
 
         Args:
             values: float32 [1, C, H, W] or [1, C], one image's input of the layer.

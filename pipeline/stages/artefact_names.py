@@ -13,6 +13,7 @@ OBSERVERS = "observers.npz"  # calibrate: ObserverSet
 OUTPUTS = "outputs.npy"  # calibrate: float32 [images, classes], the float32 model's answers in the order of the list
 THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
+ISLANDS = "islands.json"  # tune: the activations that stay float32, and what each trial bought
 CHECK = "check.json"  # quantize, convert: how the model compares with float32 on calibration images
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz
 VAL_LABEL = "val_label.txt"  # image2npz: lines `name index`

@@ -11,19 +11,17 @@ import onnx
 from pipeline import preprocess
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
-from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
 from pipeline.quant import equalization, qdq
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, MODEL
 
-IMAGES = 128  # of the calibration images, that the channels' ranges are taken from
-
 
 def identity(cfg: BuildConfig) -> object:
     """Return what this stage's outcome depends on beside its inputs."""
-    return [to_vdsp_dict(cfg.preprocess), IMAGES, equalization.STRENGTH]
+    return [to_vdsp_dict(cfg.preprocess), FITTING_IMAGES, equalization.STRENGTH]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -31,7 +29,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     model = onnx.load(inputs["export"] / MODEL)
     names = list(equalization.scaled_tensors(model, qdq.observed_tensors(model)))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    images = listed[:: max(1, len(listed) // IMAGES)][:IMAGES]
+    images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
     reader = ActivationReader(model, names, threads=available_cores())
     largest: dict[str, np.ndarray] = {}
     with progress_bar(len(images), "channel ranges", "img") as progress:

@@ -1,0 +1,52 @@
+"""The int8 model, from what calibration and rounding found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx
+
+from pipeline.quant import qdq
+from pipeline.quant.bias_correction import Float64, correct_biases
+from pipeline.quant.qmath import Range
+from pipeline.quant.rounding import Rounded, install_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything an int8 model is made of beside the float32 one."""
+
+    ranges: Mapping[str, Range]  # of every observed tensor
+    per_channel: bool
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)  # by layer; others are rounded to the nearest
+    means: Mapping[str, Float64] | None = None  # mean inputs of the layers, to correct biases by; None: leave them
+    float_layers: Collection[str] = ()
+    float_activations: frozenset[str] = frozenset()  # observed ones, and with them the layers that read them
+
+    def leaving(self, activations: Collection[str]) -> Parts:
+        """Return the parts of a model that leaves more activations in float32."""
+        return replace(self, float_activations=self.float_activations | frozenset(activations))
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The int8 model and what was done to it."""
+
+    model: onnx.ModelProto
+    rounded_weights: int  # layers
+    corrected_biases: int
+
+
+def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
+    """Return the QDQ model of a float32 one, which is not changed; raises as `qdq.insert_qdq`."""
+    model = qdq.insert_qdq(
+        float32,
+        parts.ranges,
+        per_channel=parts.per_channel,
+        float_layers=parts.float_layers,
+        float_activations=parts.float_activations,
+    )
+    installed = install_weights(model, float32, parts.rounded)
+    corrected = correct_biases(model, float32, parts.means) if parts.means is not None else {}
+    return Assembled(model, installed, len(corrected))

@@ -1,0 +1,229 @@
+"""Tune: which activations stay in float32, so that the model is as accurate as the build file's `accuracy` asks.
+
+The quantizers that cost most are left out one after the other, as long as the model stays fast enough. Chosen on
+calibration images that neither rounding nor equalization saw; what the package is reported on is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from pipeline import preprocess
+from pipeline.accuracy import Divergence
+from pipeline.artefacts import write_json
+from pipeline.config.build_file import AccuracyConfig, BuildConfig
+from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
+from pipeline.data.imagenet import Sample
+from pipeline.errors import DataError
+from pipeline.hardware import available_cores
+from pipeline.progress import progress_bar
+from pipeline.quant.assemble import assemble
+from pipeline.quant.sensitivity import Kind, Sensitivity
+from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
+from pipeline.stages import int8_parts
+from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model
+
+_JOURNAL = "journal.json"
+_SENSITIVITY_IMAGES = 16
+_IMAGES = 400  # that a model is judged on
+_CANDIDATES = 16  # the most sensitive activations; those after them cost next to nothing
+_LEAST_GAIN = 0.98  # of the divergence before: less is noise, and each island costs the other runtime more
+_BATCH = 16
+_ROUNDS = 5  # of the speed comparison, whose median counts
+_BATCHES_A_ROUND = 4
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A model on the images it is judged on."""
+
+    agreement: float  # %, answers of float32
+    kl: float  # nats an image
+    sqnr_db: float
+    drop: float | None  # top-1 lost, in points; None where the images have no labels
+    speed: float  # images/s over those of the plain int8 model, in the same run
+
+
+@dataclass(frozen=True)
+class Step:
+    """One trial: the kept activations so far and one more."""
+
+    activation: str  # "" for the plain int8 model
+    kept: bool
+    figures: Figures
+    seconds: float
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what this stage's outcome depends on beside its inputs."""
+    return [int8_parts.identity(cfg), None if cfg.accuracy is None else asdict(cfg.accuracy)]
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write what stays in float and what each trial bought; goes on after the last trial of an interrupted run."""
+    goal = cfg.accuracy
+    assert goal is not None
+    float32 = onnx.load(float32_model(inputs))
+    parts = int8_parts.load(cfg, inputs, float32)
+    listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
+    outputs = np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)
+    if goal.max_drop is not None and any(image.class_index is None for image in listed):
+        raise DataError("accuracy.max_drop: the calibration images have no labels; set accuracy.min_agreement instead")
+    journal = _Journal(out / _JOURNAL)
+
+    def load(image: Sample) -> Float32:
+        return preprocess.apply(cfg.preprocess, preprocess.decode(image.source.content()))
+
+    judged = _judged(len(listed))
+    judge = _Judge([load(listed[index]) for index in judged], outputs[judged], [listed[index] for index in judged])
+
+    def make(activations: Sequence[str]) -> onnx.ModelProto:
+        return assemble(float32, parts.leaving(activations)).model
+
+    if journal.order is None:
+        sensitivity = Sensitivity(float32, make(()), parts.ranges)
+        shown = [load(listed[index]) for index in spread(len(listed), _SENSITIVITY_IMAGES)]
+        begun = time.perf_counter()
+        with progress_bar(len(sensitivity), "sensitivity", "cut") as progress:
+            costs = sensitivity.measure(shown, progress.update)
+        names = [cost.name for cost in costs if cost.kind is Kind.ACTIVATION]
+        journal.set_order(names[:_CANDIDATES], time.perf_counter() - begun)
+    _search(goal, journal, judge, make)
+    best = journal.best()
+    write_json(
+        out / ISLANDS,
+        {
+            "goal": asdict(goal),
+            "reached": _reached(goal, best.figures),
+            "float_activations": journal.kept(),
+            "steps": [asdict(step) for step in journal.steps],
+            "images": len(judged),
+            "runtime": choose(Runtime.AUTO).value,
+        },
+    )
+    (out / _JOURNAL).unlink()
+
+
+def _judged(listed: int) -> list[int]:
+    """Return which images models are judged on: others than those that weights were rounded by, if there are any."""
+    fitted = spread(listed, FITTING_IMAGES)
+    others = [index for index in range(listed) if index not in fitted] or list(range(listed))
+    return [others[index] for index in spread(len(others), _IMAGES)]
+
+
+def _search(
+    goal: AccuracyConfig, journal: _Journal, judge: _Judge, make: Callable[[Sequence[str]], onnx.ModelProto]
+) -> None:
+    """Try the candidates in turn until the goal is reached or the time is over."""
+    with judge.opened(make(())) as plain, progress_bar(1 + len(journal.order or ()), "tune", "model") as progress:
+        progress.update(len(journal.steps))
+        if not journal.steps:
+            begun = time.perf_counter()
+            journal.add(Step("", True, judge.figures(plain, plain), time.perf_counter() - begun))
+            progress.update()
+        for name in (journal.order or [])[len(journal.steps) - 1 :]:
+            best = journal.best().figures
+            if _reached(goal, best) or journal.seconds > 60 * goal.budget_minutes:
+                break
+            begun = time.perf_counter()
+            with judge.opened(make([*journal.kept(), name])) as candidate:
+                figures = judge.figures(candidate, plain)
+            kept = figures.speed >= goal.min_speed and figures.kl < _LEAST_GAIN * best.kl
+            journal.add(Step(name, kept, figures, time.perf_counter() - begun))
+            progress.update()
+
+
+def _reached(goal: AccuracyConfig, figures: Figures) -> bool:
+    agrees = goal.min_agreement is None or figures.agreement >= goal.min_agreement
+    return agrees and (goal.max_drop is None or (figures.drop is not None and figures.drop <= goal.max_drop))
+
+
+class _Journal:
+    """The trials so far, on disk after each of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.order: list[str] | None = None  # candidates, the most sensitive first
+        self.steps: list[Step] = []
+        self.seconds = 0.0
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            self.order, self.seconds = held["order"], held["seconds"]
+            self.steps = [Step(**{**step, "figures": Figures(**step["figures"])}) for step in held["steps"]]
+
+    def set_order(self, names: Sequence[str], seconds: float) -> None:
+        self.order = list(names)
+        self.seconds += seconds
+        self._save()
+
+    def add(self, step: Step) -> None:
+        self.steps.append(step)
+        self.seconds += step.seconds
+        self._save()
+
+    def kept(self) -> list[str]:
+        return [step.activation for step in self.steps if step.kept and step.activation]
+
+    def best(self) -> Step:
+        return [step for step in self.steps if step.kept][-1]
+
+    def _save(self) -> None:
+        held: dict[str, Any] = {"order": self.order, "seconds": self.seconds}
+        write_json(self._path, {**held, "steps": [asdict(step) for step in self.steps]})
+
+
+class _Judge:
+    """Measures models in the runtime that packages are run in by default."""
+
+    def __init__(self, images: Sequence[Float32], expected: Float32, samples: Sequence[Sample]) -> None:
+        self._batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+        self._expected = expected
+        labels = [sample.class_index for sample in samples]
+        self._truth = None if None in labels else np.array(labels)
+
+    @contextmanager
+    def opened(self, model: onnx.ModelProto) -> Iterator[Backend]:
+        placement = place(available_cores(), available_cores())
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(model, path)
+            with open_backend(Runtime.AUTO, path, batch=_BATCH, placement=placement) as backend:
+                yield backend
+
+    def figures(self, candidate: Backend, plain: Backend) -> Figures:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
+            ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(_ROUNDS)]
+        divergence = Divergence()
+        divergence.add(self._expected, answers)
+        found, wanted = answers.argmax(axis=1), self._expected.argmax(axis=1)
+        drop = None
+        if self._truth is not None:
+            drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
+        return Figures(
+            agreement=100 * float((found == wanted).mean()),
+            kl=divergence.kl,
+            sqnr_db=divergence.sqnr_db,
+            drop=drop,
+            speed=1.0 if candidate is plain else statistics.median(ratios),
+        )
+
+    def _seconds(self, pool: ThreadPoolExecutor, backend: Backend) -> float:
+        begun = time.perf_counter()
+        list(pool.map(backend.infer, self._batches[:1] * (_BATCHES_A_ROUND * available_cores())))
+        return time.perf_counter() - begun
