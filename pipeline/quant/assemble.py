@@ -48,5 +48,8 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         float_activations=parts.float_activations,
     )
     installed = install_weights(model, float32, parts.rounded)
-    corrected = correct_biases(model, float32, parts.means) if parts.means is not None else {}
+    corrected: dict[str, float] = {}
+    if parts.means is not None:
+        known = {name: rounded.mean_error for name, rounded in parts.rounded.items() if rounded.mean_error is not None}
+        corrected = correct_biases(model, float32, parts.means, known)
     return Assembled(model, installed, len(corrected))

@@ -22,13 +22,20 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
-def correct_biases(int8: onnx.ModelProto, float32: onnx.ModelProto, means: Mapping[str, Float64]) -> dict[str, float]:
+def correct_biases(
+    int8: onnx.ModelProto,
+    float32: onnx.ModelProto,
+    means: Mapping[str, Float64],
+    measured: Mapping[str, Float64] | None = None,
+) -> dict[str, float]:
     """Correct the biases of a QDQ model in place.
 
     Args:
         int8: what `qdq.insert_qdq` made of `float32`.
         float32: the float model.
         means: float64 [channels] by tensor name: the mean input of each layer over images and pixels.
+        measured: float64 [output channels] by layer: what its mean output lacks, where that is known better than from
+            the means, which take a map's padding for more of the map.
 
     Returns:
         By name of each corrected layer the largest correction, in units of its output. Layers in float, without a bias
@@ -45,8 +52,11 @@ def correct_biases(int8: onnx.ModelProto, float32: onnx.ModelProto, means: Mappi
         rounded = graph.dequantized(node.input[1])
         if rounded is None:
             continue
-        error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
-        correction = _mean_error(layer, error, means[layer.input[0]])
+        if measured is not None and layer.name in measured:
+            correction = measured[layer.name]
+        else:
+            error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
+            correction = _mean_error(layer, error, means[layer.input[0]])
         if graph.add_to_bias(node.input[2], correction):
             corrected[layer.name] = float(np.abs(correction).max())
     return corrected

@@ -27,6 +27,7 @@ from pipeline.errors import ArtefactError
 from pipeline.quant.graphs import constants
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
 
 LIMIT = 127  # of symmetric int8
@@ -128,10 +129,14 @@ class Covariance:
             self._count += len(columns)
             self._pending.clear()
 
-    def result(self) -> Float32:
-        """Return float32 [inputs, inputs] and forget it."""
+    def means(self) -> Float64:
+        """Return float64 [inputs]."""
         self._flush()
-        means = (self._sums / self._count).astype(np.float32)
+        return self._sums / self._count
+
+    def result(self) -> Float32:
+        """Return float32 [inputs, inputs], in the place of the sums: nothing can be added after."""
+        means = self.means().astype(np.float32)
         covariance = self._products
         covariance /= np.float32(self._count)
         covariance -= np.outer(means, means)
@@ -152,6 +157,7 @@ class Rounded:
     weights: Int8  # [outputs, inputs]
     sqnr_db: float
     nearest_sqnr_db: float  # of nearest rounding
+    mean_error: Float64 | None = None  # [outputs], what rounding takes from the layer's mean output, in its units
 
 
 def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rounded:
@@ -197,6 +203,12 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rou
     return Rounded(found, _decibel(signal, power(steps - rounded)), _decibel(signal, power(steps - nearest)))
 
 
+def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64) -> Float64:
+    """Return float64 [outputs]: what a layer's mean output lacks for its rounded weights, given its mean inputs."""
+    lost: Float64 = (weights - rounded * scales[:, None]).astype(np.float64) @ means
+    return lost
+
+
 def _decibel(signal: float, noise: float) -> float:
     """Return the ratio in dB; 0 of no signal, 200 at most."""
     return 10 * math.log10(max(signal, 1e-30) / max(noise, signal * 1e-20, 1e-30))
@@ -208,7 +220,10 @@ def write_rounded(path: Path, layers: Mapping[str, Rounded]) -> None:
         "names": np.array(list(layers)),
         "decibels": np.array([(each.sqnr_db, each.nearest_sqnr_db) for each in layers.values()]),
     }
-    arrays.update((f"weights_{index}", each.weights) for index, each in enumerate(layers.values()))
+    for index, each in enumerate(layers.values()):
+        arrays[f"weights_{index}"] = each.weights
+        if each.mean_error is not None:
+            arrays[f"mean_error_{index}"] = each.mean_error
     with whole_file(path) as scratch, scratch.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 
@@ -222,7 +237,9 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {
-                str(name): Rounded(arrays[f"weights_{index}"], float(ours), float(nearest))
+                str(name): Rounded(
+                    arrays[f"weights_{index}"], float(ours), float(nearest), arrays.get(f"mean_error_{index}")
+                )
                 for index, (name, (ours, nearest)) in enumerate(zip(arrays["names"], arrays["decibels"], strict=True))
             }
     except Exception as err:  # a flipped bit surfaces as any of a dozen kinds, from zipfile, numpy or here

@@ -6,6 +6,7 @@ Independent of the thresholds: another percentile or mode rounds nothing anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.quant.rounding import (
     Layer,
     Rounded,
     layers_of,
+    mean_error,
     read_rounded,
     round_weights,
     scales_of,
@@ -65,7 +67,11 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
                 found = {}
                 for layer in some:
                     scales = scales_of(layer.weights, per_channel=per_channel)
-                    found[layer.name] = round_weights(layer.weights, scales, collected.pop(layer.name).result())
+                    seen = collected.pop(layer.name)
+                    means = seen.means()
+                    rounded_layer = round_weights(layer.weights, scales, seen.result())
+                    lost = mean_error(layer.weights, rounded_layer.weights, scales, means)
+                    found[layer.name] = replace(rounded_layer, mean_error=lost)
                     progress.update()
                 write_rounded(partial, found)
             rounded.update(found)
