@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.package import CALIBRATION, THRESHOLDS, Package
 from pipeline.progress import progress_bar
 from pipeline.quant.qmath import Range
-from pipeline.quant.sensitivity import Cost, Kind, Sensitivity, work_of_layers
+from pipeline.sensitivity import Cost, Kind, Sensitivity, work_of_layers
 
 IMAGES = 16
 

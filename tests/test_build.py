@@ -24,12 +24,13 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.hardware import available_cores
 from pipeline.models import onnx_classifier
 from pipeline.package import open_package
+from pipeline.quant.rounding import read_rounded
 from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
 
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
 
-ALL = ("calibset", "export", "calibrate", "thresholds", "quantize", "package")
+ALL = ("calibset", "export", "equalize", "calibrate", "thresholds", "round", "quantize", "package")
 PACKAGE = "tiny-int8-percentile-3_32_32-vacc"
 
 
@@ -47,7 +48,7 @@ def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConf
     assert built.ran == ALL
     assert built.prefix == tmp_path / "workspace" / PACKAGE / "tiny"
     assert [line for line in lines if line.endswith("...")] == [
-        f"[{number}/6] {name} ..." for number, name in enumerate(ALL, 1)
+        f"[{number}/8] {name} ..." for number, name in enumerate(ALL, 1)
     ]
     package = open_package(built.prefix)
     assert sorted(path.name for path in package.folder.iterdir()) == [
@@ -55,14 +56,14 @@ def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConf
         *("report.json", "thresholds.json", "tiny.onnx"),
     ]
     report = package.report()
-    assert report["layers"] == {"weighted": 7, "quantized": 7}
+    assert report["layers"] == {"weighted": 7, "quantized": 6}
     assert set(report["agreement"]) == {runtime.value for runtime in installed_runtimes()}
     assert all(counts["images"] == 20 and counts["agreeing"] >= 18 for counts in report["agreement"].values())
     float32 = package.workspace_file("float32_model")
     assert float32 is not None
     assert onnx.load(float32).graph.input[0].name == "input"
     last = summary(built)
-    assert last[0].startswith("int8 7 of 7 layers, 0.0 MB; answers of float32 on calibration images: ")
+    assert last[0].startswith("int8 6 of 7 layers, 0.0 MB; answers of float32 on calibration images: ")
     assert last[1].startswith(f"package {built.prefix}   (")
 
 
@@ -72,7 +73,7 @@ def test_build_runs_nothing_when_everything_is_up_to_date(make_config: MakeConfi
     lines: list[str] = []
     second = build(make_config(), lines.append)
     assert second.ran == ()
-    assert lines == [f"[{number}/6] {name}: up to date" for number, name in enumerate(ALL, 1)]
+    assert lines == [f"[{number}/8] {name}: up to date" for number, name in enumerate(ALL, 1)]
     assert content(second.prefix.parent) == before
 
 
@@ -99,9 +100,11 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
         ("backend.quantize.percentile=99.0", ("thresholds", "quantize", "package")),
         # So few values that 99.9999% of them are all: the same thresholds, hence the same model.
         ("backend.quantize.calibrate_mode=max", ("thresholds", "package")),
-        ("backend.quantize.quantize_per_channel=false", ("quantize", "package")),
+        ("backend.quantize.quantize_per_channel=false", ("round", "quantize", "package")),
         ("backend.quantize.exclude_layers=[0]", ("quantize", "package")),
-        ("graph.extra_ops.type=softmax", ("export", "calibrate", "thresholds", "quantize", "package")),
+        ("backend.quantize.weight_rounding=nearest", ("quantize", "package")),
+        ("backend.quantize.equalization=false", ("calibrate", "thresholds", "round", "quantize", "package")),
+        ("graph.extra_ops.type=softmax", ALL[1:]),
         ("dataset.sampler.get_data_num=16", ALL),
         ("name=other", ("package",)),
     ],
@@ -113,6 +116,44 @@ def test_build_reruns_only_what_depends_on_it_when_a_key_changes(
     after = build(make_config(override), quiet)
     assert after.ran == reruns
     assert content(after.prefix.parent) != before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "skipped"),
+    [
+        (("backend.quantize.equalization=false",), {"equalize"}),
+        (("backend.quantize.weight_rounding=nearest",), {"round"}),
+        (("backend.quantize.equalization=false", "backend.quantize.weight_rounding=nearest"), {"equalize", "round"}),
+    ],
+)
+def test_build_skips_equalization_and_rounding_when_they_are_off(
+    make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...], skipped: set[str]
+) -> None:
+    lines: list[str] = []
+    built = build(make_config(*overrides), lines.append)
+    ran = tuple(name for name in ALL if name not in skipped)
+    assert built.ran == ran
+    assert [line for line in lines if line.endswith("...")] == [
+        f"[{number}/{len(ran)}] {name} ..." for number, name in enumerate(ran, 1)
+    ]
+    (check_file,) = (tmp_path / "workspace" / ".cache" / "quantize").glob("*/check.json")
+    found = json.loads(check_file.read_text(encoding="utf-8"))
+    assert found["layers"]["quantized"] >= 6  # all convolutions
+    assert found["rounded_weights"] == (0 if "round" in skipped else found["layers"]["quantized"])
+
+
+def test_build_installs_the_weights_that_were_rounded(make_config: MakeConfig, tmp_path: Path) -> None:
+    built = build(make_config(), quiet)
+    (folder,) = (path for path in (tmp_path / "workspace" / ".cache" / "round").iterdir() if path.is_dir())
+    rounded = read_rounded(folder / "weights.npz")
+    model = onnx.load(open_package(built.prefix).model)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    makers = {made: node for node in model.graph.node for made in node.output}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm") and node.input[1] in makers]
+    assert len(layers) == open_package(built.prefix).report()["layers"]["quantized"] >= 6
+    for node in layers:
+        weights = stored[makers[node.input[1]].input[0]]
+        np.testing.assert_array_equal(weights.reshape(len(weights), -1), rounded[node.name].weights)
 
 
 def test_build_leaves_the_named_layers_in_float_when_layers_are_excluded(make_config: MakeConfig) -> None:
@@ -136,7 +177,7 @@ def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: Ma
     with Image.open(image) as opened:
         rotated = opened.rotate(180)
     rotated.save(image, quality=95)
-    assert build(cfg, quiet).ran[:3] == ("calibset", "export", "calibrate")
+    assert build(cfg, quiet).ran[:4] == ("calibset", "export", "equalize", "calibrate")
 
 
 def test_build_exports_again_when_the_checkpoint_changes(
@@ -319,7 +360,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_a_file(
     (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
     assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
     assert capsys.readouterr().err == (
-        f"error: [1/6] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
+        f"error: [1/8] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
     )
 
 
@@ -330,14 +371,14 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: [1/6] calibset: /sys/kernel/workspace: ")
+    assert printed.startswith("error: [1/8] calibset: /sys/kernel/workspace: ")
     assert printed.endswith("; mend it and build again\n")
     assert printed.count("\n") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that exists and cannot be read")
 def test_build_gives_an_error_line_when_the_checkpoint_cannot_be_read(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"^\[2/6\] export: .*: Input/output error; mend it and build again$"):
+    with pytest.raises(DataError, match=r"^\[2/8\] export: .*: Input/output error; mend it and build again$"):
         build(make_config("frontend.checkpoint=/proc/self/mem"), quiet)
 
 
@@ -411,7 +452,7 @@ def test_build_agrees_with_float32_when_weights_and_images_are_real(
         ],
     )
     package = open_package(build(cfg, quiet).prefix)
-    assert package.report()["layers"] == {"weighted": 21, "quantized": 21}
+    assert package.report()["layers"] == {"weighted": 21, "quantized": 20}
     images = sorted((real_images / "nips2017_dev" / "val").glob("*.JPEG"))[:100]
     batch = np.stack([preprocess.apply(package.preprocess(), preprocess.decode(path)) for path in images])
     float32 = package.workspace_file("float32_model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx
 
 from pipeline.quant import qdq
@@ -50,6 +51,7 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
     installed = install_weights(model, float32, parts.rounded)
     corrected: dict[str, float] = {}
     if parts.means is not None:
-        known = {name: rounded.mean_error for name, rounded in parts.rounded.items() if rounded.mean_error is not None}
+        errors = {name: parts.rounded[name].mean_error for name in installed}
+        known = {name: np.where(installed[name], error, np.nan) for name, error in errors.items() if error is not None}
         corrected = correct_biases(model, float32, parts.means, known)
-    return Assembled(model, installed, len(corrected))
+    return Assembled(model, len(installed), len(corrected))

@@ -35,7 +35,7 @@ def correct_biases(
         float32: the float model.
         means: float64 [channels] by tensor name: the mean input of each layer over images and pixels.
         measured: float64 [output channels] by layer: what its mean output lacks, where that is known better than from
-            the means, which take a map's padding for more of the map.
+            the means, which take a map's padding for more of the map; NaN where it is not.
 
     Returns:
         By name of each corrected layer the largest correction, in units of its output. Layers in float, without a bias
@@ -52,11 +52,10 @@ def correct_biases(
         rounded = graph.dequantized(node.input[1])
         if rounded is None:
             continue
+        error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
+        correction = _mean_error(layer, error, means[layer.input[0]])
         if measured is not None and layer.name in measured:
-            correction = measured[layer.name]
-        else:
-            error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
-            correction = _mean_error(layer, error, means[layer.input[0]])
+            correction = np.where(np.isnan(measured[layer.name]), correction, measured[layer.name])
         if graph.add_to_bias(node.input[2], correction):
             corrected[layer.name] = float(np.abs(correction).max())
     return corrected

@@ -43,6 +43,7 @@ class Stream:
 def streams(model: onnx.ModelProto) -> list[Stream]:
     """Return the streams that can be rescaled, in graph order."""
     known = constants(model)
+    channels = _channel_counts(model)
     pooled: set[str] = set()  # tensors whose height and width are 1, or gone
     leaders: dict[str, str] = {}
 
@@ -65,10 +66,12 @@ def streams(model: onnx.ModelProto) -> list[Stream]:
             leader(data[0])
             leader(node.output[0])
             continue
+        # Whatever broadcasts, or moves channels to another axis, has another number of them there.
+        same = len({channels.get(name) for name in (*data, node.output[0])} | {None}) == 2
         if node.op_type == "GlobalAveragePool" or (node.op_type in _SPATIAL_ONLY and data[0] in pooled):
             pooled.add(node.output[0])
         passes = node.op_type in _PASSES_FACTORS and len(data) == len(node.input)
-        if passes or node.output[0] in pooled:
+        if same and (passes or node.output[0] in pooled):
             for name in data:
                 leaders[leader(name)] = leader(node.output[0])
         else:
@@ -85,16 +88,30 @@ def streams(model: onnx.ModelProto) -> list[Stream]:
     return [stream for stream in found.values() if not stream.fixed and stream.writers and stream.readers]
 
 
-def _is_layer(node: onnx.NodeProto, known: Collection[str]) -> bool:
+def _channel_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the size of axis 1 of every activation whose shape is known."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    return {name: dims[1].dim_value for name, dims in shapes.items() if len(dims) > 1 and dims[1].dim_value > 0}
+
+
+def _is_layer(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
     """Tell whether the node has a weight for each pair of channels, or one for each channel (a norm)."""
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
     if node.op_type == _NORM:
         return all(name in known for name in node.input[1:5])
     if node.op_type == "Gemm":
         whole = attributes.get("transB", 0) == 1 and not attributes.get("transA", 0)
-        return whole and all(name in known for name in node.input[1:])
+        # A bias of one number, or one that is a row, would need another shape.
+        return whole and all(name in known for name in node.input[1:]) and _is_vector(node, known)
     is_conv = node.op_type == "Conv" and attributes.get("group", 1) == 1
     return is_conv and all(name in known for name in node.input[1:])
+
+
+def _is_vector(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
+    return len(node.input) < 3 or list(known[node.input[2]].dims) == [known[node.input[1]].dims[0]]
 
 
 def equalize(model: onnx.ModelProto, largest: Mapping[str, Float64]) -> dict[str, float]:

@@ -33,6 +33,7 @@ Int8 = npt.NDArray[np.int8]
 LIMIT = 127  # of symmetric int8
 _BLOCK = 128  # columns rounded one by one before the others hear of it, in one matrix product
 _DAMPING = 0.01  # of the mean variance, added to each: fewer images than inputs leave directions without any
+_SAME_SCALE = 1e-5  # relative: the last bits of a float32
 _DOUBLE = 2304  # inputs; larger covariances are factored in float32, for their memory
 
 
@@ -112,6 +113,7 @@ class Covariance:
     def __init__(self, inputs: int) -> None:
         self._products = np.zeros((inputs, inputs), np.float32)
         self._sums = np.zeros(inputs, np.float64)
+        self._shift: Float32 | None = None  # near the means: sums of squares far from zero would drown the variances
         self._pending: list[Float32] = []
         self._count = 0
 
@@ -124,6 +126,9 @@ class Covariance:
     def _flush(self) -> None:
         if self._pending:
             columns = np.concatenate(self._pending)
+            if self._shift is None:
+                self._shift = columns.mean(axis=0)
+            columns -= self._shift
             self._products += columns.T @ columns
             self._sums += columns.sum(axis=0, dtype=np.float64)
             self._count += len(columns)
@@ -131,12 +136,15 @@ class Covariance:
 
     def means(self) -> Float64:
         """Return float64 [inputs]."""
+        return self._centred_means() + (0.0 if self._shift is None else self._shift)
+
+    def _centred_means(self) -> Float64:
         self._flush()
         return self._sums / self._count
 
     def result(self) -> Float32:
         """Return float32 [inputs, inputs], in the place of the sums: nothing can be added after."""
-        means = self.means().astype(np.float32)
+        means = self._centred_means().astype(np.float32)
         covariance = self._products
         covariance /= np.float32(self._count)
         covariance -= np.outer(means, means)
@@ -175,7 +183,7 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rou
     ordered = covariance[np.ix_(order, order)].astype(np.float64 if inputs <= _DOUBLE else np.float32, copy=False)
     del covariance  # hundreds of megabytes, for the widest layers; the caller may have let go of it
     # Where nothing varies at all, one is as good as any: the weights are then rounded to the nearest.
-    ordered[np.diag_indices(inputs)] += _DAMPING * float(variances.mean()) or 1.0
+    ordered[np.diag_indices(inputs)] += _DAMPING * max(float(variances.mean()), 0.0) or 1.0
     factor = np.linalg.cholesky(ordered).astype(np.float32, copy=False)
     del ordered
     spread = np.diag(factor).copy()
@@ -246,22 +254,33 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
         raise ArtefactError(f"{path}: no rounded weights of ours ({err}); delete it and build again") from None
 
 
-def install_weights(int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, Rounded]) -> int:
-    """Put rounded weights in the place of a QDQ model's own, in place; return of how many layers.
+def install_weights(
+    int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, Rounded]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Put rounded weights in the place of a QDQ model's own, in place.
 
-    Layers that the model computes in float are left out.
+    Layers that the model computes in float are left out, and outputs whose scale is not that of `scales_of`: ONNX
+    Runtime widens it where a bias would not fit beside very small weights. Those keep the nearest weights.
+
+    Returns:
+        By layer, bool [outputs]: which outputs have the rounded weights now.
     """
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
     nodes = {node.name: node for node in int8.graph.node}
     makers = {output: node for node in int8.graph.node for output in node.output}
-    installed = 0
+    installed = {}
     for layer in layers_of(float32):
         maker = makers.get(nodes[layer.name].input[1]) if layer.name in nodes else None
         if layer.name not in rounded or maker is None or maker.op_type != "DequantizeLinear":
             continue
         tensor = tensors[maker.input[0]]
+        scales = numpy_helper.to_array(tensors[maker.input[1]]).reshape(-1)
+        same = np.isclose(scales, scales_of(layer.weights, per_channel=scales.size > 1), rtol=_SAME_SCALE, atol=0)
+        outputs = np.broadcast_to(same, len(layer.weights))
+        nearest = numpy_helper.to_array(tensor)
         values = rounded[layer.name].weights
-        stored = (values.T if layer.transposed else values).reshape(layer.shape)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(stored), tensor.name))
-        installed += 1
+        as_stored = (values.T if layer.transposed else values).reshape(layer.shape)
+        chosen = outputs.reshape([-1 if axis == (1 if layer.transposed else 0) else 1 for axis in range(nearest.ndim)])
+        tensor.CopyFrom(numpy_helper.from_array(np.where(chosen, as_stored, nearest), tensor.name))
+        installed[layer.name] = outputs
     return installed

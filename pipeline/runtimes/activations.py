@@ -42,6 +42,8 @@ class ActivationReader:
         They are the thread's buffers: its next call overwrites them.
         """
         batch = image[None]
+        if not self._fetched:
+            return {self._input: batch}
         buffers: dict[str, Float32] | None = getattr(self._local, "buffers", None)
         if buffers is None:
             made = self._session.run(self._fetched, {self._input: batch})

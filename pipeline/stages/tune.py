@@ -31,8 +31,8 @@ from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
 from pipeline.quant.assemble import assemble
-from pipeline.quant.sensitivity import Kind, Sensitivity
 from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
+from pipeline.sensitivity import Kind, Sensitivity
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model
 

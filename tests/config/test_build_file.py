@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.build_config import BuildConfig, CalibrateMode, ExtraOp, Frontend, Precision
+from pipeline.config.build_config import BuildConfig, CalibrateMode, ExtraOp, Frontend, Precision, WeightRounding
 from pipeline.config.build_file import load_build_file
 from pipeline.config.vdsp import ColourOrder, NormType, ResizeFilter, ResizeMode, load_vdsp
 from pipeline.errors import ConfigError
@@ -128,7 +128,8 @@ def test_load_build_file_reports_every_fault_at_its_line_when_several(here: Path
     text = TEXT.replace("name: tiny", "name: .tiny").replace("model: resnet18", "modle: resnet18")
     text = text.replace(
         "    calibrate_mode: percentile\n",
-        "    calibrate_mode: percentil\n    percentile: 0.9999\n    quantize_per_chanel: true\n",
+        "    calibrate_mode: percentil\n    percentile: 0.9999\n    quantize_per_chanel: true\n"
+        "    weight_rounding: neares\n    equalization: yes please\n",
     )
     assert error_of(text).splitlines() == [
         "b.yaml:1 name: expected letters, digits, '.', '_' and '-', not starting with '.', got '.tiny'",
@@ -138,6 +139,9 @@ def test_load_build_file_reports_every_fault_at_its_line_when_several(here: Path
         "got 'percentil'; did you mean 'percentile'?",
         "b.yaml:10 backend.quantize.percentile: must be in (50, 100], got 0.9999",
         "b.yaml:11 backend.quantize.quantize_per_chanel: unknown key; did you mean 'quantize_per_channel'?",
+        "b.yaml:12 backend.quantize.weight_rounding: expected one of second_order, nearest, got 'neares'; "
+        "did you mean 'nearest'?",
+        "b.yaml:13 backend.quantize.equalization: expected true or false, got 'yes please'",
     ]
 
 
@@ -152,6 +156,16 @@ def test_load_build_file_reports_every_fault_at_its_line_when_several(here: Path
         (
             "backend.quantize.quantize_per_channel=1",
             "backend.quantize.quantize_per_channel: expected true or false, got 1",
+        ),
+        ("backend.quantize.equalization=1", "backend.quantize.equalization: expected true or false, got 1"),
+        (
+            "backend.quantize.weight_rounding=second-order",
+            "backend.quantize.weight_rounding: expected one of second_order, nearest, got 'second-order'; "
+            "did you mean 'second_order'?",
+        ),
+        (
+            "backend.quantize.weight_rounding=false",
+            "backend.quantize.weight_rounding: expected one of second_order, nearest, got false",
         ),
         ("backend.dtype=int4", "backend.dtype: expected one of int8, fp16, fp32, got 'int4'; did you mean 'int8'?"),
         ("backend.type=cuda", "backend.type: expected 'tvm_vacc', got 'cuda'"),
@@ -206,6 +220,8 @@ def test_load_build_file_takes_overrides_when_right(here: Path) -> None:
         "backend.quantize.skip_conv_layers=[0, 3]",
         "backend.quantize.exclude_layers=[/fc/Gemm]",
         "backend.quantize.quantize_per_channel=false",
+        "backend.quantize.equalization=false",
+        "backend.quantize.weight_rounding=nearest",
         "frontend.shape={images: [-1, 3, 224, 224]}",
         "dataset.process_ops.1.interpolation=BICUBIC_PILLOW",
         "evaluation.num=10",
@@ -214,6 +230,10 @@ def test_load_build_file_takes_overrides_when_right(here: Path) -> None:
     assert cfg.backend.quantize.skip_conv_layers == (0, 3)
     assert cfg.backend.quantize.exclude_layers == ("/fc/Gemm",)
     assert cfg.backend.quantize.quantize_per_channel is False
+    assert cfg.backend.quantize.equalization is False
+    assert cfg.backend.quantize.weight_rounding is WeightRounding.NEAREST
+    assert load(TEXT).backend.quantize.equalization is True
+    assert load(TEXT).backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER
     assert (cfg.frontend.input_name, cfg.frontend.shape) == ("images", (-1, 3, 224, 224))
     assert cfg.preprocess.filter is ResizeFilter.BICUBIC_PILLOW
     assert cfg.evaluation.num == 10
@@ -385,8 +405,8 @@ def test_load_build_file_takes_vdsp_when_an_op_is_the_vendors_code(here: Path) -
 def test_load_build_file_says_so_in_one_line_when_it_is_none(here: Path) -> None:
     text = "GPUS: (0,1)\nMODEL: {NAME: net}\nTRAIN: {LR: 0.05}\nTEST: {}\nDEBUG: {}\n"
     assert error_of(text) == (
-        "b.yaml: not a build file: expected name, frontend, backend, graph, dataset, evaluation, workspace, found "
-        "GPUS, MODEL, TRAIN, TEST, ..."
+        "b.yaml: not a build file: expected name, frontend, backend, graph, dataset, evaluation, accuracy, workspace, "
+        "found GPUS, MODEL, TRAIN, TEST, ..."
     )
 
 
@@ -550,6 +570,7 @@ def test_as_dict_is_plain_json_when_dumped(here: Path) -> None:
         "graph",
         "dataset",
         "evaluation",
+        "accuracy",
         "workspace",
         "preprocess",
     }

@@ -1,0 +1,177 @@
+"""The quantizers that `accuracy.py` compares: an int8 model each, from one float32 model and the same images."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import preprocess
+from pipeline.config.build_file import BuildConfig
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.imagenet import Sample
+from pipeline.package import CALIBRATION, Package
+from pipeline.progress import progress_bar
+from pipeline.runtimes.base import Runtime
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A quantized model, as the process that made it describes it."""
+
+    model: str
+    images: int  # it was calibrated on
+    settings: str
+    complete: bool = True  # False: parts of the work had been done before, so its time and memory say nothing
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ONNX Runtime and NNCF start from."""
+
+    float32: Path
+    package: Package
+    images: int
+    percentile_images: int
+    out: Path
+
+    def calibration(self, count: int) -> list[Sample]:
+        """Return `count` of the build's calibration images, spread over its list, which is in order of class."""
+        listed = read_calibration_list(self.package.folder / CALIBRATION)
+        count = min(count, len(listed))
+        return [listed[index * len(listed) // count] for index in range(count)]
+
+    def loader(self) -> Callable[[Sample], Float32]:
+        """Return the function that makes float32 [1, C, H, W] of an image."""
+        spec = self.package.preprocess()
+        return lambda image: preprocess.apply(spec, preprocess.decode(image.source.content()))[None]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The images one by one, as `quantize_static` asks for them."""
+
+    feeds: Iterator[dict[str, Float32]]
+
+    def get_next(self) -> dict[str, Float32] | None:
+        return next(self.feeds, None)
+
+
+def make_ours(cfg: BuildConfig) -> Made:
+    """Build the package; `model` is its prefix."""
+    from pipeline.build import build
+
+    steps: list[str] = []
+
+    def say(line: str) -> None:
+        steps.append(line)
+        print(line, flush=True)
+
+    built = build(cfg, say)
+    complete = not any(line.endswith("up to date") for line in steps)
+    settings = f"this pipeline, the build file's settings for {cfg.name}, export included"
+    return Made(str(built.prefix), cfg.dataset.sampler.get_data_num, settings, complete)
+
+
+def make_by_onnxruntime(task: Task, method: str, count: int, options: dict[str, Any]) -> Made:
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared, out = task.out / "prepared.onnx", task.out / "model.onnx"
+    quant_pre_process(str(task.float32), str(prepared), skip_symbolic_shape=True)
+    graph = onnx.load(prepared).graph
+    images, load = task.calibration(count), task.loader()
+    with progress_bar(len(images), f"ONNX Runtime, {method}", "img") as progress:
+
+        def feeds() -> Iterator[dict[str, Float32]]:
+            for image in images:
+                yield {graph.input[0].name: load(image)}
+                progress.update()
+
+        quantization.quantize_static(
+            str(prepared),
+            str(out),
+            Reader(feeds()),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in graph.node if node.op_type == "Softmax"],
+            calibrate_method=quantization.CalibrationMethod[method],
+            # The answer stays float32, as in the other two; in 8 bits it would hide what else is lost.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"], **options},
+        )
+    settings = "QDQ, uint8 activations, int8 weights by channel, after quant_pre_process, answer and softmax in float32"
+    return Made(str(out), len(images), f"ONNX Runtime quantize_static, {method} {options}, {settings}")
+
+
+def make_by_minmax(task: Task) -> Made:
+    # Without a limit it keeps every activation of every image.
+    options = {"CalibMovingAverage": False, "CalibMaxIntermediateOutputs": 16}
+    return make_by_onnxruntime(task, "MinMax", task.images, options)
+
+
+def make_by_percentile(task: Task) -> Made:
+    made = make_by_onnxruntime(task, "Percentile", task.percentile_images, {"CalibPercentile": 99.999})
+    return replace(made, settings=f"{made.settings}; {made.images} images only, it keeps every activation of each")
+
+
+def make_by_nncf(task: Task, preset: str | None = None) -> Made:
+    nncf = import_nncf()
+    import openvino
+
+    images = task.calibration(task.images)
+    given = {} if preset is None else {"preset": nncf.QuantizationPreset[preset]}
+    model = openvino.Core().read_model(str(task.float32))
+    quantized = nncf.quantize(model, nncf.Dataset(images, task.loader()), subset_size=len(images), **given)
+    out = task.out / "model.xml"
+    openvino.save_model(quantized, str(out), compress_to_fp16=False)
+    return Made(str(out), len(images), f"NNCF {nncf.__version__}, OpenVINO model, preset {preset or 'default'}")
+
+
+def make_by_nncf_mixed(task: Task) -> Made:
+    return make_by_nncf(task, "MIXED")
+
+
+def make_by_nncf_onnx(task: Task) -> Made:
+    nncf = import_nncf()
+    import onnx
+
+    images, load = task.calibration(task.images), task.loader()
+    model = onnx.load(task.float32)
+    name = model.graph.input[0].name
+    dataset = nncf.Dataset(images, lambda image: {name: load(image)})
+    out = task.out / "model.onnx"
+    onnx.save(nncf.quantize(model, dataset, subset_size=len(images)), out)
+    return Made(str(out), len(images), f"NNCF {nncf.__version__}, ONNX model, preset default")
+
+
+def import_nncf() -> Any:
+    # First: it keeps OpenVINO's telemetry, which NNCF would use too, from being imported.
+    import pipeline.runtimes.ov  # noqa: F401
+
+    return importlib.import_module("nncf")
+
+
+def float32_model(package: Package) -> Path:
+    path = package.workspace_file("float32_model")
+    assert path is not None  # the build has just made it
+    return path
+
+
+EITHER = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
+ROWS: dict[str, tuple[Callable[[Task], Made], tuple[Runtime, ...]]] = {  # name: how it is made, what can run it
+    "ort-minmax": (make_by_minmax, EITHER),
+    "ort-percentile": (make_by_percentile, EITHER),
+    "nncf": (make_by_nncf, EITHER[:1]),
+    "nncf-mixed": (make_by_nncf_mixed, EITHER[:1]),
+    "nncf-onnx": (make_by_nncf_onnx, EITHER),
+}

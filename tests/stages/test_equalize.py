@@ -1,0 +1,130 @@
+"""equalize.py: the model it writes, and what it needs for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.models import exporter, onnx_classifier
+from pipeline.package import open_package
+from pipeline.quant import qdq
+from pipeline.quant.equalization import scaled_tensors
+from pipeline.runtimes.activations import ActivationReader
+from pipeline.stages import calibrate, calibset, equalize, export, quantize, thresholds
+
+MakeConfig = Callable[..., BuildConfig]
+Float32 = npt.NDArray[np.float32]
+
+
+@pytest.fixture
+def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
+    """What the stages before left; all 24 images."""
+    folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    calibset.run(make_config("dataset.sampler.get_data_num=24"), {}, folders["calibset"])
+    export.run(make_config(), folders, folders["export"])
+    return folders
+
+
+def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the models before and after."""
+    out.mkdir()
+    equalize.run(cfg, inputs, out)
+    assert [path.name for path in out.iterdir()] == ["model.onnx"]
+    return onnx.load(inputs["export"] / "model.onnx"), onnx.load(out / "model.onnx")
+
+
+def ranges(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Float32]:
+    names = list(scaled_tensors(model, qdq.observed_tensors(model)))
+    reader = ActivationReader(model, names, threads=1)
+    seen = [{name: value.copy() for name, value in reader.read(image).items()} for image in batch_nchw]
+    return {
+        name: np.max([np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))) for values in seen], axis=0)
+        for name in names
+    }
+
+
+def test_run_writes_the_same_function_with_channels_of_like_ranges(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, batch_nchw: Float32
+) -> None:
+    before, after = run(make_config(), inputs, tmp_path / "out")
+    expected = onnx_classifier.run(before, batch_nchw)
+    assert onnx_classifier.relative_error(expected, onnx_classifier.run(after, batch_nchw)) < 1e-5
+    assert [node.name for node in after.graph.node] == [node.name for node in before.graph.node]
+    assert qdq.observed_tensors(after) == qdq.observed_tensors(before)
+    old, new = ranges(before, batch_nchw), ranges(after, batch_nchw)
+    assert len(old) > 5
+    evenness = [np.mean([(each / each.max()).mean() for each in found.values()]) for found in (old, new)]
+    assert evenness[1] > evenness[0] + 0.03
+    # Where a stream is one observed tensor, by the rule: the square root of the ratio of ranges.
+    alone = "/layer1/layer1.0/relu/Relu_output_0"
+    ratios = old[alone] / old[alone].max()
+    np.testing.assert_allclose(new[alone] / new[alone].max(), np.sqrt(np.maximum(ratios, 1e-4)), rtol=1e-3)
+
+
+def test_run_gives_equal_bytes_when_repeated(make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(make_config(), inputs, tmp_path / name)
+    assert (tmp_path / "one" / "model.onnx").read_bytes() == (tmp_path / "two" / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU(), nn.SiLU(), nn.ReLU6()])
+def test_run_leaves_the_model_as_it_is_when_no_channel_can_be_rescaled(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, activation: nn.Module
+) -> None:
+    """As in MobileNets, EfficientNets and Darknets without residual additions: nothing has to be measured."""
+    torch.manual_seed(0)
+    head = (nn.MaxPool2d(8), nn.Flatten(), nn.Linear(128, 4))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), activation, *head)
+    onnx.save(exporter.to_onnx(network, (3, 32, 32)), inputs["export"] / "model.onnx")
+    before, after = run(make_config(), inputs, tmp_path / "out")
+    assert list(scaled_tensors(before, qdq.observed_tensors(before))) == []
+    assert list(after.graph.node) == list(before.graph.node)
+    weights = [{tensor.name: tensor for tensor in model.graph.initializer} for model in (before, after)]
+    assert weights[0] == weights[1]
+
+
+def test_later_stages_work_on_the_rescaled_model(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Calibration observes it, and its weights are those that are quantized."""
+    _, after = run(make_config(), inputs, tmp_path / "equalize")
+    folders = {**inputs, "equalize": tmp_path / "equalize"}
+    for stage, name in ((calibrate, "calibrate"), (thresholds, "thresholds"), (quantize, "quantize")):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        stage.run(make_config("backend.quantize.calibrate_mode=max"), folders, folders[name])
+    int8 = onnx.load(folders["quantize"] / "model.onnx")
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
+    makers = {made: node for node in int8.graph.node for made in node.output}
+    originals = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
+    wanted = next(node for node in after.graph.node if node.name == "/layer1/layer1.0/conv2/Conv")
+    found = next(node for node in int8.graph.node if node.name == wanted.name)
+    scales = stored[makers[found.input[1]].input[1]]
+    largest = np.abs(originals[wanted.input[1]]).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(scales, largest / 127, rtol=1e-6)
+
+
+def test_identity_changes_with_the_preprocessing_only(make_config: MakeConfig) -> None:
+    base = equalize.identity(make_config())
+    for same in ("backend.quantize.percentile=99", "backend.quantize.quantize_per_channel=false", "name=other"):
+        assert equalize.identity(make_config(same)) == base
+    assert equalize.identity(make_config("dataset.process_ops.1.size=40")) != base
+
+
+def test_package_keeps_the_exported_model_as_its_float32_reference(make_config: MakeConfig, tmp_path: Path) -> None:
+    package = open_package(build(make_config(), lambda line: None).prefix)
+    (exported,) = (tmp_path / "workspace" / ".cache" / "export").glob("*/model.onnx")
+    float32 = package.workspace_file("float32_model")
+    assert float32 is not None
+    assert float32.read_bytes() == exported.read_bytes()

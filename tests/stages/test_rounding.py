@@ -1,0 +1,248 @@
+"""rounding.py: what it measures, and that it goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from pipeline import preprocess
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.models import onnx_classifier
+from pipeline.quant.rounding import layers_of, read_rounded
+from pipeline.stages import calibset, export, rounding
+
+MakeConfig = Callable[..., BuildConfig]
+Float32 = npt.NDArray[np.float32]
+
+SOME_PASSES = 50_000  # bytes of covariances at once, in which the tiny network takes three passes
+
+
+@pytest.fixture
+def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
+    """What the stages before left; 20 images."""
+    folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    calibset.run(make_config(), {}, folders["calibset"])
+    export.run(make_config(), folders, folders["export"])
+    return folders
+
+
+def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> bytes:
+    out.mkdir(exist_ok=True)
+    rounding.run(cfg, inputs, out)
+    assert [path.name for path in out.iterdir()] == ["weights.npz"]
+    return (out / "weights.npz").read_bytes()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """The layers of each pass over the images; raises in the pass of number `fail_at`, of those not yet seen."""
+    seen: list[list[str]] = []
+    collect = rounding._collect
+
+    def watched(cfg: BuildConfig, model: Any, layers: Any, images: Any, advance: Any) -> Any:
+        seen.append([layer.name for layer in layers])
+        return collect(cfg, model, layers, images, advance)
+
+    monkeypatch.setattr(rounding, "_collect", watched)
+    monkeypatch.setattr(rounding, "_MEMORY", SOME_PASSES)
+    yield seen
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+    """Let the next run end in the middle of a pass over the images, as Ctrl-C would; `at` counts from 1."""
+    advanced: list[int] = []
+    collect, columns = rounding._collect, 0
+
+    def cut_short(cfg: BuildConfig, model: Any, layers: Any, images: Any, advance: Callable[[], object]) -> Any:
+        nonlocal columns
+        columns += 1
+        if columns < at:
+            return collect(cfg, model, layers, images, advance)
+
+        def stop() -> None:
+            advanced.append(1)
+            if len(advanced) == 5:
+                raise KeyboardInterrupt
+
+        return collect(cfg, model, layers, images, stop)
+
+    monkeypatch.setattr(rounding, "_collect", cut_short)
+
+
+def test_run_rounds_every_layer_and_better_than_to_the_nearest(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    run(make_config(), inputs, tmp_path / "out")
+    rounded = read_rounded(tmp_path / "out" / "weights.npz")
+    layers = list(layers_of(onnx.load(inputs["export"] / "model.onnx")))
+    assert list(rounded) == [layer.name for layer in layers]
+    assert len(layers) == 7
+    for layer in layers:
+        assert rounded[layer.name].weights.shape == layer.weights.shape
+        assert rounded[layer.name].sqnr_db >= rounded[layer.name].nearest_sqnr_db
+    assert np.mean([each.sqnr_db - each.nearest_sqnr_db for each in rounded.values()]) > 3
+
+
+def test_run_measures_the_inputs_of_every_layer(
+    make_config: MakeConfig,
+    inputs: dict[str, Path],
+    spec: PreprocessSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against numpy's covariance of what torch unfolds, of all pixels of all images, run one by one without buffers."""
+    monkeypatch.setattr(rounding, "POSITIONS", 1 << 20)
+    found: dict[str, Float32] = {}
+
+    class Watched(rounding.Covariance):
+        def result(self) -> Float32:
+            found[order[len(found)]] = covariance = super().result().copy()
+            return covariance.copy()
+
+    model = onnx.load(inputs["export"] / "model.onnx")
+    layers = list(layers_of(model))
+    order = [layer.name for layer in layers]
+    monkeypatch.setattr(rounding, "Covariance", Watched)
+    run(make_config(), inputs, tmp_path / "out")
+    sources = list(dict.fromkeys(layer.source for layer in layers if layer.source != "input"))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sources)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    samples = read_calibration_list(inputs["calibset"] / "calibration.txt")
+    images = [preprocess.apply(spec, preprocess.decode(sample.source.content()))[None] for sample in samples]
+    values = {"input": images}
+    values.update({name: [session.run([name], {"input": image})[0] for image in images] for name in sources})
+    for layer in layers:
+        columns = np.concatenate(values[layer.source])
+        if layer.kernel is not None:
+            pads = (layer.pads[0], layer.pads[1])
+            assert layer.pads == pads * 2
+            unfolded = torch.nn.functional.unfold(
+                torch.from_numpy(columns), layer.kernel, padding=pads, stride=layer.strides
+            )
+            columns = unfolded.numpy().swapaxes(1, 2).reshape(-1, layer.inputs)
+        expected = np.cov(columns.astype(np.float64), rowvar=False, bias=True)
+        np.testing.assert_allclose(
+            found[layer.name], expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=layer.name
+        )
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_run_gives_equal_bytes_when_it_was_interrupted(
+    make_config: MakeConfig,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    passes: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+) -> None:
+    undisturbed = run(make_config(), inputs, tmp_path / "undisturbed")
+    every_pass = list(passes)
+    assert len(every_pass) >= 3
+    out = tmp_path / "out"
+    out.mkdir()
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=at)
+        with pytest.raises(KeyboardInterrupt):
+            rounding.run(make_config(), inputs, out)
+    assert len(list(out.glob("partial_*.npz"))) == at - 1
+    (out / ".partial_0.npz-abcdefgh").write_bytes(b"half")  # what a kill in the middle of a save leaves
+    passes.clear()
+    assert run(make_config(), inputs, out) == undisturbed
+    assert passes == every_pass[at - 1 :]
+
+
+@pytest.mark.parametrize("damage", ["cut", "of other layers", "of some layers", "empty"])
+def test_run_rounds_again_when_a_partial_is_of_no_use(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, passes: list[list[str]], damage: str
+) -> None:
+    undisturbed = run(make_config(), inputs, tmp_path / "undisturbed")
+    whole = read_rounded(tmp_path / "undisturbed" / "weights.npz")
+    every_pass = list(passes)
+    first, second = ({name: whole[name] for name in names} for names in every_pass[:2])
+    out = tmp_path / "out"
+    out.mkdir()
+    partial = out / "partial_0.npz"
+    rounding.write_rounded(partial, first)
+    rounding.write_rounded(out / "partial_1.npz", second)
+    if damage == "cut":
+        partial.write_bytes(partial.read_bytes()[:-20])
+    elif damage == "empty":
+        partial.write_bytes(b"")
+    elif damage == "of some layers":
+        rounding.write_rounded(partial, dict(list(first.items())[:-1]))
+    else:
+        rounding.write_rounded(partial, second)
+    passes.clear()
+    assert run(make_config(), inputs, out) == undisturbed
+    assert passes == [every_pass[0], *every_pass[2:]]
+
+
+def test_run_rounds_layer_by_layer_when_there_is_memory_for_no_more(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first layer's pass reads the model's input and nothing else."""
+    monkeypatch.setattr(rounding, "_MEMORY", 1)
+    run(make_config(), inputs, tmp_path / "out")
+    assert len(read_rounded(tmp_path / "out" / "weights.npz")) == 7
+
+
+def test_run_rounds_when_all_images_are_the_same(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """The classifier's inputs are one vector then, again and again: their covariance is zero but for float32."""
+    samples = read_calibration_list(inputs["calibset"] / "calibration.txt")
+    first = samples[0].source.content()
+    assert isinstance(first, Path)
+    for sample in samples[1:]:
+        other = sample.source.content()
+        assert isinstance(other, Path)
+        other.write_bytes(first.read_bytes())
+    run(make_config(), inputs, tmp_path / "out")
+    rounded = read_rounded(tmp_path / "out" / "weights.npz")
+    model = onnx.load(inputs["export"] / "model.onnx")
+    gemm = next(layer for layer in layers_of(model) if layer.kernel is None)
+    steps = gemm.weights / np.abs(gemm.weights).max(axis=1, keepdims=True) * 127
+    assert np.abs(rounded[gemm.name].weights - steps).max() <= 1.5
+
+
+def test_identity_changes_with_granularity_and_preprocessing_only(make_config: MakeConfig) -> None:
+    base = rounding.identity(make_config())
+    for same in (
+        *("backend.quantize.percentile=99", "backend.quantize.calibrate_mode=max", "name=other"),
+        *("backend.quantize.bias_correction=false", "backend.quantize.exclude_layers=[0]"),
+    ):
+        assert rounding.identity(make_config(same)) == base
+    assert rounding.identity(make_config("backend.quantize.quantize_per_channel=false")) != base
+    assert rounding.identity(make_config("dataset.process_ops.1.size=40")) != base
+
+
+def test_build_goes_on_with_rounding_when_it_was_interrupted(
+    make_config: MakeConfig, tmp_path: Path, passes: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt(patched, at=2)
+        with pytest.raises(KeyboardInterrupt):
+            build(make_config(), lambda line: None)
+    begun = list(passes)
+    passes.clear()
+    resumed = build(make_config(), lambda line: None)
+    assert resumed.ran == ("round", "quantize", "package")
+    assert passes[0] == begun[1]
+    assert begun[0] not in passes
+    undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
+    models = [(built.prefix.parent / "tiny.onnx").read_bytes() for built in (resumed, undisturbed)]
+    assert models[0] == models[1]
+    assert onnx_classifier.run(onnx.load_from_string(models[0]), np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 4)
