@@ -145,6 +145,8 @@ def _read(document: Document, notices: list[str]) -> BuildConfig | None:
     dataset, described = _read_dataset(root.section("dataset"), frontend, backend, notices)
     evaluation = _read_evaluation(root.section("evaluation"))
     accuracy = _read_accuracy(root)
+    if accuracy is not None and backend.dtype is not Precision.INT8:
+        notices.append(f"accuracy has no effect on a package of {backend.dtype.value}")
     workspace = _read_workspace(root.section("workspace"), notices)
     root.done()
     if isinstance(described, PreprocessSpec) and not document.faults:

@@ -1,0 +1,137 @@
+"""tune.py: what it leaves in float, what it keeps to, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from pipeline.build import Built, build, summary
+from pipeline.config.build_file import BuildConfig
+from pipeline.data.calibration_list import FITTING_IMAGES, spread
+from pipeline.errors import ConfigError
+from pipeline.package import open_package
+from pipeline.stages import tune
+
+MakeConfig = Callable[..., BuildConfig]
+
+# A model that 8 bits serve badly: most answers of such ranges are wrong.
+COARSE = ("backend.quantize.calibrate_mode=max", "backend.quantize.weight_rounding=nearest")
+ANY_SPEED = "accuracy.min_speed=0.001"  # a network of microseconds: nothing is said of speed here
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def outcome(built: Built) -> dict[str, Any]:
+    found: dict[str, Any] = open_package(built.prefix).report()["accuracy"]
+    return found
+
+
+def quantized(built: Built) -> set[str]:
+    model = onnx.load(open_package(built.prefix).model)
+    return {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+
+def test_nothing_is_tried_when_the_plain_model_reaches_the_goal(make_config: MakeConfig) -> None:
+    built = build(make_config("accuracy.min_agreement=1"), quiet)
+    found = outcome(built)
+    assert found["reached"] and found["float_activations"] == []
+    assert [step["activation"] for step in found["steps"]] == [""]
+    assert found["steps"][0]["figures"]["speed"] == 1.0
+
+
+def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
+    built = build(make_config(*COARSE, "accuracy.min_agreement=100", ANY_SPEED), quiet)
+    found = outcome(built)
+    kept = [step for step in found["steps"] if step["kept"]]
+    assert not found["reached"]
+    assert len(kept) > 1
+    divergences = [step["figures"]["kl"] for step in kept]
+    assert divergences == sorted(divergences, reverse=True)
+    assert found["float_activations"] == [step["activation"] for step in kept[1:]]
+    assert not quantized(built) & set(found["float_activations"])
+    lines = summary(built)
+    assert sum("in float" in line for line in lines) == len(found["steps"]) - 1
+    assert any("goal NOT reached" in line for line in lines)
+
+
+def test_search_keeps_nothing_that_is_too_slow(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
+    monkeypatch.setattr(tune._Judge, "_seconds", lambda self, pool, backend: next(seconds))
+    seconds = iter([1.0] * 2 * tune._ROUNDS + [1.0, 2.0] * 1000)  # each candidate at half the speed
+    found = outcome(build(make_config(*COARSE, "accuracy.min_agreement=100"), quiet))
+    assert len(found["steps"]) > 1
+    assert {step["figures"]["speed"] for step in found["steps"][1:]} == {0.5}
+    assert found["float_activations"] == []
+
+
+def test_search_ends_when_the_time_is_over(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
+    found = outcome(build(make_config("accuracy.min_agreement=100", "accuracy.budget_minutes=0.000001"), quiet))
+    assert len(found["steps"]) == 1
+
+
+def test_search_goes_on_after_the_last_trial_when_it_was_interrupted(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
+    cfg = make_config(*COARSE, "accuracy.min_agreement=100", ANY_SPEED)
+    figures = tune._Judge.figures
+    judged: list[int] = []
+
+    def interrupted(self: Any, candidate: Any, plain: Any) -> tune.Figures:
+        judged.append(1)
+        if len(judged) == 3:
+            raise KeyboardInterrupt
+        return figures(self, candidate, plain)
+
+    monkeypatch.setattr(tune._Judge, "figures", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(cfg, quiet)
+    (journal,) = (tmp_path / "workspace" / ".cache" / "tune").glob(".*.partial/journal.json")
+    before = json.loads(journal.read_text(encoding="utf-8"))["steps"]
+    assert len(before) == 2
+    found = outcome(build(cfg, quiet))
+    assert found["steps"][:2] == before
+    assert len(judged) == len(found["steps"]) + 1  # the interrupted trial again, no other
+
+
+def test_judged_images_are_others_than_those_that_weights_were_rounded_by() -> None:
+    judged = tune._judged(1000)
+    assert len(judged) == len(set(judged)) == 400
+    assert not set(spread(1000, FITTING_IMAGES)) & set(judged)
+    assert tune._judged(20) == list(range(20))  # all were used, and there are no others
+
+
+def test_drop_is_of_top_1_on_the_same_images(make_config: MakeConfig) -> None:
+    found = outcome(build(make_config("accuracy.max_drop=100"), quiet))
+    drop = found["steps"][0]["figures"]["drop"]
+    assert found["reached"] and np.isfinite(drop)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("accuracy={min_speed: 0.9}", "accuracy: has no goal"),
+        ("accuracy.min_agreement=101", "accuracy.min_agreement: expected % in (0, 100], got 101"),
+        ("accuracy={max_drop: -1}", "accuracy.max_drop: expected points in [0, 100], got -1"),
+        ("accuracy={max_drop: 1, min_speed: 0}", "accuracy.min_speed: expected a share in (0, 1], got 0"),
+        ("accuracy={max_drop: 1, budget_minutes: none}", "accuracy.budget_minutes: expected minutes > 0, got 'none'"),
+        ("accuracy={max_drop: 1, min_sped: 1}", "did you mean 'min_speed'"),
+        ("accuracy=high", "accuracy: expected a section of keys"),
+    ],
+)
+def test_bad_goals_are_faults_of_the_build_file(make_config: MakeConfig, override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(override)
+    assert words in str(caught.value)
