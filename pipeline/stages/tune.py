@@ -95,15 +95,15 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     def make(activations: Sequence[str]) -> onnx.ModelProto:
         return assemble(float32, parts.leaving(activations)).model
 
-    if journal.order is None:
+    def rank() -> list[str]:
         sensitivity = Sensitivity(float32, make(()), parts.ranges)
         shown = [load(listed[index]) for index in spread(len(listed), _SENSITIVITY_IMAGES)]
-        begun = time.perf_counter()
-        with progress_bar(len(sensitivity), "sensitivity", "cut") as progress:
+        with progress_bar(len(sensitivity), "sensitivity", "quantizer") as progress:
             costs = sensitivity.measure(shown, progress.update)
-        names = [cost.name for cost in costs if cost.kind is Kind.ACTIVATION]
-        journal.set_order(names[:_CANDIDATES], time.perf_counter() - begun)
-    _search(goal, journal, judge, make)
+        return [cost.name for cost in costs if cost.kind is Kind.ACTIVATION][:_CANDIDATES]
+
+    with judge.opened(make(())) as plain:
+        _search(goal, journal, judge, plain, make, rank)
     best = journal.best()
     write_json(
         out / ISLANDS,
@@ -127,22 +127,36 @@ def _judged(listed: int) -> list[int]:
 
 
 def _search(
-    goal: AccuracyConfig, journal: _Journal, judge: _Judge, make: Callable[[Sequence[str]], onnx.ModelProto]
+    goal: AccuracyConfig,
+    journal: _Journal,
+    judge: _Judge,
+    plain: Backend,
+    make: Callable[[Sequence[str]], onnx.ModelProto],
+    rank: Callable[[], list[str]],
 ) -> None:
     """Try the candidates in turn until the goal is reached or the time is over."""
-    with judge.opened(make(())) as plain, progress_bar(1 + len(journal.order or ()), "tune", "model") as progress:
-        progress.update(len(journal.steps))
-        if not journal.steps:
-            begun = time.perf_counter()
-            journal.add(Step("", True, judge.figures(plain, plain), time.perf_counter() - begun))
-            progress.update()
-        for name in (journal.order or [])[len(journal.steps) - 1 :]:
-            best = journal.best().figures
-            if _reached(goal, best) or journal.seconds > 60 * goal.budget_minutes:
-                break
+
+    def is_over() -> bool:
+        return _reached(goal, journal.best().figures) or journal.seconds > 60 * goal.budget_minutes
+
+    if not journal.steps:
+        begun = time.perf_counter()
+        journal.add(Step("", True, judge.figures(plain, plain), time.perf_counter() - begun))
+    if is_over():
+        return
+    if journal.order is None:
+        begun = time.perf_counter()
+        journal.set_order(rank(), time.perf_counter() - begun)
+    assert journal.order is not None
+    tried = len(journal.steps) - 1
+    with progress_bar(len(journal.order), "tune", "model", done=tried) as progress:
+        for name in journal.order[tried:]:
+            if is_over():
+                return
             begun = time.perf_counter()
             with judge.opened(make([*journal.kept(), name])) as candidate:
                 figures = judge.figures(candidate, plain)
+            best = journal.best().figures
             kept = figures.speed >= goal.min_speed and figures.kl < _LEAST_GAIN * best.kl
             journal.add(Step(name, kept, figures, time.perf_counter() - begun))
             progress.update()
