@@ -67,7 +67,8 @@ def streams(model: onnx.ModelProto) -> list[Stream]:
             leader(node.output[0])
             continue
         # Whatever broadcasts, or moves channels to another axis, has another number of them there.
-        same = len({channels.get(name) for name in (*data, node.output[0])} | {None}) == 2
+        counts = {channels.get(name) for name in (*data, node.output[0])}
+        same = len(counts) == 1 and None not in counts
         if node.op_type == "GlobalAveragePool" or (node.op_type in _SPATIAL_ONLY and data[0] in pooled):
             pooled.add(node.output[0])
         passes = node.op_type in _PASSES_FACTORS and len(data) == len(node.input)
