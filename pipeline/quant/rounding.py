@@ -32,6 +32,7 @@ Int8 = npt.NDArray[np.int8]
 
 LIMIT = 127  # of symmetric int8
 _BLOCK = 128  # columns rounded one by one before the others hear of it, in one matrix product
+_ROWS = 1024  # columns of inputs multiplied at a time: fewer are bound by memory, more take more of it
 _DAMPING = 0.01  # of the mean variance, added to each: fewer images than inputs leave directions without any
 _SAME_SCALE = 1e-5  # relative: the last bits of a float32
 _DOUBLE = 2304  # inputs; larger covariances are factored in float32, for their memory
@@ -120,7 +121,7 @@ class Covariance:
     def add(self, columns: Float32) -> None:
         """Add float32 [n, inputs]."""
         self._pending.append(columns)
-        if sum(map(len, self._pending)) >= len(self._sums):  # a product of few columns is bound by memory
+        if sum(map(len, self._pending)) >= min(_ROWS, len(self._sums)):
             self._flush()
 
     def _flush(self) -> None:
@@ -129,7 +130,10 @@ class Covariance:
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
             columns -= self._shift
-            self._products += columns.T @ columns
+            # Block by block, the lower triangle only: a whole product would take the memory of the sums once more.
+            for start in range(0, columns.shape[1], _ROWS):
+                end = start + _ROWS
+                self._products[start:end, :end] += columns[:, start:end].T @ columns[:, :end]
             self._sums += columns.sum(axis=0, dtype=np.float64)
             self._count += len(columns)
             self._pending.clear()
@@ -143,11 +147,16 @@ class Covariance:
         return self._sums / self._count
 
     def result(self) -> Float32:
-        """Return float32 [inputs, inputs], in the place of the sums: nothing can be added after."""
+        """Return float32 [inputs, inputs] and keep no part of it: nothing can be added after."""
         means = self._centred_means().astype(np.float32)
-        covariance = self._products
-        covariance /= np.float32(self._count)
-        covariance -= np.outer(means, means)
+        covariance, self._products = self._products, np.zeros((0, 0), np.float32)
+        for start in range(0, len(means), _ROWS):
+            end = start + _ROWS
+            covariance[start:end, :end] /= np.float32(self._count)
+            covariance[start:end, :end] -= np.outer(means[start:end], means[:end])
+        for start in range(0, len(means), _ROWS):
+            end = start + _ROWS
+            covariance[start:end, end:] = covariance[end:, start:end].T
         return covariance
 
 

@@ -5,6 +5,7 @@ Independent of the thresholds: another percentile or mode rounds nothing anew.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 import onnx
 
 from pipeline import preprocess
+from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
-from pipeline.hardware import available_cores
+from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.progress import progress_bar
 from pipeline.quant.rounding import (
     Covariance,
@@ -32,7 +34,7 @@ from pipeline.quant.rounding import (
     write_rounded,
 )
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, WEIGHTS, float32_model
+from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float32_model
 
 # Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
 POSITIONS = 64
@@ -49,6 +51,8 @@ def identity(cfg: BuildConfig) -> object:
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rounded weights; goes on after the last whole pass of an interrupted run."""
+    begun = time.perf_counter()
+    reset_peak_memory()
     model = onnx.load(float32_model(inputs))
     layers = list(layers_of(model))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
@@ -78,6 +82,13 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     write_rounded(out / WEIGHTS, rounded)
     for leftover in [*out.glob("partial_*.npz"), *out.glob(".*")]:
         leftover.unlink(missing_ok=True)
+    figures = {
+        "images": len(images),
+        "layers": len(layers),
+        "seconds": round(time.perf_counter() - begun, 1),
+        "peak_memory_mib": round(peak_memory_mib()),
+    }
+    write_json(out / FIGURES, figures)
 
 
 def _resume(partial: Path) -> dict[str, Rounded]:

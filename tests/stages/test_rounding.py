@@ -42,7 +42,7 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> bytes:
     out.mkdir(exist_ok=True)
     rounding.run(cfg, inputs, out)
-    assert [path.name for path in out.iterdir()] == ["weights.npz"]
+    assert sorted(path.name for path in out.iterdir()) == ["figures.json", "weights.npz"]
     return (out / "weights.npz").read_bytes()
 
 
