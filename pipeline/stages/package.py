@@ -44,7 +44,9 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
 def _facts(cfg: BuildConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
     quantize = cfg.backend.quantize
     calibration = {"calibrate_mode": quantize.calibrate_mode.value, "percentile": quantize.percentile}
-    workspace = {"float32_model": inputs["export"] / names.MODEL, "quantized_from": names.float32_model(inputs)}
+    workspace = {"float32_model": inputs["export"] / names.MODEL}
+    if "quantize" in inputs:
+        workspace["quantized_from"] = names.float32_model(inputs)
     if "image2npz" in inputs:
         workspace["datalist"] = inputs["image2npz"] / names.DATALIST
         workspace["val_label"] = inputs["image2npz"] / names.VAL_LABEL

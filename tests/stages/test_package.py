@@ -45,9 +45,12 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
     assert versions["python"] == platform.python_version()
     assert versions["onnxruntime"] == metadata.version("onnxruntime")
     assert isinstance(workspace, dict)
-    assert list(workspace) == ["float32_model"]
-    assert (folder / workspace["float32_model"]).is_file()
-    assert not Path(workspace["float32_model"]).is_absolute()
+    assert sorted(workspace) == ["float32_model", "quantized_from"]
+    for path in workspace.values():
+        assert (folder / path).is_file()
+        assert not Path(path).is_absolute()
+    assert (folder / workspace["float32_model"]).resolve().parent.parent.name == "export"
+    assert (folder / workspace["quantized_from"]).resolve().parent.parent.name == "equalize"
 
 
 def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(
