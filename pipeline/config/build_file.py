@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.config.accuracy_section import read_accuracy
 from pipeline.config.build_config import (
     FLAGS,
     GRAPH_FILES,
@@ -144,7 +145,7 @@ def _read(document: Document, notices: list[str]) -> BuildConfig | None:
     graph = _read_graph(root.section("graph"))
     dataset, described = _read_dataset(root.section("dataset"), frontend, backend, notices)
     evaluation = _read_evaluation(root.section("evaluation"))
-    accuracy = _read_accuracy(root)
+    accuracy = read_accuracy(root)
     if accuracy is not None and backend.dtype is not Precision.INT8:
         notices.append(f"accuracy has no effect on a package of {backend.dtype.value}")
     workspace = _read_workspace(root.section("workspace"), notices)
@@ -330,27 +331,6 @@ def _read_evaluation(section: Section) -> EvaluationConfig:
         val_label=section.path("val_label", None),
         num=section.integer("num", None, low=1),
     )
-    section.done()
-    return config
-
-
-def _read_accuracy(parent: Section) -> AccuracyConfig | None:
-    if parent.values.get("accuracy") is None:
-        parent.take("accuracy")
-        return None
-    section = parent.section("accuracy")
-    config = AccuracyConfig(
-        max_drop=section.number_within("max_drop", None, "points in [0, 100]", lambda value: 0 <= value <= 100),
-        min_agreement=section.number_within("min_agreement", None, "% in (0, 100]", lambda value: 0 < value <= 100),
-        min_speed=section.number_within(
-            "min_speed", AccuracyConfig.min_speed, "a share in (0, 1]", lambda value: 0 < value <= 1
-        ),
-        budget_minutes=section.number_within(
-            "budget_minutes", AccuracyConfig.budget_minutes, "minutes > 0", lambda value: value > 0
-        ),
-    )
-    if not any(section.values.get(key) is not None for key in ("max_drop", "min_agreement")):
-        parent.fault("accuracy", "has no goal; give max_drop (points of top-1) or min_agreement (% of answers)")
     section.done()
     return config
 
