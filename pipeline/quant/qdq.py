@@ -87,9 +87,9 @@ def observed_tensors(model: onnx.ModelProto) -> list[str]:
 
 def layer_inputs(model: onnx.ModelProto) -> list[str]:
     """Return the activations that convolutions and Gemms read, each once, in graph order; channels are their axis 1."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    known = constants(model)
     read = dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm"))
-    return [name for name in read if name not in constants]
+    return [name for name in read if name not in known]
 
 
 def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:

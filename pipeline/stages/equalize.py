@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from pipeline import preprocess
+from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
@@ -16,7 +17,7 @@ from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
 from pipeline.quant import equalization, qdq
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, MODEL
+from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -40,6 +41,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
                 largest[name] = np.maximum(largest.get(name, 0.0), seen)
             progress.update()
     del reader
-    equalization.equalize(model, largest)
+    spread_of = equalization.equalize(model, largest)
     onnx.checker.check_model(model)
     onnx.save(model, out / MODEL)
+    write_json(out / FIGURES, {"streams": len(spread_of), "widest": round(max(spread_of.values(), default=1.0), 1)})
