@@ -38,7 +38,7 @@ from pipeline.progress import progress_bar
 from pipeline.runtimes.base import Backend, Runtime, open_backend, place
 
 BATCH, STREAMS = 22, 2
-ROUNDS = 3  # of the throughput, the model and float32 in turn
+ROUNDS = 5  # of the throughput, the model and float32 in turn
 BURST_S = 2.0  # seconds of each turn
 FAULT = 2  # exit code: something the user can fix, and it has been said
 OURS = "ours"
