@@ -35,7 +35,7 @@ from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.errors import BackendError, ConfigError, PipelineError
 from pipeline.package import Package, open_package
 from pipeline.progress import progress_bar
-from pipeline.runtimes.base import Backend, Runtime, open_backend, place
+from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
 
 BATCH, STREAMS = 22, 2
 ROUNDS = 5  # of the throughput, the model and float32 in turn
@@ -114,21 +114,25 @@ def make_apart(argv: Sequence[str], name: str, folder: Path, *prefix: str) -> Co
     return Cost(name, made, *((seconds, usage.ru_maxrss / unit) if made.complete else (None, None)))
 
 
-def prepare_images(images: Sequence[Sample], package: Package, path: Path) -> Float32:
-    """Return the evaluation images, float32 [images, C, H, W], mapped from a file."""
-    spec = package.preprocess()
-    mapped: Float32 = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float32, shape=(len(images), *package.input_chw)
-    )
+def prepare_images(images: Sequence[Sample], package: Package, folder: Path) -> dict[str, Batch]:
+    """Return the evaluation images [images, C, H, W] in each dtype that a model may take, mapped from files."""
+    spec, shape = package.preprocess(), (len(images), *package.input_chw)
+    mapped = {
+        dtype: np.lib.format.open_memmap(folder / f"{dtype}.npy", mode="w+", dtype=dtype, shape=shape)
+        for dtype in ("float32", "uint8")
+    }
     with progress_bar(len(images), "evaluation images", "img") as progress:
-        for row, image in zip(mapped, images, strict=True):
-            row[...] = preprocess.apply(spec, preprocess.decode(image.source.content()))
+        for index, image in enumerate(images):
+            decoded = preprocess.decode(image.source.content())
+            for dtype, array in mapped.items():
+                array[index] = preprocess.prepare(spec, decoded, raw=dtype == "uint8")
             progress.update()
     return mapped
 
 
-def answer(backend: Backend, images: Float32, what: str) -> Float32:
+def answer(backend: Backend, prepared: dict[str, Batch], what: str) -> Float32:
     """Return the outputs, float32 [images, classes]."""
+    images = prepared[backend.input.dtype]
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     outputs = []
     with progress_bar(len(images), what, "img") as progress, ThreadPoolExecutor(backend.placement.streams) as pool:
@@ -138,8 +142,11 @@ def answer(backend: Backend, images: Float32, what: str) -> Float32:
     return np.concatenate(outputs)
 
 
-def images_per_second(backend: Backend, batch: Float32) -> float:
+def images_per_second(backend: Backend, prepared: dict[str, Batch]) -> float:
     """Return the throughput of one burst: each stream's own rate, so that how they end together does not count."""
+
+    images = prepared[backend.input.dtype]
+    batch = np.ascontiguousarray(np.resize(images[:BATCH], (BATCH, *images.shape[1:])))
 
     def one_stream(_: int) -> float:
         begun, done = time.perf_counter(), 0
@@ -154,7 +161,12 @@ def images_per_second(backend: Backend, batch: Float32) -> float:
 
 
 def compare(
-    name: str, backend: Backend, reference: Backend, images: Float32, expected: Float32, truth: npt.NDArray[np.intp]
+    name: str,
+    backend: Backend,
+    reference: Backend,
+    images: dict[str, Batch],
+    expected: Float32,
+    truth: npt.NDArray[np.intp],
 ) -> Row:
     found = answer(backend, images, f"{name} in {backend.name}")
     divergence = Divergence()
@@ -162,8 +174,7 @@ def compare(
     wanted, given = expected.argmax(axis=1), found.argmax(axis=1)
     lost = int(((wanted == truth) & (given != truth)).sum())
     won = int(((wanted != truth) & (given == truth)).sum())
-    batch = np.ascontiguousarray(np.resize(images[:BATCH], (BATCH, *images.shape[1:])))
-    rates = [(images_per_second(backend, batch), images_per_second(reference, batch)) for _ in range(ROUNDS)]
+    rates = [(images_per_second(backend, images), images_per_second(reference, images)) for _ in range(ROUNDS)]
     return Row(
         name=name,
         runtime=backend.name,
@@ -189,7 +200,7 @@ def evaluate(models: Models, package: Package, samples: Sequence[Sample]) -> lis
         tempfile.TemporaryDirectory() as folder,
         open_backend(Runtime.OPENVINO, float32_model(package), batch=BATCH, placement=placement) as reference,
     ):
-        images = prepare_images(samples, package, Path(folder) / "images.npy")
+        images = prepare_images(samples, package, Path(folder))
         expected = answer(reference, images, "float32 in openvino")
         for name, (model, runtimes) in models.items():
             for runtime in runtimes:

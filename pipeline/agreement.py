@@ -14,7 +14,7 @@ from pipeline.data.imagenet import Sample
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
-from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
+from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, open_backend, place
 
 IMAGES = 64  # that a model is checked on
 _BATCH = 8
@@ -24,22 +24,22 @@ _LEAST = 0.5
 Float32 = npt.NDArray[np.float32]
 
 
-def prepare(images: Sequence[Sample], spec: PreprocessSpec) -> list[Float32]:
-    """Return the first `IMAGES` images in batches, float32 [n, C, H, W]."""
+def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False) -> list[Batch]:
+    """Return the first `IMAGES` images in batches [n, C, H, W], float32, or `raw` uint8 pixels."""
     chosen = images[:IMAGES]
     return [
-        np.stack([preprocess.apply(spec, preprocess.decode(image.source.content())) for image in part])
+        np.stack([preprocess.load(spec, image.source.content(), raw=raw) for image in part])
         for part in (chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH))
     ]
 
 
-def noise(spec: PreprocessSpec) -> list[Float32]:
+def noise(spec: PreprocessSpec) -> list[Batch]:
     """Return one batch of synthetic images, where a build has no others."""
     return [np.stack([preprocess.apply(spec, preprocess.synthetic(spec, seed)) for seed in range(_BATCH)])]
 
 
 def check(
-    model: Path, batches: Sequence[Float32], expected: Float32, *, what: str, advice: str
+    model: Path, batches: Sequence[Batch], expected: Float32, *, what: str, advice: str
 ) -> dict[str, dict[str, int]]:
     """Return for each installed runtime how many images get the answer of float32.
 
@@ -65,7 +65,7 @@ def check(
     return found
 
 
-def infer(runtime: Runtime, model: Path, batches: Sequence[Float32]) -> Float32:
+def infer(runtime: Runtime, model: Path, batches: Sequence[Batch]) -> Float32:
     """Return the model's outputs, float32 [images, classes]."""
     placement = place(1, available_cores())
     outputs = []

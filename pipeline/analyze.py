@@ -50,7 +50,7 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
     spec = package.preprocess()
     listed = read_calibration_list(package.folder / CALIBRATION)
     shown = [
-        preprocess.apply(spec, preprocess.decode(listed[index].source.content()))
+        preprocess.load(spec, listed[index].source.content(), raw=package.takes_pixels)
         for index in spread(len(listed), images)
     ]
     with progress_bar(len(sensitivity), "analyze", "quantizer") as progress:

@@ -22,6 +22,7 @@ from pipeline.stages import (
     export,
     image2npz,
     package,
+    pixels,
     quantize,
     rounding,
     sample,
@@ -50,6 +51,10 @@ def _is_int8(cfg: BuildConfig) -> bool:
     return cfg.backend.dtype is Precision.INT8
 
 
+def _takes_pixels(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.pixel_input
+
+
 def _equalizes(cfg: BuildConfig) -> bool:
     return _is_int8(cfg) and cfg.backend.quantize.equalization
 
@@ -75,14 +80,15 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
     return cfg.uses_sample or cfg.evaluation.path is not None
 
 
-_GIVEN = ("export", "calibset", "equalize")
+_GIVEN = ("export", "calibset", "pixels", "equalize")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
-_PACKED = ("calibset", "export", "equalize", "thresholds", "quantize", "convert", "image2npz")
+_PACKED = ("calibset", "export", "pixels", "equalize", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
     Stage("export", ("calibset",), export.identity, export.run),
-    Stage("equalize", ("calibset", "export"), equalize.identity, equalize.run, _equalizes),
+    Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes),
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True),

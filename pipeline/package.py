@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artefacts
-from pipeline.config.vdsp import PreprocessSpec, load_vdsp
+from pipeline.config.vdsp import PreprocessSpec, load_vdsp, same_normalisation
 from pipeline.data.labels import ClassInfo, read_classes
 from pipeline.errors import ArtefactError, DataError
 
@@ -56,6 +56,11 @@ class Package:
     def precision(self) -> str:
         """What the model computes in, as build files spell it: int8, fp16, fp32."""
         return str(self.facts.get("dtype", "int8"))
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the model reads uint8 pixels, resized and cropped, and normalises by itself."""
+        return self.facts.get("input_dtype") == "uint8"
 
     @property
     def uses_sample(self) -> bool:
@@ -132,7 +137,12 @@ def _find(prefix: Path) -> Path:
 
 
 def check_fits(package: Package, spec: PreprocessSpec, source: object) -> None:
-    """Raise DataError unless `spec` prepares images of the size that the package takes."""
+    """Raise DataError unless `spec` prepares images as the package's model takes them."""
+    if package.takes_pixels and not same_normalisation(package.preprocess(), spec):
+        raise DataError(
+            f"{source}: other means, deviations or colour order than those of {package.prefix}, whose model normalises "
+            "by itself; build with this file, or with --set backend.quantize.pixel_input=false to choose at every run"
+        )
     height, width = spec.output_hw
     if (height, width) != package.input_chw[1:]:
         raise DataError(

@@ -13,6 +13,7 @@ from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, Resi
 from pipeline.errors import DataError
 
 Pixels = NDArray[np.uint8]
+Prepared = NDArray[np.float32 | np.uint8]
 
 _PILLOW_FILTERS = {
     ResizeFilter.BILINEAR_PILLOW: Image.Resampling.BILINEAR,
@@ -67,9 +68,26 @@ def apply(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:
             would pad it with black); one so long and thin that resizing its shorter side gives more pixels than
             `Image.MAX_IMAGE_PIXELS`.
     """
+    return _normalise(spec, _cropped(spec, image_chw))
+
+
+def prepare(spec: PreprocessSpec, image_chw: Pixels, *, raw: bool) -> Prepared:
+    """As `apply`; or, `raw`, uint8 pixels in the colour order of a model that normalises by itself."""
+    if not raw:
+        return apply(spec, image_chw)
+    cropped = _cropped(spec, image_chw)
+    return np.ascontiguousarray(cropped if spec.colour is ColourOrder.RGB else cropped[::-1])
+
+
+def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool) -> Prepared:
+    """Decode an image file and `prepare` it."""
+    return prepare(spec, decode(source), raw=raw)
+
+
+def _cropped(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
     if image_chw.dtype != np.uint8 or image_chw.ndim != 3 or image_chw.shape[0] != 3 or 0 in image_chw.shape:
         raise DataError(f"image: expected uint8 [3, H, W], got {image_chw.dtype} {list(image_chw.shape)}")
-    return _normalise(spec, _resize_and_crop(spec, image_chw))
+    return _resize_and_crop(spec, image_chw)
 
 
 def synthetic(spec: PreprocessSpec, seed: int) -> Pixels:

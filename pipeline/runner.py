@@ -19,7 +19,7 @@ from pipeline.data import npz
 from pipeline.errors import BackendError, DataError
 from pipeline.hardware import available_cores
 from pipeline.processes import Barrier, run_workers
-from pipeline.runtimes.base import Backend, Batch, Placement, Runtime, open_backend, place
+from pipeline.runtimes.base import Backend, Output, Placement, Runtime, open_backend, place
 
 # Fewer finished requests a stream than this say nothing about throughput, however long they took.
 _LEAST_ROUNDS = 4
@@ -158,16 +158,21 @@ def _opened(plan: Plan, report: Report) -> Iterator[Backend]:
 
 
 def _warm_up(backend: Backend, batch: int) -> None:
-    nothing = np.zeros((batch, *(axis or 1 for axis in backend.input.shape[1:])), np.float32)
+    nothing = np.zeros((batch, *(axis or 1 for axis in backend.input.shape[1:])), backend.input.dtype)
     with ThreadPoolExecutor(backend.placement.streams) as pool:
         list(pool.map(backend.infer, [nothing] * backend.placement.streams))
 
 
+def _takes_pixels(backend: Backend) -> bool:
+    return backend.input.dtype == "uint8"
+
+
 def _measure_worker(task: tuple[Plan, Limit], report: Report, barrier: Barrier) -> None:
     plan, limit = task
-    image = preprocess.apply(plan.spec, preprocess.synthetic(plan.spec, seed=0))
-    batch = np.ascontiguousarray(np.broadcast_to(image, (plan.batch, *image.shape)))
+    synthetic = preprocess.synthetic(plan.spec, seed=0)
     with _opened(plan, report) as backend:
+        image = preprocess.prepare(plan.spec, synthetic, raw=_takes_pixels(backend))
+        batch = np.ascontiguousarray(np.broadcast_to(image, (plan.batch, *image.shape)))
         streams = backend.placement.streams
         barrier()
         begun = time.perf_counter()
@@ -228,7 +233,8 @@ def _infer_request(spec: PreprocessSpec, backend: Backend, request: Sequence[Sam
     begun = time.perf_counter()
     images = [npz.read_image_npz(sample.image) for sample in request]
     read = time.perf_counter()
-    batch = np.stack([_prepare(spec, image, sample.image) for image, sample in zip(images, request, strict=True)])
+    raw = _takes_pixels(backend)
+    batch = np.stack([_prepare(spec, image, raw, sample.image) for image, sample in zip(images, request, strict=True)])
     prepared = time.perf_counter()
     outputs = backend.infer(batch)
     inferred = time.perf_counter()
@@ -240,20 +246,20 @@ def _infer_request(spec: PreprocessSpec, backend: Backend, request: Sequence[Sam
     report(Request(begun, written, len(request)))
 
 
-def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, path: Path) -> Batch:
+def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, raw: bool, path: Path) -> preprocess.Prepared:
     try:
-        return preprocess.apply(spec, image)
+        return preprocess.prepare(spec, image, raw=raw)
     except DataError as err:
         raise DataError(f"{path}: {err}") from None
 
 
-def _check_outputs(outputs: Batch, request: Sequence[Sample]) -> None:
+def _check_outputs(outputs: Output, request: Sequence[Sample]) -> None:
     finite = np.isfinite(outputs).all(axis=1)
     if not finite.all():
         raise BackendError(f"{request[int(np.argmin(finite))].image}: the model's output holds NaN or Inf")
 
 
-def _write(path: Path, output: Batch) -> None:
+def _write(path: Path, output: Output) -> None:
     try:
         npz.write_result_npz(path, output)
     except OSError as err:

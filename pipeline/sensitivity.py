@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from pipeline.accuracy import Divergence
 from pipeline.hardware import available_cores
+from pipeline.preprocess import Prepared
 from pipeline.quant import qdq
 from pipeline.quant.bias_correction import Dequantized
 from pipeline.quant.graphs import constants
@@ -66,11 +67,11 @@ class Sensitivity:
     def __len__(self) -> int:
         return len(self._suffixes)
 
-    def measure(self, images: Sequence[Float32], advance: Callable[[], object]) -> list[Cost]:
+    def measure(self, images: Sequence[Prepared], advance: Callable[[], object]) -> list[Cost]:
         """Return what each costs, the most expensive first.
 
         Args:
-            images: float32 [C, H, W]; only as many as the memory holds are used, which is 4 at the least.
+            images: prepared, [C, H, W]; only as many as the memory holds are used, which is 4 at the least.
             advance: is called after each quantizer.
         """
         wanted = list(dict.fromkeys(name for suffix in self._suffixes for name in suffix.inputs))

@@ -107,18 +107,20 @@ def float32_model(seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def int8_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same quantized, with the ranges that noise gives."""
+def int8_model(model: onnx.ModelProto, images: npt.NDArray[np.generic] | None = None) -> onnx.ModelProto:
+    """The same quantized, with the ranges that some images, or else noise, give."""
     observed = qdq.observed_tensors(model)
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in observed[1:])
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in observed if name != "image")
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    noise = np.random.default_rng(1).normal(0, 1.2, (8, 3, 32, 32)).astype(np.float32)
-    found = session.run(observed[1:], {"image": noise})
+    noise = np.random.default_rng(1).normal(0, 1.2, (8, 3, 32, 32)) if images is None else images
+    fed = {"image": noise.astype(np.float32)}
+    fetched = [name for name in observed if name not in fed]
+    values_of = {**fed, **dict(zip(fetched, session.run(fetched, fed), strict=True))}
     ranges = {
-        name: Range(low=min(0.0, float(values.min())), high=max(0.0, float(values.max())))
-        for name, values in zip(observed, [noise, *found], strict=True)
+        name: Range(low=min(0.0, float(values_of[name].min())), high=max(0.0, float(values_of[name].max())))
+        for name in observed
     }
     return qdq.insert_qdq(model, ranges, per_channel=True)
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from run_fixtures import IMAGES, SPEC, TinyWorkspace
 
 from pipeline import bench
-from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, to_vdsp_dict
 from pipeline.errors import ConfigError, DataError
+from pipeline.package import open_package
 from pipeline.results import read_run
 from pipeline.runner import Limit
 from pipeline.runtimes.base import Runtime
@@ -18,8 +22,8 @@ def load(**changes: object) -> bench.Load:
     return bench.Load(**{"runtime": Runtime.ONNXRUNTIME, **changes})  # type: ignore[arg-type]
 
 
-def write_vdsp(path: Path, **changes: object) -> str:
-    path.write_text(json.dumps(to_vdsp_dict(PreprocessSpec(**{**vars(SPEC), **changes}))))
+def write_vdsp(path: Path, base: PreprocessSpec = SPEC, **changes: object) -> str:
+    path.write_text(json.dumps(to_vdsp_dict(PreprocessSpec(**{**vars(base), **changes}))))
     return str(path)
 
 
@@ -76,6 +80,18 @@ def test_resolve_preprocess_notes_what_differs(tiny: TinyWorkspace, tmp_path: Pa
     assert notes == [f"{other} {text} [0.5, 0.5, 0.5]"]
     with pytest.raises(DataError, match="prepares images of 30x30"):
         bench.resolve_preprocess(tiny.package, write_vdsp(tmp_path / "small.json", crop_hw=(30, 30)))
+
+
+def test_resolve_preprocess_refuses_another_normalisation_than_that_in_the_model(
+    make_config: Callable[..., BuildConfig], tmp_path: Path
+) -> None:
+    package = open_package(build(make_config(), lambda line: None).prefix)
+    own = package.preprocess()
+    given = write_vdsp(tmp_path / "same.json", own, filter=ResizeFilter.BILINEAR_PILLOW)
+    assert bench.resolve_preprocess(package, given)[0].filter is ResizeFilter.BILINEAR_PILLOW
+    for change in ({"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}, {"colour": ColourOrder.BGR}):
+        with pytest.raises(DataError, match=r"other\.json: other means, .* normalises by itself; build"):
+            bench.resolve_preprocess(package, write_vdsp(tmp_path / "other.json", own, **change))
 
 
 def test_check_shape_states_both(tiny: TinyWorkspace) -> None:

@@ -30,7 +30,7 @@ from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, pl
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
 
-ALL = ("calibset", "export", "equalize", "calibrate", "thresholds", "round", "quantize", "package")
+ALL = ("calibset", "export", "pixels", "equalize", "calibrate", "thresholds", "round", "quantize", "package")
 PACKAGE = "tiny-int8-percentile-3_32_32-vacc"
 
 
@@ -48,7 +48,7 @@ def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConf
     assert built.ran == ALL
     assert built.prefix == tmp_path / "workspace" / PACKAGE / "tiny"
     assert [line for line in lines if line.endswith("...")] == [
-        f"[{number}/8] {name} ..." for number, name in enumerate(ALL, 1)
+        f"[{number}/{len(ALL)}] {name} ..." for number, name in enumerate(ALL, 1)
     ]
     package = open_package(built.prefix)
     assert sorted(path.name for path in package.folder.iterdir()) == [
@@ -73,7 +73,7 @@ def test_build_runs_nothing_when_everything_is_up_to_date(make_config: MakeConfi
     lines: list[str] = []
     second = build(make_config(), lines.append)
     assert second.ran == ()
-    assert lines == [f"[{number}/8] {name}: up to date" for number, name in enumerate(ALL, 1)]
+    assert lines == [f"[{number}/{len(ALL)}] {name}: up to date" for number, name in enumerate(ALL, 1)]
     assert content(second.prefix.parent) == before
 
 
@@ -104,8 +104,9 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
         ("backend.quantize.exclude_layers=[0]", ("quantize", "package")),
         ("backend.quantize.weight_rounding=nearest", ("quantize", "package")),
         ("backend.quantize.equalization=false", ("calibrate", "thresholds", "round", "quantize", "package")),
+        ("backend.quantize.pixel_input=false", ALL[3:]),
         ("graph.extra_ops.type=softmax", ALL[1:]),
-        ("dataset.sampler.get_data_num=16", ALL),
+        ("dataset.sampler.get_data_num=16", tuple(name for name in ALL if name != "pixels")),
         ("name=other", ("package",)),
     ],
 )
@@ -121,12 +122,13 @@ def test_build_reruns_only_what_depends_on_it_when_a_key_changes(
 @pytest.mark.parametrize(
     ("overrides", "skipped"),
     [
+        (("backend.quantize.pixel_input=false",), {"pixels"}),
         (("backend.quantize.equalization=false",), {"equalize"}),
         (("backend.quantize.weight_rounding=nearest",), {"round"}),
         (("backend.quantize.equalization=false", "backend.quantize.weight_rounding=nearest"), {"equalize", "round"}),
     ],
 )
-def test_build_skips_equalization_and_rounding_when_they_are_off(
+def test_build_skips_a_tool_when_it_is_off(
     make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...], skipped: set[str]
 ) -> None:
     lines: list[str] = []
@@ -360,7 +362,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_a_file(
     (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
     assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
     assert capsys.readouterr().err == (
-        f"error: [1/8] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
+        f"error: [1/9] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
     )
 
 
@@ -371,14 +373,14 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: [1/8] calibset: /sys/kernel/workspace: ")
+    assert printed.startswith("error: [1/9] calibset: /sys/kernel/workspace: ")
     assert printed.endswith("; mend it and build again\n")
     assert printed.count("\n") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that exists and cannot be read")
 def test_build_gives_an_error_line_when_the_checkpoint_cannot_be_read(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"^\[2/8\] export: .*: Input/output error; mend it and build again$"):
+    with pytest.raises(DataError, match=r"^\[2/9\] export: .*: Input/output error; mend it and build again$"):
         build(make_config("frontend.checkpoint=/proc/self/mem"), quiet)
 
 
@@ -409,7 +411,7 @@ def test_build_gives_equal_bytes_when_repeated_in_another_workspace(make_config:
 def test_package_runs_when_it_was_moved_and_its_workspace_removed(
     make_config: MakeConfig, tmp_path: Path, batch_nchw: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
-    built = build(make_config(), quiet)
+    built = build(make_config("backend.quantize.pixel_input=false"), quiet)
     expected = onnx_classifier.run(onnx.load(open_package(built.prefix).model), batch_nchw[:4])
     shutil.copytree(built.prefix.parent, tmp_path / "moved")
     shutil.rmtree(tmp_path / "workspace")
@@ -454,13 +456,14 @@ def test_build_agrees_with_float32_when_weights_and_images_are_real(
     package = open_package(build(cfg, quiet).prefix)
     assert package.report()["layers"] == {"weighted": 21, "quantized": 20}
     images = sorted((real_images / "nips2017_dev" / "val").glob("*.JPEG"))[:100]
-    batch = np.stack([preprocess.apply(package.preprocess(), preprocess.decode(path)) for path in images])
+    batch = np.stack([preprocess.load(package.preprocess(), path, raw=False) for path in images])
+    pixels = np.stack([preprocess.load(package.preprocess(), path, raw=True) for path in images])
     float32 = package.workspace_file("float32_model")
     assert float32 is not None
     expected = onnx_classifier.run(onnx.load(float32), batch).argmax(axis=1)
     agreeing = {}
     for runtime in installed_runtimes():
         with open_backend(runtime, package.model, batch=20, placement=place(1, available_cores())) as backend:
-            answers = np.concatenate([backend.infer(batch[start : start + 20]) for start in range(0, 100, 20)])
+            answers = np.concatenate([backend.infer(pixels[start : start + 20]) for start in range(0, 100, 20)])
         agreeing[runtime.value] = int((answers.argmax(axis=1) == expected).sum())
     assert all(count >= 90 for count in agreeing.values()), agreeing

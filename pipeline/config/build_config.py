@@ -97,6 +97,7 @@ class QuantizeConfig:
     calibrate_mode: CalibrateMode = CalibrateMode.PERCENTILE
     percentile: float = 99.9999  # share of values kept, in %, in (50, 100]
     quantize_per_channel: bool = True  # weights: one scale per output channel, or one per tensor
+    pixel_input: bool = True  # the model reads uint8 pixels and normalises by itself, where it can
     equalization: bool = True  # rescale channels that share a scale to like ranges
     weight_rounding: WeightRounding = WeightRounding.SECOND_ORDER
     float_classifier: bool = True  # the last layer and the activation it reads stay float32

@@ -234,6 +234,7 @@ def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:
         calibrate_mode=section.choice(mode_key, CalibrateMode, CalibrateMode.PERCENTILE),
         percentile=percentile,
         quantize_per_channel=section.boolean("quantize_per_channel", True),
+        pixel_input=section.boolean("pixel_input", True),
         equalization=section.boolean("equalization", True),
         weight_rounding=section.choice("weight_rounding", WeightRounding, WeightRounding.SECOND_ORDER),
         float_classifier=section.boolean("float_classifier", True),

@@ -289,6 +289,12 @@ def difference(a: PreprocessSpec, b: PreprocessSpec) -> str | None:
     return None
 
 
+def same_normalisation(a: PreprocessSpec, b: PreprocessSpec) -> bool:
+    """Tell whether two specs normalise alike; see `difference`."""
+    pairs = zip((*a.mean, *a.std), (*b.mean, *b.std), strict=True)
+    return a.colour is b.colour and all(_equal_in_float16(x, y) for x, y in pairs)
+
+
 def _equal_in_float16(x: float, y: float) -> bool:
     # A file in 0..255 units was rounded there: 123.675 is stored as 123.6875, which 0..1 units would round otherwise.
     with np.errstate(over="ignore"):  # what float16 cannot hold is infinite on the device too

@@ -17,6 +17,7 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.quant import pixels
 from pipeline.quant.graphs import constants
 from pipeline.quant.qmath import Range
 
@@ -51,11 +52,13 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
-    sources = {value.name: value.name for value in graph.input if value.name not in constants}
+    border = pixels.border_nodes(model)
+    read = {name for node in graph.node if node.name not in border for name in node.input}
+    sources = {value.name: value.name for value in graph.input if value.name in read - constants}
     float_or_constant = outputs | constants | _shape_arithmetic(graph) | {""}
     for node in graph.node:
         makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
-        if node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in _MATRIX):
+        if node.name in border or node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in _MATRIX):
             continue
         if node.op_type not in _ACTIVATIONS:  # which take what they get
             sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
@@ -135,6 +138,7 @@ def insert_qdq(
     sources = range_sources(model)
     data = {name: _tensor_data(ranges[source]) for name, source in sources.items()}
     unquantized = {name for name, source in sources.items() if source in float_activations}
+    border = pixels.border_nodes(model)
     excluded = {*float_layers, *_island(model, unquantized)}
     prepared = onnx.shape_inference.infer_shapes(model)
     if per_channel:
@@ -147,7 +151,7 @@ def insert_qdq(
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, data),
         [],
-        [node.name for node in prepared.graph.node if _stays_float(node, data, excluded)],
+        [node.name for node in prepared.graph.node if _stays_float(node, data, excluded) or node.name in border],
         [op for op in QUANTIZED_OPS if op != _NORM],
         {
             "WeightSymmetric": True,
@@ -159,6 +163,8 @@ def insert_qdq(
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     _remove_quantizers(quantized.graph, unquantized)
+    if pixels.are_input_of(quantized):
+        pixels.take_uint8(quantized)
     quantized.producer_name = "int8-classifier-pipeline"
     onnx.checker.check_model(quantized)
     return quantized

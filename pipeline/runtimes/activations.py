@@ -36,12 +36,12 @@ class ActivationReader:
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
         self._local = threading.local()
 
-    def read(self, image: Float32) -> Mapping[str, Float32]:
-        """Run float32 [C, H, W]; return the tensors by name, float32 [1, ...], the model's input among them.
+    def read(self, image: npt.NDArray[np.float32 | np.uint8]) -> Mapping[str, Float32]:
+        """Run a prepared image [C, H, W]; return the tensors by name, float32 [1, ...], the model's input among them.
 
         They are the thread's buffers: its next call overwrites them.
         """
-        batch = image[None]
+        batch = image[None].astype(np.float32, copy=False)
         if not self._fetched:
             return {self._input: batch}
         buffers: dict[str, Float32] | None = getattr(self._local, "buffers", None)

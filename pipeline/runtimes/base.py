@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from pipeline.errors import BackendError
 
-Batch = npt.NDArray[np.float32]
+Output = npt.NDArray[np.float32]
+Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
 Engine = TypeVar("Engine")
 
 
@@ -65,8 +66,8 @@ class Backend(Protocol):
     output: TensorSpec
     placement: Placement
 
-    def infer(self, batch_nchw: Batch) -> Batch:
-        """Return float32 [N, classes] for float32 [N, C, H, W], N at most the batch the model was opened for."""
+    def infer(self, batch_nchw: Batch) -> Output:
+        """Return float32 [N, classes] for [N, C, H, W] of `input.dtype`, N at most the batch it was opened for."""
 
     def close(self) -> None:
         """Free the model. No call of `infer` may be under way."""

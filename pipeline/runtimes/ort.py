@@ -9,8 +9,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
-from pipeline.runtimes.base import Batch, Engines, Placement, TensorSpec
+from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 # They have no parent but Exception.
 _ERRORS = (
     ort_errors.EPFail,
@@ -38,15 +39,15 @@ class OnnxRuntimeBackend:
         sessions = [_open(model, threads) for _ in range(1 if threads == 1 else placement.streams)]
         self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
-        self.input = TensorSpec(given.name, "float32", _shape(given.shape))
+        self.input = TensorSpec(given.name, _DTYPES.get(given.type, given.type), _shape(given.shape))
         self.output = TensorSpec(made.name, "float32", _shape(made.shape))
 
-    def infer(self, batch_nchw: Batch) -> Batch:
+    def infer(self, batch_nchw: Batch) -> Output:
         self.input.check(batch_nchw, self._batch)
         feed = {self.input.name: np.ascontiguousarray(batch_nchw)}
         with self._sessions.borrow() as session:
             try:
-                output: Batch = session.run([self.output.name], feed)[0]
+                output: Output = session.run([self.output.name], feed)[0]
             except _ERRORS as err:
                 raise BackendError(f"ONNX Runtime failed on {len(batch_nchw)} images ({_reason(err)})") from None
         return output

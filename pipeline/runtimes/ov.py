@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BackendError
-from pipeline.runtimes.base import Batch, Engines, Placement, TensorSpec
+from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 # With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps
 # files in the home folder. Where the package does not import, it uses a stub of its own.
@@ -33,18 +33,18 @@ class OpenVinoBackend:
         compiled = _compile(model, batch, placement)
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
-        nothing = np.zeros((batch, *(axis or 1 for axis in self.input.shape[1:])), np.float32)
+        nothing = np.zeros((batch, *(axis or 1 for axis in self.input.shape[1:])), self.input.dtype)
         requests = [compiled.create_infer_request() for _ in range(placement.streams)]
         for request in requests:
             # One at a time: two threads that both made the first call to a fresh model hung once.
             request.infer([nothing], share_inputs=True)
         self._requests = Engines(requests)
 
-    def infer(self, batch_nchw: Batch) -> Batch:
+    def infer(self, batch_nchw: Batch) -> Output:
         self.input.check(batch_nchw, self._batch)
         images = len(batch_nchw)
         if images < self._batch:
-            padded = np.zeros((self._batch, *batch_nchw.shape[1:]), np.float32)
+            padded = np.zeros((self._batch, *batch_nchw.shape[1:]), batch_nchw.dtype)
             padded[:images] = batch_nchw
             batch_nchw = padded
         feed = [np.ascontiguousarray(batch_nchw)]
@@ -53,7 +53,7 @@ class OpenVinoBackend:
                 request.infer(feed, share_inputs=True)
             except RuntimeError as err:
                 raise BackendError(f"OpenVINO failed on {images} images ({_reason(err)})") from None
-            output: Batch = request.get_output_tensor(0).data[:images].copy()
+            output: Output = request.get_output_tensor(0).data[:images].copy()
         return output
 
     def close(self) -> None:
@@ -85,4 +85,4 @@ def _reason(err: Exception) -> str:
 def _spec(port: openvino.Output) -> TensorSpec:
     """The batch axis is reported free: `infer` takes any size up to the compiled one."""
     axes = [axis.get_length() if axis.is_static else None for axis in port.get_partial_shape()]
-    return TensorSpec(port.get_any_name(), "float32", (None, *axes[1:]))
+    return TensorSpec(port.get_any_name(), port.get_element_type().to_dtype().name, (None, *axes[1:]))

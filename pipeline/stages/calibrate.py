@@ -23,8 +23,9 @@ from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError
 from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
+from pipeline.preprocess import Prepared
 from pipeline.progress import progress_bar
-from pipeline.quant import qdq
+from pipeline.quant import pixels, qdq
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, OBSERVERS, OUTPUTS, float32_model
@@ -55,10 +56,11 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     observers, outputs = _resume(out, qdq.observed_tensors(model))
     seen = sum(map(len, outputs))
     collector = _Collector(model, observers)
+    raw = pixels.are_input_of(model)
     del model
 
     def observe(image: ImageSource) -> tuple[Float32, Means]:
-        return collector.observe(preprocess.apply(cfg.preprocess, preprocess.decode(image.content())))
+        return collector.observe(preprocess.load(cfg.preprocess, image.content(), raw=raw))
 
     with _thread_pool(collector.workers) as pool, progress_bar(len(images), "calibrate", "img", done=seen) as progress:
         for start in range(seen, len(images), _ROUND):
@@ -123,8 +125,8 @@ class _Collector:
         wanted = [*observers.observers, *self._averaged, self._output]
         self._reader = ActivationReader(model, wanted, threads=available_cores() // self.workers)
 
-    def observe(self, image: Float32) -> tuple[Float32, Means]:
-        """Run float32 [C, H, W] and count its activations; return a copy of the output and the layers' mean inputs.
+    def observe(self, image: Prepared) -> tuple[Float32, Means]:
+        """Run and count a prepared image [C, H, W]; return a copy of the output and the layers' mean inputs.
 
         Raises:
             DataError: an activation holds NaN or Inf; it is named.

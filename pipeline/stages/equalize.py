@@ -15,9 +15,9 @@ from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
-from pipeline.quant import equalization, qdq
+from pipeline.quant import equalization, pixels, qdq
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL
+from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -27,7 +27,8 @@ def identity(cfg: BuildConfig) -> object:
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rescaled model."""
-    model = onnx.load(inputs["export"] / MODEL)
+    model = onnx.load(float32_model(inputs))
+    raw = pixels.are_input_of(model)
     names = list(equalization.scaled_tensors(model, qdq.observed_tensors(model)))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
@@ -35,7 +36,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     largest: dict[str, np.ndarray] = {}
     with progress_bar(len(images), "channel ranges", "img") as progress:
         for image in images:
-            values = reader.read(preprocess.apply(cfg.preprocess, preprocess.decode(image.source.content())))
+            values = reader.read(preprocess.load(cfg.preprocess, image.source.content(), raw=raw))
             for name in names:
                 seen = np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))).astype(np.float64)
                 largest[name] = np.maximum(largest.get(name, 0.0), seen)

@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
-from pipeline.quant import qdq
+from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import Parts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
@@ -38,6 +39,8 @@ def load(cfg: BuildConfig, inputs: Mapping[str, Path], float32: onnx.ModelProto)
     if quantize.bias_correction:
         observers, images = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
         means = {name: sums / images for name, sums in observers.mean_sums.items()}
+    elif pixels.are_input_of(float32):  # see there: without it, the mean pixel would go through weights as they were
+        means = {pixels.PIXELS: pixels.LIMIT * np.asarray(cfg.preprocess.mean)}
     return Parts(
         ranges={name: Range(**bounds) for name, bounds in ranges.items()},
         per_channel=quantize.quantize_per_channel,

@@ -37,11 +37,12 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         shutil.copyfile(inputs["thresholds"] / names.THRESHOLDS, out / packages.THRESHOLDS)
     write_json(out / packages.PREPROCESS, to_vdsp_dict(cfg.preprocess))
     write_json(out / packages.BUILD_FILE, cfg.as_dict())
-    write_json(out / packages.REPORT, json.loads((converted / names.CHECK).read_text(encoding="utf-8")))
-    write_json(out / packages.FACTS, _facts(cfg, inputs))
+    report = json.loads((converted / names.CHECK).read_text(encoding="utf-8"))
+    write_json(out / packages.REPORT, report)
+    write_json(out / packages.FACTS, _facts(cfg, inputs, report.get("input", "float32")))
 
 
-def _facts(cfg: BuildConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> dict[str, Any]:
     quantize = cfg.backend.quantize
     calibration = {"calibrate_mode": quantize.calibrate_mode.value, "percentile": quantize.percentile}
     workspace = {"float32_model": inputs["export"] / names.MODEL}
@@ -54,6 +55,7 @@ def _facts(cfg: BuildConfig, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "name": cfg.name,
         "dtype": cfg.backend.dtype.value,
         "input": list(cfg.frontend.chw),
+        "input_dtype": input_dtype,
         **(calibration if cfg.backend.dtype is Precision.INT8 else {"calibrate_mode": "none"}),
         "sample": cfg.uses_sample,
         "checked_on": instruction_sets(),

@@ -14,7 +14,7 @@ from pipeline import agreement
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.data.calibration_list import read_calibration_list
-from pipeline.quant import qdq
+from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, CHECK, ISLANDS, MODEL, OUTPUTS, float32_model
@@ -38,11 +38,14 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     parts = int8_parts.load(cfg, inputs, float32)
     made = assemble(float32, parts.leaving(tuned.get("float_activations", ())))
     onnx.save(made.model, out / MODEL)
-    batches = agreement.prepare(read_calibration_list(inputs["calibset"] / CALIBRATION), cfg.preprocess)
+    listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
+    raw = pixels.are_input_of(float32)
+    batches = agreement.prepare(listed, cfg.preprocess, raw=raw)
     expected = np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[: agreement.IMAGES]
     advice = f"raise backend.quantize.percentile (now {cfg.backend.quantize.percentile}) or set calibrate_mode: max"
     found = agreement.check(out / MODEL, batches, expected, what="int8", advice=advice)
     report = {
+        "input": "uint8" if raw else "float32",
         "layers": qdq.count_quantized(made.model),
         "corrected_biases": made.corrected_biases,
         "rounded_weights": made.rounded_weights,

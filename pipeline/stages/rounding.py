@@ -22,6 +22,7 @@ from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
 from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.progress import progress_bar
+from pipeline.quant import pixels
 from pipeline.quant.rounding import (
     Covariance,
     Layer,
@@ -124,8 +125,9 @@ def _collect(
     reader = ActivationReader(model, [layer.source for layer in layers], threads=available_cores())
     collected = {layer.name: Covariance(layer.inputs) for layer in layers}
     random = np.random.default_rng(_SEED)
+    raw = pixels.are_input_of(model)
     for image in images:
-        values = reader.read(preprocess.apply(cfg.preprocess, preprocess.decode(image.source.content())))
+        values = reader.read(preprocess.load(cfg.preprocess, image.source.content(), raw=raw))
         for layer in layers:
             collected[layer.name].add(layer.columns(values[layer.source], POSITIONS, random))
         advance()

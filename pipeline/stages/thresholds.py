@@ -10,6 +10,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, CalibrateMode, QuantizeConfig
 from pipeline.quant import qmath, search
 from pipeline.quant.observers import Observer, ObserverSet
+from pipeline.quant.pixels import LIMIT, PIXELS
 from pipeline.quant.qmath import Range
 from pipeline.stages.artefact_names import OBSERVERS, THRESHOLDS
 
@@ -38,4 +39,6 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     quantize = cfg.backend.quantize
     rule = _RULES[quantize.calibrate_mode]
     ranges = {name: asdict(rule(observer, quantize)) for name, observer in observers.observers.items()}
+    if PIXELS in ranges:
+        ranges[PIXELS] = asdict(Range(0.0, LIMIT))  # a step a level, whichever of them these images have
     write_json(out / THRESHOLDS, ranges)

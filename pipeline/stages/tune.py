@@ -29,7 +29,9 @@ from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
+from pipeline.preprocess import Prepared
 from pipeline.progress import progress_bar
+from pipeline.quant import pixels
 from pipeline.quant.assemble import assemble
 from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
 from pipeline.sensitivity import Kind, Sensitivity
@@ -86,8 +88,10 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         raise DataError("accuracy.max_drop: the calibration images have no labels; set accuracy.min_agreement instead")
     journal = _Journal(out / _JOURNAL)
 
-    def load(image: Sample) -> Float32:
-        return preprocess.apply(cfg.preprocess, preprocess.decode(image.source.content()))
+    raw = pixels.are_input_of(float32)
+
+    def load(image: Sample) -> Prepared:
+        return preprocess.load(cfg.preprocess, image.source.content(), raw=raw)
 
     judged = _judged(len(listed))
     judge = _Judge([load(listed[index]) for index in judged], outputs[judged], [listed[index] for index in judged])
@@ -204,7 +208,7 @@ class _Journal:
 class _Judge:
     """Measures models in the runtime that packages are run in by default."""
 
-    def __init__(self, images: Sequence[Float32], expected: Float32, samples: Sequence[Sample]) -> None:
+    def __init__(self, images: Sequence[Prepared], expected: Float32, samples: Sequence[Sample]) -> None:
         self._batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
         self._expected = expected
         labels = [sample.class_index for sample in samples]

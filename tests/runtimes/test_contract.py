@@ -17,9 +17,10 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from run_fixtures import CLASS_IDS, REPOSITORY, Float32, TinyWorkspace, float32_model
+from run_fixtures import CLASS_IDS, REPOSITORY, Float32, TinyWorkspace, float32_model, int8_model
 
 from pipeline.errors import BackendError
+from pipeline.quant import pixels
 from pipeline.runtimes import base
 from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec, choose, open_backend, place
 
@@ -160,6 +161,21 @@ def test_int8_model_answers_nearly_as_float32(
         expected = float32.infer(noise(BATCH))
     error = np.abs(backend.infer(noise(BATCH)) - expected).max()
     assert 0 < error < 0.1 * np.abs(expected).max()
+
+
+def test_model_that_reads_pixels_takes_uint8_in_batches_of_any_size(open_tiny: Open, tmp_path: Path) -> None:
+    model = float32_model()
+    pixels.fold_normalisation(model, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    onnx.save(int8_model(model, np.random.default_rng(1).integers(0, 256, (8, 3, 32, 32))), tmp_path / "pixels.onnx")
+    images = np.random.default_rng(2).integers(0, 256, (BATCH, 3, 32, 32), np.uint8)
+    with open_tiny(tmp_path / "pixels.onnx") as backend:
+        assert backend.input == TensorSpec("image", "uint8", (None, 3, 32, 32))
+        whole = backend.infer(images)
+        assert whole.dtype == np.float32
+        for count in range(1, BATCH):
+            np.testing.assert_allclose(backend.infer(images[:count]), whole[:count], atol=1e-5)
+        with pytest.raises(BackendError, match=r"expected uint8 \[N, 3, 32, 32\], got float32"):
+            backend.infer(noise(1))
 
 
 def test_choose_says_how_to_install_a_runtime_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
         "name": "tiny",
         "dtype": "int8",
         "input": [3, 32, 32],
+        "input_dtype": "uint8",
         "calibrate_mode": "percentile",
         "percentile": 99.9999,
         "sample": False,
@@ -57,7 +58,7 @@ def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(
     folder: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     assert read(folder / "build.json") == make_config().as_dict()
-    assert list(read(folder / "thresholds.json"))[-1] == "input"
+    assert list(read(folder / "thresholds.json"))[-1] == "pixels"
     assert len(read(folder / "thresholds.json")) == 10
     calibration = (folder / "calibration.txt").read_text(encoding="utf-8").splitlines()
     assert f"# root: {tmp_path}/images" in calibration

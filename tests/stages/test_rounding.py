@@ -18,7 +18,6 @@ from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.calibration_list import read_calibration_list
-from pipeline.models import onnx_classifier
 from pipeline.quant.rounding import layers_of, read_rounded
 from pipeline.stages import calibset, export, rounding
 
@@ -245,4 +244,3 @@ def test_build_goes_on_with_rounding_when_it_was_interrupted(
     undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
     models = [(built.prefix.parent / "tiny.onnx").read_bytes() for built in (resumed, undisturbed)]
     assert models[0] == models[1]
-    assert onnx_classifier.run(onnx.load_from_string(models[0]), np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 4)

@@ -1,0 +1,137 @@
+"""Raw pixels as a network's input: its first convolution takes in the normalisation, and reads uint8 as it is.
+
+With x the pixels, a convolution of (x / 255 - mean) / std by W is one of x by W / (255 std), its bias less by what the
+mean pixel gives. Where it pads, it pads with zeros, which in pixels is the mean pixel, so the image gets that border
+before it. Pixels are whole numbers: the input's quantizer (scale 1, zero point 0) loses nothing, and none is needed.
+
+That the bias hears of the mean pixel through the weights as they are rounded is bias correction's part: without it the
+rounding errors of a whole kernel, times a hundred, would end in the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.quant.graphs import constants
+
+# What the first convolution reads: the pixels with their border, whole numbers in 0..255.
+PIXELS = "pixels"
+LIMIT = 255.0
+
+
+def are_input_of(model: onnx.ModelProto) -> bool:
+    """Tell whether the model takes pixels, by `fold_normalisation`."""
+    return any(PIXELS in node.output for node in model.graph.node)
+
+
+def obstacle(model: onnx.ModelProto, mean: Sequence[float]) -> str | None:
+    """Return why a model cannot take pixels, or None where it can.
+
+    Args:
+        mean: of the normalisation, in units of a 0..1 image.
+    """
+    name = model.graph.input[0].name
+    readers = [node for node in model.graph.node if name in node.input]
+    known = constants(model)
+    if len(readers) != 1 or readers[0].op_type != "Conv":
+        return f"the input is read by {', '.join(node.op_type for node in readers) or 'nothing'}, not by one Conv"
+    attributes = {each.name: helper.get_attribute_value(each) for each in readers[0].attribute}
+    if attributes.get("group", 1) != 1 or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        return "the first convolution is grouped, or leaves its padding open"
+    if not all(each in known for each in readers[0].input[1:]):
+        return "the first convolution's weights are computed"
+    if any(attributes.get("pads", ())) and not all(0.0 <= 255.0 * value <= LIMIT for value in mean):
+        return "its mean is no pixel"
+    return None
+
+
+def fold_normalisation(model: onnx.ModelProto, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a model without `obstacle` read pixels, float32 [N, 3, H, W] in 0..255, in place; its input keeps its name.
+
+    Args:
+        mean, std: of the normalisation that it read before, in units of a 0..1 image, a number for each channel.
+    """
+    graph = model.graph
+    name = graph.input[0].name
+    at, conv = next((at, node) for at, node in enumerate(graph.node) if name in node.input)
+    known = constants(model)
+    weights = numpy_helper.to_array(known[conv.input[1]]).astype(np.float64)
+    bias = numpy_helper.to_array(known[conv.input[2]]) if len(conv.input) > 2 else np.zeros(len(weights))
+    per_channel = np.asarray(std, np.float64)[:, None, None]
+    shift = np.asarray(mean, np.float64)[:, None, None] / per_channel
+    made = {
+        f"{conv.name}.of_pixels": weights / (255.0 * per_channel),
+        f"{conv.name}.bias_of_pixels": bias - (weights * shift).sum(axis=(1, 2, 3)),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), key) for key, value in made.items())
+    del conv.input[:]
+    conv.input.extend([PIXELS, *made])
+    pads = next((each for each in conv.attribute if each.name == "pads"), None)
+    border = list(pads.ints) if pads is not None else []
+    if pads is not None:
+        conv.attribute.remove(pads)
+    for node in reversed(_border(graph, name, border, np.rint(255.0 * np.asarray(mean)))):
+        graph.node.insert(at, node)
+    used = {each for node in graph.node for each in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _border(
+    graph: onnx.GraphProto, name: str, pads: Sequence[int], fill: np.ndarray[tuple[int], np.dtype[np.float64]]
+) -> list[onnx.NodeProto]:
+    """Return the nodes that put a border of one pixel's colour around the image; pads are top, left, bottom, right."""
+    if not any(pads):
+        return [helper.make_node("Identity", [name], [PIXELS], f"{PIXELS}.as_they_are")]
+    top, left, bottom, right = pads
+    planes, sizes, widths = [f"{PIXELS}.plane_{c}" for c in range(3)], f"{PIXELS}.sizes", f"{PIXELS}.widths"
+    graph.initializer.append(numpy_helper.from_array(np.ones(3, np.int64), sizes))
+    around = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+    graph.initializer.append(numpy_helper.from_array(around, widths))
+    nodes = [helper.make_node("Split", [name, sizes], planes, f"{PIXELS}.split", axis=1)]
+    for plane, value in zip(planes, fill, strict=True):
+        colour = f"{plane}.border"
+        graph.initializer.append(numpy_helper.from_array(np.float32(value), colour))
+        nodes.append(helper.make_node("Pad", [plane, widths, colour], [f"{plane}.bordered"], f"{plane}.pad"))
+    bordered = [f"{plane}.bordered" for plane in planes]
+    return [*nodes, helper.make_node("Concat", bordered, [PIXELS], f"{PIXELS}.concat", axis=1)]
+
+
+def border_nodes(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the names of the nodes between a model's input and its `PIXELS`: they move pixels and compute nothing."""
+    return frozenset(node.name for node in model.graph.node if node.name.startswith(f"{PIXELS}."))
+
+
+def take_uint8(model: onnx.ModelProto) -> None:
+    """Turn the input of a quantized model that reads pixels into uint8, in place.
+
+    The quantizer of `PIXELS`, whose scale is 1 and zero point 0, goes: the dequantizer reads the pixels themselves.
+    Where the first convolution stays in float there is none, and a Cast takes its place.
+    """
+    graph = model.graph
+    graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    colours = {node.input[2] for node in graph.node if node.op_type == "Pad" and node.name in border_nodes(model)}
+    for tensor in graph.initializer:
+        if tensor.name in colours:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.uint8), tensor.name))
+    # What shape inference noted of them was float.
+    inner = {name for node in graph.node if node.name in border_nodes(model) for name in node.output}
+    for value in [value for value in graph.value_info if value.name in inner]:
+        graph.value_info.remove(value)
+    at = 1 + max(at for at, node in enumerate(graph.node) if PIXELS in node.output)
+    quantizer = next((n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == PIXELS), None)
+    if quantizer is not None:
+        replaced, target = quantizer.output[0], PIXELS
+        graph.node.remove(quantizer)
+    else:
+        replaced, target = PIXELS, f"{PIXELS}.float"
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name == replaced:
+                node.input[position] = target
+    if quantizer is None:
+        graph.node.insert(at, helper.make_node("Cast", [PIXELS], [target], target, to=TensorProto.FLOAT))
