@@ -91,7 +91,7 @@ STAGES = (
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes),
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
-    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True),
+    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=2),
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=2),
     Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),

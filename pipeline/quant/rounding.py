@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ Int8 = npt.NDArray[np.int8]
 LIMIT = 127  # of symmetric int8
 _BLOCK = 128  # columns rounded one by one before the others hear of it, in one matrix product
 _ROWS = 1024  # columns of inputs multiplied at a time: fewer are bound by memory, more take more of it
+_FACTORED = 256  # columns of a covariance factored at a time
 _DAMPING = 0.01  # of the mean variance, added to each: fewer images than inputs leave directions without any
 _SAME_SCALE = 1e-5  # relative: the last bits of a float32
 _DOUBLE = 2304  # inputs; larger covariances are factored in float32, for their memory
@@ -86,7 +88,7 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
         if not weighted or uses[node.input[1]] > 1:
             continue
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-        stored = numpy_helper.to_array(known[node.input[1]]).astype(np.float32)
+        stored = numpy_helper.to_array(known[node.input[1]]).astype(np.float32, copy=False)
         if node.op_type == "Gemm":
             if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
                 continue
@@ -193,7 +195,8 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rou
     del covariance  # hundreds of megabytes, for the widest layers; the caller may have let go of it
     # Where nothing varies at all, one is as good as any: the weights are then rounded to the nearest.
     ordered[np.diag_indices(inputs)] += _DAMPING * max(float(variances.mean()), 0.0) or 1.0
-    factor = np.linalg.cholesky(ordered).astype(np.float32, copy=False)
+    factor_in_place(ordered)
+    factor = ordered.astype(np.float32, copy=False)
     del ordered
     spread = np.diag(factor).copy()
     factor /= spread  # column i: what an error in each later column means for column i
@@ -218,6 +221,23 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rou
     nearest = np.clip(np.rint(steps), -LIMIT, LIMIT)
     signal = power(steps)
     return Rounded(found, _decibel(signal, power(steps - rounded)), _decibel(signal, power(steps - nearest)))
+
+
+def factor_in_place(matrix: npt.NDArray[np.floating[Any]]) -> None:
+    """Turn a positive definite matrix into its Cholesky factor L, lower triangular: it was L L^T.
+
+    Block by block: `numpy.linalg.cholesky` takes the memory of the matrix twice more, for one of 340 MB.
+    """
+    size = len(matrix)
+    for start in range(0, size, _FACTORED):
+        end = min(start + _FACTORED, size)
+        corner, below = matrix[start:end, start:end], matrix[end:, start:end]
+        corner[...] = np.linalg.cholesky(corner)
+        matrix[start:end, end:] = 0
+        below[...] = np.linalg.solve(corner, below.T).T
+        for top in range(end, size, _ROWS):
+            bottom = min(top + _ROWS, size)
+            matrix[top:bottom, end:bottom] -= below[top - end : bottom - end] @ below[: bottom - end].T
 
 
 def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64) -> Float64:

@@ -54,8 +54,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rounded weights; goes on after the last whole pass of an interrupted run."""
     begun = time.perf_counter()
     reset_peak_memory()
-    model = onnx.load(float32_model(inputs))
-    layers = list(layers_of(model))
+    layers = list(layers_of(onnx.load(float32_model(inputs))))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
     per_channel = cfg.backend.quantize.quantize_per_channel
@@ -68,7 +67,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
             if found.keys() == {layer.name for layer in some}:
                 progress.update(len(images) + len(some))
             else:
-                collected = _collect(cfg, model, some, images, progress.update)
+                collected = _collect(cfg, float32_model(inputs), some, images, progress.update)
                 found = {}
                 for layer in some:
                     scales = scales_of(layer.weights, per_channel=per_channel)
@@ -116,16 +115,21 @@ def _passes(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
 
 def _collect(
     cfg: BuildConfig,
-    model: onnx.ModelProto,
+    path: Path,
     layers: Sequence[Layer],
     images: Sequence[Sample],
     advance: Callable[[], object],
 ) -> dict[str, Covariance]:
-    """Return the covariance of each layer's inputs over the images."""
+    """Return the covariance of each layer's inputs over the images.
+
+    The model is loaded for that and let go of: factoring covariances takes more memory than anything else here.
+    """
+    model = onnx.load(path)
     reader = ActivationReader(model, [layer.source for layer in layers], threads=available_cores())
     collected = {layer.name: Covariance(layer.inputs) for layer in layers}
     random = np.random.default_rng(_SEED)
     raw = pixels.are_input_of(model)
+    del model
     for image in images:
         values = reader.read(preprocess.load(cfg.preprocess, image.source.content(), raw=raw))
         for layer in layers:

@@ -21,6 +21,7 @@ from pipeline.quant.rounding import (
     Covariance,
     Layer,
     Rounded,
+    factor_in_place,
     install_weights,
     layers_of,
     read_rounded,
@@ -530,3 +531,15 @@ def test_read_rounded_raises_nothing_else_when_bytes_are_damaged(mixed: onnx.Mod
         else:  # a bit that means nothing, as of a time stamp
             assert all((loaded[name].weights == each.weights).all() for name, each in rounded.items())
     assert refused > 100
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 600])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factor_in_place_is_the_cholesky_factor(size: int, dtype: type) -> None:
+    columns = np.random.default_rng(size).normal(size=(size, size + 20))
+    matrix = (columns @ columns.T / size + 0.1 * np.eye(size)).astype(dtype)
+    factor = matrix.copy()
+    factor_in_place(factor)
+    assert factor.dtype == dtype
+    assert not np.triu(factor, 1).any()
+    np.testing.assert_allclose(factor, np.linalg.cholesky(matrix), atol=1e-4 if dtype == np.float32 else 1e-10)
