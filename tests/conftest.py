@@ -68,6 +68,12 @@ def _draw(class_index: int, image_index: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+@pytest.fixture(autouse=True)
+def no_user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the user of this machine has swept and downloaded out of the tests."""
+    monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path_factory.getbasetemp() / "user_cache"))
+
+
 @pytest.fixture(scope="session")
 def image_tree_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of class folders, to be read only; `image_tree` is a copy to change."""

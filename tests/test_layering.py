@@ -17,13 +17,13 @@ PACKAGE = ROOT / "pipeline"
 # does not name stand where what they import lets them.
 ROWS = (
     {"errors"},
-    {"config", "artefacts", "hardware", "progress", "processes", "accuracy"},
+    {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
     {"data", "preprocess", "models", "quant", "runtimes"},
     {"package", "runner", "export_model", "agreement", "sensitivity", "model_table"},
     {"figures"},
     {"results"},
     {"stages"},
-    {"build", "bench", "evaluate", "analyze", "predict", "report", "serve"},
+    {"build", "bench", "sweep", "evaluate", "analyze", "predict", "report", "serve"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.common import add_command, check_json_path, print_json, sayer
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.bench import Load
+    from pipeline.package import Package
 
 _RUNTIMES = ("auto", "openvino", "onnxruntime")
 
@@ -56,10 +60,11 @@ def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=Path, metavar="PREFIX", help="package as folder/name (the last one built)"
     )
-    parser.add_argument("-b", "--batch", type=int, default=1, help="images a request (1)")
-    parser.add_argument("-i", "--instances", type=int, default=1, help="requests in flight (1)")
+    found = "what --sweep found"
+    parser.add_argument("-b", "--batch", type=int, help=f"images a request ({found}, else 1)")
+    parser.add_argument("-i", "--instances", type=int, help=f"requests in flight ({found}, else 1)")
     parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes (1)")
-    parser.add_argument("--runtime", choices=_RUNTIMES, default="auto", help="auto: OpenVINO, else ONNX Runtime")
+    parser.add_argument("--runtime", choices=_RUNTIMES, help=f"auto: OpenVINO, else ONNX Runtime ({found}, else auto)")
 
 
 def _shape(text: str) -> list[int]:
@@ -102,6 +107,12 @@ def add_bench(commands: Any) -> None:
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
     )
     parser.add_argument("--reference", action="store_true", help="measure the build's float32 model too, in turn")
+    parser.add_argument(
+        "--sweep", action="store_true", help="find the best --runtime -b -i of this machine, and keep it for later runs"
+    )
+    parser.add_argument(
+        "--max_latency", type=_positive, metavar="MS", help="of --sweep: what 95%% of the requests must stay under"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
@@ -109,16 +120,20 @@ def _bench(args: argparse.Namespace) -> None:
     from pipeline import bench
     from pipeline.package import open_package
     from pipeline.runner import Limit
-    from pipeline.runtimes.base import Runtime, choose
 
     check_json_path(args.json)
     _check_performance_flags(args)
-    load = bench.Load(
-        batch=args.batch, instances=args.instances, processes=args.processes, runtime=choose(Runtime(args.runtime))
-    )
+    if args.sweep:
+        _sweep(args)
+        return
+    if args.max_latency is not None:
+        raise ConfigError("--max_latency: is a limit for --sweep; add that, or leave it out")
+    given = _load(args)
     package = open_package(args.model)
     bench.check_shape(package, args.shape)
     spec, notes = bench.resolve_preprocess(package, args.vdsp_params)
+    load, found = (given, []) if given else _swept_load(package, args.processes)
+    notes += found
     # The documents' long form measures speed, or with --datalist makes results; the short form does both.
     datalist = args.datalist
     if datalist is None and (args.model is None or args.path_output is not None):
@@ -146,6 +161,55 @@ def _bench(args: argparse.Namespace) -> None:
             say("\n".join(bench.describe(accuracy, "from npz to results")))
         say(f"results in {out}/")
     print_json(args.json, bench.report(package, load, performance, comparison, accuracy))
+
+
+def _load(args: argparse.Namespace) -> Load | None:
+    """Return the load that the flags name; None where they leave it open."""
+    from pipeline import bench
+    from pipeline.runtimes.base import Runtime, choose
+
+    if args.batch is None and args.instances is None and args.runtime is None:
+        bench.Load(processes=args.processes)  # says what is wrong with it
+        return None
+    batch = 1 if args.batch is None else args.batch
+    instances = 1 if args.instances is None else args.instances
+    runtime = choose(Runtime(args.runtime or "auto"))
+    return bench.Load(batch=batch, instances=instances, processes=args.processes, runtime=runtime)
+
+
+def _swept_load(package: Package, processes: int) -> tuple[Load, list[str]]:
+    """Return the load that a sweep found best here, or the least there is, and what the user should know of it."""
+    from pipeline import bench, sweep
+    from pipeline.runtimes.base import Runtime, choose
+
+    found = sweep.recall(package)
+    if found is None:
+        return bench.Load(processes=processes, runtime=choose(Runtime.AUTO)), []
+    setting, path = found
+    runtime = Runtime(setting.runtime)
+    load = bench.Load(batch=setting.batch, instances=setting.instances, processes=processes, runtime=runtime)
+    return load, [f"{setting.flags()}, which --sweep found best here ({path})"]
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from pipeline import bench, sweep
+    from pipeline.package import open_package
+    from pipeline.runtimes.base import Runtime, choose
+
+    others = ("batch", "instances", "datalist", "path_output", "vdsp_params", "iterations", "reference")
+    given = [name for name in others if getattr(args, name) not in (None, False)]
+    if given or args.processes != 1:
+        raise ConfigError(f"--sweep: chooses the load and runs nothing else; leave --{(*given, 'processes')[0]} out")
+    runtime = Runtime(args.runtime or "auto")
+    choose(runtime)
+    package = open_package(args.model)
+    bench.check_shape(package, args.shape)
+    say = sayer(args.json)
+    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    found = sweep.sweep(package, runtime, args.max_latency, args.duration or sweep.SECONDS)
+    say("\n".join(sweep.describe(found)))
+    say(f"kept in {sweep.remember(package, found)}: bench without --runtime, -b and -i takes it from there")
+    print_json(args.json, sweep.as_dict(package, found))
 
 
 def _check_performance_flags(args: argparse.Namespace) -> None:

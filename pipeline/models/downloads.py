@@ -25,8 +25,8 @@ from pipeline.artefacts import file_digest
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.zoo import Model
 from pipeline.progress import progress_bar
+from pipeline.user_cache import FOLDER_VARIABLE, cache_folder
 
-FOLDER_VARIABLE = "INT8_PIPELINE_CACHE"
 _CHUNK = 1 << 18  # bytes read at a time
 _MAX_BYTES = 4 << 30  # larger than any checkpoint of the table: a server that never ends must not fill the disk
 _TIMEOUT_S = 30.0  # without a byte
@@ -34,19 +34,6 @@ _PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # before each further attempt after a broken c
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST_NAME = 255  # bytes of a file name, on the file systems in use
 _BY_HAND = "or download it by hand and give the file instead of auto"
-
-
-def cache_folder() -> Path:
-    """Return where downloads are kept: $INT8_PIPELINE_CACHE, or the folder for this program in the user's cache."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        return Path(named)
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        # A relative path there is to be ignored, says the XDG standard.
-        return (Path(shared) if shared.startswith("/") else Path.home() / ".cache") / "int8-pipeline"
-    except RuntimeError:
-        raise ConfigError(f"{FOLDER_VARIABLE}: there is no home folder to keep downloads in; name one") from None
 
 
 def check(model: Model, where: str) -> None:

@@ -334,19 +334,6 @@ def test_two_downloads_at_once_fetch_the_file_once(server: Server, tmp_path: Pat
     assert server.asked == [None]
 
 
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("INT8_PIPELINE_CACHE", raising=False)
-    assert downloads.cache_folder() == Path("/home/me/.cache/int8-pipeline")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert downloads.cache_folder() == Path("/home/me/.cache/int8-pipeline")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/tmp/cache")
-    assert downloads.cache_folder() == Path("/var/tmp/cache/int8-pipeline")
-    monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path))
-    assert downloads.cache_folder() == tmp_path
-
-
 def test_fetch_keeps_each_librarys_files_apart(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path))
     row = dataclasses.replace(zoo.find_model("timm", "resnet18"), url=server.url, sha256=DIGEST)

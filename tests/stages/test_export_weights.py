@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import build
+from pipeline import build, user_cache
 from pipeline.config.build_config import AUTO, Frontend, FrontendConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def test_identity_of_auto_is_that_of_the_same_file(tmp_path: Path, monkeypatch: 
         sha256=hashlib.sha256(content).hexdigest()[:8],
     )
     monkeypatch.setattr(zoo, "find_model", lambda library, name: row)
-    monkeypatch.setenv(downloads.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(user_cache.FOLDER_VARIABLE, str(tmp_path))
     cached = tmp_path / "timm" / "net.pth"
     cached.parent.mkdir()
     cached.write_bytes(content)

@@ -1,0 +1,248 @@
+"""The int8 package beside what a user would run instead, on the same files, in turn.
+
+    pip install '.[benchmarks]'
+    python benchmarks/inference.py -m deploy_weights/FOLDER/NAME --loads 22x8,8x4,1x1
+
+For each load (images a request x requests in flight): this pipeline in either runtime; OpenVINO's own benchmark_app on
+the same int8 file, in the best of several configurations; ONNX Runtime as it comes, on the same int8 file; and the
+build's float32 model here, in benchmark_app and in ONNX Runtime as it comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from pipeline import bench, hardware
+from pipeline.errors import BackendError, ConfigError, PipelineError
+from pipeline.figures import Recorder
+from pipeline.package import Package, open_package
+from pipeline.progress import progress_bar
+from pipeline.runner import Limit, Plan, measure
+from pipeline.runtimes.base import Runtime
+
+FAULT = 2  # exit code: something the user can fix, and it has been said
+OURS, PEER = "ours, openvino", "benchmark_app"
+
+Measure = Callable[[], float]  # images/s of one turn
+
+
+@dataclass(frozen=True)
+class Load:
+    """Images a request, requests in flight."""
+
+    batch: int
+    instances: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.instances}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the model under one load."""
+
+    load: Load
+    name: str
+    rates: tuple[float, ...]  # images/s, turn by turn
+    ratios: tuple[float, ...]  # over benchmark_app's best in the same turn
+
+    def __str__(self) -> str:
+        spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}"
+        return f"{self.load!s:>7}  {median(self.rates):8.1f}  {median(self.ratios):5.2f}  ({spread})  {self.name}"
+
+
+def ours(package: Package, load: Load, runtime: Runtime, model: Path, seconds: float) -> float:
+    """Return the throughput that `bench` reports."""
+    spec, _ = bench.resolve_preprocess(package, None)
+    plan = Plan(model=model, runtime=runtime, spec=spec, batch=load.batch, instances=load.instances)
+    recorder = Recorder()
+    begun = measure(plan, Limit(duration_s=seconds), recorder)
+    return recorder.figures(begun, steady=True).throughput
+
+
+def benchmark_app(model: Path, load: Load, flags: Sequence[str], seconds: float) -> float:
+    """Return the throughput that OpenVINO's tool prints.
+
+    Raises:
+        BackendError: it failed; its last line says why.
+    """
+    tool = Path(sys.executable).with_name("benchmark_app")
+    # Full seconds only. float32: parts in float, as here; else it takes bfloat16 where the CPU has it.
+    common = ["-m", str(model), "-d", "CPU", "-t", str(max(1, round(seconds))), "-infer_precision", "f32"]
+    shape = ["-shape", f"[{load.batch},{','.join(map(str, input_chw(model)))}]"]
+    done = subprocess.run([str(tool), *common, *shape, *flags], capture_output=True, text=True)
+    found = re.search(r"Throughput:\s+([0-9.]+) FPS", done.stdout)
+    if done.returncode or found is None:
+        last = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+        raise BackendError(f"{tool.name} {' '.join(flags)}: {last}")
+    return float(found[1])
+
+
+def input_chw(model: Path) -> list[int]:
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    return [axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim][1:]
+
+
+def app_configurations(load: Load) -> dict[str, list[str]]:
+    """Return the ways to run benchmark_app, its default first."""
+    cores = hardware.available_cores()
+    requests = ["-nireq", str(load.instances)]
+    explicit = ["-hint", "none", "-nthreads", str(cores)]
+    return {
+        "default": [],
+        "default, same requests": requests,
+        f"{cores} streams": [*explicit, "-nstreams", str(cores), "-nireq", str(max(cores, load.instances))],
+        f"{cores} streams, pinned": [*explicit, "-nstreams", str(cores), "-pin", "YES"],
+        "1 stream": [*explicit, "-nstreams", "1", *requests],
+    }
+
+
+def best_configuration(model: Path, load: Load, seconds: float) -> tuple[str, list[str]]:
+    """Try all of them once, and return the fastest."""
+    rates = {}
+    for name, flags in app_configurations(load).items():
+        rates[name] = benchmark_app(model, load, flags, seconds)
+        print(f"{load!s:>7}  {rates[name]:8.1f}  benchmark_app {name}", file=sys.stderr)
+    best = max(rates, key=lambda name: rates[name])
+    return best, app_configurations(load)[best]
+
+
+def stock_onnxruntime(model: Path, load: Load, seconds: float) -> Measure:
+    """Return a measure of ONNX Runtime as it comes: one session with its defaults, called from as many threads."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    dtype = np.uint8 if given.type == "tensor(uint8)" else np.float32
+    feed = {given.name: np.zeros((load.batch, *given.shape[1:]), dtype)}
+    callers = max(1, min(load.instances, hardware.available_cores()))
+
+    def one_turn() -> float:
+        counted = [0] * callers
+        stop = threading.Event()
+
+        def call(number: int) -> None:
+            while not stop.is_set():
+                session.run(None, feed)
+                counted[number] += load.batch
+
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(callers) as pool:
+            calls = [pool.submit(call, number) for number in range(callers)]
+            stop.wait(seconds)
+            stop.set()
+        for each in calls:
+            each.result()
+        return sum(counted) / (time.perf_counter() - begun)
+
+    session.run(None, feed)
+    return one_turn
+
+
+def compare(package: Package, load: Load, turns: int, seconds: float) -> list[Row]:
+    """Measure everything under one load, turn by turn."""
+    float32 = package.workspace_file("float32_model")
+    name, flags = best_configuration(package.model, load, seconds)
+    peer = f"{PEER}, int8, {name}"
+    measures: dict[str, Measure] = {
+        peer: partial(benchmark_app, package.model, load, flags, seconds),
+        OURS: partial(ours, package, load, Runtime.OPENVINO, package.model, seconds),
+        "ours, onnxruntime": partial(ours, package, load, Runtime.ONNXRUNTIME, package.model, seconds),
+        "onnxruntime as it comes, int8": stock_onnxruntime(package.model, load, seconds),
+    }
+    if float32 is not None:
+        measures |= {
+            f"{PEER}, float32, {name}": partial(benchmark_app, float32, load, flags, seconds),
+            "ours, openvino, float32": partial(ours, package, load, Runtime.OPENVINO, float32, seconds),
+            "onnxruntime as it comes, float32": stock_onnxruntime(float32, load, seconds),
+        }
+    rates: dict[str, list[float]] = {each: [] for each in measures}
+    with progress_bar(turns * len(measures), f"load {load}", "turn") as progress:
+        for _ in range(turns):
+            for each, one_turn in measures.items():
+                rates[each].append(one_turn())
+                progress.update()
+    best = rates[peer]
+    return [
+        Row(load, each, tuple(found), tuple(rate / other for rate, other in zip(found, best, strict=True)))
+        for each, found in rates.items()
+    ]
+
+
+def read_loads(text: str) -> list[Load]:
+    found = re.fullmatch(r"\d+x\d+(,\d+x\d+)*", text)
+    loads = [Load(*map(int, each.split("x"))) for each in text.split(",")] if found else []
+    if not loads or any(not 1 <= value <= 1024 for load in loads for value in (load.batch, load.instances)):
+        raise argparse.ArgumentTypeError(f"expected IMAGESxREQUESTS,... such as 22x8,1x1, got {text!r}")
+    return loads
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package as folder/name (the last one built)"
+    )
+    parser.add_argument("--loads", type=read_loads, default="22x8,8x4,8x1,1x4,1x1", help="(%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.turns < 1 or args.seconds <= 0:
+        raise ConfigError("--turns, --seconds: must be greater than 0")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json {args.json}: its folder does not exist")
+    package = open_package(args.model)
+    versions = {name: version(name) for name in ("openvino", "onnxruntime")}
+    sets = ", ".join(hardware.instruction_sets())
+    print(
+        f"{package.name}, {package.precision}; {versions}; {hardware.cpu_name()}, "
+        f"{hardware.available_cores()} cores, {sets}; medians of {args.turns} turns of {args.seconds:g} s"
+    )
+    print("   load  images/s      x  (of turns)     what; x: over benchmark_app's best, in the same turn")
+    rows = []
+    for load in args.loads:
+        found = compare(package, load, args.turns, args.seconds)
+        print("\n".join(map(str, found)), flush=True)
+        rows += found
+    if args.json is not None:
+        outcome: dict[str, Any] = {"network": package.name, "versions": versions, "machine": hardware.describe()}
+        args.json.write_text(json.dumps({**outcome, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", "utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    args = make_parser().parse_args(argv)
+    try:
+        run(args)
+    except PipelineError as err:
+        for line in str(err).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return FAULT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
