@@ -83,6 +83,11 @@ class Divergence:
         return 10 * math.log10(self.signal / self.noise) if self.noise > 0 else math.inf
 
 
+def probabilities(scores: Float32) -> Float64:
+    """Return float64 [images, classes] of scores of that shape, logits or probabilities already."""
+    return np.exp(_log_probabilities(scores))
+
+
 def _log_probabilities(scores: Float32) -> Float64:
     values = scores.astype(np.float64)
     if (values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() < _SUM_TOLERANCE:

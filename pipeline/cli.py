@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline.commands.packages import add_analyze, add_bench, add_build, add_eval
+from pipeline.commands.predict import add_predict
 from pipeline.commands.tools import add_calibset, add_check, add_export, add_image2npz, add_models
 from pipeline.errors import PipelineError
 
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_build,
         add_bench,
         add_eval,
+        add_predict,
         add_analyze,
         add_export,
         add_calibset,

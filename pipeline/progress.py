@@ -10,7 +10,9 @@ from tqdm import tqdm
 _SECONDS_BETWEEN_LINES = 15.0
 
 
-def progress_bar(total: int | None, what: str, unit: str, done: int = 0, *, scaled: bool = False) -> tqdm[Any]:
+def progress_bar(
+    total: int | None, what: str, unit: str, done: int = 0, *, scaled: bool = False, shown: bool = True
+) -> tqdm[Any]:
     """Return a bar on standard error; use it in a `with`.
 
     Args:
@@ -19,6 +21,7 @@ def progress_bar(total: int | None, what: str, unit: str, done: int = 0, *, scal
         unit: of the count, such as "img".
         done: units that an earlier run did.
         scaled: show counts as 1.5M; for bytes.
+        shown: False for none at all.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(
@@ -32,6 +35,7 @@ def progress_bar(total: int | None, what: str, unit: str, done: int = 0, *, scal
         # A log file has no cursor to go back with: every state is a line of its own.
         file=sys.stderr if on_terminal else _Lines(),
         dynamic_ncols=on_terminal,
+        disable=not shown,
     )
 
 

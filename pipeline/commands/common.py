@@ -11,6 +11,15 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
+RUNTIMES = ("auto", "openvino", "onnxruntime")
+
+
+def count(text: str) -> int:
+    """Parse a flag's number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
 
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str

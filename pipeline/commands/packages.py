@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.common import add_command, check_json_path, print_json, sayer
+from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count, print_json, sayer
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.bench import Load
     from pipeline.package import Package
-
-_RUNTIMES = ("auto", "openvino", "onnxruntime")
 
 
 def add_build(commands: Any) -> None:
@@ -64,7 +62,7 @@ def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--batch", type=int, help=f"images a request ({found}, else 1)")
     parser.add_argument("-i", "--instances", type=int, help=f"requests in flight ({found}, else 1)")
     parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes (1)")
-    parser.add_argument("--runtime", choices=_RUNTIMES, help=f"auto: OpenVINO, else ONNX Runtime ({found}, else auto)")
+    parser.add_argument("--runtime", choices=RUNTIMES, help=f"auto: OpenVINO, else ONNX Runtime ({found}, else auto)")
 
 
 def _shape(text: str) -> list[int]:
@@ -272,17 +270,9 @@ def add_analyze(commands: Any) -> None:
         "python -m pipeline analyze --top 30",
     )
     parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
-    parser.add_argument(
-        "--images", type=_count, default=None, metavar="N", help="calibration images to measure on (16)"
-    )
-    parser.add_argument("--top", type=_count, default=20, metavar="N", help="rows of the table (20)")
+    parser.add_argument("--images", type=count, default=None, metavar="N", help="calibration images to measure on (16)")
+    parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table (20)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _analyze(args: argparse.Namespace) -> None:

@@ -1,0 +1,111 @@
+"""The command predict."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.predict import Prediction
+
+_STANDARD_OUTPUT = Path("-")
+
+
+def add_predict(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        _predict,
+        "the best classes of images",
+        "python -m pipeline predict cat.jpg photos/ --topk 3",
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders")
+    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
+    parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image (5)")
+    parser.add_argument("-b", "--batch", type=count, default=0, help="images at once (as bench --sweep found, or 8)")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and say which")
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument("--json", type=Path, metavar="FILE", help="write a list of objects, - for standard output")
+    written.add_argument("--csv", type=Path, metavar="FILE", help="write a row a class, - for standard output")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from pipeline import predict
+    from pipeline.progress import progress_bar
+
+    check_json_path(args.json)
+    paths = predict.find_images(args.images)
+    skipped: list[str] = []
+
+    def skip(name: str, reason: Exception) -> None:
+        skipped.append(name)
+        print(f"skipped: {reason}", file=sys.stderr, flush=True)
+
+    # Lines that appear one by one on a terminal are progress enough.
+    shows_lines = args.json is None and args.csv is None and sys.stdout.isatty()
+    with (
+        predict.Classifier(args.model, runtime=args.runtime, batch=args.batch) as classifier,
+        _writer(args) as write,
+        progress_bar(len(paths), "predict", "img", shown=not shows_lines) as progress,
+    ):
+        if classifier.package.uses_sample:
+            print("sample weights, sample images: the answers to photos mean nothing", file=sys.stderr)
+        for prediction in classifier.predict(paths, args.topk, skip=skip if args.skip_bad else None):
+            write(prediction)
+            progress.update()
+    if skipped:
+        print(f"{len(skipped)} of {len(paths)} images skipped", file=sys.stderr)
+
+
+@contextmanager
+def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
+    """Yield what writes one prediction in the form that the flags ask for."""
+    from pipeline import predict
+
+    if args.json is None and args.csv is None:
+        yield lambda prediction: print(predict.as_text(prediction), flush=True)
+    elif args.csv is not None:
+        with _output("--csv", args.csv) as stream:
+            table = csv.writer(stream, lineterminator="\n")
+            table.writerow(predict.COLUMNS)
+            yield lambda prediction: table.writerows(predict.as_rows(prediction))
+    else:
+        with _output("--json", args.json) as stream:
+            begun = False
+
+            def write(prediction: Prediction) -> None:
+                nonlocal begun
+                stream.write(",\n" if begun else "[\n")
+                stream.write(json.dumps(predict.as_dict(prediction), ensure_ascii=False))
+                begun = True
+
+            yield write
+            stream.write("\n]\n" if begun else "[]\n")
+
+
+@contextmanager
+def _output(flag: str, path: Path) -> Iterator[IO[str]]:
+    """Yield standard output for `-`, else a file that appears when all is written."""
+    from pipeline.artefacts import whole_file
+
+    if path == _STANDARD_OUTPUT:
+        yield sys.stdout
+        return
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: is a folder; give a file")
+    try:
+        # Names that are not UTF-8 hold lone surrogates; replaced by backslashes, they are JSON's own escapes.
+        with whole_file(path) as scratch, scratch.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            yield stream
+    except OSError as err:
+        raise ConfigError(f"{flag} {path}: cannot be written ({err.strerror}); give another") from None

@@ -1,0 +1,230 @@
+"""Predict: the best classes of images, from files, Pillow images or arrays. `from pipeline import Classifier`."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline import preprocess, sweep
+from pipeline.accuracy import probabilities
+from pipeline.data import npz
+from pipeline.errors import DataError
+from pipeline.hardware import available_cores
+from pipeline.package import open_package
+from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
+
+SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz"})
+_BATCH = 8  # where no sweep has found a better one
+_WAITING = 2  # batches that are read ahead for each thread
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image, best first; all tuples are of one length."""
+
+    source: str  # the file as it was given; "image 3" for the third that was no file
+    class_ids: tuple[int, ...]  # indices of the network's output
+    scores: tuple[float, ...]  # probabilities
+    labels: tuple[str, ...]  # of the package's classes
+
+
+Skip = Callable[[str, DataError], None]
+
+
+class Classifier:
+    """A package, ready to classify images. Use it in a `with`, or `close` it; one thread at a time.
+
+    >>> with Classifier("deploy_weights/.../wide_resnet50_2") as classifier:
+    ...     for prediction in classifier.predict(["cat.jpg", "dog.png"], topk=3):
+    ...         print(prediction.source, prediction.labels[0], prediction.scores[0])
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, *, runtime: str = "auto", batch: int = 0) -> None:
+        """Open a package.
+
+        Args:
+            model: `folder/name`, or the folder; None: the one built last under deploy_weights/.
+            runtime: auto, openvino or onnxruntime; auto is what `bench --sweep` found best, else OpenVINO, else ONNX
+                Runtime.
+            batch: images computed at once; 0: what `bench --sweep` found best, else 8.
+
+        Raises:
+            PipelineError: there is no such package, a file of it was changed, or the runtime is not installed.
+            ValueError: `runtime` is none of those, or `batch` is negative.
+        """
+        if batch < 0:
+            raise ValueError(f"batch: expected 0 or more, got {batch}")
+        wanted = Runtime(runtime)
+        self.package = open_package(None if model is None else Path(model))
+        found = sweep.recall(self.package)
+        swept = found[0] if found and wanted in (Runtime.AUTO, Runtime(found[0].runtime)) else None
+        self._runtime = choose(Runtime(swept.runtime) if swept else wanted)
+        self._batch = batch or (swept.batch if swept else _BATCH)
+        self._spec = self.package.preprocess()
+        self._labels = [known.name for known in self.package.classes()]
+        self._opened = ExitStack()
+        self._backends: dict[int, Backend] = {}
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._backends.clear()
+        self._opened.close()
+
+    def predict(self, images: Iterable[ImageLike], topk: int = 5, *, skip: Skip | None = None) -> Iterator[Prediction]:
+        """Yield the best classes of each image, in their order; some images are read ahead while others compute.
+
+        Args:
+            images: files (what Pillow reads, or npz of `image2npz`), Pillow images, or arrays uint8 [H, W, 3], RGB.
+            topk: classes an image, as far as there are so many.
+            skip: called with the name of an image that cannot be read and the reason, which is left out then; None: it
+                is raised.
+
+        Raises:
+            DataError: an image cannot be read; it is named.
+            PipelineError: the runtime fails, or the scores are not finite.
+            ValueError: `topk` is less than 1.
+        """
+        if topk < 1:
+            raise ValueError(f"topk: expected 1 or more, got {topk}")
+        numbered = enumerate(images, start=1)
+        first = list(islice(numbered, self._batch))
+        # Few images are computed one at a time: a batch that is not full takes as long as a full one.
+        size = self._batch if len(first) == self._batch else 1
+        backend = self._backend(size)
+        threads = backend.placement.streams + 1
+        pool = ThreadPoolExecutor(threads)
+        waiting: deque[Future[list[Prediction]]] = deque()
+        rest = chain(first, numbered)
+        try:
+            while batch := list(islice(rest, size)):
+                waiting.append(pool.submit(self._batch_of, backend, batch, topk, skip))
+                if len(waiting) >= _WAITING * threads:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _backend(self, batch: int) -> Backend:
+        if batch not in self._backends:
+            cores = available_cores()
+            opened = open_backend(self._runtime, self.package.model, batch=batch, placement=place(cores, cores))
+            self._backends[batch] = self._opened.enter_context(opened)
+        return self._backends[batch]
+
+    def _batch_of(
+        self, backend: Backend, images: Sequence[tuple[int, ImageLike]], topk: int, skip: Skip | None
+    ) -> list[Prediction]:
+        names, prepared = [], []
+        for number, image in images:
+            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+            try:
+                pixels = _pixels(image, name)
+                prepared.append(preprocess.prepare(self._spec, pixels, raw=backend.input.dtype == "uint8"))
+                names.append(name)
+            except DataError as err:
+                reason = err if str(err).startswith(name) else DataError(f"{name}: {err}")
+                if skip is None:
+                    raise reason from None
+                skip(name, reason)
+        if not prepared:
+            return []
+        scores = backend.infer(np.stack(prepared))
+        finite = np.isfinite(scores).all(axis=1)
+        if not finite.all():
+            raise DataError(f"{names[int(np.argmin(finite))]}: the model's output holds NaN or Inf")
+        return [self._best(name, row, topk) for name, row in zip(names, probabilities(scores), strict=True)]
+
+    def _best(self, name: str, shares: npt.NDArray[np.float64], topk: int) -> Prediction:
+        # Of equal scores the lower class, as `eval` has it.
+        best = np.argsort(-shares, kind="stable")[:topk]
+        return Prediction(
+            name,
+            tuple(int(index) for index in best),
+            tuple(float(shares[index]) for index in best),
+            tuple(self._labels[index] for index in best),
+        )
+
+
+def _pixels(image: ImageLike, name: str) -> preprocess.Pixels:
+    """Return uint8 [3, H, W], RGB."""
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        return npz.read_image_npz(path) if path.suffix == ".npz" else preprocess.decode(path)
+    if isinstance(image, Image.Image):
+        array = np.asarray(image.convert("RGB"))
+    else:
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise DataError(f"{name}: expected uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
+    return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return files as they are and the images below folders, in order of their names.
+
+    Raises:
+        DataError: a path is not there, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            if not below:
+                raise DataError(f"{path}: no images in this folder (of {', '.join(sorted(SUFFIXES))})")
+            found += below
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file")
+    return found
+
+
+def as_text(prediction: Prediction) -> str:
+    """Return a line as PaddleClas prints it."""
+    scores = ", ".join(f"{score:.2f}" for score in prediction.scores)
+    return (
+        f"{prediction.source}:\tclass id(s): {list(prediction.class_ids)}, score(s): [{scores}], "
+        f"label_name(s): {list(prediction.labels)}"
+    )
+
+
+def as_dict(prediction: Prediction) -> dict[str, Any]:
+    """Return plain data, with the keys of PaddleClas."""
+    return {
+        "file_name": prediction.source,
+        "class_ids": list(prediction.class_ids),
+        "scores": [round(score, 6) for score in prediction.scores],
+        "label_names": list(prediction.labels),
+    }
+
+
+def as_rows(prediction: Prediction) -> list[list[object]]:
+    """Return rows of a table: file, rank from 1, class, score, label."""
+    ranked = zip(prediction.class_ids, prediction.scores, prediction.labels, strict=True)
+    return [
+        [prediction.source, rank, class_id, f"{score:.6f}", label]
+        for rank, (class_id, score, label) in enumerate(ranked, start=1)
+    ]
+
+
+COLUMNS = ("file", "rank", "class_id", "score", "label")
