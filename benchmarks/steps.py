@@ -1,0 +1,266 @@
+"""Everything around the network beside what it could be at best, or beside what it stands for.
+
+    pip install '.[benchmarks]'
+    python benchmarks/steps.py images -m deploy_weights/FOLDER/NAME --images DIR
+    python benchmarks/steps.py image2npz --images DIR
+    python benchmarks/steps.py start -m deploy_weights/FOLDER/NAME --images DIR
+    python benchmarks/steps.py scale -m deploy_weights/FOLDER/NAME
+
+images: from JPEG and npz to answers, beside the rate that decoding and inference allow one after the other on the same
+cores. image2npz: beside one process of OpenCV, as the vendor's script has it. start: how long commands take to begin.
+scale: seconds and memory as the number of images grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from pipeline import hardware, preprocess, results
+from pipeline.data import npz
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.figures import Recorder
+from pipeline.package import Package, open_package
+from pipeline.predict import Classifier, find_images
+from pipeline.runner import Limit, Plan, measure
+from pipeline.runtimes.base import Runtime, choose
+
+FAULT = 2  # exit code: something the user can fix, and it has been said
+BATCH = 16
+SCALES = (1000, 5000, 20_000, 50_000)
+SMALL = 96  # px, of the images of `scale`
+
+Turn = Callable[[], float]  # images/s
+
+
+def in_turn(turns: int, measures: dict[str, Turn]) -> dict[str, list[float]]:
+    """Measure one after the other, and again."""
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(turns):
+        for name, one_turn in measures.items():
+            rates[name].append(one_turn())
+    return rates
+
+
+def rate(images: int, work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - begun)
+
+
+def images(args: argparse.Namespace) -> None:
+    package = open_package(args.model)
+    spec, cores = package.preprocess(), hardware.available_cores()
+    paths = find_images([args.images])[: args.count]
+    plan = Plan(package.model, choose(Runtime.AUTO), spec, batch=BATCH, instances=cores)
+    with tempfile.TemporaryDirectory() as folder, Classifier(package.prefix, batch=BATCH) as classifier:
+        arrays = []
+        for index, path in enumerate(paths):
+            arrays.append(Path(folder) / f"{index:06d}.npz")
+            npz.write_image_npz(arrays[-1], preprocess.decode(path))
+        list(classifier.predict(paths[:BATCH]))  # opens the model
+
+        def load(path: Path) -> None:
+            pixels = npz.read_image_npz(path) if path.suffix == ".npz" else preprocess.decode(path)
+            preprocess.prepare(spec, pixels, raw=package.takes_pixels)
+
+        def prepare_all(files: Sequence[Path]) -> float:
+            with ThreadPoolExecutor(cores) as pool:
+                return rate(len(files), lambda: list(pool.map(load, files)))
+
+        def infer() -> float:
+            recorder = Recorder()
+            begun = measure(plan, Limit(duration_s=args.seconds), recorder)
+            return recorder.figures(begun, steady=True).throughput
+
+        def from_npz() -> float:
+            with tempfile.TemporaryDirectory() as out:
+                figures = results.write_results(plan, {}, arrays, Path(out) / "results", "npz to results")
+            assert figures is not None
+            return figures.throughput
+
+        found = in_turn(
+            args.turns,
+            {
+                "decode and prepare JPEG": lambda: prepare_all(paths),
+                "read and prepare npz": lambda: prepare_all(arrays),
+                "infer": infer,
+                "predict from JPEG": lambda: rate(len(paths), lambda: list(classifier.predict(paths))),
+                "bench from npz to results": from_npz,
+            },
+        )
+    for name, rates in found.items():
+        print(f"{median(rates):9.1f} images/s  {name}")
+    for name, first in (
+        ("predict from JPEG", "decode and prepare JPEG"),
+        ("bench from npz to results", "read and prepare npz"),
+    ):
+        turns = zip(found[name], found[first], found["infer"], strict=True)
+        shares = [got / (1 / (1 / prepared + 1 / inferred)) for got, prepared, inferred in turns]
+        print(f"{median(shares):9.2f} of 1 / (1 / ({first}) + 1 / infer): {name}")
+
+
+def image2npz(args: argparse.Namespace) -> None:
+    try:
+        import cv2
+    except ImportError:
+        raise ConfigError("OpenCV is not installed; run: pip install '.[benchmarks]'") from None
+    from pipeline.stages.image2npz import convert
+
+    paths = find_images([args.images])[: args.count]
+
+    def opencv(folder: Path) -> None:
+        for path in paths:
+            image = cv2.imread(str(path))
+            assert image is not None, f"OpenCV does not read {path}"
+            rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            np.savez(folder / path.stem, input_0=np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+
+    def ours(folder: Path, workers: int) -> None:
+        convert(args.images, folder, folder / "npz_datalist.txt", suffix=paths[0].suffix, workers=workers)
+
+    def timed(work: Callable[[Path], None]) -> float:
+        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+            return rate(len(paths), lambda: work(Path(folder)))
+
+    cores = hardware.available_cores()
+    workers = sorted({1, cores})
+    measures: dict[str, Turn] = {"OpenCV, one process": lambda: timed(opencv)}
+    for count in workers:
+        measures[f"image2npz, {count} worker(s)"] = lambda count=count: timed(lambda folder: ours(folder, count))  # type: ignore[misc]
+    found = in_turn(args.turns, measures)
+    for name, rates in found.items():
+        ratios = [own / peer for own, peer in zip(rates, found["OpenCV, one process"], strict=True)]
+        print(f"{median(rates):9.1f} images/s  {median(ratios):5.2f}x  {name}")
+
+
+def start(args: argparse.Namespace) -> None:
+    package = open_package(args.model)
+    image = find_images([args.images])[0]
+    commands = {
+        "--help": ["--help"],
+        "predict of one image": ["predict", "-m", str(package.prefix), str(image)],
+        "the same in ONNX Runtime": ["predict", "-m", str(package.prefix), str(image), "--runtime", "onnxruntime"],
+    }
+
+    def seconds(command: Sequence[str]) -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, capture_output=True)
+        return time.perf_counter() - begun
+
+    for name, command in commands.items():
+        found = [seconds(command) for _ in range(args.turns)]
+        print(f"{median(found):7.2f} s ({min(found):.2f} to {max(found):.2f})  {name}")
+
+
+def scale(args: argparse.Namespace) -> None:
+    """Each step in a process of its own, on copies of some small images under other names."""
+    package = open_package(args.model)
+    print("   images  step                       s   ms/image  MiB (largest process)")
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        root = Path(folder)
+        make_images(package, root / "images", max(SCALES))
+        names = sorted((root / "images").rglob("*.JPEG"))
+        for count in SCALES:
+            some = root / "some"
+            for name in names[:count]:
+                (some / name.parent.name).mkdir(parents=True, exist_ok=True)
+                os.link(name, some / name.parent.name / name.name)
+            datalist = ["--datalist", str(root / "npz.txt")]
+            steps = {
+                "image2npz": [
+                    "--dataset_path",
+                    str(some),
+                    "--target_path",
+                    str(root / "npz"),
+                    "--text_path",
+                    datalist[1],
+                ],
+                "bench": [
+                    "-m",
+                    str(package.prefix),
+                    "-b",
+                    str(BATCH),
+                    "-i",
+                    "2",
+                    *datalist,
+                    "--path_output",
+                    str(root / "out"),
+                ],
+                "eval": ["--result_path", str(root / "out"), "--no-reference"],
+                "predict": ["-m", str(package.prefix), str(some), "--csv", str(root / "out.csv")],
+            }
+            for step, flags in steps.items():
+                seconds, memory = run_step([step, *flags])
+                print(f"{count:9}  {step:20} {seconds:9.1f}  {1e3 * seconds / count:9.2f}  {memory:7.0f}", flush=True)
+            for made in (some, root / "npz", root / "out"):
+                shutil.rmtree(made)
+            (root / "out.run.json").unlink()
+
+
+def make_images(package: Package, root: Path, count: int) -> None:
+    """Write small JPEG files into a folder a class; many are equal, which nothing here can take advantage of."""
+    classes = [known.id for known in package.classes()]
+    drawn = np.random.default_rng(0).integers(0, 256, (64, SMALL // 8, SMALL // 8, 3), np.uint8)
+    for index in range(count):
+        folder = root / classes[index % len(classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn[index % len(drawn)]).resize((SMALL, SMALL)).save(folder / f"{index:06d}.JPEG", quality=90)
+
+
+def run_step(arguments: Sequence[str]) -> tuple[float, float]:
+    """Return seconds, and the peak memory in MiB of the process, or of a worker of it if that took more."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(FAULT)
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    return time.perf_counter() - begun, usage.ru_maxrss / unit
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("step", choices=("images", "image2npz", "start", "scale"))
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package as folder/name (the last one built)"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="image files; all but scale need them")
+    parser.add_argument("--count", type=int, default=1000, help="of them at most (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn of inference (%(default)s)")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where files are written and removed again (/tmp)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    args = make_parser().parse_args(argv)
+    try:
+        if args.images is None and args.step != "scale":
+            raise ConfigError("--images: missing; give a folder of image files")
+        print(f"{hardware.cpu_name()}, {hardware.available_cores()} cores, {', '.join(hardware.instruction_sets())}")
+        {"images": images, "image2npz": image2npz, "start": start, "scale": scale}[args.step](args)
+    except PipelineError as err:
+        for line in str(err).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return FAULT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
