@@ -9,6 +9,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
+from pipeline.hardware import instruction_sets
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -36,7 +37,8 @@ class OnnxRuntimeBackend:
         self.placement = placement
         self._batch = batch
         threads = max(1, placement.threads // placement.streams)
-        sessions = [_open(model, threads) for _ in range(1 if threads == 1 else placement.streams)]
+        source = _source(model)
+        sessions = [_open(model, source, threads) for _ in range(1 if threads == 1 else placement.streams)]
         self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
         self.input = TensorSpec(given.name, _DTYPES.get(given.type, given.type), _shape(given.shape))
@@ -56,7 +58,18 @@ class OnnxRuntimeBackend:
         self._sessions.close()
 
 
-def _open(model: Path, threads: int) -> onnxruntime.InferenceSession:
+def _source(model: Path) -> str | bytes:
+    """Return what a session is made of: the file, or on CPUs with AMX its content in another form."""
+    if "AMX int8" not in instruction_sets():
+        return str(model)
+    try:
+        from pipeline.runtimes.amx import for_amx
+    except ImportError:  # a machine that only runs packages may have no onnx; it runs them, only slower
+        return str(model)
+    return for_amx(model) or str(model)  # of what is no model, the session says what is wrong
+
+
+def _open(model: Path, source: str | bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -64,7 +77,7 @@ def _open(model: Path, threads: int) -> onnxruntime.InferenceSession:
     # Threads that spin while they wait take cores from decoding, and from other containers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _ERRORS as err:
         raise BackendError(
             f"{model}: ONNX Runtime {onnxruntime.__version__} does not load it ({_reason(err)})"

@@ -1,0 +1,55 @@
+"""What makes ONNX Runtime compute int8 convolutions with AMX, on CPUs that have it.
+
+Its kernel for weights with zero point 0 is written for VNNI; other weights go to its matrix product, which uses AMX. A
+weight stored as w - 1 with the zero point -1 is the same weight, to the bit, as long as w is not -128, which symmetric
+int8 does without. Measured on wide_resnet50_2 with AMX: 1.75 times as fast; without AMX 17% slower, and OpenVINO computes
+such a file in float. So it is done in memory, when ONNX Runtime loads a package on such a CPU, and never on disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, numpy_helper
+
+_LEAST_INPUTS = 148  # of an output, channels * kernel height * kernel width; smaller convolutions are no faster for it
+
+
+def for_amx(path: Path) -> bytes | None:
+    """Return the model of a file as ONNX Runtime runs it fastest on AMX; None where the file is none."""
+    try:
+        model = onnx.load(path)
+    except (OSError, DecodeError):
+        return None
+    shift_weights(model)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def shift_weights(model: onnx.ModelProto, least_inputs: int = _LEAST_INPUTS) -> int:
+    """Store the int8 weights of convolutions as w - 1 with zero point -1, in place; return of how many."""
+    graph = model.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    dequantizers = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    uses = Counter(name for node in graph.node for name in node.input)
+    shifted = 0
+    for node in graph.node:
+        dequantizer = dequantizers.get(node.input[1]) if node.op_type == "Conv" else None
+        if dequantizer is None or len(dequantizer.input) < 3 or uses[dequantizer.input[0]] > 1:
+            continue
+        stored, zero = tensors.get(dequantizer.input[0]), tensors.get(dequantizer.input[2])
+        if stored is None or zero is None or stored.data_type != TensorProto.INT8:
+            continue
+        weights, zero_point = numpy_helper.to_array(stored), numpy_helper.to_array(zero)
+        if zero_point.any() or weights[0].size < least_inputs or weights.min() == np.iinfo(np.int8).min:
+            continue
+        stored.CopyFrom(numpy_helper.from_array(weights - np.int8(1), stored.name))
+        own = f"{stored.name}.minus_one"
+        graph.initializer.append(numpy_helper.from_array(np.full_like(zero_point, -1), own))
+        dequantizer.input[2] = own
+        shifted += 1
+    return shifted
