@@ -89,7 +89,7 @@ STAGES = (
     Stage("export", ("calibset",), export.identity, export.run),
     Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes),
-    Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=2),
+    Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=3),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=2),
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True),

@@ -38,6 +38,35 @@ def float_keys(values: npt.NDArray[np.float32], out: Counts | None = None) -> Co
     return keys
 
 
+def tail_keys(counts: Counts, share: float) -> tuple[int, int]:
+    """Return the keys from which on the outermost `share` of the values lies, of either sign, as magnitudes' keys.
+
+    Args:
+        counts: int64 [BINS], histogram of finite values by `float_keys`.
+        share: in (0, 1), of all values, at either end.
+
+    Returns:
+        For the values below zero, and for those above; each at least 1, so that zeros are in neither.
+    """
+    outside = share * counts.sum()
+
+    def first(of_sign: Counts) -> int:
+        beyond = np.cumsum(of_sign[::-1])[::-1]
+        return max(1, int((beyond > outside).sum()))
+
+    return first(counts[_SIGN:]), first(counts[:_SIGN])
+
+
+def magnitude(key: int) -> float:
+    """Return the least magnitude that has the key of a value >= 0."""
+    return float(np.array([key << KEY_SHIFT], np.uint32).view(np.float32)[0])
+
+
+def inner_bins(below: int, above: int) -> tuple[slice, slice]:
+    """Return the bins between the tails that begin with the keys of `tail_keys`: those above zero, and those below."""
+    return slice(0, above), slice(_SIGN, _SIGN + below)
+
+
 def key_bounds(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return for each bin of finite values its bound away from zero: int64 [n] -> float64 [n], tensor units."""
     magnitude = ((keys % _SIGN + 1) << KEY_SHIFT).astype(np.uint32).view(np.float32).astype(np.float64)

@@ -2,8 +2,8 @@
 
 Its kernel for weights with zero point 0 is written for VNNI; other weights go to its matrix product, which uses AMX. A
 weight stored as w - 1 with the zero point -1 is the same weight, to the bit, as long as w is not -128, which symmetric
-int8 does without. Measured on wide_resnet50_2 with AMX: 1.75 times as fast; without AMX 17% slower, and OpenVINO computes
-such a file in float. So it is done in memory, when ONNX Runtime loads a package on such a CPU, and never on disk.
+int8 does without. Measured on wide_resnet50_2 with AMX: 1.75 times as fast; without AMX 17% slower, and OpenVINO
+computes such a file in float. So it is done in memory, when ONNX Runtime loads a package on such a CPU, never on disk.
 """
 
 from __future__ import annotations

@@ -147,3 +147,59 @@ def test_load_raises_nothing_else_when_bytes_are_damaged(tmp_path: Path) -> None
         except ArtefactError:
             refused += 1
     assert refused > 150
+
+
+def large(seed: int, shape: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return 300,000 values as activations have them."""
+    drawn = np.random.default_rng(seed).normal(0.3, 2, 300_000) * np.random.default_rng(seed + 1).gamma(1, 1, 300_000)
+    values = {"signed": drawn, "relu": np.maximum(drawn, 0), "negative": -np.abs(drawn) - 1e-3, "zeros": 0 * drawn}
+    return values[shape].astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", ["signed", "relu", "negative", "zeros"])
+def test_large_tensors_are_sampled_but_for_their_tails(shape: str) -> None:
+    """Percentiles of the last hundredth are exact; the others, and the searched ranges, next to that."""
+    from pipeline.quant import search
+
+    whole, sampled = ObserverSet(["t"]), ObserverSet(["t"])
+    sampled.add({"t": large(100, shape)})
+    sampled.set_tails()
+    assert sampled.observers["t"].counts.sum() == 0
+    for seed in range(8):
+        for each in (whole, sampled):
+            each.add({"t": large(10 * seed, shape)})
+    exact, found = whole.observers["t"], sampled.observers["t"]
+    assert (found.lowest, found.highest) == (exact.lowest, exact.highest)
+    assert found.counts.sum() == pytest.approx(exact.counts.sum(), rel=1e-3)
+    assert np.count_nonzero(found.counts) <= np.count_nonzero(exact.counts)
+    for percentile in (99.5, 99.99, 99.9999):
+        ranges = [qmath.percentile_range(each.counts, each.lowest, each.highest, percentile) for each in (exact, found)]
+        assert (ranges[1].low, ranges[1].high) == pytest.approx((ranges[0].low, ranges[0].high), rel=5e-3)
+    if shape != "zeros":
+        ranges = [search.mse_range(each.counts, each.lowest, each.highest) for each in (exact, found)]
+        assert (ranges[1].low, ranges[1].high) == pytest.approx((ranges[0].low, ranges[0].high), rel=0.05)
+
+
+def test_tails_survive_saving_and_later_values_are_sampled_alike(tmp_path: Path) -> None:
+    straight = ObserverSet(["t"])
+    straight.add({"t": large(1, "signed")})
+    straight.set_tails()
+    straight.add({"t": large(2, "signed")})
+    straight.save(tmp_path / "observers.npz", images=1)
+    resumed, _ = ObserverSet.load(tmp_path / "observers.npz")
+    assert resumed.observers["t"].tails == straight.observers["t"].tails != (0, 0)
+    for each in (straight, resumed):
+        each.add({"t": large(3, "signed")})
+    assert_equal(straight.observers["t"], resumed.observers["t"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 11, 12, 299_999])
+def test_one_value_that_is_not_finite_is_found_in_a_sampled_tensor(bad: float, at: int) -> None:
+    seen = ObserverSet(["t"])
+    seen.add({"t": large(1, "relu")})
+    seen.set_tails()
+    values = large(2, "relu")
+    values[at] = bad
+    with pytest.raises(DataError, match="activation t: holds NaN or Inf"):
+        seen.add({"t": values})
