@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,7 +78,9 @@ class Classifier:
         self._spec = self.package.preprocess()
         self._labels = [known.name for known in self.package.classes()]
         self._opened = ExitStack()
-        self._backends: dict[int, Backend] = {}
+        self._backends: dict[tuple[int, int], Backend] = {}  # by images a request and requests at once
+        self.seconds = {"read": 0.0, "preprocess": 0.0, "infer": 0.0}  # of all threads, infer with waiting for its turn
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Classifier:
         return self
@@ -107,9 +111,10 @@ class Classifier:
             raise ValueError(f"topk: expected 1 or more, got {topk}")
         numbered = enumerate(images, start=1)
         first = list(islice(numbered, self._batch))
-        # Few images are computed one at a time: a batch that is not full takes as long as a full one.
-        size = self._batch if len(first) == self._batch else 1
-        backend = self._backend(size)
+        # Few images are computed one at a time, by all cores: a batch that is not full takes as long as a full one.
+        few = len(first) < self._batch
+        size = 1 if few else self._batch
+        backend = self._backend(size, streams=1 if few else available_cores())
         threads = backend.placement.streams + 1
         pool = ThreadPoolExecutor(threads)
         waiting: deque[Future[list[Prediction]]] = deque()
@@ -124,22 +129,26 @@ class Classifier:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _backend(self, batch: int) -> Backend:
-        if batch not in self._backends:
-            cores = available_cores()
-            opened = open_backend(self._runtime, self.package.model, batch=batch, placement=place(cores, cores))
-            self._backends[batch] = self._opened.enter_context(opened)
-        return self._backends[batch]
+    def _backend(self, batch: int, streams: int) -> Backend:
+        if (batch, streams) not in self._backends:
+            placement = place(streams, available_cores())
+            opened = open_backend(self._runtime, self.package.model, batch=batch, placement=placement)
+            self._backends[batch, streams] = self._opened.enter_context(opened)
+        return self._backends[batch, streams]
 
     def _batch_of(
         self, backend: Backend, images: Sequence[tuple[int, ImageLike]], topk: int, skip: Skip | None
     ) -> list[Prediction]:
         names, prepared = [], []
+        begun = time.perf_counter()
+        preparing = 0.0
         for number, image in images:
             name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
             try:
                 pixels = _pixels(image, name)
+                decoded = time.perf_counter()
                 prepared.append(preprocess.prepare(self._spec, pixels, raw=backend.input.dtype == "uint8"))
+                preparing += time.perf_counter() - decoded
                 names.append(name)
             except DataError as err:
                 reason = err if str(err).startswith(name) else DataError(f"{name}: {err}")
@@ -148,7 +157,12 @@ class Classifier:
                 skip(name, reason)
         if not prepared:
             return []
+        ready = time.perf_counter()
         scores = backend.infer(np.stack(prepared))
+        with self._lock:
+            self.seconds["read"] += ready - begun - preparing
+            self.seconds["preprocess"] += preparing
+            self.seconds["infer"] += time.perf_counter() - ready
         finite = np.isfinite(scores).all(axis=1)
         if not finite.all():
             raise DataError(f"{names[int(np.argmin(finite))]}: the model's output holds NaN or Inf")

@@ -63,6 +63,9 @@ def _predict(args: argparse.Namespace) -> None:
         for prediction in classifier.predict(paths, args.topk, skip=skip if args.skip_bad else None):
             write(prediction)
             progress.update()
+    if len(paths) > 1:
+        spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
+        print(f"thread seconds in: {spent} (infer includes waiting for a stream)", file=sys.stderr)
     if skipped:
         print(f"{len(skipped)} of {len(paths)} images skipped", file=sys.stderr)
 
