@@ -64,6 +64,15 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _INT8_FLAGS.items() if flag in flags]
 
 
+def saturates() -> bool:
+    """Tell whether int8 kernels of this CPU sum products by two in 16 bits: an x86 CPU without VNNI and AMX.
+
+    Sources: oneDNN's "Nuances of int8 computations"; ONNX Runtime's "Quantize ONNX models", on reduce_range.
+    """
+    exact = {_INT8_FLAGS[flag] for flag in ("avx_vnni", "avx512_vnni", "amx_int8")}
+    return platform.machine().lower() in ("x86_64", "amd64") and not exact.intersection(instruction_sets())
+
+
 def reset_peak_memory() -> None:
     """Make `peak_memory_mib` forget what came before, where the kernel can (Linux); else do nothing."""
     with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ from pipeline import artefacts
 from pipeline.config.vdsp import PreprocessSpec, load_vdsp, same_normalisation
 from pipeline.data.labels import ClassInfo, read_classes
 from pipeline.errors import ArtefactError, DataError
+from pipeline.hardware import saturates
 
 PREPROCESS = "preprocess.json"  # a vdsp_params file
 CLASSES = "classes.tsv"  # a line a class, in index order: id, name
@@ -66,6 +67,15 @@ class Package:
     def uses_sample(self) -> bool:
         """Whether weights and images are the embedded sample's."""
         return bool(self.facts["sample"])
+
+    def misfit(self) -> str | None:
+        """Return what is wrong with running this package on this CPU, if anything is."""
+        if self.precision != "int8" or self.facts.get("target", "vnni") == "avx2" or not saturates():
+            return None
+        return (
+            f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: large "
+            "sums are cut off, and answers may be wrong; build with --target avx2 for such CPUs"
+        )
 
     def preprocess(self) -> PreprocessSpec:
         return load_vdsp(self.folder / PREPROCESS)

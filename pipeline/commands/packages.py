@@ -30,6 +30,11 @@ def add_build(commands: Any) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
     parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
     parser.add_argument(
+        "--target",
+        choices=("vnni", "avx2"),
+        help="the least CPU it is for: vnni, or avx2, with 7-bit weights (backend.target)",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
     )
 
@@ -41,6 +46,7 @@ def _build(args: argparse.Namespace) -> None:
         "frontend.checkpoint": args.weights,
         "dataset.path": args.dataset,
         "evaluation.path": args.evaluation,
+        "backend.target": args.target,
     }
     cfg = load_build_file(args.config, args.set, extra=flags)
     from pipeline.build import build, check, summary
@@ -131,7 +137,8 @@ def _bench(args: argparse.Namespace) -> None:
     bench.check_shape(package, args.shape)
     spec, notes = bench.resolve_preprocess(package, args.vdsp_params)
     load, found = (given, []) if given else _swept_load(package, args.processes)
-    notes += found
+    misfit = package.misfit()
+    notes += [*found, *([misfit] if misfit else [])]
     # The documents' long form measures speed, or with --datalist makes results; the short form does both.
     datalist = args.datalist
     if datalist is None and (args.model is None or args.path_output is not None):

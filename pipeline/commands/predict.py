@@ -58,6 +58,9 @@ def _predict(args: argparse.Namespace) -> None:
         _writer(args) as write,
         progress_bar(len(paths), "predict", "img", shown=not shows_lines) as progress,
     ):
+        misfit = classifier.package.misfit()
+        if misfit:
+            print(f"note: {misfit}", file=sys.stderr)
         if classifier.package.uses_sample:
             print("sample weights, sample images: the answers to photos mean nothing", file=sys.stderr)
         for prediction in classifier.predict(paths, args.topk, skip=skip if args.skip_bad else None):

@@ -13,7 +13,12 @@ from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
 from pipeline.errors import ConfigError
 
 # Keys with a flag of their own -> that flag, to name it in errors.
-FLAGS = {"frontend.checkpoint": "--weights", "dataset.path": "--dataset", "evaluation.path": "--evaluation"}
+FLAGS = {
+    "frontend.checkpoint": "--weights",
+    "dataset.path": "--dataset",
+    "evaluation.path": "--evaluation",
+    "backend.target": "--target",
+}
 
 # In place of a checkpoint's path: the file that the library publishes for the network.
 AUTO = Path("auto")
@@ -69,6 +74,13 @@ class BackendType(Enum):
     TVM_VACC = "tvm_vacc"
 
 
+class Target(Enum):
+    """The least that a CPU has to have so that int8 sums are exact."""
+
+    VNNI = "vnni"  # also AMX and the int8 instructions of ARM: they sum in 32 bits
+    AVX2 = "avx2"  # products are summed by two in 16 bits, which 8-bit weights overflow: weights of 7 bits
+
+
 class DatasetType(Enum):
     TVM = "tvm"
 
@@ -122,6 +134,7 @@ class BackendConfig:
 
     type: str = BackendType.TVM_VACC.value
     dtype: Precision = Precision.INT8
+    target: Target = Target.VNNI
     compile: Mapping[str, object] = field(default_factory=dict)  # the vendor's hardware keys; without effect here
     quantize: QuantizeConfig = QuantizeConfig()
 

@@ -25,6 +25,7 @@ from pipeline.config.build_config import (
     Precision,
     QuantizeConfig,
     SamplerConfig,
+    Target,
     WeightRounding,
     WorkspaceConfig,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Precision",
     "QuantizeConfig",
     "SamplerConfig",
+    "Target",
     "WeightRounding",
     "WorkspaceConfig",
     "find_data_file",
@@ -215,11 +217,12 @@ def _read_shape(section: Section) -> tuple[str, tuple[int, int, int, int]]:
 def _read_backend(section: Section, notices: list[str]) -> BackendConfig:
     section.choice("type", BackendType, BackendType.TVM_VACC)
     dtype = section.choice("dtype", Precision, Precision.INT8)
+    target = section.choice("target", Target, Target.VNNI)
     compile_section = section.section("compile")
     notices.extend(compile_section.ignored(compile_section.values))
     quantize = _read_quantize(section.section("quantize"), notices)
     section.done()
-    return BackendConfig(dtype=dtype, compile=compile_section.values, quantize=quantize)
+    return BackendConfig(dtype=dtype, target=target, compile=compile_section.values, quantize=quantize)
 
 
 def _read_quantize(section: Section, notices: list[str]) -> QuantizeConfig:

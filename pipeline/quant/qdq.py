@@ -116,6 +116,7 @@ def insert_qdq(
     ranges: Mapping[str, Range],
     *,
     per_channel: bool,
+    reduced: bool = False,
     float_layers: Collection[str] = (),
     float_activations: Collection[str] = (),
 ) -> onnx.ModelProto:
@@ -125,6 +126,7 @@ def insert_qdq(
         model: float32, opset 13 or later, batch norms folded; it is not changed.
         ranges: by name for every tensor of `observed_tensors(model)`.
         per_channel: one weight scale an output channel; else one a tensor.
+        reduced: weights of 7 bits, for CPUs whose int8 sums saturate.
         float_layers: names of nodes that stay float32.
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
 
@@ -146,7 +148,7 @@ def insert_qdq(
     quantizer = QDQQuantizer(
         prepared,
         per_channel,
-        False,  # reduce_range: 7-bit weights, for CPUs whose int8 sums saturate
+        reduced,
         QuantType.QInt8,
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, data),

@@ -32,6 +32,7 @@ Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
 
 LIMIT = 127  # of symmetric int8
+REDUCED_LIMIT = 64  # 7 bits: two products with a uint8 stay below 2^15, where instructions sum them in 16 bits
 _BLOCK = 128  # columns rounded one by one before the others hear of it, in one matrix product
 _ROWS = 1024  # columns of inputs multiplied at a time: fewer are bound by memory, more take more of it
 _FACTORED = 256  # columns of a covariance factored at a time
@@ -162,10 +163,10 @@ class Covariance:
         return covariance
 
 
-def scales_of(weights: Float32, *, per_channel: bool) -> Float32:
+def scales_of(weights: Float32, *, per_channel: bool, limit: int = LIMIT) -> Float32:
     """Return the scales of symmetric int8 weights [outputs, inputs]: float32 [outputs], or [1] for the whole tensor."""
     largest = np.abs(weights).max(axis=1) if per_channel else np.abs(weights).max(keepdims=True).reshape(1)
-    scales: Float32 = np.where(largest > 0, largest / np.float32(LIMIT), np.float32(1)).astype(np.float32)
+    scales: Float32 = np.where(largest > 0, largest / np.float32(limit), np.float32(1)).astype(np.float32)
     return scales
 
 
@@ -179,13 +180,14 @@ class Rounded:
     mean_error: Float64 | None = None  # [outputs], what rounding takes from the layer's mean output, in its units
 
 
-def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rounded:
+def round_weights(weights: Float32, scales: Float32, covariance: Float32, limit: int = LIMIT) -> Rounded:
     """Return int8 weights whose layer output is nearest to that of the float ones, as far as rounding in turn finds it.
 
     Args:
         weights: float32 [outputs, inputs].
         scales: float32 [outputs] or [1], units a step.
         covariance: float32 [inputs, inputs], of the layer's inputs.
+        limit: the largest magnitude of an int8 weight.
     """
     inputs = weights.shape[1]
     variances = np.diag(covariance).copy()
@@ -209,7 +211,7 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rou
         errors = np.zeros((len(steps), end - start), np.float32)
         for column in reversed(range(end - start)):
             target = wanted[:, start + column] + errors[:, column + 1 :] @ within[column, column + 1 :]
-            rounded[:, start + column] = np.clip(np.rint(target), -LIMIT, LIMIT)
+            rounded[:, start + column] = np.clip(np.rint(target), -limit, limit)
             errors[:, column] = steps[:, start + column] - rounded[:, start + column]
         wanted[:, :start] += errors @ factor[start:end, :start]
     found = np.empty(weights.shape, np.int8)
@@ -218,7 +220,7 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32) -> Rou
     def power(of_weights: Float32) -> float:
         return float(np.square((of_weights * scales[:, None]) @ factor * spread).sum(dtype=np.float64))
 
-    nearest = np.clip(np.rint(steps), -LIMIT, LIMIT)
+    nearest = np.clip(np.rint(steps), -limit, limit)
     signal = power(steps)
     return Rounded(found, _decibel(signal, power(steps - rounded)), _decibel(signal, power(steps - nearest)))
 
@@ -284,7 +286,7 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
 
 
 def install_weights(
-    int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, Rounded]
+    int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, Rounded], limit: int = LIMIT
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """Put rounded weights in the place of a QDQ model's own, in place.
 
@@ -304,7 +306,8 @@ def install_weights(
             continue
         tensor = tensors[maker.input[0]]
         scales = numpy_helper.to_array(tensors[maker.input[1]]).reshape(-1)
-        same = np.isclose(scales, scales_of(layer.weights, per_channel=scales.size > 1), rtol=_SAME_SCALE, atol=0)
+        wanted = scales_of(layer.weights, per_channel=scales.size > 1, limit=limit)
+        same = np.isclose(scales, wanted, rtol=_SAME_SCALE, atol=0)
         outputs = np.broadcast_to(same, len(layer.weights))
         nearest = numpy_helper.to_array(tensor)
         values = rounded[layer.name].weights

@@ -57,6 +57,7 @@ def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> di
         "input": list(cfg.frontend.chw),
         "input_dtype": input_dtype,
         **(calibration if cfg.backend.dtype is Precision.INT8 else {"calibrate_mode": "none"}),
+        "target": cfg.backend.target.value,
         "sample": cfg.uses_sample,
         "checked_on": instruction_sets(),
         "versions": _versions(),

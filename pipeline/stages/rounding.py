@@ -35,6 +35,7 @@ from pipeline.quant.rounding import (
     write_rounded,
 )
 from pipeline.runtimes.activations import ActivationReader
+from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float32_model
 
 # Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
@@ -47,7 +48,8 @@ _MEMORY = 512 << 20
 
 def identity(cfg: BuildConfig) -> object:
     """Return what this stage's outcome depends on beside its inputs."""
-    return [to_vdsp_dict(cfg.preprocess), cfg.backend.quantize.quantize_per_channel, FITTING_IMAGES, POSITIONS]
+    weights = [cfg.backend.quantize.quantize_per_channel, int8_parts.weight_limit(cfg)]
+    return [to_vdsp_dict(cfg.preprocess), weights, FITTING_IMAGES, POSITIONS]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -57,7 +59,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     layers = list(layers_of(onnx.load(float32_model(inputs))))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
-    per_channel = cfg.backend.quantize.quantize_per_channel
+    per_channel, limit = cfg.backend.quantize.quantize_per_channel, int8_parts.weight_limit(cfg)
     rounded: dict[str, Rounded] = {}
     passes = list(_passes(layers))
     with progress_bar(len(passes) * len(images) + len(layers), "round weights", "step") as progress:
@@ -70,10 +72,10 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
                 collected = _collect(cfg, float32_model(inputs), some, images, progress.update)
                 found = {}
                 for layer in some:
-                    scales = scales_of(layer.weights, per_channel=per_channel)
+                    scales = scales_of(layer.weights, per_channel=per_channel, limit=limit)
                     seen = collected.pop(layer.name)
                     means = seen.means()
-                    rounded_layer = round_weights(layer.weights, scales, seen.result())
+                    rounded_layer = round_weights(layer.weights, scales, seen.result(), limit)
                     lost = mean_error(layer.weights, rounded_layer.weights, scales, means)
                     found[layer.name] = replace(rounded_layer, mean_error=lost)
                     progress.update()
