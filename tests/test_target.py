@@ -1,4 +1,4 @@
-"""`--target avx2`: CPUs that sum int8 products by two in 16 bits. Emulated by oneDNN's own switch, and by arithmetic."""
+"""`--target avx2`: for CPUs that sum int8 products by two in 16 bits, emulated by oneDNN's own switch."""
 
 from __future__ import annotations
 

@@ -44,7 +44,11 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
 
 def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> dict[str, Any]:
     quantize = cfg.backend.quantize
-    calibration = {"calibrate_mode": quantize.calibrate_mode.value, "percentile": quantize.percentile}
+    calibration = {
+        "calibrate_mode": quantize.calibrate_mode.value,
+        "percentile": quantize.percentile,
+        "target": cfg.backend.target.value,
+    }
     workspace = {"float32_model": inputs["export"] / names.MODEL}
     if "quantize" in inputs:
         workspace["quantized_from"] = names.float32_model(inputs)
@@ -57,7 +61,6 @@ def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> di
         "input": list(cfg.frontend.chw),
         "input_dtype": input_dtype,
         **(calibration if cfg.backend.dtype is Precision.INT8 else {"calibrate_mode": "none"}),
-        "target": cfg.backend.target.value,
         "sample": cfg.uses_sample,
         "checked_on": instruction_sets(),
         "versions": _versions(),

@@ -39,6 +39,7 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
         "input_dtype": "uint8",
         "calibrate_mode": "percentile",
         "percentile": 99.9999,
+        "target": "vnni",
         "sample": False,
         "checked_on": instruction_sets(),
     }
