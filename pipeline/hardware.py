@@ -89,5 +89,18 @@ def peak_memory_mib() -> float:
     return peak / (1 << 20 if platform.system() == "Darwin" else 1 << 10)
 
 
+def memory_bytes() -> int | None:
+    """Return the memory that this process may use: the machine's, or the container's limit; None: unknown."""
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+    total = pages * size
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups version 2 and 1
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return total
+
+
 def describe() -> dict[str, object]:
     return {"cpu": cpu_name(), "instruction_sets": instruction_sets(), "cores": available_cores()}

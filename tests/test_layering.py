@@ -23,7 +23,7 @@ ROWS = (
     {"figures"},
     {"results", "sweep"},
     {"stages"},
-    {"build", "bench", "evaluate", "analyze", "predict", "report", "serve"},
+    {"build", "bench", "evaluate", "analyze", "predict", "doctor", "report", "serve"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -1,4 +1,4 @@
-"""The steps by themselves, and what is known of files and networks: export, calibset, image2npz, check, models."""
+"""The steps by themselves, and what is known of files, networks and this machine."""
 
 from __future__ import annotations
 
@@ -133,3 +133,27 @@ def _models(args: argparse.Namespace) -> None:
     models = model_table.select(args.words)
     for line in [model_table.as_json(models)] if args.json else model_table.lines(models):
         print(line, flush=True)
+
+
+def add_doctor(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "say whether this machine is fit, and what to install",
+        "python -m pipeline doctor",
+    )
+    parser.add_argument(
+        "--workspace", type=Path, default=Path("deploy_weights"), metavar="DIR", help="where builds go (deploy_weights)"
+    )
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from pipeline import doctor
+
+    findings = doctor.examine(args.workspace)
+    print("\n".join(map(str, findings)))
+    faults = doctor.faults(findings)
+    if faults:
+        raise PipelineError(f"this machine is not fit: {faults} fault(s) to mend, see above")
+    print("this machine is fit")

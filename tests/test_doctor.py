@@ -1,0 +1,95 @@
+"""doctor.py: what it says of this machine, and of machines that lack something."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pipeline import doctor, hardware
+from pipeline.cli import main
+from pipeline.doctor import State
+
+
+def lines(findings: list[doctor.Finding], state: State) -> list[str]:
+    return [str(finding) for finding in findings if finding.state is state]
+
+
+def test_doctor_finds_this_machine_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--workspace", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"ok    Python {platform.python_version()}" in printed
+    assert f"onnxruntime {metadata.version('onnxruntime')}" in printed
+    assert f"{hardware.available_cores()} core(s) for this process" in printed
+    assert printed.endswith("this machine is fit\n")
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    found = metadata.version
+
+    def version(name: str) -> str:
+        if name in names:
+            raise metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def test_doctor_needs_one_runtime_and_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as lacking:
+        without(lacking, "openvino", "torch")
+        findings = doctor.examine(tmp_path)
+        assert doctor.faults(findings) == 0
+        notes = lines(findings, State.NOTE)
+        assert "note  openvino: not installed; run: pip install openvino" in notes
+        assert "note  torch: not installed; packages run without; building needs: pip install torch" in notes
+    without(monkeypatch, "openvino", "onnxruntime")
+    assert lines(doctor.examine(tmp_path), State.FAULT) == [
+        "FAULT openvino: not installed; run: pip install openvino",
+        "FAULT onnxruntime: not installed; run: pip install onnxruntime",
+    ]
+
+
+def test_doctor_names_a_library_that_does_not_import(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.import_module
+
+    def broken(name: str) -> object:
+        if name == "onnx":
+            raise OSError("libfoo.so: cannot open\nshared object file")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    assert main(["doctor", "--workspace", str(tmp_path)]) == 2
+    printed, errors = capsys.readouterr()
+    version = metadata.version("onnx")
+    assert f"FAULT onnx: {version} does not import (libfoo.so: cannot open shared object file); run: pip" in printed
+    assert errors == "error: this machine is not fit: 1 fault(s) to mend, see above\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("saturates", True, "sums of 8-bit weights are cut off; build with --target avx2"),
+        ("memory_bytes", 2 << 30, "2.0 GiB of memory for this process; wide networks need"),
+        ("available_cores", 0, "affinity or a container's quota leaves the others out"),
+        ("instruction_sets", ["AVX2"], ""),
+    ],
+)
+def test_doctor_notes_what_makes_a_machine_slow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: object, text: str
+) -> None:
+    monkeypatch.setattr(hardware, name, lambda: value)
+    notes = lines(doctor.examine(tmp_path), State.NOTE)
+    assert notes
+    assert text in "\n".join(notes)
+
+
+def test_memory_is_that_of_the_machine_or_less() -> None:
+    found = hardware.memory_bytes()
+    assert found is not None
+    assert 1 << 28 < found < 1 << 45
