@@ -138,11 +138,9 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     ran = []
     for number, stage in enumerate(rows, start=1):
         inputs = {name: done[name] for name in stage.needs if name in done}
-        upstream = {name: _content(folder) for name, folder in inputs.items()}
         step = f"[{number}/{len(rows)}] {stage.name}"
         with _file_faults(step, workspace):
-            identity = stage.identity(cfg)
-        out = workspace / ".cache" / stage.name / fingerprint(stage.name, stage.version, identity, upstream)
+            out = _address(stage, cfg, inputs)
         if is_published(out):
             say(f"{step}: up to date")
         else:
@@ -161,6 +159,37 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     with _file_faults("install", target):
         install(done["package"], target)
     return Built(cfg.workspace.path / cfg.package_name / cfg.name, time.perf_counter() - begun, tuple(ran))
+
+
+def plan(cfg: BuildConfig) -> list[str]:
+    """Return for each stage a line that says whether a build would run it. Nothing is computed, fetched or written.
+
+    Raises:
+        PipelineError: as `check`, or files that a build would read are missing.
+    """
+    check(cfg)
+    lines = []
+    rows = [stage for stage in STAGES if stage.when(cfg)]
+    done: dict[str, Path | None] = {}
+    for number, stage in enumerate(rows, start=1):
+        inputs = {name: done[name] for name in stage.needs if name in done}
+        known = {name: folder for name, folder in inputs.items() if folder is not None}
+        step, out = f"[{number}/{len(rows)}] {stage.name}", None
+        fetches = stage.name == "export" and export.is_to_be_fetched(cfg.frontend)
+        if len(known) == len(inputs) and not fetches:
+            with _file_faults(step, cfg.workspace.path.absolute()):
+                address = _address(stage, cfg, known)
+            out = address if is_published(address) else None
+        done[stage.name] = out
+        lines.append(f"{step}: {'up to date' if out else 'fetches the checkpoint and runs' if fetches else 'runs'}")
+    return [*lines, f"package {cfg.workspace.path / cfg.package_name / cfg.name}"]
+
+
+def _address(stage: Stage, cfg: BuildConfig, inputs: Mapping[str, Path]) -> Path:
+    """Return where the artefact of a stage lies, by everything that its content depends on."""
+    upstream = {name: _content(folder) for name, folder in inputs.items()}
+    key = fingerprint(stage.name, stage.version, stage.identity(cfg), upstream)
+    return cfg.workspace.path.absolute() / ".cache" / stage.name / key
 
 
 @contextmanager

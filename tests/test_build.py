@@ -17,12 +17,12 @@ from PIL import Image
 
 from pipeline import preprocess
 from pipeline.artefacts import verify, write_manifest
-from pipeline.build import build, check, summary
+from pipeline.build import build, check, plan, summary
 from pipeline.cli import main
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.errors import ConfigError, DataError
 from pipeline.hardware import available_cores
-from pipeline.models import onnx_classifier
+from pipeline.models import downloads, onnx_classifier
 from pipeline.package import open_package
 from pipeline.quant.rounding import read_rounded
 from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
@@ -75,6 +75,42 @@ def test_build_runs_nothing_when_everything_is_up_to_date(make_config: MakeConfi
     assert second.ran == ()
     assert lines == [f"[{number}/{len(ALL)}] {name}: up to date" for number, name in enumerate(ALL, 1)]
     assert content(second.prefix.parent) == before
+
+
+def test_plan_says_what_a_build_then_does(make_config: MakeConfig, tmp_path: Path) -> None:
+    target = f"package {tmp_path}/workspace/{PACKAGE}/tiny"
+    before = plan(make_config())
+    assert before == [*(f"[{number}/{len(ALL)}] {name}: runs" for number, name in enumerate(ALL, 1)), target]
+    assert not (tmp_path / "workspace").exists()
+    build(make_config(), quiet)
+    after = plan(make_config())
+    assert after == [*(f"[{number}/{len(ALL)}] {name}: up to date" for number, name in enumerate(ALL, 1)), target]
+    changed = plan(make_config("backend.quantize.percentile=99"))
+    assert [line.split()[1].rstrip(":") for line in changed if line.endswith("runs")] == [
+        *("thresholds", "quantize", "package"),
+    ]
+
+
+def test_plan_fetches_nothing(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    def fail(*_: object) -> Path:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(downloads, "fetch", fail)
+    cfg = make_config("frontend.type=torchvision", "frontend.model=resnet18", "frontend.checkpoint=auto")
+    assert plan(cfg)[1] == f"[2/{len(ALL)}] export: fetches the checkpoint and runs"
+
+
+def test_dry_run_prints_a_file_that_builds_the_same(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_config()
+    assert main(["build", str(tmp_path / "tiny.yaml"), "--dry-run", "--set", "backend.quantize.percentile=99.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "# [1/9] calibset: runs" in printed
+    assert not (tmp_path / "workspace").exists()
+    (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
+    resolved = load_build_file(tmp_path / "printed.yaml")
+    assert resolved.as_dict() == make_config("backend.quantize.percentile=99.5").as_dict()
 
 
 def test_build_runs_nothing_when_only_measured_times_differ(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def add_build(commands: Any) -> None:
         help="the least CPU it is for: vnni, or avx2, with 7-bit weights (backend.target)",
     )
     parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
     )
 
@@ -49,13 +52,20 @@ def _build(args: argparse.Namespace) -> None:
         "backend.target": args.target,
     }
     cfg = load_build_file(args.config, args.set, extra=flags)
-    from pipeline.build import build, check, summary
+    from pipeline.build import build, check, plan, summary
 
     check(cfg)
     for notice in cfg.notices:
         print(f"note: {notice}")
     if cfg.uses_sample:
         print("sample weights, sample images (give --weights and --dataset for your own)")
+    if args.dry_run:
+        import yaml
+
+        sections = {key: value for key, value in cfg.as_dict().items() if key != "preprocess"}  # dataset says it
+        print(yaml.safe_dump(sections, sort_keys=False, allow_unicode=True), end="")
+        print("\n".join(f"# {line}" for line in plan(cfg)))
+        return
     built = build(cfg, lambda line: print(line, flush=True))
     print("\n".join(summary(built)))
 

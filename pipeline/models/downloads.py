@@ -64,6 +64,18 @@ def fetch(model: Model, where: str) -> Path:
     return download(model.url, model.sha256, cache_folder() / model.library)
 
 
+def is_fetched(model: Model) -> bool:
+    """Tell whether the published checkpoint of a network is in the cache, without fetching it."""
+    if model.url is None or model.sha256 is None:
+        return False
+    path = _target(model.url, cache_folder() / model.library)
+    return path.is_file() and file_digest(path).startswith(model.sha256)
+
+
+def _target(url: str, folder: Path) -> Path:
+    return folder / PurePosixPath(urlsplit(url).path).name
+
+
 def download(url: str, sha256: str, folder: Path) -> Path:
     """Return the file of `url` in `folder`, fetched if it is not there.
 
@@ -79,7 +91,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     if not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
         raise ValueError(f"sha256 of 8 to 64 hex digits wanted, got {sha256!r}")
     _check_address(url)
-    target = folder / PurePosixPath(urlsplit(url).path).name
+    target = _target(url, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(folder):

@@ -82,6 +82,13 @@ def with_weights(frontend: FrontendConfig) -> FrontendConfig:
     return replace(frontend, checkpoint=downloads.fetch(row, "frontend.checkpoint"))
 
 
+def is_to_be_fetched(frontend: FrontendConfig) -> bool:
+    """Tell whether the checkpoint is the published one and not on this machine yet."""
+    if frontend.checkpoint != AUTO:
+        return False
+    return not downloads.is_fetched(zoo.find_model(frontend.type.value, frontend.model or ""))
+
+
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model; calibration images, else noise, check it, and fit the sample weights where there are no others.
 
