@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from pipeline.commands.packages import add_analyze, add_bench, add_build, add_eval
 from pipeline.commands.predict import add_predict
-from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_models
+from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_init, add_models
 from pipeline.errors import PipelineError
 
 EXIT_FAULT = 2  # something the user can fix
@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_check,
         add_models,
         add_doctor,
+        add_init,
     ):
         add(commands)
     return parser

@@ -19,7 +19,7 @@ ROWS = (
     {"errors"},
     {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
     {"data", "preprocess", "models", "quant", "runtimes"},
-    {"package", "runner", "export_model", "agreement", "sensitivity", "model_table"},
+    {"package", "runner", "export_model", "agreement", "sensitivity", "model_table", "new_build_file"},
     {"figures"},
     {"results", "sweep"},
     {"stages"},

@@ -157,3 +157,29 @@ def _doctor(args: argparse.Namespace) -> None:
     if faults:
         raise PipelineError(f"this machine is not fit: {faults} fault(s) to mend, see above")
     print("this machine is fit")
+
+
+def add_init(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "init",
+        _init,
+        "write a build file for your own weights and images",
+        "python -m pipeline init mynet.yaml --weights mynet.pth --dataset images/train --evaluation images/val",
+    )
+    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="checkpoint, or an ONNX model")
+    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="a folder a class, or a tar of that")
+    parser.add_argument("--evaluation", type=Path, metavar="DIR", help="the same of images to evaluate on")
+    parser.add_argument("--model", metavar="LIBRARY/NAME", help="as `models` lists it (found out from the weights)")
+    parser.add_argument("--size", type=int, metavar="PX", help="height and width of the input (the network's usual)")
+
+
+def _init(args: argparse.Namespace) -> None:
+    from pipeline import new_build_file
+
+    if args.size is not None and not 1 <= args.size <= 16384:
+        raise ConfigError(f"--size: must be in 1..16384, got {args.size}")
+    given = new_build_file.Given(args.out, args.weights, args.dataset, args.evaluation, args.model, args.size)
+    print("\n".join(new_build_file.write(given)))
+    print(f"{args.out} written; next: python -m pipeline build {args.out}")

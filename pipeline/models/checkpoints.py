@@ -147,6 +147,11 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     network.load_state_dict(loaded, strict=True)
 
 
+def fits(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> bool:
+    """Tell whether `load_strictly` would find every name and shape."""
+    return _compare(network, state, _entries(network, path)) is None
+
+
 def _entries(network: nn.Module, path: Path) -> dict[str, _Entry]:
     """Return where each tensor of the network stands in the file."""
     tensors = network.state_dict()

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.quant.graphs import constants
 
-# What the first convolution reads: the pixels with their border, whole numbers in 0..255.
-PIXELS = "pixels"
+# What the first convolution reads: the pixels with their border, whole numbers in 0..255. No network has such a name.
+PIXELS = "int8_pipeline.pixels"
 LIMIT = 255.0
 
 

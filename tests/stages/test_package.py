@@ -59,7 +59,7 @@ def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(
     folder: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     assert read(folder / "build.json") == make_config().as_dict()
-    assert list(read(folder / "thresholds.json"))[-1] == "pixels"
+    assert list(read(folder / "thresholds.json"))[-1] == "int8_pipeline.pixels"
     assert len(read(folder / "thresholds.json")) == 10
     calibration = (folder / "calibration.txt").read_text(encoding="utf-8").splitlines()
     assert f"# root: {tmp_path}/images" in calibration

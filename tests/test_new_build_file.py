@@ -1,0 +1,128 @@
+"""init: five classes in five folders are as easy as ImageNet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.build import build
+from pipeline.cli import main
+from pipeline.config.build_file import load_build_file
+from pipeline.models import exporter, zoo
+from pipeline.package import open_package
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four png files a class, and one jpg."""
+    for index, name in enumerate(CLASSES):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for image in range(4):
+            pixels = np.random.default_rng((index, image)).integers(0, 256, (40, 50, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{image}.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "pets" / "ant" / "other.jpg")
+    return tmp_path / "pets"
+
+
+def save_weights(path: Path, library: str, name: str, classes: int = len(CLASSES)) -> Path:
+    torch.manual_seed(0)
+    torch.save({"state_dict": zoo.build_network(zoo.find_model(library, name), classes).state_dict()}, path)
+    return path
+
+
+def test_init_finds_the_network_the_classes_and_the_kind_of_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    assert main(["init", "pets.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "20 png images of 5 classes in pets",
+        "w.pth fits torchvision/resnet18 (or timm/resnet18: --model says which), 5 classes",
+        "Resize 73, CenterCrop 64, ImageNet's mean and std: change them in the file where the network was trained "
+        "otherwise",
+        "pets.yaml written; next: python -m pipeline build pets.yaml",
+    ]
+    cfg = load_build_file("pets.yaml")
+    assert (cfg.name, cfg.frontend.model, cfg.frontend.chw) == ("pets", "resnet18", (3, 64, 64))
+    assert (cfg.frontend.num_classes, cfg.dataset.sampler.get_data_num) == (5, 20)
+    assert cfg.preprocess.output_hw == (64, 64)
+
+
+def test_init_of_an_onnx_model_builds_and_names_the_classes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    pooled = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 5))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), *pooled)
+    onnx.save(exporter.to_onnx(network.eval(), (3, 32, 32), "pixels"), "net.onnx")
+    shutil.copytree(images, "other")
+    arguments = ["init", "net.yaml", "--weights", "net.onnx", "--dataset", "pets", "--evaluation", "other"]
+    assert main(arguments) == 0
+    package = open_package(build(load_build_file("net.yaml"), lambda line: None).prefix)
+    assert [known.name for known in package.classes()] == list(CLASSES)
+    assert package.workspace_file("datalist") is not None
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [("official", "iresnet18"), ("paddleclas", "ResNet18_vd"), ("timm", "resnet50d")]
+)
+def test_init_tells_networks_apart(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], library: str, name: str
+) -> None:
+    weights = save_weights(tmp_path / "w.pth", library, name)
+    arguments = ["init", str(tmp_path / "x.yaml"), "--weights", str(weights), "--dataset", str(images)]
+    assert main(arguments) == 0
+    assert f"fits {library}/{name}, 5 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("--model", "timm/resnet34"), "w.pth: is not of timm/resnet34; it fits torchvision/resnet18, timm/resnet18"),
+        (("--model", "timm/resnet19"), "timm has no network 'resnet19'; did you mean"),
+        (("--dataset", "nowhere"), "nowhere"),
+        (("--dataset", "empty"), "empty: no images; give a folder with a folder a class"),
+        (("--weights", "ten.pth"), "ten.pth: has 10 classes, but pets has 5"),
+        (("--weights", "odd.pth"), "odd.pth: fits no network of the table"),
+        (("--weights", "bad.onnx"), "bad.onnx: not an ONNX model"),
+        (("--size", "0"), "--size: must be in 1..16384, got 0"),
+    ],
+)
+def test_init_says_what_is_wrong_in_a_line_and_writes_nothing(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str],
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    save_weights(Path("ten.pth"), "torchvision", "resnet18", classes=10)
+    torch.save({"a.weight": torch.zeros(3, 3)}, "odd.pth")
+    Path("bad.onnx").write_bytes(b"no model")
+    flags = {"--weights": "w.pth", "--dataset": "pets", **dict([change])}
+    assert main(["init", "x.yaml", *(part for flag in flags.items() for part in flag)]) == 2
+    errors = capsys.readouterr().err
+    assert text in errors
+    assert len(errors.splitlines()) == 1
+    assert not Path("x.yaml").exists()
+
+
+def test_init_overwrites_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text("mine", encoding="utf-8")
+    weights = save_weights(tmp_path / "w.pth", "torchvision", "resnet18")
+    assert main(["init", str(tmp_path / "x.yaml"), "--weights", str(weights), "--dataset", str(images)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "x.yaml").read_text(encoding="utf-8") == "mine"
