@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -216,3 +217,15 @@ def test_command_says_what_is_wrong_in_a_line(
     assert errors.startswith("error: ")
     assert text in errors
     assert len(errors.splitlines()) == 1
+
+
+def test_command_prints_names_that_are_no_text(prefix: Path, paths: list[Path], tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(odd)).write_bytes(paths[0].read_bytes())
+    arguments = [sys.executable, "-m", "pipeline", "predict", "-m", str(prefix), odd]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(arguments, capture_output=True, check=True, env=environment)
+    assert b"caf\\udce9.jpg:\tclass id(s): [0, " in done.stdout
+    code = main(["predict", "-m", str(prefix), os.fsdecode(odd), "--json", str(tmp_path / "out.json")])
+    assert code == 0
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))[0]["class_ids"][0] == 0

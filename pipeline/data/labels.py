@@ -65,13 +65,29 @@ def usual_classes(count: int) -> tuple[ClassInfo, ...]:
 
 
 def write_classes(path: Path, classes: Sequence[ClassInfo]) -> None:
-    """Write a line `id<TAB>name` for each class, in index order."""
-    path.write_text("".join(f"{known.id}\t{known.name}\n" for known in classes), encoding="utf-8")
+    """Write a line `id<TAB>name` for each class, in index order.
+
+    Raises:
+        DataError: an id holds a tab or a line end.
+    """
+    for known in classes:
+        if any(sign in known.id + known.name for sign in "\t\r\n"):
+            raise DataError(f"class {known.id!r}: its name holds a tab or a line end; rename its folder")
+    lines = "".join(f"{known.id}\t{known.name}\n" for known in classes)
+    path.write_bytes(lines.encode("utf-8", errors="surrogateescape"))  # folder names may be of any bytes
 
 
 def read_classes(path: Path) -> tuple[ClassInfo, ...]:
-    """Return the classes that `write_classes` wrote."""
-    return tuple(ClassInfo(*line.split("\t", 1)) for line in path.read_text(encoding="utf-8").splitlines())
+    """Return the classes that `write_classes` wrote.
+
+    Raises:
+        DataError: the file is none of those.
+    """
+    lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
+    fields = [line.split("\t", 1) for line in lines[:-1]]
+    if not fields or lines[-1] or any(len(pair) != 2 for pair in fields):
+        raise DataError(f"{path}: expected lines 'class<TAB>name'; it was changed, build again")
+    return tuple(ClassInfo(*pair) for pair in fields)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.data import imagenet
 from pipeline.data.imagenet import ClassInfo, ground_truth, imagenet_classes, list_dataset, read_label_list
+from pipeline.data.labels import classes_of, read_classes, write_classes
 from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
 
@@ -359,3 +360,13 @@ def test_shipped_validation_labels_equal_the_official_list() -> None:
     official = read_label_list(REAL / "labels" / "val_list.txt", 1000)
     assert len(official) == 50_000
     assert all(imagenet.validation_label(stem) == index for stem, index in official.items())
+
+
+def test_classes_survive_writing_whatever_their_folders_are_called(tmp_path: Path) -> None:
+    known = classes_of(["a b", "caf\u00e9", "line\u2028separator", "not utf-8 \udcff", "n01440764"])
+    write_classes(tmp_path / "classes.tsv", known)
+    assert read_classes(tmp_path / "classes.tsv") == known
+    for bad in ("a\tb", "a\nb"):
+        with pytest.raises(DataError, match="holds a tab or a line end; rename its folder"):
+            write_classes(tmp_path / "bad.tsv", classes_of(["fine", bad]))
+    assert not (tmp_path / "bad.tsv").exists()
