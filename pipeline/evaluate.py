@@ -43,6 +43,17 @@ Ranks = npt.NDArray[np.intp]  # [samples, up to 5], classes by falling score
 
 
 @dataclass(frozen=True)
+class Flip:
+    """A sample whose first answer is not that of float32. Classes by index."""
+
+    name: str
+    image: Path  # npz
+    truth: int
+    float32: int
+    answer: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Int8 against float32, image by image."""
 
@@ -51,7 +62,7 @@ class Comparison:
     agreement: Accuracy  # same first answer, right or wrong
     right_to_wrong: int
     wrong_to_right: int
-    flips: tuple[str, ...]  # samples whose first answer changed
+    flips: tuple[Flip, ...]
     divergence: Divergence
 
     @property
@@ -74,6 +85,8 @@ class Evaluation:
     top5: Accuracy
     reference: Comparison | None
     notes: tuple[str, ...]
+    package: Package | None  # that made the results, if it is still there
+    classes: tuple[ClassInfo, ...]
 
     @property
     def precision(self) -> str:
@@ -133,7 +146,7 @@ def _best(scores: npt.NDArray[np.float32], count: int) -> Ranks:
 
 
 def compare(
-    ranks: Ranks, reference: Ranks, divergence: Divergence, truth: npt.NDArray[np.intp], names: Sequence[str]
+    ranks: Ranks, reference: Ranks, divergence: Divergence, truth: npt.NDArray[np.intp], images: Sequence[Path]
 ) -> Comparison:
     """Return what changed between two sets of answers to the same samples."""
     int8, float32 = ranks[:, 0], reference[:, 0]
@@ -146,7 +159,10 @@ def compare(
         agreement=Accuracy(count - len(changed), count),
         right_to_wrong=int((was_right & ~is_right).sum()),
         wrong_to_right=int((~was_right & is_right).sum()),
-        flips=tuple(names[int(index)] for index in changed),
+        flips=tuple(
+            Flip(sample_key(images[at]), images[at], int(truth[at]), int(float32[at]), int(int8[at]))
+            for at in map(int, changed)
+        ),
         divergence=divergence,
     )
 
@@ -194,13 +210,15 @@ def evaluate(request: Request) -> Evaluation:
         ranks = load_ranks(run.samples, len(classes))
     else:
         ranks, reference_ranks, divergence = load_paired(run.samples, reference, len(classes))
-        comparison = compare(ranks, reference_ranks, divergence, truth, keys)
+        comparison = compare(ranks, reference_ranks, divergence, truth, [s.image for s in run.samples])
     return Evaluation(
         facts={"sample": package is not None and package.uses_sample, **run.facts},
         top1=Accuracy(int((ranks[:, 0] == truth).sum()), len(truth)),
         top5=Accuracy(int((ranks == truth[:, None]).any(axis=1).sum()), len(truth)),
         reference=comparison,
         notes=tuple(notes),
+        package=package,
+        classes=classes,
     )
 
 
@@ -298,7 +316,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             "agreement": reference.agreement.as_dict(),
             "right_to_wrong": reference.right_to_wrong,
             "wrong_to_right": reference.wrong_to_right,
-            "flips": list(reference.flips),
+            "flips": [flip.name for flip in reference.flips],
             "top1_drop_interval_95": [round(bound, 3) for bound in reference.drop_interval],
             "mcnemar_p": reference.p_value,
             "kl_divergence": reference.divergence.kl,

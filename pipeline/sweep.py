@@ -192,6 +192,24 @@ def recall(package: Package) -> tuple[Setting, Path] | None:
     raise DataError(f"{path}: no outcome of a sweep of ours; delete it, or run bench --sweep again")
 
 
+def recall_points(package: Package) -> list[Point]:
+    """Return everything that a sweep of this package measured on this machine; nothing where there was none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if recall(package) is None:
+        return []
+    loaded = json.loads(_path(package).read_text(encoding="utf-8"))
+    try:
+        return [
+            Point(Setting(**each["setting"]), float(each["throughput"]), float(each["latency_ms"]))
+            for each in loaded["points"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{_path(package)}: no outcome of a sweep of ours; run bench --sweep again") from None
+
+
 def _path(package: Package) -> Path:
     machine = [hardware.describe(), {each.value: version(each.value) for each in installed_runtimes()}]
     return cache_folder() / "sweeps" / f"{package.digest[:16]}-{fingerprint(machine)[:16]}.json"

@@ -91,7 +91,10 @@ def test_evaluation_equals_the_slow_reference(tiny: TinyWorkspace, by_hand: tupl
     assert found.reference.right_to_wrong == sum(b == t != a for a, b, t in pairs)
     assert found.reference.wrong_to_right == sum(a == t != b for a, b, t in pairs)
     changed = [f"flat/ILSVRC2012_tiny_{i:04d}" for i, (a, b, _) in enumerate(pairs) if a != b]
-    assert list(found.reference.flips) == changed
+    assert [flip.name for flip in found.reference.flips] == changed
+    answers = [(flip.truth, flip.float32, flip.answer) for flip in found.reference.flips]
+    assert answers == [(t, b, a) for a, b, t in pairs if a != b]
+    assert all(flip.image.is_file() for flip in found.reference.flips)
     assert 0 < len(changed) < IMAGES
     separately = Divergence()
     separately.add(expected, scores)
@@ -172,8 +175,8 @@ def test_compare_counts_flips_of_each_kind() -> None:
     truth = np.array([0, 1, 2, 0, 1])
     int8 = np.array([[0, 1], [0, 1], [2, 0], [1, 2], [0, 2]])
     float32 = np.array([[0, 2], [1, 0], [1, 0], [2, 0], [0, 1]])
-    found = compare(int8, float32, Divergence(), truth, ["a", "b", "c", "d", "e"])
-    assert found.flips == ("b", "c", "d")
+    found = compare(int8, float32, Divergence(), truth, [Path("x", f"{name}.npz") for name in "abcde"])
+    assert [flip.name for flip in found.flips] == ["x/b", "x/c", "x/d"]
     assert (found.right_to_wrong, found.wrong_to_right) == (1, 1)
     assert found.p_value == 1
     assert found.drop_interval == pytest.approx((-39.0, 39.0), abs=0.1)

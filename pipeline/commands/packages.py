@@ -255,6 +255,7 @@ def add_eval(commands: Any) -> None:
         default=None,
         help="run float32 on the same images and compare (done by itself up to 2000 images)",
     )
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page to look at")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
@@ -275,6 +276,11 @@ def _eval(args: argparse.Namespace) -> None:
     if evaluation.facts["sample"]:
         say("sample weights, sample images")
     say("\n".join(evaluate.describe(evaluation)))
+    if args.report is not None:
+        from pipeline import report
+
+        report.write(evaluation, args.report)
+        say(f"report in {args.report}")
     print_json(args.json, evaluate.as_dict(evaluation))
 
 

@@ -1,0 +1,109 @@
+"""report.py: a page that is whole in itself, says what the evaluation says, and shows what flipped."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_fixtures import TinyWorkspace
+
+from pipeline import bench, sweep
+from pipeline.cli import main
+from pipeline.data import npz
+from pipeline.evaluate import Request, evaluate
+from pipeline.results import read_run
+from pipeline.runtimes.base import Runtime
+
+VOID = {"meta", "br", "img", "line", "circle", "polyline"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in turn; keeps addresses and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID or tag == "circle":
+            self.open.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def out(tiny: TinyWorkspace, tmp_path: Path) -> Path:
+    """Results of which every third has another answer than the package gave."""
+    load = bench.Load(batch=4, instances=2, runtime=Runtime.ONNXRUNTIME)
+    folder = tmp_path / "output"
+    bench.run_accuracy(tiny.package, load, tiny.package.preprocess(), tiny.datalist, folder)
+    for sample in read_run(folder, None).samples[::3]:
+        npz.write_result_npz(sample.result, np.roll(npz.read_result_npz(sample.result), 1, axis=1))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path / "cache"))
+
+
+def test_report_says_what_the_evaluation_says_and_loads_nothing(
+    tiny: TinyWorkspace, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert main(["eval", "--result_path", str(out), "--report", str(page)]) == 0
+    assert capsys.readouterr().out.endswith(f"report in {page}\n")
+    text = page.read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert all(address.startswith("data:image/jpeg;base64,") for address in parsed.addresses)
+    assert not re.search(r"https?://|@import|<script", text)
+    evaluation = evaluate(Request(result_path=out))
+    assert evaluation.reference is not None
+    words = " ".join(parsed.words)
+    assert f"{evaluation.top1.percent:.2f}% (" in words
+    assert f"{len(evaluation.reference.flips)} answers changed" in words
+    assert len(parsed.addresses) == len(evaluation.reference.flips) > 0
+    assert tiny.package.digest in words
+    assert "Sample weights, sample images" in words
+
+
+def test_report_draws_the_curve_of_a_sweep(tiny: TinyWorkspace, out: Path, tmp_path: Path) -> None:
+    points = [sweep.Point(sweep.Setting("openvino", batch, 2), 100.0 + batch, 10.0 * batch) for batch in (1, 2, 4)]
+    sweep.remember(tiny.package, sweep.Sweep(tuple(points), points[1], None))
+    assert main(["eval", "--result_path", str(out), "--report", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    Page(text)
+    assert text.count("<circle") == 3
+    assert "--runtime openvino -b 4 -i 2: 104.0 images/s, 40.0 ms" in text
+
+
+def test_report_shows_names_as_they_are_and_no_markup_of_theirs(tiny: TinyWorkspace, out: Path, tmp_path: Path) -> None:
+    names = [f"<b>class & {index}</b>" for index in range(6)]
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    arguments = ["eval", "--result_path", str(out), "--label", str(tmp_path / "names.txt")]
+    assert main([*arguments, "--report", str(tmp_path / "page.html")]) == 0
+    assert "<b>class" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_report_that_cannot_be_written_is_an_error_in_a_line(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["eval", "--result_path", str(out), "--report", str(tmp_path / "file" / "page.html")]) == 2
+    assert "--report" in capsys.readouterr().err
