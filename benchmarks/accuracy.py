@@ -26,13 +26,14 @@ from statistics import median
 
 import numpy as np
 import numpy.typing as npt
+from common import FAULT, exit_code
 from quantizers import EITHER, ROWS, Float32, Made, Task, float32_model, make_ours
 
 from pipeline import hardware, preprocess
 from pipeline.accuracy import Divergence, mcnemar_p
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.data.imagenet import Sample, list_dataset, list_images
-from pipeline.errors import BackendError, ConfigError, PipelineError
+from pipeline.errors import BackendError, ConfigError
 from pipeline.package import Package, open_package
 from pipeline.progress import progress_bar
 from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
@@ -40,7 +41,6 @@ from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
 BATCH, STREAMS = 22, 2
 ROUNDS = 5  # of the throughput, the model and float32 in turn
 BURST_S = 2.0  # seconds of each turn
-FAULT = 2  # exit code: something the user can fix, and it has been said
 OURS = "ours"
 
 Models = dict[str, tuple[Path, tuple[Runtime, ...]]]  # name: file, what can run it
@@ -315,25 +315,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def make_or_run(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    if args.make:
+        make_in_this_process(args)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if args.workspace is None:
+            args.workspace = Path(folder) / "workspace"
+            argv = [*argv, "--workspace", str(args.workspace)]
+        run(args, argv, Path(folder))
+
+
 def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
-    try:
-        if args.make:
-            make_in_this_process(args)
-            return 0
-        with tempfile.TemporaryDirectory() as folder:
-            if args.workspace is None:
-                args.workspace = Path(folder) / "workspace"
-                argv = [*argv, "--workspace", str(args.workspace)]
-            run(args, argv, Path(folder))
-    except PipelineError as err:
-        for line in str(err).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return FAULT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: make_or_run(args, argv))
 
 
 if __name__ == "__main__":

@@ -27,16 +27,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from common import exit_code
 
 from pipeline import bench, hardware
-from pipeline.errors import BackendError, ConfigError, PipelineError
+from pipeline.errors import BackendError, ConfigError
 from pipeline.figures import Recorder
 from pipeline.package import Package, open_package
 from pipeline.progress import progress_bar
 from pipeline.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime
 
-FAULT = 2  # exit code: something the user can fix, and it has been said
 OURS, PEER = "ours, openvino", "benchmark_app"
 
 Measure = Callable[[], float]  # images/s of one turn
@@ -232,16 +232,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except PipelineError as err:
-        for line in str(err).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return FAULT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

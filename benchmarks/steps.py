@@ -26,18 +26,18 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from common import FAULT, exit_code
 from PIL import Image
 
 from pipeline import hardware, preprocess, results
 from pipeline.data import npz
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.figures import Recorder
 from pipeline.package import Package, open_package
 from pipeline.predict import Classifier, find_images
 from pipeline.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime, choose
 
-FAULT = 2  # exit code: something the user can fix, and it has been said
 BATCH = 16
 SCALES = (1000, 5000, 20_000, 50_000)
 SMALL = 96  # px, of the images of `scale`
@@ -245,21 +245,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run(args: argparse.Namespace) -> None:
+    if args.images is None and args.step != "scale":
+        raise ConfigError("--images: missing; give a folder of image files")
+    print(f"{hardware.cpu_name()}, {hardware.available_cores()} cores, {', '.join(hardware.instruction_sets())}")
+    {"images": images, "image2npz": image2npz, "start": start, "scale": scale}[args.step](args)
+
+
 def main(argv: Sequence[str]) -> int:
     args = make_parser().parse_args(argv)
-    try:
-        if args.images is None and args.step != "scale":
-            raise ConfigError("--images: missing; give a folder of image files")
-        print(f"{hardware.cpu_name()}, {hardware.available_cores()} cores, {', '.join(hardware.instruction_sets())}")
-        {"images": images, "image2npz": image2npz, "start": start, "scale": scale}[args.step](args)
-    except PipelineError as err:
-        for line in str(err).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return FAULT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":
