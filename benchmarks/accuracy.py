@@ -117,7 +117,7 @@ def make_apart(argv: Sequence[str], name: str, folder: Path, *prefix: str) -> Co
 def prepare_images(images: Sequence[Sample], package: Package, folder: Path) -> dict[str, Batch]:
     """Return the evaluation images [images, C, H, W] in each dtype that a model may take, mapped from files."""
     spec, shape = package.preprocess(), (len(images), *package.input_chw)
-    mapped = {
+    mapped: dict[str, Batch] = {
         dtype: np.lib.format.open_memmap(folder / f"{dtype}.npy", mode="w+", dtype=dtype, shape=shape)
         for dtype in ("float32", "uint8")
     }
