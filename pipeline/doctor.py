@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -108,7 +109,9 @@ def _version(name: str) -> tuple[str, str]:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "", "not installed"
+        if importlib.util.find_spec(module) is None:
+            return "", "not installed"
+        version = "of another distribution"  # as the onnxruntime of onnxruntime-gpu
     if name == "openvino":
         module = "pipeline.runtimes.ov"  # which keeps it from reporting the import
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -211,8 +211,15 @@ def recall_points(package: Package) -> list[Point]:
 
 
 def _path(package: Package) -> Path:
-    machine = [hardware.describe(), {each.value: version(each.value) for each in installed_runtimes()}]
+    machine = [hardware.describe(), {each.value: _version(each.value) for each in installed_runtimes()}]
     return cache_folder() / "sweeps" / f"{package.digest[:16]}-{fingerprint(machine)[:16]}.json"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # the module of another distribution, as of onnxruntime-gpu
+        return ""
 
 
 def as_dict(package: Package, found: Sweep) -> dict[str, Any]:

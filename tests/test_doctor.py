@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +36,9 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             raise metadata.PackageNotFoundError(name)
         return found(name)
 
+    spec_of = importlib.util.find_spec
     monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else spec_of(name))
 
 
 def test_doctor_needs_one_runtime_and_no_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,3 +96,11 @@ def test_memory_is_that_of_the_machine_or_less() -> None:
     found = hardware.memory_bytes()
     assert found is not None
     assert 1 << 28 < found < 1 << 45
+
+
+def test_doctor_takes_the_module_of_another_distribution(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "ok    onnxruntime of another distribution" in lines(doctor.examine(tmp_path), State.OK)

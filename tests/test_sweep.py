@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,14 @@ def test_sweep_refuses_flags_that_it_would_not_heed(
 def test_max_latency_without_sweep_is_an_error(tiny: TinyWorkspace, command: Command) -> None:
     code, _, errors = command("bench", "-m", str(tiny.prefix), "--max_latency", "5")
     assert (code, errors) == (2, "error: --max_latency: is a limit for --sweep; add that, or leave it out\n")
+
+
+def test_recall_works_with_the_runtime_of_another_distribution(
+    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    path = sweep.remember(tiny.package, Sweep(tuple(POINTS), POINTS[2], None))
+    assert sweep.recall(tiny.package) == (POINTS[2].setting, path)
