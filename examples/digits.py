@@ -38,7 +38,7 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=6, help="(%(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="(%(default)s)")
     args = parser.parse_args()
     digits = load_digits()
     images, labels = [enlarge(digit) for digit in digits.images], digits.target
@@ -52,9 +52,9 @@ def main() -> None:
     chosen = torch.from_numpy(np.flatnonzero(~held_out))
     torch.manual_seed(0)
     network = zoo.build_network(zoo.find_model("torchvision", "resnet18"), num_classes=10)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.05, total_steps=args.epochs * (len(chosen) // BATCH + 1)
+        optimizer, max_lr=0.01, total_steps=args.epochs * (len(chosen) // BATCH + 1)
     )
     for epoch in range(args.epochs):
         network.train()
