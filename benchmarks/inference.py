@@ -202,7 +202,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--loads", type=read_loads, default="22x8,8x4,8x1,1x4,1x1", help="(%(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn (%(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=5.0,
+        help="of a turn at least; slow models take four requests a stream (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser
 

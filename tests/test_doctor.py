@@ -80,7 +80,7 @@ def test_doctor_names_a_library_that_does_not_import(
         ("saturates", True, "sums of 8-bit weights are cut off; build with --target avx2"),
         ("memory_bytes", 2 << 30, "2.0 GiB of memory for this process; wide networks need"),
         ("available_cores", 0, "affinity or a container's quota leaves the others out"),
-        ("instruction_sets", ["AVX2"], ""),
+        ("instruction_sets", ["AVX2"], "sums of 8-bit weights are cut off"),
     ],
 )
 def test_doctor_notes_what_makes_a_machine_slow(
