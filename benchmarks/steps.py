@@ -4,16 +4,19 @@
     python benchmarks/steps.py images -m deploy_weights/FOLDER/NAME --images DIR
     python benchmarks/steps.py image2npz --images DIR
     python benchmarks/steps.py start -m deploy_weights/FOLDER/NAME --images DIR
+    python benchmarks/steps.py calibration -m deploy_weights/FOLDER/NAME --images DIR
     python benchmarks/steps.py scale -m deploy_weights/FOLDER/NAME
 
 images: from JPEG and npz to answers, beside the rate that decoding and inference allow one after the other on the same
-cores. image2npz: beside one process of OpenCV, as the vendor's script has it. start: how long commands take to begin.
-scale: seconds and memory as the number of images grows.
+cores. image2npz: beside one process of OpenCV, as the vendor's script has it, start included. start: how long commands
+take to begin. calibration: beside a float32 pass that counts nothing and has its images prepared. scale: seconds and
+memory as the number of images grows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -22,8 +25,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from subprocess import DEVNULL
 
 import numpy as np
 from common import FAULT, exit_code
@@ -37,10 +42,33 @@ from pipeline.package import Package, open_package
 from pipeline.predict import Classifier, find_images
 from pipeline.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime, choose
+from pipeline.stages.artefact_names import FIGURES
 
 BATCH = 16
 SCALES = (1000, 5000, 20_000, 50_000)
 SMALL = 96  # px, of the images of `scale`
+
+_COLLECT = """
+import sys
+from pathlib import Path
+from pipeline.data.sources import ImageSource
+from pipeline.package import open_package
+from pipeline.stages.calibrate import collect
+model, package, out, *images = map(Path, sys.argv[1:])
+sources = [ImageSource(path.parent.absolute(), path.name) for path in images]
+collect(model, open_package(package).preprocess(), sources, out)
+"""
+
+_OPENCV = """
+import os, sys
+import cv2
+import numpy as np
+source, target = sys.argv[1:]
+os.makedirs(target)
+for name in sorted(os.listdir(source)):
+    rgb = cv2.cvtColor(cv2.imread(os.path.join(source, name)), cv2.COLOR_BGR2RGB)
+    np.savez(os.path.join(target, os.path.splitext(name)[0]), input_0=np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+"""
 
 Turn = Callable[[], float]  # images/s
 
@@ -113,37 +141,95 @@ def images(args: argparse.Namespace) -> None:
 
 
 def image2npz(args: argparse.Namespace) -> None:
-    try:
-        import cv2
-    except ImportError:
-        raise ConfigError("OpenCV is not installed; run: pip install '.[benchmarks]'") from None
-    from pipeline.stages.image2npz import convert
+    """Either in processes of its own, from their start to their end."""
+    if find_spec("cv2") is None:
+        raise ConfigError("OpenCV is not installed; run: pip install '.[benchmarks]'")
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        root = Path(folder)
+        paths = link_some([args.images], args.count, root / "images")
 
+        def timed(command: Sequence[str]) -> float:
+            try:
+                return rate(len(paths), lambda: subprocess.run([sys.executable, *command], check=True, stdout=DEVNULL))
+            finally:
+                shutil.rmtree(root / "npz")
+
+        ours = [
+            "-m",
+            "pipeline",
+            "image2npz",
+            "--dataset_path",
+            str(root / "images"),
+            "--target_path",
+            str(root / "npz"),
+        ]
+        ours += ["--text_path", str(root / "list.txt"), "--suffix", paths[0].suffix]
+        peer = "OpenCV, one process"
+        measures: dict[str, Turn] = {
+            peer: lambda: timed(["-c", _OPENCV, str(root / "images"), str(root / "npz")]),
+            "image2npz, one worker": lambda: timed([*ours, "--workers", "1"]),
+            f"image2npz, {hardware.available_cores()} workers": lambda: timed(ours),
+        }
+        found = in_turn(args.turns, measures)
+    print(f"{len(paths)} images")
+    for name, rates in found.items():
+        ratios = [own / other for own, other in zip(rates, found[peer], strict=True)]
+        print(f"{median(rates):9.1f} images/s  {median(ratios):5.2f}x  {name}")
+
+
+def link_some(folders: Sequence[Path], count: int, into: Path) -> list[Path]:
+    """Return hard links to the first `count` images of some folders, under other names where there are too few."""
+    found = find_images(folders)
+    into.mkdir()
+    links = []
+    for index in range(count):
+        path = found[index % len(found)]
+        links.append(into / f"{index:06d}{path.suffix}")
+        try:
+            os.link(path, links[-1])
+        except OSError:  # on another disk
+            shutil.copy(path, links[-1])
+    return links
+
+
+def calibration(args: argparse.Namespace) -> None:
+    """In a process of its own, for its memory; decoding included there, and opening the model; not in the pass."""
+    package = open_package(args.model)
+    float32 = package.workspace_file("float32_model")
+    quantized_from = package.workspace_file("quantized_from")
+    if float32 is None or quantized_from is None:
+        raise ConfigError(
+            f"{package.folder}: its build's workspace is not beside it; give -m a package where it was built"
+        )
     paths = find_images([args.images])[: args.count]
 
-    def opencv(folder: Path) -> None:
-        for path in paths:
-            image = cv2.imread(str(path))
-            assert image is not None, f"OpenCV does not read {path}"
-            rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            np.savez(folder / path.stem, input_0=np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    def plain(runtime: Runtime) -> float:
+        plan = Plan(float32, runtime, package.preprocess(), batch=1, instances=hardware.available_cores())
+        recorder = Recorder()
+        begun = measure(plan, Limit(iterations=len(paths)), recorder)
+        return recorder.figures(begun, steady=False).throughput
 
-    def ours(folder: Path, workers: int) -> None:
-        convert(args.images, folder, folder / "npz_datalist.txt", suffix=paths[0].suffix, workers=workers)
+    def calibrate() -> float:
+        with tempfile.TemporaryDirectory(dir=args.scratch) as out:
+            arguments = [str(quantized_from), str(package.folder), out, *map(str, paths)]
+            done = rate(len(paths), lambda: subprocess.run([sys.executable, "-c", _COLLECT, *arguments], check=True))
+            figures = json.loads((Path(out) / FIGURES).read_text("utf-8"))
+            memory.append(figures["peak_memory_mib"])
+            return done
 
-    def timed(work: Callable[[Path], None]) -> float:
-        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-            return rate(len(paths), lambda: work(Path(folder)))
-
-    cores = hardware.available_cores()
-    workers = sorted({1, cores})
-    measures: dict[str, Turn] = {"OpenCV, one process": lambda: timed(opencv)}
-    for count in workers:
-        measures[f"image2npz, {count} worker(s)"] = lambda count=count: timed(lambda folder: ours(folder, count))  # type: ignore[misc]
-    found = in_turn(args.turns, measures)
+    memory: list[int] = []
+    found = in_turn(
+        args.turns,
+        {
+            "float32 pass in OpenVINO": lambda: plain(Runtime.OPENVINO),
+            "float32 pass in ONNX Runtime": lambda: plain(Runtime.ONNXRUNTIME),
+            "calibration": calibrate,
+        },
+    )
     for name, rates in found.items():
-        ratios = [own / peer for own, peer in zip(rates, found["OpenCV, one process"], strict=True)]
-        print(f"{median(rates):9.1f} images/s  {median(ratios):5.2f}x  {name}")
+        ratios = [peer / own for own, peer in zip(rates, found["float32 pass in OpenVINO"], strict=True)]
+        print(f"{median(rates):9.1f} images/s  {median(ratios):5.2f}x the time  {name}")
+    print(f"{max(memory):9} MiB of calibration, at most; {len(paths)} images a turn")
 
 
 def start(args: argparse.Namespace) -> None:
@@ -233,7 +319,7 @@ def run_step(arguments: Sequence[str]) -> tuple[float, float]:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("step", choices=("images", "image2npz", "start", "scale"))
+    parser.add_argument("step", choices=("images", "image2npz", "start", "calibration", "scale"))
     parser.add_argument(
         "-m", "--model", type=Path, metavar="PREFIX", help="package as folder/name (the last one built)"
     )
@@ -249,7 +335,9 @@ def run(args: argparse.Namespace) -> None:
     if args.images is None and args.step != "scale":
         raise ConfigError("--images: missing; give a folder of image files")
     print(f"{hardware.cpu_name()}, {hardware.available_cores()} cores, {', '.join(hardware.instruction_sets())}")
-    {"images": images, "image2npz": image2npz, "start": start, "scale": scale}[args.step](args)
+    {"images": images, "image2npz": image2npz, "start": start, "calibration": calibration, "scale": scale}[args.step](
+        args
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,9 +10,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,16 +47,19 @@ def _plain(value: object) -> object:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`; move it to `path` only if the body succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    scratch = Path(name)
+    # Not tempfile.mkstemp: its mode would have to be changed, and together that takes longer than a small file's bytes.
+    scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        scratch.touch(exist_ok=False)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch(exist_ok=False)
     try:
         yield scratch
-        scratch.chmod(0o644)  # mkstemp gives 0600
         scratch.replace(path)
-    finally:
+    except BaseException:
         scratch.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -69,7 +71,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def is_published(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    """Say whether a folder has a manifest that can be read; `verify` says whether it is true."""
+    try:
+        read_manifest(folder)
+    except ArtefactError:
+        return False
+    return True
 
 
 def write_manifest(folder: Path, producer: str, facts: Mapping[str, Any] | None = None) -> None:

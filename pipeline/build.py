@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import fingerprint, install, is_published, publish, read_manifest
+from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
-from pipeline.errors import DataError
+from pipeline.errors import ArtefactError, DataError
 from pipeline.package import open_package
 from pipeline.stages import (
     calibrate,
@@ -132,10 +132,35 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     check(cfg)
     begun = time.perf_counter()
     export.with_weights(cfg.frontend)  # a download that fails does so before hours of other work
+    ran: list[str] = []
+    while True:
+        try:
+            prefix = _build(cfg, say, ran)
+        except _DamagedError as found:
+            say(f"{found}; making it again")
+            (found.folder / MANIFEST).unlink(missing_ok=True)
+        else:
+            return Built(prefix, time.perf_counter() - begun, tuple(ran))
+
+
+class _DamagedError(Exception):
+    """An artefact in the cache is not what its stage wrote."""
+
+    def __init__(self, folder: Path, fault: ArtefactError) -> None:
+        super().__init__(str(fault).partition(";")[0])
+        self.folder = folder
+
+
+def _build(cfg: BuildConfig, say: Callable[[str], None], ran: list[str]) -> Path:
+    """Run what is not up to date, adding to `ran`; return the package's prefix.
+
+    Raises:
+        _DamagedError: an artefact of the cache is not what it was; raised before it is read.
+    """
     workspace = cfg.workspace.path.absolute()
     rows = [stage for stage in STAGES if stage.when(cfg)]
     done: dict[str, Path] = {}
-    ran = []
+    sound: set[Path] = set()  # artefacts that were just made, or compared with their digests
     for number, stage in enumerate(rows, start=1):
         inputs = {name: done[name] for name in stage.needs if name in done}
         step = f"[{number}/{len(rows)}] {stage.name}"
@@ -144,6 +169,8 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
         if is_published(out):
             say(f"{step}: up to date")
         else:
+            with _file_faults(step, workspace):
+                _compare(inputs.values(), sound)
             say(f"{step} ...")
             started = time.perf_counter()
             with (
@@ -154,11 +181,24 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
                     stage.run(cfg, inputs, scratch)
             say(f"{step}: done in {time.perf_counter() - started:.1f} s{_figures(out)}")
             ran.append(stage.name)
+            sound.add(out)
         done[stage.name] = out
     target = workspace / cfg.package_name
     with _file_faults("install", target):
+        _compare([done["package"]], sound)
         install(done["package"], target)
-    return Built(cfg.workspace.path / cfg.package_name / cfg.name, time.perf_counter() - begun, tuple(ran))
+    return cfg.workspace.path / cfg.package_name / cfg.name
+
+
+def _compare(folders: Iterable[Path], sound: set[Path]) -> None:
+    """Compare artefacts with their digests, but for those known to be sound; those compared are added to them."""
+    for folder in folders:
+        if folder not in sound:
+            try:
+                verify(folder)
+            except ArtefactError as err:
+                raise _DamagedError(folder, err) from None
+            sound.add(folder)
 
 
 def plan(cfg: BuildConfig) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pipeline.commands.config import add_config
 from pipeline.commands.packages import add_analyze, add_bench, add_build, add_eval
 from pipeline.commands.predict import add_predict
 from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_init, add_models
@@ -64,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_calibset,
         add_image2npz,
         add_check,
+        add_config,
         add_models,
         add_doctor,
         add_init,

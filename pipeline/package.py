@@ -124,7 +124,7 @@ def open_package(prefix: Path | None) -> Package:
 
 
 def _packages(workspace: Path) -> Iterator[Path]:
-    return (path for path in sorted(workspace.glob(f"*{_SUFFIX}")) if artefacts.is_published(path))
+    return (path for path in sorted(workspace.glob(f"*{_SUFFIX}")) if (path / artefacts.MANIFEST).is_file())
 
 
 def _newest() -> Path:
@@ -140,7 +140,7 @@ def _newest() -> Path:
 def _find(prefix: Path) -> Path:
     candidates = [root / path for root in (Path(), DEFAULT_WORKSPACE) for path in (prefix.parent, prefix)]
     for folder in candidates:
-        if artefacts.is_published(folder):
+        if (folder / artefacts.MANIFEST).is_file():
             return folder
     known = ", ".join(str(path) for path in _packages(DEFAULT_WORKSPACE)) or "none"
     raise ArtefactError(f"-m {prefix}: no package there; packages in {DEFAULT_WORKSPACE}/: {known}")

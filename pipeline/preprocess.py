@@ -42,7 +42,7 @@ def decode(source: Path | bytes) -> Pixels:
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             _check_pixels(name, image.width, image.height)
-            image_hwc = np.asarray(image.convert("RGB"))
+            image_hwc = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except DataError:
         raise
     except FileNotFoundError as error:

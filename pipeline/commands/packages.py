@@ -60,10 +60,9 @@ def _build(args: argparse.Namespace) -> None:
     if cfg.uses_sample:
         print("sample weights, sample images (give --weights and --dataset for your own)")
     if args.dry_run:
-        import yaml
+        from pipeline.commands.config import resolved
 
-        sections = {key: value for key, value in cfg.as_dict().items() if key != "preprocess"}  # dataset says it
-        print(yaml.safe_dump(sections, sort_keys=False, allow_unicode=True), end="")
+        print(resolved(cfg), end="")
         print("\n".join(f"# {line}" for line in plan(cfg)))
         return
     built = build(cfg, lambda line: print(line, flush=True))

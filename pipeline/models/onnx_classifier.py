@@ -174,6 +174,8 @@ def _fold(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         except _RUNTIME_ERRORS as err:
             reason = str(err).strip().partition("\n")[0]
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
+        except ort_errors.InvalidProtobuf:  # what it says when it cannot write
+            raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None
         folded = onnx.load(options.optimized_model_filepath)
     # ONNX Runtime declares its own domains whether they are used or not.
     standard = [opset for opset in folded.opset_import if opset.domain in _STANDARD]

@@ -18,7 +18,7 @@ import onnx
 from pipeline import preprocess
 from pipeline.artefacts import whole_file, write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError
@@ -50,10 +50,19 @@ def identity(cfg: BuildConfig) -> object:
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
+    images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
+    collect(float32_model(inputs), cfg.preprocess, images, out)
+
+
+def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource], out: Path) -> None:
+    """Do what `run` does, with any float32 model and any images.
+
+    Raises:
+        DataError: an image cannot be read, or an activation holds NaN or Inf; it is named.
+    """
     begun = saved = time.perf_counter()
     reset_peak_memory()
-    model = onnx.load(float32_model(inputs))
-    images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
+    model = onnx.load(model_file)
     observers, outputs = _resume(out, qdq.observed_tensors(model))
     seen = sum(map(len, outputs))
     collector = _Collector(model, observers)
@@ -61,7 +70,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     del model
 
     def observe(image: ImageSource) -> tuple[Float32, Means]:
-        return collector.observe(preprocess.load(cfg.preprocess, image.content(), raw=raw))
+        return collector.observe(preprocess.load(spec, image.content(), raw=raw))
 
     if not seen:
         for index in spread(len(images), _TAIL_IMAGES):

@@ -1,0 +1,59 @@
+"""What a build file may hold, and what one comes to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.common import add_command
+
+if TYPE_CHECKING:
+    from pipeline.config.build_file import BuildConfig
+
+
+def add_config(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "config",
+        _config,
+        "what a build file may hold, and what one comes to",
+        "python -m pipeline config keys",
+    )
+    kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT", dest="what")
+    kinds.add_parser("keys", help="every key with its default, its values and what it is for")
+    kinds.add_parser("schema", help="the same as a JSON Schema, for editors")
+    show = kinds.add_parser("show", help="a build file with every default and override resolved")
+    show.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
+    show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
+
+
+def _config(args: argparse.Namespace) -> None:
+    from pipeline.config import json_schema
+
+    if args.what == "schema":
+        print(json.dumps(json_schema.build_file_schema(), indent=1))
+    elif args.what == "keys":
+        print("\n".join(map(_describe, json_schema.key_names())))
+    else:
+        from pipeline.config.build_file import load_build_file
+
+        print(resolved(load_build_file(args.config, args.set)), end="")
+
+
+def _describe(key: str) -> str:
+    from pipeline.config import json_schema
+
+    found = json_schema.lookup(key)
+    values = ", ".join(json_schema.values(key))
+    default = f" [{json.dumps(found['default'])}]" if "default" in found else ""
+    return f"{key:38} {found.get('description', '')}{default}{f': {values}' if values else ''}"
+
+
+def resolved(cfg: BuildConfig) -> str:
+    """Return a build file that says all that `cfg` does, in YAML."""
+    import yaml
+
+    sections = {key: value for key, value in cfg.as_dict().items() if key != "preprocess"}  # dataset says it
+    text: str = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    return text
