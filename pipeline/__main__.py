@@ -1,4 +1,5 @@
 """`python -m pipeline`."""
+# PYTHON_ARGCOMPLETE_OK: what argcomplete's global completion looks for.
 
 import sys
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import console
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
 from pipeline.errors import ArtefactError, DataError
@@ -87,7 +88,7 @@ STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
     Stage("export", ("calibset",), export.identity, export.run),
-    Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels),
+    Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes),
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=3),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
@@ -107,6 +108,8 @@ class Built:
     prefix: Path  # what `-m` takes
     seconds: float
     ran: tuple[str, ...]  # stages that were not up to date
+    stages: Mapping[str, Path]  # where the artefact of each lies
+    stage_seconds: Mapping[str, float]  # of those that ran
 
 
 def check(cfg: BuildConfig) -> None:
@@ -132,15 +135,16 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     check(cfg)
     begun = time.perf_counter()
     export.with_weights(cfg.frontend)  # a download that fails does so before hours of other work
-    ran: list[str] = []
+    ran: dict[str, float] = {}
     while True:
         try:
-            prefix = _build(cfg, say, ran)
+            stages = _build(cfg, say, ran)
         except _DamagedError as found:
             say(f"{found}; making it again")
             (found.folder / MANIFEST).unlink(missing_ok=True)
         else:
-            return Built(prefix, time.perf_counter() - begun, tuple(ran))
+            prefix = cfg.workspace.path / cfg.package_name / cfg.name
+            return Built(prefix, time.perf_counter() - begun, tuple(ran), stages, ran)
 
 
 class _DamagedError(Exception):
@@ -151,8 +155,8 @@ class _DamagedError(Exception):
         self.folder = folder
 
 
-def _build(cfg: BuildConfig, say: Callable[[str], None], ran: list[str]) -> Path:
-    """Run what is not up to date, adding to `ran`; return the package's prefix.
+def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) -> Mapping[str, Path]:
+    """Run what is not up to date, adding to `ran`; return where the artefact of each stage lies.
 
     Raises:
         _DamagedError: an artefact of the cache is not what it was; raised before it is read.
@@ -166,6 +170,7 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: list[str]) -> Path
         step = f"[{number}/{len(rows)}] {stage.name}"
         with _file_faults(step, workspace):
             out = _address(stage, cfg, inputs)
+        console.detail(f"{step}: {out}")
         if is_published(out):
             say(f"{step}: up to date")
         else:
@@ -179,15 +184,15 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: list[str]) -> Path
             ):
                 if not is_published(out):  # else another build made it while this one waited for its turn
                     stage.run(cfg, inputs, scratch)
-            say(f"{step}: done in {time.perf_counter() - started:.1f} s{_figures(out)}")
-            ran.append(stage.name)
+            ran[stage.name] = time.perf_counter() - started
+            say(f"{step}: done in {ran[stage.name]:.1f} s{_figures(out)}")
             sound.add(out)
         done[stage.name] = out
     target = workspace / cfg.package_name
     with _file_faults("install", target):
         _compare([done["package"]], sound)
         install(done["package"], target)
-    return cfg.workspace.path / cfg.package_name / cfg.name
+    return done
 
 
 def _compare(folders: Iterable[Path], sound: set[Path]) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pipeline import completion, console
 from pipeline.commands.config import add_config
 from pipeline.commands.packages import add_analyze, add_bench, add_build, add_eval
 from pipeline.commands.predict import add_predict
@@ -18,6 +19,8 @@ from pipeline.errors import PipelineError
 EXIT_FAULT = 2  # something the user can fix
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_READER_GONE = 141  # 128 + SIGPIPE
+
+_LEFT_OUT = ("torch", "onnx", "safetensors")  # by a machine that only runs packages: requirements-run.txt
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,16 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    completion.offer(parser)
+    args = parser.parse_args(argv)
+    console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)
     try:
         args.run(args)
         sys.stdout.flush()
     except PipelineError as err:
-        for line in str(err).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        console.error(str(err))
+        return EXIT_FAULT
+    except ModuleNotFoundError as err:
+        if err.name not in _LEFT_OUT:
+            raise
+        console.error(f"this command needs {err.name}, which is not installed; run: pip install {err.name}")
         return EXIT_FAULT
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on where it was", file=sys.stderr)
+        console.interrupted("interrupted; run the same command again to go on where it was")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; Python would complain of it when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import preprocess
+from pipeline import console, preprocess
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
 from pipeline.errors import BackendError, DataError
@@ -50,7 +50,7 @@ class Plan:
         return replace(self, instances=part(self.instances), cores=part(cores), processes=1)
 
     def placement(self) -> Placement:
-        return place(self.instances, self.cores or available_cores())
+        return place(self.instances, self.cores or available_cores(), self.batch)
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,15 @@ def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report) -> 
 
 @contextlib.contextmanager
 def _opened(plan: Plan, report: Report) -> Iterator[Backend]:
+    begun = time.perf_counter()
     with open_backend(plan.runtime, plan.model, batch=plan.batch, placement=plan.placement()) as backend:
+        opened = time.perf_counter()
         _warm_up(backend, plan.batch)
+        warm = time.perf_counter()
+        console.detail(
+            f"{backend.name} {backend.version} opened {plan.model} for {plan.batch} images in {opened - begun:.2f} s, "
+            f"warm after {warm - opened:.2f} s more; {backend.placement}, input {backend.input.dtype}"
+        )
         report(Ready(backend.name, backend.version, backend.placement))
         yield backend
 

@@ -438,3 +438,40 @@ def test_damaged_image_in_the_middle_is_named(
     assert faults[0].startswith(f"error: {damaged}: not a readable npz file")
     npz.write_image_npz(damaged, np.zeros((3, 40, 40), np.uint8))
     assert command(*bench_many(many, "out", "-p", processes)).finish()[0] == 0
+
+
+def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    """requirements-run.txt: what it leaves out is hidden from the commands here."""
+    kept = (REPOSITORY / "requirements-run.txt").read_text(encoding="utf-8")
+    for name in ("torch", "onnx", "safetensors"):
+        assert f"\n{name}>" not in kept
+        (tmp_path / "hidden").mkdir(exist_ok=True)
+        (tmp_path / "hidden" / f"{name}.py").write_text(f"raise ModuleNotFoundError('hidden', name='{name}')")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(draw(0).transpose(1, 2, 0)).save(tmp_path / "photos" / "a.JPEG")
+
+    def run(line: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'hidden'}:{REPOSITORY}"}
+        arguments = [sys.executable, "-m", "pipeline", *shlex.split(line)]
+        return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    for line in (
+        "image2npz --dataset_path photos --target_path npz --text_path list.txt",
+        "bench -b 4 -i 2 --iterations 2",
+        "eval --result_path output",
+        "predict photos",
+        "doctor",
+    ):
+        done = run(line)
+        assert "Traceback" not in done.stderr, (line, done.stderr)
+        if line != "doctor":  # which says that they are missing
+            assert done.returncode == 0, (line, done.stderr)
+    for line in (
+        "build torchvision_resnet18.yaml",
+        "export --model_name resnet18 --pretrained_weights x.pth",
+        "analyze",
+    ):
+        done = run(line)
+        assert "Traceback" not in done.stderr, (line, done.stderr)
+        assert done.returncode == 2, line
+        assert "which is not installed; run: pip install " in done.stderr

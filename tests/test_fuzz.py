@@ -8,12 +8,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +31,7 @@ from pipeline.data import npz
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.labels import read_classes, read_label_list
 from pipeline.errors import PipelineError
-from pipeline.models import onnx_classifier
+from pipeline.models import checkpoints, onnx_classifier
 from pipeline.package import open_package
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.rounding import read_rounded
@@ -193,6 +197,41 @@ def test_onnx_models_of_any_bytes(tmp_path: Path, changes: Edits) -> None:
     tolerant(lambda: onnx_classifier.load(tmp_path / "x.onnx", (3, 32, 32)))
 
 
+def saved_checkpoint(kind: str) -> bytes:
+    state = OrderedDict((f"layer.{i}.weight", torch.full((4, 3), float(i))) for i in range(3))
+    stream = io.BytesIO()
+    if kind == "zip.pth":
+        torch.save(state, stream)
+    elif kind == "legacy.pth":
+        torch.save({"state_dict": state}, stream, _use_new_zipfile_serialization=False)
+    elif kind == "safetensors":
+        stream.write(safetensors.torch.save(dict(state)))
+    else:
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        pickle.dump({**arrays, "StructuredToParameterName@@": {name: name for name in arrays}}, stream, protocol=4)
+    return stream.getvalue()
+
+
+CHECKPOINTS = ("zip.pth", "legacy.pth", "safetensors", "pdparams")
+
+
+@fuzzed
+@given(st.sampled_from(CHECKPOINTS), edits)
+def test_checkpoints_of_any_bytes(tmp_path: Path, kind: str, changes: Edits) -> None:
+    path = tmp_path / f"x.{kind}"
+    path.write_bytes(mutate(saved_checkpoint(kind), changes))
+    tolerant(lambda: checkpoints.read_state_dict(path))
+
+
+@fuzzed
+@given(plain)
+def test_checkpoints_of_any_pickle(tmp_path: Path, value: object) -> None:
+    """Also under the names of both libraries: what each reads is restricted."""
+    for suffix in ("pth", "pdparams"):
+        (tmp_path / f"x.{suffix}").write_bytes(pickle.dumps({"layer.weight": value, "more": [value, {"inner": value}]}))
+        tolerant(lambda suffix=suffix: checkpoints.read_state_dict(tmp_path / f"x.{suffix}"))  # type: ignore[misc]
+
+
 @fuzzed
 @given(st.sampled_from(["manifest.json", "package.json", "preprocess.json", "classes.tsv"]), edits)
 def test_packages_with_a_file_of_any_bytes(tiny: TinyWorkspace, name: str, changes: Edits) -> None:
@@ -228,3 +267,6 @@ def test_what_is_fuzzed_is_sound(tmp_path: Path, tiny: TinyWorkspace) -> None:
     (tmp_path / "x.npz").write_bytes(saved_npz("input_0", np.zeros((3, 9, 8), np.uint8)))
     npz.read_image_npz(tmp_path / "x.npz")
     assert preprocess.decode(encoded("CMYK", "JPEG")).shape == (3, 29, 37)
+    for kind in CHECKPOINTS:
+        (tmp_path / f"x.{kind}").write_bytes(saved_checkpoint(kind))
+        assert len(checkpoints.read_state_dict(tmp_path / f"x.{kind}")) == 3

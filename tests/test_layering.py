@@ -17,15 +17,17 @@ PACKAGE = ROOT / "pipeline"
 # does not name stand where what they import lets them.
 ROWS = (
     {"errors"},
+    {"console"},
     {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
     {"data", "preprocess", "models", "quant", "runtimes"},
     {"package", "runner", "export_model", "agreement", "sensitivity", "model_table", "new_build_file"},
     {"figures"},
     {"results", "sweep"},
     {"stages"},
-    {"build", "bench", "evaluate", "analyze", "predict", "doctor", "serve"},
-    {"report"},
+    {"build", "bench", "evaluate", "analyze", "layer_times", "predict", "doctor", "serve"},
+    {"reports"},
     {"commands"},
+    {"completion"},
     {"cli"},
     {"__main__"},
 )

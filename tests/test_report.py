@@ -1,8 +1,10 @@
-"""report.py: a page that is whole in itself, says what the evaluation says, and shows what flipped."""
+"""reports/: pages that are whole in themselves and say what the commands say."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +14,18 @@ from run_fixtures import TinyWorkspace
 
 from pipeline import bench, sweep
 from pipeline.cli import main
+from pipeline.config.build_file import BuildConfig
 from pipeline.data import npz
 from pipeline.evaluate import Request, evaluate
+from pipeline.package import THRESHOLDS, open_package
+from pipeline.quant.rounding import read_rounded
+from pipeline.reports import markup
 from pipeline.results import read_run
 from pipeline.runtimes.base import Runtime
 
-VOID = {"meta", "br", "img", "line", "circle", "polyline"}
+MakeConfig = Callable[..., BuildConfig]
+
+VOID = {"meta", "br", "img", "line", "circle", "polyline", "polygon"}
 
 
 class Page(HTMLParser):
@@ -107,3 +115,59 @@ def test_report_that_cannot_be_written_is_an_error_in_a_line(
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["eval", "--result_path", str(out), "--report", str(tmp_path / "file" / "page.html")]) == 2
     assert "--report" in capsys.readouterr().err
+
+
+def test_page_of_a_build_shows_each_layer_and_activation(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_config()
+    page = tmp_path / "build.html"
+    assert main(["build", str(tmp_path / "tiny.yaml"), "--report", str(page)]) == 0
+    assert capsys.readouterr().out.endswith(f"report in {page}\n")
+    text = page.read_text(encoding="utf-8")
+    words = " ".join(Page(text).words)
+    assert not re.search(r"https?://|@import|<script", text)
+    package = open_package(tmp_path / "workspace" / "tiny-int8-percentile-3_32_32-vacc")
+    ranges = json.loads((package.folder / THRESHOLDS).read_text(encoding="utf-8"))
+    assert text.count("<polygon") == len(ranges) > 5
+    for name, bounds in ranges.items():
+        assert name in words
+        assert f"kept {bounds['low']:.3g} to {bounds['high']:.3g}" in words
+    (cache,) = (tmp_path / "workspace" / ".cache" / "round").glob("[0-9a-f]*/weights.npz")
+    layers = read_rounded(cache)
+    assert len(layers) == 7
+    for name, layer in layers.items():
+        assert name in words
+        assert f"{layer.sqnr_db:.1f} dB" in words
+    assert package.digest in words
+    main(["build", str(tmp_path / "tiny.yaml"), "--report", str(page)])
+    assert page.read_text(encoding="utf-8").count("up to date") == 9
+
+
+def test_thresholds_stand_where_they_are_in_the_histogram() -> None:
+    drawing = markup.histogram([0, 10, 100, 1], -1.0, 3.0, [0.0, 2.0])
+    width, height = markup._HISTOGRAM
+    places = re.findall(r'<line x1="([0-9.]+)" y1="0" x2="\1"', drawing)
+    assert [float(place) for place in places] == [width / 4, 3 * width / 4]
+    tops = [float(pair.split(",")[1]) for pair in re.findall(r"[0-9.]+,[0-9.]+", drawing)]
+    assert min(tops) == 0.0  # the fullest bin reaches the top
+    assert max(tops) == height
+
+
+def test_page_of_a_sweep_has_every_setting(
+    in_workspace: TinyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "BATCHES", (1, 4))
+    page = tmp_path / "sweep.html"
+    arguments = ["bench", "--sweep", "--runtime", "onnxruntime", "--duration", "0.1", "--report", str(page)]
+    assert main([*arguments, "--json", str(tmp_path / "sweep.json")]) == 0
+    text = page.read_text(encoding="utf-8")
+    words = Page(text).words
+    points = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))["points"]
+    assert text.count("<circle") == len(points) >= 2
+    assert words.count("onnxruntime") >= len(points)
+
+
+def test_report_without_a_sweep_is_refused(in_workspace: TinyWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--report", "page.html"]) == 2
+    assert "--report: is the page of --sweep" in capsys.readouterr().err

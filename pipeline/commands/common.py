@@ -28,6 +28,11 @@ def add_command(
         name, help=text, description=text, epilog=f"example: {example}"
     )
     parser.set_defaults(run=run)
+    said = parser.add_argument_group("what it says")
+    level = said.add_mutually_exclusive_group()
+    level.add_argument("--quiet", action="store_true", help="only results and errors: no steps, no progress")
+    level.add_argument("--verbose", action="store_true", help="details too: where artefacts lie, how models are opened")
+    said.add_argument("--log-json", action="store_true", help="steps, progress and errors as JSON lines on stderr")
     return parser
 
 
@@ -35,6 +40,15 @@ def sayer(json_path: Path | None) -> Callable[[str], None]:
     """Return what prints lines for people: on standard error where JSON has standard output."""
     stream = sys.stderr if json_path == Path("-") else sys.stdout
     return lambda text: print(text, file=stream, flush=True)
+
+
+def add_report_flag(parser: argparse.ArgumentParser, of: str = "") -> None:
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help=f"{of}write a page to look at")
+
+
+def check_report_path(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise ConfigError(f"--report {path}: is a folder; give a file")
 
 
 def check_json_path(path: Path | None) -> None:

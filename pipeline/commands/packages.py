@@ -7,12 +7,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count, print_json, sayer
+from pipeline import console
+from pipeline.commands.common import (
+    RUNTIMES,
+    add_command,
+    add_report_flag,
+    check_json_path,
+    check_report_path,
+    count,
+    print_json,
+    sayer,
+)
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.bench import Load
     from pipeline.package import Package
+
+
+_WORTH_IT = 1.1  # times as fast as float32; below it, a short look cannot tell the two apart
 
 
 def add_build(commands: Any) -> None:
@@ -40,11 +53,13 @@ def add_build(commands: Any) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
     )
+    add_report_flag(parser)
 
 
 def _build(args: argparse.Namespace) -> None:
     from pipeline.config.build_file import load_build_file
 
+    check_report_path(args.report)
     flags = {
         "frontend.checkpoint": args.weights,
         "dataset.path": args.dataset,
@@ -56,17 +71,42 @@ def _build(args: argparse.Namespace) -> None:
 
     check(cfg)
     for notice in cfg.notices:
-        print(f"note: {notice}")
+        console.step(f"note: {notice}")
     if cfg.uses_sample:
-        print("sample weights, sample images (give --weights and --dataset for your own)")
+        console.step("sample weights, sample images (give --weights and --dataset for your own)")
     if args.dry_run:
         from pipeline.commands.config import resolved
 
         print(resolved(cfg), end="")
         print("\n".join(f"# {line}" for line in plan(cfg)))
         return
-    built = build(cfg, lambda line: print(line, flush=True))
+    built = build(cfg, console.step)
     print("\n".join(summary(built)))
+    if "package" in built.ran:
+        _say_speed(built.prefix)
+    if args.report is not None:
+        from pipeline.reports import build as page
+
+        page.write(built, args.report)
+        print(f"report in {args.report}")
+
+
+def _say_speed(prefix: Path) -> None:
+    """Look shortly whether int8 is worth it on this machine."""
+    from pipeline import bench
+    from pipeline.package import open_package
+
+    package = open_package(prefix)
+    ratio = bench.speedup(package) if package.precision == "int8" else None
+    if ratio is None:
+        return
+    if ratio < _WORTH_IT:
+        console.warning(
+            f"warning: int8 runs {ratio:.2f}x as fast as float32 here, so it is not worth it: `doctor` says whether "
+            "this CPU has int8 instructions, `analyze --time` where the time goes"
+        )
+    else:
+        print(f"int8 runs {ratio:.1f}x as fast as float32 here, by a short look (bench --reference measures it)")
 
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +166,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument(
         "--max_latency", type=_positive, metavar="MS", help="of --sweep: what 95%% of the requests must stay under"
     )
+    add_report_flag(parser, "of --sweep: ")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
@@ -135,12 +176,15 @@ def _bench(args: argparse.Namespace) -> None:
     from pipeline.runner import Limit
 
     check_json_path(args.json)
+    check_report_path(args.report)
     _check_performance_flags(args)
     if args.sweep:
         _sweep(args)
         return
     if args.max_latency is not None:
         raise ConfigError("--max_latency: is a limit for --sweep; add that, or leave it out")
+    if args.report is not None:
+        raise ConfigError("--report: is the page of --sweep; add that, or give --report to eval, for accuracy")
     given = _load(args)
     package = open_package(args.model)
     bench.check_shape(package, args.shape)
@@ -223,6 +267,11 @@ def _sweep(args: argparse.Namespace) -> None:
     found = sweep.sweep(package, runtime, args.max_latency, args.duration or sweep.SECONDS)
     say("\n".join(sweep.describe(found)))
     say(f"kept in {sweep.remember(package, found)}: bench without --runtime, -b and -i takes it from there")
+    if args.report is not None:
+        from pipeline.reports import sweep as page
+
+        page.write(package, found, args.report)
+        say(f"report in {args.report}")
     print_json(args.json, sweep.as_dict(package, found))
 
 
@@ -254,7 +303,7 @@ def add_eval(commands: Any) -> None:
         default=None,
         help="run float32 on the same images and compare (done by itself up to 2000 images)",
     )
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page to look at")
+    add_report_flag(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
@@ -262,6 +311,7 @@ def _eval(args: argparse.Namespace) -> None:
     from pipeline import evaluate
 
     check_json_path(args.json)
+    check_report_path(args.report)
     evaluation = evaluate.evaluate(
         evaluate.Request(
             result_path=args.result_path,
@@ -276,9 +326,9 @@ def _eval(args: argparse.Namespace) -> None:
         say("sample weights, sample images")
     say("\n".join(evaluate.describe(evaluation)))
     if args.report is not None:
-        from pipeline import report
+        from pipeline.reports import evaluation as page
 
-        report.write(evaluation, args.report)
+        page.write(evaluation, args.report)
         say(f"report in {args.report}")
     print_json(args.json, evaluate.as_dict(evaluation))
 
@@ -288,23 +338,44 @@ def add_analyze(commands: Any) -> None:
         commands,
         "analyze",
         _analyze,
-        "what each quantizer of an int8 package costs in accuracy",
+        "what each quantizer of an int8 package costs in accuracy, or each operation in time",
         "python -m pipeline analyze --top 30",
     )
     parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
     parser.add_argument("--images", type=count, default=None, metavar="N", help="calibration images to measure on (16)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table (20)")
+    parser.add_argument("--time", action="store_true", help="measure time in place of accuracy")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="of --time (auto: OpenVINO, else ONNX Runtime)")
+    parser.add_argument("-b", "--batch", type=count, metavar="N", help="of --time: images a request (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
 def _analyze(args: argparse.Namespace) -> None:
-    from pipeline import analyze
     from pipeline.package import open_package
 
     check_json_path(args.json)
+    if args.time and args.images is not None:
+        raise ConfigError("--images: is of the accuracy, and --time measures no accuracy; leave one of the two out")
+    if not args.time and (args.runtime or args.batch):
+        raise ConfigError(f"--{'runtime' if args.runtime else 'batch'}: is of --time; add that, or leave it out")
     package = open_package(args.model)
     say = sayer(args.json)
     say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
-    rows = analyze.analyze(package, args.images or analyze.IMAGES)
-    say("\n".join(analyze.describe(rows, args.top)))
-    print_json(args.json, analyze.as_dict(rows))
+    if args.time:
+        from pipeline import layer_times
+        from pipeline.runtimes.base import Runtime, choose
+
+        runtime = choose(Runtime(args.runtime or "auto"))
+        times = layer_times.measure(package, runtime, args.batch or 1)
+        say(
+            "\n".join(
+                [f"{runtime.value}, {args.batch or 1} image(s) a request", *layer_times.describe(times, args.top)]
+            )
+        )
+        print_json(args.json, layer_times.as_dict(times))
+    else:
+        from pipeline import analyze
+
+        rows = analyze.analyze(package, args.images or analyze.IMAGES)
+        say("\n".join(analyze.describe(rows, args.top)))
+        print_json(args.json, analyze.as_dict(rows))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipeline import console
 from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count
 from pipeline.errors import ConfigError
 
@@ -49,7 +50,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     def skip(name: str, reason: Exception) -> None:
         skipped.append(name)
-        print(f"skipped: {reason}", file=sys.stderr, flush=True)
+        console.warning(f"skipped: {reason}")
 
     # Lines that appear one by one on a terminal are progress enough.
     shows_lines = args.json is None and args.csv is None and sys.stdout.isatty()
@@ -60,17 +61,17 @@ def _predict(args: argparse.Namespace) -> None:
     ):
         misfit = classifier.package.misfit()
         if misfit:
-            print(f"note: {misfit}", file=sys.stderr)
+            console.warning(f"note: {misfit}")
         if classifier.package.uses_sample:
-            print("sample weights, sample images: the answers to photos mean nothing", file=sys.stderr)
+            console.warning("sample weights, sample images: the answers to photos mean nothing")
         for prediction in classifier.predict(paths, args.topk, skip=skip if args.skip_bad else None):
             write(prediction)
             progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
-        print(f"thread seconds in: {spent} (infer includes waiting for a stream)", file=sys.stderr)
+        console.note(f"thread seconds in: {spent} (infer includes waiting for a stream)")
     if skipped:
-        print(f"{len(skipped)} of {len(paths)} images skipped", file=sys.stderr)
+        console.warning(f"{len(skipped)} of {len(paths)} images skipped")
 
 
 @contextmanager

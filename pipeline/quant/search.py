@@ -86,15 +86,15 @@ def divergence_range(counts: Counts, lowest: float, highest: float) -> Range:
     total = int(counts.sum())
     if total < _LEAST_VALUES or whole.high == whole.low:
         return whole
-    fine = _linear_histogram(counts, whole)
+    fine = linear_histogram(counts, whole)
     edges = np.linspace(whole.low, whole.high, _FINE_BINS + 1)
     magnitudes = max(-whole.low, whole.high) * _SHARES
     candidates = [Range(max(whole.low, -float(bound)), min(whole.high, float(bound))) for bound in magnitudes]
     return min(candidates, key=lambda covered: _divergence(fine, edges, covered))
 
 
-def _linear_histogram(counts: Counts, whole: Range) -> Float64:
-    """Return the counts in _FINE_BINS bins of equal width over the range: float64, each float bin spread evenly."""
+def linear_histogram(counts: Counts, whole: Range, bins: int = _FINE_BINS) -> Float64:
+    """Return the counts in bins of equal width over the range: float64 [bins], each float bin spread evenly."""
     used = np.flatnonzero(counts)
     outer = qmath.key_bounds(used)
     order = np.argsort(outer)
@@ -104,7 +104,7 @@ def _linear_histogram(counts: Counts, whole: Range) -> Float64:
     before = np.concatenate([[0], seen[:-1]])
     reached = np.where(outer[order] < 0, before, seen)
     cumulated = np.concatenate([[0], reached, [seen[-1]]]).astype(np.float64)
-    return np.diff(np.interp(np.linspace(whole.low, whole.high, _FINE_BINS + 1), ends, cumulated))
+    return np.diff(np.interp(np.linspace(whole.low, whole.high, bins + 1), ends, cumulated))
 
 
 def _divergence(fine: Float64, edges: Float64, covered: Range) -> float:

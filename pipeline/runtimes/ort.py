@@ -38,7 +38,7 @@ class OnnxRuntimeBackend:
         self._batch = batch
         threads = max(1, placement.threads // placement.streams)
         source = _source(model)
-        sessions = [_open(model, source, threads) for _ in range(1 if threads == 1 else placement.streams)]
+        sessions = [_open(model, source, _options(threads)) for _ in range(1 if threads == 1 else placement.streams)]
         self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
         self.input = TensorSpec(given.name, _DTYPES.get(given.type, given.type), _shape(given.shape))
@@ -69,13 +69,29 @@ def _source(model: Path) -> str | bytes:
     return for_amx(model) or str(model)  # of what is no model, the session says what is wrong
 
 
-def _open(model: Path, source: str | bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_profiled(model: Path, threads: int, prefix: Path) -> onnxruntime.InferenceSession:
+    """Open a session that writes what it measures of itself to a file, which `end_profiling` names.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model.
+    """
+    options = _options(threads)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    return _open(model, _source(model), options)
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised as well
     # Threads that spin while they wait take cores from decoding, and from other containers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open(model: Path, source: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _ERRORS as err:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class OpenVinoBackend:
     def __init__(self, model: Path, batch: int, placement: Placement) -> None:
         self.placement = placement
         self._batch = batch
-        compiled = _compile(model, batch, placement)
+        compiled = compile_model(model, batch, placement)
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
         nothing = np.zeros((batch, *(axis or 1 for axis in self.input.shape[1:])), self.input.dtype)
@@ -60,7 +61,14 @@ class OpenVinoBackend:
         self._requests.close()
 
 
-def _compile(model: Path, batch: int, placement: Placement) -> openvino.CompiledModel:
+def compile_model(
+    model: Path, batch: int, placement: Placement, more: Mapping[str, object] | None = None
+) -> openvino.CompiledModel:
+    """Compile for one batch size, with `more` of OpenVINO's own properties.
+
+    Raises:
+        BackendError: it refuses the model.
+    """
     core = openvino.Core()
     try:
         network = core.read_model(str(model))
@@ -72,6 +80,7 @@ def _compile(model: Path, batch: int, placement: Placement) -> openvino.Compiled
             "INFERENCE_NUM_THREADS": placement.threads,
             # Otherwise it computes float parts, and a whole float32 model, in bfloat16 on CPUs that have it.
             "INFERENCE_PRECISION_HINT": "f32",
+            **(more or {}),
         }
         return core.compile_model(network, "CPU", settings)
     except RuntimeError as err:

@@ -21,14 +21,15 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.sources import ImageSource
-from pipeline.errors import ArtefactError
+from pipeline.errors import ArtefactError, DataError
 from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
+from pipeline.models import onnx_classifier
 from pipeline.preprocess import Prepared
 from pipeline.progress import progress_bar
 from pipeline.quant import pixels, qdq
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, FIGURES, OBSERVERS, OUTPUTS, float32_model
+from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS, float32_model
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # Threads that each take one image at a time through the network and count it: no thread waits for another, and no pass
@@ -36,6 +37,8 @@ _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # cores share the work within an image.
 _MAX_WORKERS = 8
 _TAIL_IMAGES = 4  # that say which values are extremes; see ObserverSet.set_tails
+_CHECKED_IMAGES = 4
+_LARGEST_DIFFERENCE = 1e-2  # of the largest output; sound ones differ by 1e-5, in sums of other orders
 _ROUND = 32  # images between two looks at the clock for saving
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -52,6 +55,27 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
     images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
     collect(float32_model(inputs), cfg.preprocess, images, out)
+    if float32_model(inputs).parent != inputs["export"]:
+        _check_against_export(inputs["export"] / MODEL, cfg.preprocess, images, np.load(out / OUTPUTS))
+
+
+def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[ImageSource], outputs: Float32) -> None:
+    """Raise DataError unless the model that was calibrated computes what the exported one does.
+
+    What comes after is only ever compared with the former, so that a fault of the stages between the two, or a stale
+    artefact of theirs, would go unseen.
+    """
+    checked = spread(len(images), _CHECKED_IMAGES)
+    batch = np.stack([preprocess.load(spec, images[index].content(), raw=False) for index in checked])
+    expected = onnx_classifier.run(onnx.load(model), batch.astype(np.float32, copy=False))
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(outputs[list(checked)] - expected).max())
+    if not difference <= _LARGEST_DIFFERENCE * largest:
+        raise DataError(
+            f"{model}: the model made of it for int8 differs by {difference:.2g} on outputs of up to {largest:.2g}, "
+            "which it must not; delete .cache/ in the workspace; or --set backend.quantize.pixel_input=false "
+            "and --set backend.quantize.equalization=false, and report this"
+        )
 
 
 def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource], out: Path) -> None:

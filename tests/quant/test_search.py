@@ -99,7 +99,7 @@ def test_linear_histogram_keeps_every_value_near_its_place() -> None:
     values = samples("skewed")
     counts, lowest, highest = seen(values)
     whole = qmath.max_range(lowest, highest)
-    fine = search._linear_histogram(counts, whole)
+    fine = search.linear_histogram(counts, whole)
     assert fine.sum() == pytest.approx(values.size)
     wanted, _ = np.histogram(values, bins=64, range=(whole.low, whole.high))
     np.testing.assert_allclose(fine.reshape(64, -1).sum(1), wanted, atol=0.01 * values.size)

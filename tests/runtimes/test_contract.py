@@ -202,3 +202,42 @@ def test_importing_openvino_starts_no_process_and_leaves_the_home_folder_alone(t
 )
 def test_place_never_runs_more_streams_than_cores(instances: int, cores: int, streams: int, threads: int) -> None:
     assert place(instances, cores) == Placement(streams, threads)
+
+
+@pytest.mark.parametrize(
+    ("instances", "cores", "batch", "parts"),
+    [
+        (1, 2, 8, 2),
+        (1, 2, 1, 1),
+        (1, 2, 3, 1),  # 2 and 1 would take as long as 4
+        (1, 2, 11, 2),  # 6 and 5
+        (1, 8, 8, 8),
+        (1, 64, 8, 8),
+        (2, 8, 22, 4),  # 6, 6, 6 and 4
+        (3, 8, 8, 2),
+        (8, 2, 22, 1),
+    ],
+)
+def test_place_splits_requests_where_cores_would_share_an_image(
+    instances: int, cores: int, batch: int, parts: int
+) -> None:
+    found = place(instances, cores, batch)
+    assert found.parts == parts
+    assert found.streams * found.parts <= cores
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 7, 8])
+def test_split_requests_get_the_answers_of_whole_ones(
+    runtime: Runtime, tiny_workspace_master: TinyWorkspace, images: int
+) -> None:
+    model, batch = tiny_workspace_master.package.model, noise(images)
+    with open_backend(runtime, model, batch=8, placement=place(1, 1)) as backend:
+        expected = backend.infer(batch)
+    with open_backend(runtime, model, batch=8, placement=Placement(1, 2, parts=2)) as backend:
+        assert backend.placement == Placement(1, 2, parts=2)
+        assert backend.input == TensorSpec("image", "float32", (None, 3, 32, 32))
+        found = backend.infer(batch)
+        with pytest.raises(BackendError, match="9 images, but the model was opened for 1 to 8"):
+            backend.infer(noise(9))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert found.dtype == np.float32

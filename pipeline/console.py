@@ -1,0 +1,94 @@
+"""What commands say while they work: lines for people, or JSON lines for programs. Results are none of this."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+
+@dataclass
+class _Style:
+    quiet: bool = False
+    verbose: bool = False
+    json_lines: bool = False
+
+
+_style = _Style()
+
+
+def configure(*, quiet: bool = False, verbose: bool = False, json_lines: bool = False) -> None:
+    """Choose what is said and how, for the whole process.
+
+    Args:
+        quiet: only results and errors; no steps, no progress.
+        verbose: details too.
+        json_lines: every event is a JSON object in a line of standard error.
+    """
+    _style.quiet, _style.verbose, _style.json_lines = quiet, verbose, json_lines
+
+
+def is_quiet() -> bool:
+    return _style.quiet
+
+
+def writes_json() -> bool:
+    return _style.json_lines
+
+
+def step(text: str) -> None:
+    """Say that a step begins, or what it did."""
+    if _style.json_lines:
+        event("step", text=text)
+    elif not _style.quiet:
+        print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Say something about the work beside its results, on standard error."""
+    if _style.json_lines:
+        event("note", text=text)
+    elif not _style.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warning(text: str) -> None:
+    """Say what makes results doubtful; also when quiet."""
+    if _style.json_lines:
+        event("warning", text=text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def detail(text: str) -> None:
+    """Say what only somebody who looks for a cause wants to know."""
+    if _style.verbose and _style.json_lines:
+        event("detail", text=text)
+    elif _style.verbose:
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def error(text: str) -> None:
+    """Say a fault, a line each."""
+    for line in text.splitlines():
+        if _style.json_lines:
+            event("error", text=line)
+        else:
+            print(f"error: {line}", file=sys.stderr)
+
+
+def interrupted(text: str) -> None:
+    """Say how to go on after Ctrl-C."""
+    if _style.json_lines:
+        event("interrupted", text=text)
+    else:
+        print(text, file=sys.stderr)
+
+
+def event(kind: str, **facts: object) -> None:
+    """Write one JSON line; when quiet, only of what ends a command or makes its results doubtful."""
+    if _style.quiet and kind not in ("warning", "error", "interrupted"):
+        return
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    print(json.dumps({"time": now, "event": kind, **facts}), file=sys.stderr, flush=True)

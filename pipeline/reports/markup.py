@@ -1,0 +1,130 @@
+"""What the pages are made of: the frame, tables, charts. Everything that is put in is escaped here."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipeline.artefacts import whole_file
+from pipeline.errors import DataError
+from pipeline.package import REPORT, Package
+from pipeline.sweep import Point
+
+_CHART = (560, 300)  # px
+_HISTOGRAM = (220, 64)  # px
+_COLOURS = {"openvino": "#0b6bcb", "onnxruntime": "#c2571a"}
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #d8dee4; }
+table { border-collapse: collapse; } th, td { text-align: left; padding: .25rem .9rem .25rem 0; vertical-align: top; }
+th { font-weight: 600; color: #57626d; } td { font-variant-numeric: tabular-nums; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; width: 9.5rem; font-size: .8rem; }
+figure img { width: 128px; height: 128px; object-fit: contain; background: #eef1f4; display: block; }
+figure.wide { width: 14rem; overflow-wrap: anywhere; } summary { cursor: pointer; }
+.won { color: #1a7f37; } .lost { color: #b3261e; } .note { background: #fff6d6; padding: .5rem .8rem; }
+.mono { font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere; }
+"""
+
+
+def write(path: Path, title: str, body: Iterable[str]) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    head = f'<meta charset="utf-8"><title>{text(title)}</title><meta name="viewport" content="width=device-width">'
+    content = f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{"".join(body)}</body>'
+    try:
+        with whole_file(path) as scratch:
+            scratch.write_text(f"{content}</html>\n", encoding="utf-8", errors="backslashreplace")
+    except OSError as err:
+        raise DataError(f"--report {path}: cannot be written ({err.strerror}); give another") from None
+
+
+def text(content: str) -> str:
+    """Return text as HTML shows it: names of files and classes are anybody's."""
+    return html.escape(content, quote=True)
+
+
+def note(content: str) -> str:
+    return f'<p class="note">{text(content)}</p>'
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{text(title)}</th>" for title in titles) if any(titles) else ""
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
+
+
+def folded(summary: str, content: str) -> str:
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+
+
+def built(package: Package, more: Sequence[Sequence[str]] = ()) -> str:
+    """Return the section that says what a package is and where it comes from."""
+    facts = package.facts
+    layers = package.report().get("layers") if (package.folder / REPORT).is_file() else None
+    rows = [
+        ["package", str(package.prefix)],
+        ["model, sha256", package.digest],
+        ["size", f"{package.model.stat().st_size / 1e6:.1f} MB"],
+        ["input", f"{facts.get('input_dtype', 'float32')} {facts['input']}"],
+        ["calibration", f"{facts.get('calibrate_mode', '-')} {facts.get('percentile', '')}"],
+        ["layers in int8", f"{layers['quantized']} of {layers['weighted']}" if layers else "-"],
+        ["made with", ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())],
+        ["checked on", ", ".join(facts.get("checked_on", [])) or "-"],
+        *more,
+    ]
+    return "<h2>What was built</h2>" + table(["", ""], rows)
+
+
+def curve(points: Sequence[Point]) -> str:
+    """Return the curve of each runtime as SVG: images/s over the latency that 95% of the requests stay under."""
+    width, height = _CHART
+    left, bottom, most, longest = 60, 40, max(p.throughput for p in points), max(p.latency_ms for p in points)
+
+    def at(point: Point) -> tuple[float, float]:
+        x = left + (width - left - 20) * point.latency_ms / longest
+        return x, height - bottom - (height - bottom - 20) * point.throughput / most
+
+    shapes = [
+        f'<line x1="{left}" y1="20" x2="{left}" y2="{height - bottom}" stroke="#57626d"/>',
+        f'<line x1="{left}" y1="{height - bottom}" x2="{width - 20}" y2="{height - bottom}" stroke="#57626d"/>',
+        f'<text x="{left - 8}" y="26" text-anchor="end">{most:.0f}</text>',
+        f'<text x="{left - 8}" y="{height - bottom}" text-anchor="end">0</text>',
+        f'<text x="{width - 20}" y="{height - 18}" text-anchor="end">{longest:.0f} ms (p95 of a request)</text>',
+        f'<text x="{left}" y="14">images/s</text>',
+    ]
+    for number, runtime in enumerate(dict.fromkeys(point.setting.runtime for point in points)):
+        colour = _COLOURS.get(runtime, "#1c2733")
+        own = [point for point in points if point.setting.runtime == runtime]
+        for instances in dict.fromkeys(point.setting.instances for point in own):
+            line = sorted(at(point) for point in own if point.setting.instances == instances)
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+            shapes.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        for point in own:
+            x, y = at(point)
+            told = f"{point.setting.flags()}: {point.throughput:.1f} images/s, {point.latency_ms:.1f} ms"
+            shapes.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{text(told)}</title></circle>'
+            )
+        shapes.append(f'<text x="{left + 20}" y="{40 + 18 * number}" fill="{colour}">{text(runtime)}</text>')
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}" font-size="12">{"".join(shapes)}</svg>'
+
+
+def histogram(counts: Sequence[int], first: float, last: float, marks: Sequence[float]) -> str:
+    """Return a histogram as SVG: counts of bins of equal width from `first` to `last`, logarithmic; marks in red."""
+    width, height = _HISTOGRAM
+    most = math.log1p(max(counts, default=0)) or 1.0
+    step = width / max(1, len(counts))
+    tops = [height - height * math.log1p(count) / most for count in counts]
+    outline = " ".join(f"{i * step:.1f},{y:.1f} {(i + 1) * step:.1f},{y:.1f}" for i, y in enumerate(tops))
+    shapes = [f'<polygon points="0,{height} {outline} {width},{height}" fill="#9db8d2"/>']
+    span = last - first
+    for mark in marks:
+        x = width * min(1.0, max(0.0, (mark - first) / span)) if span > 0 else 0.0
+        shapes.append(f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{height}" stroke="#b3261e"/>')
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}">{"".join(shapes)}</svg>'
