@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from PIL import Image
 from run_fixtures import TinyWorkspace
 
 from pipeline import bench, sweep
@@ -20,12 +24,13 @@ from pipeline.evaluate import Request, evaluate
 from pipeline.package import THRESHOLDS, open_package
 from pipeline.quant.rounding import read_rounded
 from pipeline.reports import markup
+from pipeline.reports import sweep as reports_sweep
 from pipeline.results import read_run
 from pipeline.runtimes.base import Runtime
 
 MakeConfig = Callable[..., BuildConfig]
 
-VOID = {"meta", "br", "img", "line", "circle", "polyline", "polygon"}
+VOID = {"meta", "br", "img", "line", "circle", "polyline", "polygon", "rect"}
 
 
 class Page(HTMLParser):
@@ -147,9 +152,9 @@ def test_page_of_a_build_shows_each_layer_and_activation(
 def test_thresholds_stand_where_they_are_in_the_histogram() -> None:
     drawing = markup.histogram([0, 10, 100, 1], -1.0, 3.0, [0.0, 2.0])
     width, height = markup._HISTOGRAM
-    places = re.findall(r'<line x1="([0-9.]+)" y1="0" x2="\1"', drawing)
-    assert [float(place) for place in places] == [width / 4, 3 * width / 4]
-    tops = [float(pair.split(",")[1]) for pair in re.findall(r"[0-9.]+,[0-9.]+", drawing)]
+    places = [float(place) for place in re.findall(r'<rect x="([0-9]+)"', drawing)]
+    assert places == pytest.approx([width / 4, 3 * width / 4], abs=markup._MARK)
+    tops = [float(pair.split(",")[1]) for pair in re.findall(r"[0-9.]+,[0-9.]+", drawing)]  # of the outline
     assert min(tops) == 0.0  # the fullest bin reaches the top
     assert max(tops) == height
 
@@ -171,3 +176,46 @@ def test_page_of_a_sweep_has_every_setting(
 def test_report_without_a_sweep_is_refused(in_workspace: TinyWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--report", "page.html"]) == 2
     assert "--report: is the page of --sweep" in capsys.readouterr().err
+
+
+def screenshot(page: Path) -> npt.NDArray[np.uint8]:
+    """Return what Chromium shows of a page, uint8 [H, W, 3]."""
+    found = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no Chromium here")
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    image = page.with_suffix(".png")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *quiet, "--window-size=1000,3000"]
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [found, *flags, profile, f"--screenshot={image}", page.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return np.asarray(Image.open(image).convert("RGB"))
+
+
+def drawn(shown: npt.NDArray[np.uint8], colour: str) -> int:
+    """Return how many pixels have a colour, #rrggbb."""
+    wanted = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)])
+    return int((shown == wanted).all(axis=2).sum())
+
+
+@pytest.mark.slow
+def test_browser_shows_histograms_with_thresholds(make_config: MakeConfig, tmp_path: Path) -> None:
+    make_config()
+    assert main(["build", str(tmp_path / "tiny.yaml"), "--report", str(tmp_path / "build.html"), "--quiet"]) == 0
+    shown = screenshot(tmp_path / "build.html")
+    assert drawn(shown, "#9db8d2") > 5000
+    assert drawn(shown, "#b3261e") > 200
+
+
+@pytest.mark.slow
+def test_browser_shows_flips_and_the_curve(tiny: TinyWorkspace, out: Path, tmp_path: Path) -> None:
+    points = [sweep.Point(sweep.Setting("openvino", batch, 2), 100.0 + batch, 10.0 * batch) for batch in (1, 2, 4)]
+    found = sweep.Sweep(tuple(points), points[1], None)
+    sweep.remember(tiny.package, found)
+    assert main(["eval", "--result_path", str(out), "--report", str(tmp_path / "page.html")]) == 0
+    shown = screenshot(tmp_path / "page.html")
+    assert drawn(shown, markup._COLOURS["openvino"]) > 100
+    # Images in colour: hundreds of hues where text and lines have few.
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1000
+    reports_sweep.write(tiny.package, found, tmp_path / "sweep.html")
+    assert drawn(screenshot(tmp_path / "sweep.html"), markup._COLOURS["openvino"]) > 100

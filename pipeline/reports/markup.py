@@ -14,6 +14,7 @@ from pipeline.sweep import Point
 
 _CHART = (560, 300)  # px
 _HISTOGRAM = (220, 64)  # px
+_MARK = 2  # px, width of a threshold
 _COLOURS = {"openvino": "#0b6bcb", "onnxruntime": "#c2571a"}
 
 _STYLE = """
@@ -125,6 +126,6 @@ def histogram(counts: Sequence[int], first: float, last: float, marks: Sequence[
     shapes = [f'<polygon points="0,{height} {outline} {width},{height}" fill="#9db8d2"/>']
     span = last - first
     for mark in marks:
-        x = width * min(1.0, max(0.0, (mark - first) / span)) if span > 0 else 0.0
-        shapes.append(f'<line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{height}" stroke="#b3261e"/>')
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}">{"".join(shapes)}</svg>'
+        x = (width - _MARK) * min(1.0, max(0.0, (mark - first) / span)) if span > 0 else 0.0
+        shapes.append(f'<rect x="{x:.0f}" width="{_MARK}" height="{height}" fill="#b3261e"/>')
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}">{"".join(shapes)}</svg>'
