@@ -51,7 +51,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         scratch.touch(exist_ok=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.touch(exist_ok=False)
     try:

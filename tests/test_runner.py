@@ -112,7 +112,7 @@ def test_infer_samples_says_where_a_result_cannot_be_written(tiny: TinyWorkspace
     sample = Sample(tiny.images[0], tmp_path / "file" / "0.npz")
     with pytest.raises(DataError) as raised:
         infer_samples(plan_for(tiny), [sample], lambda message: None)
-    assert str(raised.value) == f"{sample.result}: cannot be written (Not a directory); mend that, then run again"
+    assert str(raised.value) == f"{sample.result}: cannot be written (File exists); mend that, then run again"
 
 
 @pytest.mark.parametrize(
