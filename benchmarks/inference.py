@@ -5,7 +5,8 @@
 
 For each load (images a request x requests in flight): this pipeline in either runtime; OpenVINO's own benchmark_app on
 the same int8 file, in the best of several configurations; ONNX Runtime as it comes, on the same int8 file; and the
-build's float32 model here, in benchmark_app and in ONNX Runtime as it comes.
+build's float32 model here, in benchmark_app and in ONNX Runtime as it comes. First, what int8 convolutions reach here
+at best, in multiply-accumulates a second, and then which share of it each int8 row has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -34,10 +36,14 @@ from pipeline.errors import BackendError, ConfigError
 from pipeline.figures import Recorder
 from pipeline.package import Package, open_package
 from pipeline.progress import progress_bar
+from pipeline.quant import qdq
+from pipeline.quant.qmath import Range
 from pipeline.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.sensitivity import work_of_layers
 
 OURS, PEER = "ours, openvino", "benchmark_app"
+_PEAK_BATCH, _PEAK_CHANNELS, _PEAK_SIDE, _PEAK_LAYERS = 8, 256, 28, 8
 
 Measure = Callable[[], float]  # images/s of one turn
 
@@ -61,10 +67,13 @@ class Row:
     name: str
     rates: tuple[float, ...]  # images/s, turn by turn
     ratios: tuple[float, ...]  # over benchmark_app's best in the same turn
+    peak_percent: float | None  # of what int8 convolutions reach at best; None for float32
 
     def __str__(self) -> str:
         spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}"
-        return f"{self.load!s:>7}  {median(self.rates):8.1f}  {median(self.ratios):5.2f}  ({spread})  {self.name}"
+        peak = "     " if self.peak_percent is None else f"{self.peak_percent:4.0f}%"
+        figures = f"{median(self.rates):8.1f}  {median(self.ratios):5.2f}  ({spread})  {peak}"
+        return f"{self.load!s:>7}  {figures}  {self.name}"
 
 
 def ours(package: Package, load: Load, runtime: Runtime, model: Path, seconds: float) -> float:
@@ -105,12 +114,16 @@ def app_configurations(load: Load) -> dict[str, list[str]]:
     """Return the ways to run benchmark_app, its default first."""
     cores = hardware.available_cores()
     requests = ["-nireq", str(load.instances)]
+    in_flight = f"{max(cores, load.instances)} requests"
     explicit = ["-hint", "none", "-nthreads", str(cores)]
     return {
         "default": [],
         "default, same requests": requests,
-        f"{cores} streams": [*explicit, "-nstreams", str(cores), "-nireq", str(max(cores, load.instances))],
-        f"{cores} streams, pinned": [*explicit, "-nstreams", str(cores), "-pin", "YES"],
+        f"{cores} streams, {in_flight}": [*explicit, "-nstreams", str(cores), "-nireq", in_flight.split()[0]],
+        f"{cores} streams, pinned, {in_flight}": [
+            *(*explicit, "-nstreams", str(cores), "-pin", "YES"),
+            *("-nireq", in_flight.split()[0]),
+        ],
         "1 stream": [*explicit, "-nstreams", "1", *requests],
     }
 
@@ -136,30 +149,78 @@ def stock_onnxruntime(model: Path, load: Load, seconds: float) -> Measure:
     callers = max(1, min(load.instances, hardware.available_cores()))
 
     def one_turn() -> float:
-        counted = [0] * callers
-        stop = threading.Event()
-
-        def call(number: int) -> None:
-            while not stop.is_set():
-                session.run(None, feed)
-                counted[number] += load.batch
-
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(callers) as pool:
-            calls = [pool.submit(call, number) for number in range(callers)]
-            stop.wait(seconds)
-            stop.set()
-        for each in calls:
-            each.result()
-        return sum(counted) / (time.perf_counter() - begun)
+        return load.batch * calls_a_second(lambda: session.run(None, feed), callers, seconds)
 
     session.run(None, feed)
     return one_turn
 
 
-def compare(package: Package, load: Load, turns: int, seconds: float) -> list[Row]:
-    """Measure everything under one load, turn by turn."""
-    float32 = package.workspace_file("float32_model")
+def calls_a_second(call: Callable[[], object], callers: int, seconds: float) -> float:
+    """Return how often a function returns when some threads call it all the time."""
+    counted = [0] * callers
+    stop = threading.Event()
+
+    def keep_calling(number: int) -> None:
+        while not stop.is_set():
+            call()
+            counted[number] += 1
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(callers) as pool:
+        calls = [pool.submit(keep_calling, number) for number in range(callers)]
+        stop.wait(seconds)
+        stop.set()
+    for each in calls:
+        each.result()
+    return sum(counted) / (time.perf_counter() - begun)
+
+
+def int8_peak(seconds: float) -> float:
+    """Return the multiply-accumulates a second of the faster of two chains of int8 convolutions that suit kernels."""
+    cores, best = hardware.available_cores(), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for kernel in (1, 3):
+            model = Path(folder) / f"{kernel}.onnx"
+            macs = write_chain(model, kernel)
+            with open_backend(Runtime.OPENVINO, model, batch=_PEAK_BATCH, placement=place(cores, cores)) as backend:
+                images = np.zeros((_PEAK_BATCH, _PEAK_CHANNELS, _PEAK_SIDE, _PEAK_SIDE), np.float32)
+                calls = calls_a_second(partial(backend.infer, images), cores, seconds)
+            best = max(best, calls * _PEAK_BATCH * macs)
+    return best
+
+
+def write_chain(path: Path, kernel: int) -> int:
+    """Write an int8 model of equal convolutions, one after the other; return its multiply-accumulates of one image."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random, nodes, weights = np.random.default_rng(0), [], []
+    shape = (_PEAK_CHANNELS, _PEAK_CHANNELS, kernel, kernel)
+    for number in range(_PEAK_LAYERS):
+        scaled = random.normal(0, shape[1] ** -0.5 / kernel, shape).astype(np.float32)
+        weights.append(numpy_helper.from_array(scaled, f"w{number}"))
+        inputs = [f"x{number}", f"w{number}"]
+        nodes.append(helper.make_node("Conv", inputs, [f"c{number}"], f"conv{number}", pads=[kernel // 2] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"x{number + 1}"], f"relu{number}"))
+    last = f"x{_PEAK_LAYERS}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["pooled"], "pool"),
+        helper.make_node("Flatten", ["pooled"], ["out"], "flatten"),
+    ]
+    given = helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["N", _PEAK_CHANNELS, _PEAK_SIDE, _PEAK_SIDE])
+    made = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", _PEAK_CHANNELS])
+    graph = helper.make_graph(nodes, "chain", [given], [made], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    ranges = {name: Range(0.0, 4.0) for name in qdq.observed_tensors(model)}
+    onnx.save(qdq.insert_qdq(model, ranges, per_channel=True), path)
+    return _PEAK_LAYERS * int(np.prod(shape)) * _PEAK_SIDE**2
+
+
+def compare(package: Package, load: Load, turns: int, seconds: float, peak: float) -> list[Row]:
+    """Measure everything under one load, turn by turn; `peak` is in multiply-accumulates a second."""
+    import onnx
+
+    float32, quantized_from = package.workspace_file("float32_model"), package.workspace_file("quantized_from")
     name, flags = best_configuration(package.model, load, seconds)
     peer = f"{PEER}, int8, {name}"
     measures: dict[str, Measure] = {
@@ -180,9 +241,15 @@ def compare(package: Package, load: Load, turns: int, seconds: float) -> list[Ro
             for each, one_turn in measures.items():
                 rates[each].append(one_turn())
                 progress.update()
-    best = rates[peer]
+    macs = sum(work_of_layers(onnx.load(quantized_from)).values()) if quantized_from else 0
     return [
-        Row(load, each, tuple(found), tuple(rate / other for rate, other in zip(found, best, strict=True)))
+        Row(
+            load,
+            each,
+            tuple(found),
+            tuple(rate / other for rate, other in zip(found, rates[peer], strict=True)),
+            100 * median(found) * macs / peak if macs and "float32" not in each else None,
+        )
         for each, found in rates.items()
     ]
 
@@ -224,10 +291,12 @@ def run(args: argparse.Namespace) -> None:
         f"{package.name}, {package.precision}; {versions}; {hardware.cpu_name()}, "
         f"{hardware.available_cores()} cores, {sets}; medians of {args.turns} turns of {args.seconds:g} s"
     )
-    print("   load  images/s      x  (of turns)     what; x: over benchmark_app's best, in the same turn")
+    peak = int8_peak(args.seconds)
+    print(f"int8 convolutions at best: {peak / 1e12:.2f} * 10^12 multiply-accumulates a second")
+    print("   load  images/s      x  (of turns)     peak  what; x: over benchmark_app's best, in the same turn")
     rows = []
     for load in args.loads:
-        found = compare(package, load, args.turns, args.seconds)
+        found = compare(package, load, args.turns, args.seconds, peak)
         print("\n".join(map(str, found)), flush=True)
         rows += found
     if args.json is not None:

@@ -45,7 +45,7 @@ from pipeline.runtimes.base import Runtime, choose
 from pipeline.stages.artefact_names import FIGURES
 
 BATCH = 16
-SCALES = (1000, 5000, 20_000, 50_000)
+SCALES = "1000,5000,20000,50000"
 SMALL = 96  # px, of the images of `scale`
 
 _COLLECT = """
@@ -257,9 +257,9 @@ def scale(args: argparse.Namespace) -> None:
     print("   images  step                       s   ms/image  MiB (largest process)")
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         root = Path(folder)
-        make_images(package, root / "images", max(SCALES))
+        make_images(package, root / "images", max(args.counts))
         names = sorted((root / "images").rglob("*.JPEG"))
-        for count in SCALES:
+        for count in args.counts:
             some = root / "some"
             for name in names[:count]:
                 (some / name.parent.name).mkdir(parents=True, exist_ok=True)
@@ -317,6 +317,13 @@ def run_step(arguments: Sequence[str]) -> tuple[float, float]:
     return time.perf_counter() - begun, usage.ru_maxrss / unit
 
 
+def read_counts(text: str) -> list[int]:
+    counts = [int(each) if each.isascii() and each.isdigit() else 0 for each in text.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"expected numbers of images such as 1000,5000, got {text!r}")
+    return counts
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("step", choices=("images", "image2npz", "start", "calibration", "scale"))
@@ -327,6 +334,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=1000, help="of them at most (%(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a turn of inference (%(default)s)")
+    parser.add_argument("--counts", type=read_counts, default=SCALES, help="of scale: images, (%(default)s)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where files are written and removed again (/tmp)")
     return parser
 
