@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -243,7 +244,9 @@ def _file_faults(step: str, where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise DataError(f"{step}: {err.filename or where}: {err.strerror or err}; mend it and build again") from err
+        # Libraries write temporary files too, and do not say where.
+        place = err.filename or f"{where}, or {tempfile.gettempdir()}"
+        raise DataError(f"{step}: {place}: {err.strerror or err}; mend it and build again") from err
 
 
 def _figures(folder: Path) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pipeline import completion, console
+from pipeline.commands.analyze import add_analyze
 from pipeline.commands.config import add_config
-from pipeline.commands.packages import add_analyze, add_bench, add_build, add_eval
+from pipeline.commands.formats import add_package
+from pipeline.commands.packages import add_bench, add_build, add_eval
 from pipeline.commands.predict import add_predict
 from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_init, add_models
 from pipeline.errors import PipelineError
@@ -71,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_eval,
         add_predict,
         add_analyze,
+        add_package,
         add_export,
         add_calibset,
         add_image2npz,

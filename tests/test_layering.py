@@ -24,7 +24,7 @@ ROWS = (
     {"figures"},
     {"results", "sweep"},
     {"stages"},
-    {"build", "bench", "evaluate", "analyze", "layer_times", "predict", "doctor", "serve"},
+    {"build", "bench", "evaluate", "analyze", "layer_times", "predict", "doctor", "formats", "serve"},
     {"reports"},
     {"commands"},
     {"completion"},

@@ -81,6 +81,19 @@ def open_profiled(model: Path, threads: int, prefix: Path) -> onnxruntime.Infere
     return _open(model, _source(model), options)
 
 
+def save_ort(model: Path, path: Path) -> None:
+    """Write a model in ORT format, which ONNX Runtime's small builds load; optimized as far as any CPU takes it.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model.
+    """
+    options = _options(1)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    _open(model, str(model), options)
+
+
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

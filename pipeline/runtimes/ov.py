@@ -87,6 +87,18 @@ def compile_model(
         raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not load it ({_reason(err)})") from None
 
 
+def save_ir(model: Path, path: Path) -> None:
+    """Write a model as OpenVINO IR, `path` (.xml) and a .bin beside it; weights in float keep all their bits.
+
+    Raises:
+        BackendError: OpenVINO refuses the model.
+    """
+    try:
+        openvino.save_model(openvino.Core().read_model(str(model)), str(path), compress_to_fp16=False)
+    except RuntimeError as err:
+        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not save it ({_reason(err)})") from None
+
+
 def _reason(err: Exception) -> str:
     return str(err).strip().rpartition("\n")[2]
 

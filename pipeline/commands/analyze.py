@@ -1,0 +1,58 @@
+"""What a package loses, and where its time goes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count, print_json, sayer
+from pipeline.errors import ConfigError
+
+
+def add_analyze(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "analyze",
+        _analyze,
+        "what each quantizer of an int8 package costs in accuracy, or each operation in time",
+        "python -m pipeline analyze --top 30",
+    )
+    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
+    parser.add_argument("--images", type=count, default=None, metavar="N", help="calibration images to measure on (16)")
+    parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table (20)")
+    parser.add_argument("--time", action="store_true", help="measure time in place of accuracy")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="of --time (auto: OpenVINO, else ONNX Runtime)")
+    parser.add_argument("-b", "--batch", type=count, metavar="N", help="of --time: images a request (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    from pipeline.package import open_package
+
+    check_json_path(args.json)
+    if args.time and args.images is not None:
+        raise ConfigError("--images: is of the accuracy, and --time measures no accuracy; leave one of the two out")
+    if not args.time and (args.runtime or args.batch):
+        raise ConfigError(f"--{'runtime' if args.runtime else 'batch'}: is of --time; add that, or leave it out")
+    package = open_package(args.model)
+    say = sayer(args.json)
+    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    if args.time:
+        from pipeline import layer_times
+        from pipeline.runtimes.base import Runtime, choose
+
+        runtime = choose(Runtime(args.runtime or "auto"))
+        times = layer_times.measure(package, runtime, args.batch or 1)
+        say(
+            "\n".join(
+                [f"{runtime.value}, {args.batch or 1} image(s) a request", *layer_times.describe(times, args.top)]
+            )
+        )
+        print_json(args.json, layer_times.as_dict(times))
+    else:
+        from pipeline import analyze
+
+        rows = analyze.analyze(package, args.images or analyze.IMAGES)
+        say("\n".join(analyze.describe(rows, args.top)))
+        print_json(args.json, analyze.as_dict(rows))

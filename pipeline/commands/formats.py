@@ -1,0 +1,60 @@
+"""A package in the forms of other servers and runtimes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.common import add_command, count
+from pipeline.errors import ConfigError
+
+
+def add_package(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "package",
+        _package,
+        "write a package as OpenVINO IR, in ORT format, for Triton or for KServe",
+        "python -m pipeline package --format triton --out models",
+    )
+    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
+    parser.add_argument("--format", required=True, choices=("openvino", "ort", "triton", "kserve"))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="an empty or new folder")
+    served = parser.add_argument_group("of triton and kserve")
+    served.add_argument("--backend", choices=("onnxruntime", "openvino"), help="which runs it there (onnxruntime)")
+    served.add_argument(
+        "-b", "--batch", type=count, metavar="N", help="images put together (what --sweep found, else 32)"
+    )
+    served.add_argument(
+        "-i", "--instances", type=count, metavar="N", help="models side by side (one a core of this machine)"
+    )
+    served.add_argument(
+        "--storage_uri", metavar="URI", help="of kserve: where the folder will lie, as s3://BUCKET/FOLDER"
+    )
+
+
+def _package(args: argparse.Namespace) -> None:
+    from pipeline import formats, hardware, sweep
+    from pipeline.package import open_package
+
+    served = ("backend", "batch", "instances", "storage_uri")
+    given = [name for name in served if getattr(args, name) is not None]
+    if given and args.format not in ("triton", "kserve"):
+        raise ConfigError(f"--{given[0]}: is of --format triton and kserve; leave it out")
+    if args.storage_uri is not None and args.format != "kserve":
+        raise ConfigError("--storage_uri: is of --format kserve; leave it out")
+    package = open_package(args.model)
+    swept = sweep.recall(package)
+    instances = args.instances or hardware.available_cores()
+    wanted = formats.Wanted(
+        format=formats.Format(args.format),
+        out=args.out,
+        backend=formats.TritonBackend(args.backend or "onnxruntime"),
+        batch=args.batch or (swept[0].batch if swept else formats.Wanted.batch),
+        instances=instances,
+        threads=max(1, hardware.available_cores() // instances),
+        storage_uri=args.storage_uri,
+    )
+    for path in formats.write(package, wanted):
+        print(path)
