@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -62,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_READER_GONE
     return 0
+
+
+def run() -> NoReturn:
+    """Be the program: run the command of `sys.argv`, and exit."""
+    code = main()
+    # The work is done. Ctrl-C while Python winds up would end it by the signal, as if it were not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def make_parser() -> argparse.ArgumentParser:
