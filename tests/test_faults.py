@@ -27,7 +27,7 @@ from pipeline.data import npz
 
 pytestmark = pytest.mark.slow
 
-TURNS = int(os.environ.get("FAULT_TURNS", "3"))
+TURNS = int(os.environ.get("FAULT_TURNS", "1"))
 STARTED = 0.3  # s, by which the interpreter has begun with our own code, whose faults these are
 
 MakeConfig = Callable[..., BuildConfig]
