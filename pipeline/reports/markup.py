@@ -112,7 +112,9 @@ def curve(points: Sequence[Point]) -> str:
             shapes.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{text(told)}</title></circle>'
             )
-        shapes.append(f'<text x="{left + 20}" y="{40 + 18 * number}" fill="{colour}">{text(runtime)}</text>')
+        # Below the curves, which rise with the latency.
+        place = f'x="{width - 20}" y="{height - bottom - 40 + 18 * number}" text-anchor="end"'
+        shapes.append(f'<text {place} fill="{colour}">{text(runtime)}</text>')
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" font-size="12">{"".join(shapes)}</svg>'
 
 
