@@ -5,8 +5,8 @@
 
 For each load (images a request x requests in flight): this pipeline in either runtime; OpenVINO's own benchmark_app on
 the same int8 file, in the best of several configurations; ONNX Runtime as it comes, on the same int8 file; and the
-build's float32 model here, in benchmark_app and in ONNX Runtime as it comes. First, what int8 convolutions reach here
-at best, in multiply-accumulates a second, and then which share of it each int8 row has.
+build's float32 model here, in benchmark_app, in ONNX Runtime and in torch as they come. First, what int8 convolutions
+reach here at best, in multiply-accumulates a second, and then which share of it each int8 row has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from common import exit_code
 from pipeline import bench, hardware
 from pipeline.errors import BackendError, ConfigError
 from pipeline.figures import Recorder
-from pipeline.package import Package, open_package
+from pipeline.package import BUILD_FILE, Package, open_package
 from pipeline.progress import progress_bar
 from pipeline.quant import qdq
 from pipeline.quant.qmath import Range
@@ -155,6 +155,26 @@ def stock_onnxruntime(model: Path, load: Load, seconds: float) -> Measure:
     return one_turn
 
 
+def torch_eager(package: Package, load: Load, seconds: float) -> Measure | None:
+    """Return a measure of the network in torch as it comes, float32; None where its build file names none of ours."""
+    frontend = json.loads((package.folder / BUILD_FILE).read_text("utf-8"))["frontend"]
+    import torch
+
+    from pipeline.models import zoo
+
+    if frontend["type"] not in {model.library for model in zoo.MODELS}:
+        return None
+    network = zoo.build_network(zoo.find_model(frontend["type"], frontend["model"]), len(package.classes())).eval()
+    images = torch.zeros((load.batch, *package.input_chw))
+
+    def call() -> None:
+        with torch.inference_mode():
+            network(images)
+
+    call()
+    return lambda: load.batch * calls_a_second(call, 1, seconds)
+
+
 def calls_a_second(call: Callable[[], object], callers: int, seconds: float) -> float:
     """Return how often a function returns when some threads call it all the time."""
     counted = [0] * callers
@@ -241,6 +261,8 @@ def compare(package: Package, load: Load, turns: int, seconds: float, peak: floa
             "ours, openvino, float32": partial(ours, package, load, Runtime.OPENVINO, float32, seconds),
             "onnxruntime as it comes, float32": stock_onnxruntime(float32, load, seconds),
         }
+    if (in_torch := torch_eager(package, load, seconds)) is not None:
+        measures["torch as it comes, float32"] = in_torch
     rates: dict[str, list[float]] = {each: [] for each in measures}
     with progress_bar(turns * len(measures), f"load {load}", "turn") as progress:
         for _ in range(turns):
