@@ -97,8 +97,8 @@ def _libraries() -> Iterator[Finding]:
             cuda = name == "torch" and "+cpu" not in version and _is_installed("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
             advice = "its CUDA libraries are not used here; the CPU build saves gigabytes" if cuda else ""
             yield Finding(State.NOTE if cuda else State.OK, f"{name} {version}", advice)
-        elif name == "torch":
-            yield Finding(State.NOTE, f"torch: {reason}", "packages run without; building needs: pip install torch")
+        elif name == "torch" or (name == "onnx" and reason == "not installed"):
+            yield Finding(State.NOTE, f"{name}: {reason}", f"packages run without; building needs: pip install {name}")
         else:
             yield Finding(State.FAULT, f"{name}: {reason}", f"run: pip install {name}")
 
