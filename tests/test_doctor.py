@@ -104,3 +104,14 @@ def test_doctor_takes_the_module_of_another_distribution(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(metadata, "version", version)
     assert "ok    onnxruntime of another distribution" in lines(doctor.examine(tmp_path), State.OK)
+
+
+def test_doctor_takes_a_machine_that_only_runs_packages_for_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without(monkeypatch, "onnx", "torch")
+    findings = doctor.examine(tmp_path)
+    for name in ("onnx", "torch"):
+        advice = f"packages run without; building needs: pip install {name}"
+        assert f"note  {name}: not installed; {advice}" in lines(findings, State.NOTE)
+    assert doctor.faults(findings) == 0
