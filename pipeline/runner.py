@@ -50,7 +50,7 @@ class Plan:
         return replace(self, instances=part(self.instances), cores=part(cores), processes=1)
 
     def placement(self) -> Placement:
-        return place(self.instances, self.cores or available_cores(), self.batch)
+        return place(self.instances, self.cores or available_cores())
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import queue
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -20,8 +19,6 @@ from pipeline.errors import BackendError
 Output = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
 Engine = TypeVar("Engine")
-
-_MOST_UNEVEN = 1.1  # images that split requests pay for, over those they hold: the last part may be smaller
 
 
 class Runtime(Enum):
@@ -58,7 +55,6 @@ class Placement:
 
     streams: int  # requests computed at the same time
     threads: int  # cores for all of them together
-    parts: int = 1  # that a request is split into, each with cores of its own
 
 
 class Backend(Protocol):
@@ -102,40 +98,14 @@ class Engines(Generic[Engine]):
         self._idle = queue.SimpleQueue()
 
 
-class _Split:
-    """A backend that computes the parts of a request at the same time, and puts the answers together again."""
-
-    def __init__(self, inner: Backend, batch: int, placement: Placement) -> None:
-        self._inner = inner
-        self._batch = batch
-        self._size = -(-batch // placement.parts)
-        self._pool = ThreadPoolExecutor(placement.streams * (placement.parts - 1))
-        self.name, self.version = inner.name, inner.version
-        self.input, self.output = inner.input, inner.output
-        self.placement = placement
-
-    def infer(self, batch_nchw: Batch) -> Output:
-        self.input.check(batch_nchw, self._batch)
-        first, *others = (batch_nchw[start : start + self._size] for start in range(0, len(batch_nchw), self._size))
-        waiting = [self._pool.submit(self._inner.infer, part) for part in others]
-        return np.concatenate([self._inner.infer(first), *(part.result() for part in waiting)])
-
-    def close(self) -> None:
-        self._pool.shutdown()
-        self._inner.close()
-
-
-def place(instances: int, cores: int, batch: int = 1) -> Placement:
-    """Share `cores` among `instances` requests of `batch` images in flight.
+def place(instances: int, cores: int) -> Placement:
+    """Share `cores` among `instances` requests in flight.
 
     One stream a core at most: a second model computing on the same core only takes cache from the first (8 streams of
     two threads on 2 cores ran at half the rate of 2 streams of one). The requests beyond the streams wait their turn.
-    Where there are fewer requests than cores, each is split into as many parts as compute side by side, as long as they
-    are of like size: cores that share an image wait for one another at every layer.
     """
     streams = max(1, min(instances, cores))
-    parts = [count for count in range(1, cores // streams + 1) if count * -(-batch // count) <= _MOST_UNEVEN * batch]
-    return Placement(streams=streams, threads=max(cores, streams), parts=max(parts, default=1))
+    return Placement(streams=streams, threads=max(cores, streams))
 
 
 def installed_runtimes() -> list[Runtime]:
@@ -157,24 +127,20 @@ def choose(runtime: Runtime) -> Runtime:
 
 @contextmanager
 def open_backend(runtime: Runtime, model: Path, *, batch: int, placement: Placement) -> Iterator[Backend]:
-    """Load a model for requests of at most `batch` images; it is freed at the end of the `with`.
+    """Load a model for batches of at most `batch` images; it is freed at the end of the `with`.
 
     Raises:
         BackendError: the runtime is not installed, or refuses the model.
     """
     opened: Backend
-    part, streams = -(-batch // placement.parts), placement.streams * placement.parts
-    engines = Placement(streams, max(placement.threads, streams))
     if choose(runtime) is Runtime.OPENVINO:
         from pipeline.runtimes.ov import OpenVinoBackend
 
-        opened = OpenVinoBackend(model, part, engines)
+        opened = OpenVinoBackend(model, batch, placement)
     else:
         from pipeline.runtimes.ort import OnnxRuntimeBackend
 
-        opened = OnnxRuntimeBackend(model, part, engines)
-    if placement.parts > 1:
-        opened = _Split(opened, batch, placement)
+        opened = OnnxRuntimeBackend(model, batch, placement)
     try:
         yield opened
     finally:
