@@ -16,6 +16,7 @@ from pipeline.commands.config import add_config
 from pipeline.commands.formats import add_package
 from pipeline.commands.packages import add_bench, add_build, add_eval
 from pipeline.commands.predict import add_predict
+from pipeline.commands.serve import add_serve
 from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_init, add_models
 from pipeline.errors import PipelineError
 
@@ -81,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_bench,
         add_eval,
         add_predict,
+        add_serve,
         add_analyze,
         add_package,
         add_export,

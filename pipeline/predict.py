@@ -29,7 +29,6 @@ from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
 
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz"})
-_BATCH = 8  # where no sweep has found a better one
 _WAITING = 2  # batches that are read ahead for each thread
 
 
@@ -71,10 +70,9 @@ class Classifier:
             raise ValueError(f"batch: expected 0 or more, got {batch}")
         wanted = Runtime(runtime)
         self.package = open_package(None if model is None else Path(model))
-        found = sweep.recall(self.package)
-        swept = found[0] if found and wanted in (Runtime.AUTO, Runtime(found[0].runtime)) else None
+        swept = sweep.recall_for(self.package, wanted)
         self._runtime = choose(Runtime(swept.runtime) if swept else wanted)
-        self._batch = batch or (swept.batch if swept else _BATCH)
+        self._batch = batch or (swept.batch if swept else sweep.UNSWEPT_BATCH)
         self._spec = self.package.preprocess()
         self._labels = [known.name for known in self.package.classes()]
         self._opened = ExitStack()
@@ -166,17 +164,22 @@ class Classifier:
         finite = np.isfinite(scores).all(axis=1)
         if not finite.all():
             raise DataError(f"{names[int(np.argmin(finite))]}: the model's output holds NaN or Inf")
-        return [self._best(name, row, topk) for name, row in zip(names, probabilities(scores), strict=True)]
+        rows = zip(names, probabilities(scores), strict=True)
+        return [best_classes(name, row, self._labels, topk) for name, row in rows]
 
-    def _best(self, name: str, shares: npt.NDArray[np.float64], topk: int) -> Prediction:
-        # Of equal scores the lower class, as `eval` has it.
-        best = np.argsort(-shares, kind="stable")[:topk]
-        return Prediction(
-            name,
-            tuple(int(index) for index in best),
-            tuple(float(shares[index]) for index in best),
-            tuple(self._labels[index] for index in best),
-        )
+
+def best_classes(source: str, shares: npt.NDArray[np.float64], labels: Sequence[str], topk: int) -> Prediction:
+    """Return the best of an image's probabilities, float64 [classes].
+
+    Of equal ones the lower class counts as better, as `eval` has it.
+    """
+    best = np.argsort(-shares, kind="stable")[:topk]
+    return Prediction(
+        source,
+        tuple(int(index) for index in best),
+        tuple(float(shares[index]) for index in best),
+        tuple(labels[index] for index in best),
+    )
 
 
 def _pixels(image: ImageLike, name: str) -> preprocess.Pixels:

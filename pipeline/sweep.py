@@ -26,6 +26,7 @@ from pipeline.user_cache import cache_folder
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = 3.0  # of each setting
+UNSWEPT_BATCH = 8  # what predicting and serving take where no sweep was run
 _FLAT = 1.02  # a doubled batch that gains less is as good as none; after two of those larger ones are left out
 _NEAR_BEST = 0.95  # of the throughput: settings this near are measured again, in turn
 _EQUAL = 0.98  # of the throughput: then the lower latency counts
@@ -190,6 +191,16 @@ def recall(package: Package) -> tuple[Setting, Path] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise DataError(f"{path}: no outcome of a sweep of ours; delete it, or run bench --sweep again")
+
+
+def recall_for(package: Package, runtime: Runtime) -> Setting | None:
+    """Return the best setting that a sweep found, if it is one of `runtime`, or `runtime` is auto.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    found = recall(package)
+    return found[0] if found and runtime in (Runtime.AUTO, Runtime(found[0].runtime)) else None
 
 
 def recall_points(package: Package) -> list[Point]:

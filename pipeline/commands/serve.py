@@ -1,0 +1,87 @@
+"""The command serve."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline import console
+from pipeline.commands.common import RUNTIMES, add_command, count
+from pipeline.errors import ConfigError
+
+_MIB = 1 << 20
+
+
+def add_serve(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "serve",
+        _serve,
+        "answer requests over REST and gRPC (Open Inference Protocol v2)",
+        "python -m pipeline serve -m deploy_weights/.../wide_resnet50_2 --host 0.0.0.0",
+    )
+    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
+    parser.add_argument(
+        "-b", "--batch", type=count, default=0, help="images computed at once (as the sweep found, or 8)"
+    )
+    parser.add_argument(
+        "-i", "--instances", type=count, default=0, help="batches at the same time (as found, or cores)"
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--http_port", type=_port, default=8080, help="0: any that is free (8080)")
+    parser.add_argument("--grpc_port", type=_port, default=8081, help="0: any that is free (8081)")
+    parser.add_argument("--max_body", type=count, default=64, metavar="MIB", help="largest request (64)")
+    parser.add_argument("--max_queue", type=count, default=512, metavar="IMAGES", help="that wait; beyond: 503 (512)")
+    parser.add_argument("--drain", type=_seconds, default=2.0, metavar="S", help="serve on while clients leave (2)")
+    parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, for what is under way (30)")
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"expected 0 to 3600 seconds, got {text!r}")
+    return seconds
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from pipeline import sweep
+    from pipeline.hardware import available_cores
+    from pipeline.package import open_package
+    from pipeline.runtimes.base import Runtime
+    from pipeline.serve.server import Settings, serve
+
+    if args.http_port == args.grpc_port != 0:
+        raise ConfigError(f"--grpc_port {args.grpc_port}: is that of HTTP; give another")
+    package = open_package(args.model)
+    found = sweep.recall_for(package, Runtime(args.runtime))
+    settings = Settings(
+        runtime=Runtime(found.runtime if found else args.runtime),
+        batch=args.batch or (found.batch if found else 8),
+        instances=args.instances or (found.instances if found else available_cores()),
+        host=args.host,
+        http_port=args.http_port,
+        grpc_port=args.grpc_port,
+        max_body=args.max_body * _MIB,
+        max_queue=args.max_queue,
+        drain_seconds=args.drain,
+        grace_seconds=args.grace,
+    )
+    if settings.max_queue < settings.batch:
+        raise ConfigError(f"--max_queue {args.max_queue}: fewer than the {settings.batch} images of a batch; give more")
+    misfit = package.misfit()
+    if misfit:
+        console.warning(f"note: {misfit}")
+    if package.uses_sample:
+        console.warning("sample weights, sample images: the answers to photos mean nothing")
+    serve(package, settings)

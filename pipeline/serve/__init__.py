@@ -1,0 +1,1 @@
+"""Serve: a package behind the Open Inference Protocol, over REST and gRPC."""

@@ -1,0 +1,145 @@
+"""Dynamic batching: images of many requests, computed together when so many wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.errors import BackendError
+from pipeline.preprocess import Prepared
+from pipeline.runtimes.base import Backend, Output
+from pipeline.serve import metrics
+
+
+class BusyError(Exception):
+    """The queue is full; the client may try again."""
+
+
+@dataclass
+class _Call:
+    """The images of one request; its future holds float32 [images, classes]."""
+
+    images: Sequence[Prepared]
+    future: Future[Output] = field(default_factory=Future)
+    rows: dict[int, Output] = field(default_factory=dict)  # float32 [classes], by the image's number
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One image in the queue."""
+
+    call: _Call
+    number: int
+    since: float
+
+
+class Batcher:
+    """A queue before a model, and a thread for each of its streams.
+
+    A stream takes a full batch where one waits, else a single image: none waits for others to come. So a lone request
+    is answered at once, on one stream, and the more there are the larger the batches. Batches in between would be
+    padded to the full one, which takes as long.
+    """
+
+    def __init__(self, full: Backend, single: Backend, batch: int, limit: int) -> None:
+        """Start.
+
+        Args:
+            full: opened for `batch` images.
+            single: opened for one image or more; may be `full`.
+            limit: images that may wait.
+        """
+        self._full, self._single, self._batch, self._limit = full, single, batch, limit
+        self._queue: deque[_Turn] = deque()
+        self._closed = False
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(full.placement.streams)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, images: Sequence[Prepared]) -> Future[Output]:
+        """Queue the images of one request: arrays [3, H, W] of the model's dtype.
+
+        A future that is cancelled leaves the queue uncomputed.
+
+        Raises:
+            BusyError: so many do not fit in the queue.
+            RuntimeError: the batcher was closed.
+        """
+        call, now = _Call(images), time.perf_counter()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the batcher was closed")
+            if len(self._queue) + len(images) > self._limit:
+                raise BusyError
+            self._queue.extend(_Turn(call, number, now) for number in range(len(images)))
+            metrics.WAITING.set(len(self._queue))
+            self._changed.notify(len(images))
+        return call.future
+
+    def close(self) -> None:
+        """Take no more images, compute those that wait, and return when all is answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while turns := self._take():
+            wanted = [turn for turn in turns if not turn.call.future.done()]  # by a cancel, or by a failure before
+            if wanted:
+                self._compute(wanted)
+
+    def _take(self) -> list[_Turn]:
+        """Wait for images; return a full batch or a single one, or nothing when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            count = self._batch if len(self._queue) >= self._batch else min(1, len(self._queue))
+            taken = [self._queue.popleft() for _ in range(count)]
+            metrics.WAITING.set(len(self._queue))
+        return taken
+
+    def _compute(self, turns: Sequence[_Turn]) -> None:
+        begun = time.perf_counter()
+        for turn in turns:
+            metrics.WAIT.observe(begun - turn.since)
+        backend = self._single if len(turns) == 1 else self._full
+        try:
+            outputs = backend.infer(np.stack([turn.call.images[turn.number] for turn in turns]))
+        except Exception as err:  # whatever it is, the requests must be answered, and the thread must go on
+            for turn in turns:
+                _settle(turn.call.future, err)
+            return
+        metrics.COMPUTE.observe(time.perf_counter() - begun)
+        metrics.BATCH.observe(len(turns))
+        for turn, output in zip(turns, outputs, strict=True):
+            if np.isfinite(output).all():
+                self._answer(turn, output)
+            else:
+                _settle(turn.call.future, BackendError("the model's output holds NaN or Inf"))
+
+    def _answer(self, turn: _Turn, output: Output) -> None:
+        call = turn.call
+        with self._changed:
+            call.rows[turn.number] = output
+            complete = len(call.rows) == len(call.images)
+        if complete:
+            metrics.IMAGES.inc(len(call.images))
+            _settle(call.future, np.stack([call.rows[number] for number in range(len(call.images))]))
+
+
+def _settle(future: Future[Output], outcome: Output | Exception) -> None:
+    try:
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:  # cancelled, or settled by a failure of another of its images
+        pass

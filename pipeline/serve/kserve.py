@@ -1,0 +1,52 @@
+"""The door to KServe, whose model server speaks the Open Inference Protocol: what of it is used here.
+
+Its own `ModelServer` is not: it listens on every address, lets any client unload the model, and drops the model from
+its list as soon as it is told to stop, while requests still come in. Its REST decoder makes a Python list of every
+binary tensor, 0.1 s for an image of 224 pixels, so `rest` reads bodies by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pipeline.errors import ConfigError
+
+# KServe parses the arguments of whatever program imports it.
+_arguments, sys.argv = sys.argv, sys.argv[:1]
+try:
+    from grpc_interceptor.exceptions import Unavailable
+    from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
+    from kserve.errors import InvalidInput, ModelNotFound
+    from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+    from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+    from kserve.protocol.grpc.servicer import InferenceServicer
+    from kserve.protocol.infer_type import RequestedOutput
+    from kserve.protocol.rest.v2_endpoints import V2Endpoints
+except ModuleNotFoundError as err:
+    raise ConfigError(f"serve needs {err.name}, which is not installed; run: pip install '.[serve]'") from None
+finally:
+    sys.argv = _arguments
+
+# It logs each fault of a client with a traceback. The client gets one line, and the metrics count it.
+logging.getLogger("kserve").addHandler(logging.NullHandler())
+logging.getLogger("kserve").propagate = False
+
+__all__ = [
+    "DataPlane",
+    "ExceptionToStatusInterceptor",
+    "InferInput",
+    "InferOutput",
+    "InferRequest",
+    "InferResponse",
+    "InferenceServicer",
+    "InvalidInput",
+    "Model",
+    "ModelNotFound",
+    "ModelRepository",
+    "RequestedOutput",
+    "Unavailable",
+    "V2Endpoints",
+    "add_GRPCInferenceServiceServicer_to_server",
+]

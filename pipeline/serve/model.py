@@ -1,0 +1,209 @@
+"""A package as the Open Inference Protocol sees it: named tensors in, named tensors out."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import preprocess
+from pipeline.accuracy import probabilities
+from pipeline.errors import BackendError, DataError
+from pipeline.package import Package
+from pipeline.predict import Prediction, best_classes
+from pipeline.preprocess import Prepared
+from pipeline.runtimes.base import Output, TensorSpec
+from pipeline.serve import metrics
+from pipeline.serve.batching import Batcher, BusyError
+from pipeline.serve.kserve import (
+    InferInput,
+    InferOutput,
+    InferRequest,
+    InferResponse,
+    InvalidInput,
+    Model,
+    RequestedOutput,
+    Unavailable,
+)
+
+ENCODED = "encoded_image"  # the input that takes files
+PROBABILITIES = "probabilities"  # the output beside the model's own
+_CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
+
+_DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
+
+Array = npt.NDArray[Any]
+
+
+class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
+    """Answers requests for one package, over REST and gRPC alike."""
+
+    def __init__(self, package: Package, batcher: Batcher, takes: TensorSpec, gives: TensorSpec, cores: int) -> None:
+        """Be ready.
+
+        Args:
+            takes: the model's input, [None, 3, H, W].
+            gives: the model's output, [None, classes].
+            cores: images decoded at the same time.
+        """
+        super().__init__(package.name)
+        self._batcher = batcher
+        self._takes, self._gives = takes, gives
+        self._spec = package.preprocess()
+        self._labels = [known.name for known in package.classes()]
+        self._decoders = ThreadPoolExecutor(cores)
+        self._refusing = False
+        self.under_way = 0  # requests whose images wait, decode or compute
+        self.ready = True
+
+    def refuse(self) -> None:
+        """Answer no more requests but those under way."""
+        self._refusing = True
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Return both inputs; a request has one of them."""
+        return [
+            {"name": self._takes.name, "datatype": _DATATYPES[self._takes.dtype], "shape": _free(self._takes.shape)},
+            {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
+        ]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        shape = [-1, len(self._labels)]
+        return [{"name": name, "datatype": "FP32", "shape": shape} for name in (self._gives.name, PROBABILITIES)]
+
+    async def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:
+        """Answer one request.
+
+        Raises:
+            InvalidInput: it is no request for this model, or an image cannot be decoded.
+            Unavailable: the queue is full, or the server is stopping.
+        """
+        wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
+        self._check_outputs(wanted)
+        with self._one_more():
+            scores = await self._scores(await self._images(payload))
+        outputs = [self._output(each, scores) for each in wanted]
+        return InferResponse(
+            payload.id or "",
+            self.name,
+            outputs,
+            use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )
+
+    async def classify(self, files: Sequence[tuple[str, bytes]], topk: int) -> list[Prediction]:
+        """Return the best classes of encoded images, given with their names.
+
+        Raises:
+            InvalidInput, Unavailable: as `predict`.
+        """
+        with self._one_more():
+            images = await self._decoded([content for _, content in files], [name for name, _ in files])
+            shares = probabilities(await self._scores(images))
+        rows = zip(files, shares, strict=True)
+        return [best_classes(name, row, self._labels, topk) for (name, _), row in rows]
+
+    def close(self) -> None:
+        self._decoders.shutdown()
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        if self._refusing:
+            metrics.REFUSED.labels("stopping").inc()
+            raise Unavailable("the server is stopping")
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    async def _images(self, payload: InferRequest) -> Sequence[Prepared]:
+        if len(payload.inputs) != 1:
+            raise InvalidInput(f"expected one input, {self._takes.name!r} or {ENCODED!r}, got {len(payload.inputs)}")
+        given = payload.inputs[0]
+        if given.name == ENCODED:
+            if given.datatype != "BYTES" or len(given.shape) != 1:
+                raise InvalidInput(f"input {ENCODED!r}: expected BYTES [N], got {given.datatype} {list(given.shape)}")
+            contents = _array(given)
+            return await self._decoded(list(contents), [f"{ENCODED}[{number}]" for number in range(len(contents))])
+        if given.name != self._takes.name:
+            raise InvalidInput(f"no input {given.name!r}; expected {self._takes.name!r} or {ENCODED!r}")
+        wanted = [_DATATYPES[self._takes.dtype], *self._takes.shape[1:]]
+        if [given.datatype, *given.shape[1:]] != wanted or len(given.shape) != len(self._takes.shape):
+            axes = ", ".join(str(axis) for axis in self._takes.shape[1:])
+            raise InvalidInput(
+                f"input {given.name!r}: expected {wanted[0]} [N, {axes}], got {given.datatype} {list(given.shape)}"
+            )
+        return list(_array(given))
+
+    async def _decoded(self, contents: Sequence[bytes], names: Sequence[str]) -> Sequence[Prepared]:
+        """Decode in threads, beside the event loop and beside each other."""
+        loop = asyncio.get_running_loop()
+        jobs = [
+            loop.run_in_executor(self._decoders, self._decode, content, name)
+            for content, name in zip(contents, names, strict=True)
+        ]
+        return await asyncio.gather(*jobs)
+
+    def _decode(self, content: bytes, name: str) -> Prepared:
+        try:
+            return preprocess.load(self._spec, content, raw=self._takes.dtype == "uint8")
+        except DataError as err:
+            raise InvalidInput(f"{name}: {err}") from None
+
+    async def _scores(self, images: Sequence[Prepared]) -> Output:
+        """Return float32 [images, classes]."""
+        if not images:
+            raise InvalidInput("expected at least one image, got none")
+        try:
+            return await asyncio.wrap_future(self._batcher.submit(images))
+        except BusyError:
+            metrics.REFUSED.labels("queue full").inc()
+            raise Unavailable("the queue is full; try again later") from None
+        except BackendError as err:
+            raise InvalidInput(str(err)) from None
+
+    def _check_outputs(self, wanted: Sequence[RequestedOutput]) -> None:
+        for each in wanted:
+            if each.name not in (self._gives.name, PROBABILITIES):
+                raise InvalidInput(f"no output {each.name!r}; expected {self._gives.name!r} or {PROBABILITIES!r}")
+            classes = (each.parameters or {}).get(_CLASSIFICATION, 1)
+            if not isinstance(classes, int) or classes < 0:
+                raise InvalidInput(f"output {each.name!r}: {_CLASSIFICATION}: expected a number of classes")
+
+    def _output(self, wanted: RequestedOutput, scores: Output) -> InferOutput:
+        values = scores if wanted.name == self._gives.name else probabilities(scores).astype(np.float32)
+        classes = int((wanted.parameters or {}).get(_CLASSIFICATION, 0))
+        if classes == 0:
+            made = InferOutput(wanted.name, list(values.shape), "FP32")
+        else:
+            values = np.array([self._classification(row, classes) for row in values], dtype=object)
+            made = InferOutput(wanted.name, list(values.shape), "BYTES")
+        made.set_data_from_numpy(values, binary_data=True)
+        return made
+
+    def _classification(self, row: Output, count: int) -> list[bytes]:
+        """Return `value:class:label`, best first, as Triton's classification extension has it."""
+        best = np.argsort(-row, kind="stable")[:count]
+        return [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in best]
+
+
+def _array(given: InferInput) -> Array:
+    """Return a tensor's values in its shape; those of BYTES as objects."""
+    try:
+        array: Array = given.as_numpy()
+    except (ValueError, OverflowError, TypeError, struct.error) as err:
+        raise InvalidInput(
+            f"input {given.name!r}: the data are not {given.datatype} {list(given.shape)} ({err})"
+        ) from None
+    return array
+
+
+def _free(shape: Sequence[int | None]) -> list[int]:
+    return [-1 if axis is None else axis for axis in shape]

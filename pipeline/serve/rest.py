@@ -1,0 +1,247 @@
+"""The REST side: the Open Inference Protocol v2 with its binary tensor extension, uploads, health and metrics."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.predict import as_dict
+from pipeline.serve import metrics
+from pipeline.serve.kserve import (
+    DataPlane,
+    InferInput,
+    InferRequest,
+    InvalidInput,
+    ModelNotFound,
+    RequestedOutput,
+    Unavailable,
+    V2Endpoints,
+)
+from pipeline.serve.model import PackageModel
+
+_JSON_LENGTH = "inference-header-content-length"  # of the binary tensor extension
+_DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
+_MOST_FILES = 128  # of one upload
+_TOPK = 5
+
+
+def make_app(
+    plane: DataPlane, model: PackageModel, *, max_body: int, max_requests: int, stopping: Callable[[], bool]
+) -> FastAPI:
+    """Return the ASGI application.
+
+    Args:
+        max_body: bytes of a request.
+        max_requests: requests that may be under way; more are answered with 503 before their body is read.
+        stopping: says whether clients are to leave.
+    """
+    app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
+    health = V2Endpoints(plane)
+
+    async def infer(request: Request, model_name: str) -> Response:
+        json_length = request.headers.get(_JSON_LENGTH)
+        payload = parse(await request.body(), json_length, model_name)
+        response, _ = await plane.infer(model_name, payload)
+        content, head = response.to_rest()
+        if head is None:
+            return Response(orjson.dumps(content), media_type="application/json")
+        return Response(content, media_type="application/octet-stream", headers={_JSON_LENGTH: str(head)})
+
+    async def classify(request: Request, model_name: str, topk: int = _TOPK) -> Response:
+        if plane.model_registry.get_model(model_name) is None:
+            raise ModelNotFound(model_name)
+        if topk < 1:
+            raise InvalidInput(f"topk: expected 1 or more, got {topk}")
+        found = [as_dict(each) for each in await model.classify(await _uploads(request), topk)]
+        return Response(orjson.dumps(found), media_type="application/json")
+
+    async def show_metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    models = "/v2/models/{model_name}"
+    app.add_api_route("/v2", health.metadata, methods=["GET"])
+    app.add_api_route("/v2/health/live", health.live, methods=["GET"])
+    app.add_api_route("/v2/health/ready", health.ready, methods=["GET"])
+    app.add_api_route("/v2/models", health.models, methods=["GET"])
+    app.add_api_route(models, health.model_metadata, methods=["GET"], response_model_exclude_none=True)
+    app.add_api_route(f"{models}/ready", health.model_ready, methods=["GET"])
+    app.add_api_route(f"{models}/infer", infer, methods=["POST"])
+    app.add_api_route(f"{models}/classify", classify, methods=["POST"])
+    app.add_api_route("/metrics", show_metrics, methods=["GET"])
+    for fault, status in ((InvalidInput, 400), (ModelNotFound, 404), (Unavailable, 503), (Exception, 500)):
+        app.add_exception_handler(fault, _answering(status))
+    app.add_middleware(_Limits, max_body=max_body, max_requests=max_requests, stopping=stopping)
+    return app
+
+
+def _answering(status: int) -> Callable[[Request, Exception], Response]:
+    def answer(_: Request, err: Exception) -> Response:
+        text = "internal error" if status == 500 else err.details if isinstance(err, Unavailable) else str(err)
+        retry = {"retry-after": "1"} if status == 503 else None
+        return JSONResponse({"error": text}, status_code=status, headers=retry)
+
+    return answer
+
+
+def parse(body: bytes, json_length: str | None, model_name: str) -> InferRequest:
+    """Read a request of the protocol, with tensors in JSON or as bytes behind it.
+
+    Args:
+        json_length: bytes of the JSON at the body's start; None: all of it.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    length = len(body) if json_length is None else _whole_number(json_length)
+    if not 0 <= length <= len(body):
+        raise InvalidInput(f"{_JSON_LENGTH}: expected 0 to {len(body)}, got {json_length!r}")
+    try:
+        document = orjson.loads(body[:length])
+    except orjson.JSONDecodeError as err:
+        raise InvalidInput(f"the body is no JSON ({err})") from None
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise InvalidInput("expected a JSON object with 'inputs', a list of one tensor")
+    given, raw = _input(inputs[0], memoryview(body)[length:])
+    return InferRequest(
+        model_name,
+        [given],
+        request_id=_text(document, "id", ""),
+        raw_inputs=None if raw is None else [raw],
+        parameters=_object(document, "parameters"),
+        request_outputs=_outputs(document.get("outputs")),
+    )
+
+
+def _input(tensor: dict[str, Any], behind: memoryview) -> tuple[InferInput, bytes | None]:
+    """Return a tensor, and its bytes if it is not in the JSON."""
+    name, datatype = _text(tensor, "name"), _text(tensor, "datatype")
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(axis) is int and axis >= 0 for axis in shape):
+        raise InvalidInput(f"input {name!r}: shape: expected a list of numbers, got {shape!r:.80}")
+    size = (_object(tensor, "parameters") or {}).get("binary_data_size")
+    expected = 0 if size is None else size
+    if type(expected) is not int or expected != len(behind):
+        raise InvalidInput(f"input {name!r}: binary_data_size: {len(behind)} bytes follow the JSON, got {size!r:.80}")
+    given = InferInput(name, shape, datatype)
+    if size is not None:
+        return given, bytes(behind)
+    given.set_data_from_numpy(_from_json(name, datatype, shape, tensor.get("data")))
+    return given, None
+
+
+def _from_json(name: str, datatype: str, shape: list[int], data: object) -> np.ndarray[Any, Any]:
+    """Return numbers, or files in base64, flat or nested."""
+    if not isinstance(data, list):
+        raise InvalidInput(f"input {name!r}: data: expected a list, got {type(data).__name__}")
+    try:
+        if datatype == "BYTES":
+            return np.array([base64.b64decode(each, validate=True) for each in data], dtype=object).reshape(shape)
+        if datatype not in _DTYPES:
+            raise InvalidInput(f"input {name!r}: datatype: expected UINT8, FP32 or BYTES, got {datatype!r:.80}")
+        values = np.array(data)
+        if values.dtype.kind not in ("iu" if datatype == "UINT8" else "iuf"):
+            raise InvalidInput(f"input {name!r}: data: expected numbers of {datatype}")
+        if datatype == "UINT8" and values.size and not 0 <= values.min() <= values.max() <= 255:
+            raise InvalidInput(f"input {name!r}: data: expected 0 to 255, got {values.min()} to {values.max()}")
+        return values.astype(_DTYPES[datatype]).reshape(shape)
+    except (ValueError, TypeError, binascii.Error) as err:
+        raise InvalidInput(f"input {name!r}: the data are not {datatype} {shape} ({err})") from None
+
+
+def _outputs(asked: object) -> list[RequestedOutput] | None:
+    if asked is None or asked == []:
+        return None
+    if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
+        raise InvalidInput("outputs: expected a list of objects")
+    return [RequestedOutput(_text(each, "name"), _object(each, "parameters")) for each in asked]
+
+
+def _text(given: dict[str, Any], key: str, absent: str | None = None) -> str:
+    value = given.get(key, absent)
+    if not isinstance(value, str):
+        raise InvalidInput(f"{key}: expected text, got {value!r:.80}")
+    return value
+
+
+def _object(given: dict[str, Any], key: str) -> dict[str, Any] | None:
+    value = given.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise InvalidInput(f"{key}: expected an object, got {value!r:.80}")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+
+
+async def _uploads(request: Request) -> list[tuple[str, bytes]]:
+    """Return names and contents: the files of a form, or the body as one."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return [("image", await request.body())]
+    try:
+        async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
+            files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+            return [(each.filename or "image", await each.read()) for each in files]
+    except MultiPartException as err:
+        raise InvalidInput(f"the form cannot be read ({err.message})") from None
+
+
+class _Limits:
+    """Bounds bodies and requests under way, and asks clients to leave while the server is stopping."""
+
+    def __init__(self, app: ASGIApp, *, max_body: int, max_requests: int, stopping: Callable[[], bool]) -> None:
+        self._app, self._max_body, self._max_requests, self._stopping = app, max_body, max_requests, stopping
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._stopping():
+                # A connection that is closed between two requests may take one that is on its way with it.
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            await send(message)
+
+        if scope["method"] != "POST":
+            await self._app(scope, receive, sending)
+            return
+        if self._under_way >= self._max_requests:
+            metrics.REFUSED.labels("too many requests").inc()
+            await _answering(503)(Request(scope), Unavailable("too many requests; try again later"))(
+                scope, receive, sending
+            )
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, self._counted(receive), sending)
+        finally:
+            self._under_way -= 1
+
+    def _counted(self, receive: Receive) -> Receive:
+        left = self._max_body
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                metrics.REFUSED.labels("body too large").inc()
+                raise HTTPException(413, f"the body has more than {self._max_body} bytes")
+            return message
+
+        return counted
