@@ -15,9 +15,9 @@ from pipeline.errors import ConfigError
 # KServe parses the arguments of whatever program imports it.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
-    from grpc_interceptor.exceptions import Unavailable
+    from grpc_interceptor.exceptions import Unavailable, Unimplemented
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
-    from kserve.errors import InvalidInput, ModelNotFound
+    from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
     from kserve.protocol.dataplane import DataPlane
     from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
     from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
@@ -46,7 +46,9 @@ __all__ = [
     "ModelNotFound",
     "ModelRepository",
     "RequestedOutput",
+    "ServerNotReady",
     "Unavailable",
+    "Unimplemented",
     "V2Endpoints",
     "add_GRPCInferenceServiceServicer_to_server",
 ]

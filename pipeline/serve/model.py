@@ -140,7 +140,10 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
             raise InvalidInput(
                 f"input {given.name!r}: expected {wanted[0]} [N, {axes}], got {given.datatype} {list(given.shape)}"
             )
-        return list(_array(given))
+        values = _array(given)
+        if not np.isfinite(values).all():
+            raise InvalidInput(f"input {given.name!r}: holds NaN or Inf")
+        return list(values)
 
     async def _decoded(self, contents: Sequence[bytes], names: Sequence[str]) -> Sequence[Prepared]:
         """Decode in threads, beside the event loop and beside each other."""

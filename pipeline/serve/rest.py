@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import orjson
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.predict import as_dict
@@ -26,6 +26,7 @@ from pipeline.serve.kserve import (
     InvalidInput,
     ModelNotFound,
     RequestedOutput,
+    ServerNotReady,
     Unavailable,
     V2Endpoints,
 )
@@ -33,6 +34,7 @@ from pipeline.serve.model import PackageModel
 
 _JSON_LENGTH = "inference-header-content-length"  # of the binary tensor extension
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
+_STATUS = {InvalidInput: 400, ModelNotFound: 404, Unavailable: 503, ServerNotReady: 503, Exception: 500}
 _MOST_FILES = 128  # of one upload
 _TOPK = 5
 
@@ -80,8 +82,10 @@ def make_app(
     app.add_api_route(f"{models}/infer", infer, methods=["POST"])
     app.add_api_route(f"{models}/classify", classify, methods=["POST"])
     app.add_api_route("/metrics", show_metrics, methods=["GET"])
-    for fault, status in ((InvalidInput, 400), (ModelNotFound, 404), (Unavailable, 503), (Exception, 500)):
+    for fault, status in _STATUS.items():
         app.add_exception_handler(fault, _answering(status))
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _misparsed)
     app.add_middleware(_Limits, max_body=max_body, max_requests=max_requests, stopping=stopping)
     return app
 
@@ -93,6 +97,18 @@ def _answering(status: int) -> Callable[[Request, Exception], Response]:
         return JSONResponse({"error": text}, status_code=status, headers=retry)
 
     return answer
+
+
+def _refused(_: Request, err: Exception) -> Response:
+    """Answer what the framework itself refuses: unknown paths, bodies too large, broken forms."""
+    assert isinstance(err, HTTPException)
+    return JSONResponse({"error": err.detail}, status_code=err.status_code, headers=err.headers)
+
+
+def _misparsed(_: Request, err: Exception) -> Response:
+    assert isinstance(err, RequestValidationError)
+    faults = [f"{each['loc'][-1]}: {each['msg']}" for each in err.errors()]
+    return JSONResponse({"error": "; ".join(faults)}, status_code=400)
 
 
 def parse(body: bytes, json_length: str | None, model_name: str) -> InferRequest:
@@ -191,12 +207,9 @@ async def _uploads(request: Request) -> list[tuple[str, bytes]]:
     """Return names and contents: the files of a form, or the body as one."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         return [("image", await request.body())]
-    try:
-        async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
-            files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
-            return [(each.filename or "image", await each.read()) for each in files]
-    except MultiPartException as err:
-        raise InvalidInput(f"the form cannot be read ({err.message})") from None
+    async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
+        files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+        return [(each.filename or "image", await each.read()) for each in files]
 
 
 class _Limits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from pipeline.serve.kserve import (
     ExceptionToStatusInterceptor,
     InferenceServicer,
     ModelRepository,
+    Unimplemented,
     add_GRPCInferenceServiceServicer_to_server,
 )
 from pipeline.serve.model import PackageModel
@@ -92,7 +94,9 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as err:
-        raise BackendError(f"{host}, port {port}: cannot be listened on ({err.strerror}); give another") from None
+        raise BackendError(
+            f"{host}, port {port}: cannot be listened on ({os.strerror(err.errno or 0)}); give another"
+        ) from None
     with listener:
         yield listener
 
@@ -109,6 +113,15 @@ class _Plane(DataPlane):  # type: ignore[misc]
 
     async def ready(self) -> bool:
         return not self.stopping
+
+
+class _NoRepository:
+    """What KServe asks when a client wants to load or unload a model: nobody may."""
+
+    async def load(self, model_name: str) -> None:
+        raise Unimplemented("models are neither loaded nor unloaded by clients")
+
+    unload = load
 
 
 class _Uvicorn(uvicorn.Server):
@@ -191,7 +204,7 @@ class _Server:
             options=[("grpc.max_receive_message_length", self._settings.max_body), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=self._max_requests,
         )
-        add_GRPCInferenceServiceServicer_to_server(InferenceServicer(self._plane, None), rpc)
+        add_GRPCInferenceServiceServicer_to_server(InferenceServicer(self._plane, _NoRepository()), rpc)
         host, port = self._settings.host, self._settings.grpc_port
         try:
             return rpc, rpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

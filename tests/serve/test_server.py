@@ -1,0 +1,511 @@
+"""The server as a whole, asked by clients that others wrote: tritonclient over gRPC and REST, and plain HTTP."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import importlib.util
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from run_fixtures import CLASS_IDS, NAME, REPOSITORY, TinyWorkspace, draw
+
+from pipeline import preprocess
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.package import Package, open_package
+from pipeline.predict import Classifier, as_dict
+from pipeline.runtimes.base import Runtime, choose, open_backend, place
+
+# Not imported: KServe and tritonclient define the same protocol, and a process takes only one definition.
+if importlib.util.find_spec("kserve") is None:
+    pytest.skip("serve's packages are not installed: pip install '.[serve]'", allow_module_level=True)
+triton_grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install '.[dev]'")
+triton_http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install '.[dev]'")
+InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
+
+pytestmark = pytest.mark.slow
+
+MakeConfig = Callable[..., BuildConfig]
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    package: Package
+    http: str
+    grpc: str
+
+    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(self.http, timeout=30)
+        try:
+            connection.request("POST", path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.http, timeout=30)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, out
+
+
+def command(package: Package, *flags: str) -> list[str]:
+    ports = ["--http_port=0", "--grpc_port=0"]
+    return [sys.executable, "-m", "pipeline", "serve", "-m", str(package.prefix), *ports, *flags]
+
+
+@contextmanager
+def running(package: Package, *flags: str) -> Iterator[Server]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        command(package, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if found := re.search(r"http://(\S+) and grpc://(\S+)", line):
+                    yield Server(process, package, found[1], found[2])
+                    break
+            else:
+                pytest.fail("".join(said))
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_workspace_master: TinyWorkspace) -> Iterator[Server]:
+    """It has float32 tensors as input, whatever runtime is here."""
+    with running(tiny_workspace_master.package, "-b", "4", "-i", "2", "--max_body", "1", "--max_queue", "16") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def images(server: Server) -> list[np.ndarray]:
+    """Prepared, float32 [3, 32, 32]."""
+    spec = server.package.preprocess()
+    return [preprocess.apply(spec, draw(index)) for index in range(6)]
+
+
+@pytest.fixture(scope="module")
+def wanted(server: Server, images: Sequence[np.ndarray]) -> np.ndarray:
+    """The model's own scores."""
+    runtime = choose(Runtime.AUTO)
+    with open_backend(runtime, server.package.model, batch=1, placement=place(1, 1)) as backend:
+        return np.concatenate([backend.infer(each[None]) for each in images])
+
+
+def client_of(module: ModuleType, server: Server) -> Any:
+    return module.InferenceServerClient(server.grpc if module is triton_grpc else server.http)
+
+
+def tensor(module: ModuleType, array: np.ndarray, name: str = "image", datatype: str = "FP32") -> Any:
+    given = module.InferInput(name, list(array.shape), datatype)
+    given.set_data_from_numpy(array)
+    return given
+
+
+def encoded(index: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(draw(index).transpose(1, 2, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+both = pytest.mark.parametrize("module", [triton_grpc, triton_http], ids=["grpc", "rest"])
+
+
+@both
+def test_health_and_metadata(server: Server, module: ModuleType) -> None:
+    client = client_of(module, server)
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(NAME)
+    if module is triton_http:
+        about, model = client.get_server_metadata(), client.get_model_metadata(NAME)
+    else:
+        about = client.get_server_metadata(as_json=True)
+        model = client.get_model_metadata(NAME, as_json=True)
+    assert about["name"] == "int8-classifier-pipeline"
+    assert [each["name"] for each in model["inputs"]] == ["image", "encoded_image"]
+    assert [int(axis) for axis in model["inputs"][0]["shape"]] == [-1, 3, 32, 32]
+    assert [each["name"] for each in model["outputs"]] == ["logits", "probabilities"]
+    assert [int(axis) for axis in model["outputs"][0]["shape"]] == [-1, len(CLASS_IDS)]
+
+
+@both
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_tensors_get_the_models_scores(
+    server: Server, images: list[np.ndarray], wanted: np.ndarray, module: ModuleType, count: int
+) -> None:
+    answer = client_of(module, server).infer(NAME, [tensor(module, np.stack(images[:count]))], request_id="a7")
+    response = answer.get_response()
+    assert (response["id"] if module is triton_http else response.id) == "a7"
+    np.testing.assert_allclose(answer.as_numpy("logits"), wanted[:count], rtol=1e-5, atol=1e-5)
+    shares = answer.as_numpy("probabilities")
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+    assert shares.argmax(axis=1).tolist() == wanted[:count].argmax(axis=1).tolist()
+
+
+def test_numbers_in_json_get_the_same(server: Server, images: list[np.ndarray], wanted: np.ndarray) -> None:
+    given = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": images[0].ravel().tolist()}
+    body = json.dumps({"inputs": [given], "outputs": [{"name": "logits"}]}).encode()
+    status, answer = server.post(f"/v2/models/{NAME}/infer", body)
+    assert status == 200
+    (output,) = answer["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("logits", "FP32", [1, len(CLASS_IDS)])
+    np.testing.assert_allclose(output["data"], wanted[0], rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_files_are_decoded_and_prepared_as_predict_does(server: Server, wanted: np.ndarray, module: ModuleType) -> None:
+    files = np.array([encoded(index) for index in range(3)], dtype=object)
+    answer = client_of(module, server).infer(NAME, [tensor(module, files, "encoded_image", "BYTES")])
+    np.testing.assert_allclose(answer.as_numpy("logits"), wanted[:3], rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_the_classification_extension(server: Server, images: list[np.ndarray], module: ModuleType) -> None:
+    client = client_of(module, server)
+    asked = [module.InferRequestedOutput("probabilities", class_count=2)]
+    rows = client.infer(NAME, [tensor(module, np.stack(images[:2]))], outputs=asked).as_numpy("probabilities")
+    assert rows.shape == (2, 2)
+    with Classifier(server.package.prefix) as classifier:
+        arrays = [draw(index).transpose(1, 2, 0) for index in range(2)]
+        for row, prediction in zip(rows, classifier.predict(arrays, topk=2), strict=True):
+            for text, score, number, label in zip(
+                row, prediction.scores, prediction.class_ids, prediction.labels, strict=True
+            ):
+                value, found, name = text.decode().split(":", 2)
+                assert (int(found), name) == (number, label)
+                assert float(value) == pytest.approx(score, abs=1e-5)
+
+
+def test_uploads_get_what_predict_prints(server: Server, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for index, path in enumerate(paths):
+        path.write_bytes(encoded(index))
+    with Classifier(server.package.prefix) as classifier:
+        expected = [as_dict(each) for each in classifier.predict(paths, topk=3)]
+    status, found = server.post(f"/v2/models/{NAME}/classify?topk=3", paths[0].read_bytes())
+    assert status == 200
+    assert found == [{**expected[0], "file_name": "image"}]
+    parts = b"".join(
+        b'--edge\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n'
+        % (path.name.encode(), path.read_bytes())
+        for path in paths
+    )
+    form = "multipart/form-data; boundary=edge"
+    status, found = server.post(f"/v2/models/{NAME}/classify?topk=3", parts + b"--edge--\r\n", content_type=form)
+    assert status == 200
+    assert found == [{**each, "file_name": path.name} for each, path in zip(expected, paths, strict=True)]
+
+
+NOT_AN_IMAGE = np.array([b"no image"], dtype=object)
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "array", "datatype", "output", "text"),
+    [
+        ("pixels", np.zeros((1, 3, 32, 32), np.float32), "FP32", "logits", "no input 'pixels'; expected 'image'"),
+        ("image", np.zeros((1, 3, 32, 32), np.uint8), "UINT8", "logits", "expected FP32 [N, 3, 32, 32], got UINT8"),
+        ("image", np.zeros((1, 3, 33, 32), np.float32), "FP32", "logits", "got FP32 [1, 3, 33, 32]"),
+        ("image", np.zeros((3, 32, 32), np.float32), "FP32", "logits", "got FP32 [3, 32, 32]"),
+        ("image", np.zeros((0, 3, 32, 32), np.float32), "FP32", "logits", "at least one image"),
+        ("image", np.zeros((1, 3, 32, 32), np.float32), "FP32", "scores", "no output 'scores'; expected 'logits'"),
+        ("image", np.full((1, 3, 32, 32), np.nan, np.float32), "FP32", "logits", "NaN"),
+        ("encoded_image", NOT_AN_IMAGE, "BYTES", "logits", "encoded_image[0]: image of 8 bytes: cannot be decoded"),
+        ("encoded_image", NOT_AN_IMAGE[None], "BYTES", "logits", "expected BYTES [N], got BYTES [1, 1]"),
+    ],
+)
+def test_a_wrong_request_is_answered_in_a_line(
+    server: Server, module: ModuleType, name: str, array: np.ndarray, datatype: str, output: str, text: str
+) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        asked = [module.InferRequestedOutput(output)]
+        client_of(module, server).infer(NAME, [tensor(module, array, name, datatype)], outputs=asked)
+    assert text in caught.value.message()
+    assert "\n" not in caught.value.message()
+    assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "400")
+
+
+def body(*tensors: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"inputs": tensors, **more}).encode()
+
+
+def in_json(**changes: Any) -> dict[str, Any]:
+    """Return a tensor that fits, but for the changes; None leaves a key out."""
+    made = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072, **changes}
+    return {key: value for key, value in made.items() if value is not None}
+
+
+FILE = {"name": "encoded_image", "datatype": "BYTES", "shape": [1], "data": ["%"]}
+FITS = body(in_json())
+
+
+@pytest.mark.parametrize(
+    ("content", "length", "text"),
+    [
+        (b"{", None, "no JSON"),
+        (b"[]", None, "'inputs', a list of one tensor"),
+        (b'{"inputs": 3}', None, "a list of one tensor"),
+        (b'{"inputs": [1]}', None, "a list of one tensor"),
+        (body(), None, "a list of one tensor"),
+        (body(in_json(), in_json()), None, "a list of one tensor"),
+        (body(in_json(name=None)), None, "name: expected text"),
+        (body(in_json(shape=[1, -3])), None, "shape: expected a list of numbers"),
+        (body(in_json(shape=[True])), None, "shape: expected a list of numbers"),
+        (body(in_json(shape=[1, 3, 2, 3])), None, "are not FP32 [1, 3, 2, 3]"),
+        (body(in_json(datatype="UINT8", data=[256] * 3072)), None, "expected 0 to 255, got 256 to 256"),
+        (body(in_json(datatype="UINT8", data=[-1] * 3072)), None, "expected 0 to 255"),
+        (body(in_json(datatype="UINT8")), None, "expected numbers of UINT8"),
+        (body(in_json(data=["1"] * 3072)), None, "expected numbers of FP32"),
+        (body(in_json(data=[[1, 2], [3]])), None, "are not FP32"),
+        (body(in_json(data=None)), None, "data: expected a list, got NoneType"),
+        (body(in_json(datatype="INT64")), None, "expected UINT8, FP32 or BYTES, got 'INT64'"),
+        (body(FILE), None, "are not BYTES [1]"),
+        (body(in_json(data=None, parameters={"binary_data_size": 12})), None, "0 bytes follow the JSON, got 12"),
+        (body(in_json(data=None, parameters={"binary_data_size": "12"})), None, "0 bytes follow the JSON"),
+        (body(in_json(parameters=[])), None, "parameters: expected an object"),
+        (FITS + b"more", str(len(FITS)), "4 bytes follow the JSON, got None"),
+        (FITS, "1e3", "inference-header-content-length: expected 0 to"),
+        (FITS, "99999", "inference-header-content-length: expected 0 to"),
+        (FITS, "-1", "inference-header-content-length: expected 0 to"),
+        (body(in_json(), outputs={"name": "logits"}), None, "outputs: expected a list of objects"),
+        (body(in_json(), outputs=[{"name": 3}]), None, "name: expected text, got 3"),
+        (body(in_json(), outputs=[{"name": "logits", "parameters": {"classification": "2"}}]), None, "a number of"),
+        (body(in_json(), id=3), None, "id: expected text, got 3"),
+    ],
+)
+def test_what_is_no_request_is_said_in_a_line(server: Server, content: bytes, length: str | None, text: str) -> None:
+    headers = {} if length is None else {"inference_header_content_length": length}
+    status, answer = server.post(f"/v2/models/{NAME}/infer", content, **headers)
+    assert (status, list(answer)) == (400, ["error"])
+    assert text in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 300) | st.floats(allow_nan=False) | st.sampled_from(["FP32", "image"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["inputs", "name", "datatype", "shape", "data", "parameters"]), inner)
+    ),
+)
+
+
+@given(_JSON, st.binary(max_size=20), st.none() | st.integers(0, 60))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_body_is_a_request_or_a_fault(server: Server, document: object, behind: bytes, length: int | None) -> None:
+    headers = {} if length is None else {"inference_header_content_length": str(length)}
+    status, answer = server.post(f"/v2/models/{NAME}/infer", json.dumps(document).encode() + behind, **headers)
+    assert status == 400
+    assert "\n" not in answer["error"]
+
+
+def test_files_in_base64(server: Server, wanted: np.ndarray) -> None:
+    files = [base64.b64encode(encoded(index)).decode() for index in range(2)]
+    given = {"name": "encoded_image", "datatype": "BYTES", "shape": [2], "data": files}
+    status, answer = server.post(f"/v2/models/{NAME}/infer", body(given, outputs=[{"name": "logits"}]))
+    assert status == 200
+    np.testing.assert_allclose(np.reshape(answer["outputs"][0]["data"], (2, -1)), wanted[:2], rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_an_unknown_model_is_not_found(server: Server, images: list[np.ndarray], module: ModuleType) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        client_of(module, server).infer("other", [tensor(module, images[0][None])])
+    assert caught.value.status() in ("StatusCode.NOT_FOUND", "404")
+    assert server.post("/v2/models/other/classify", encoded(0))[0] == 404
+
+
+def test_bodies_that_are_cut_or_lie_are_refused(server: Server) -> None:
+    infer = f"/v2/models/{NAME}/infer"
+    assert server.post(infer, b"{")[0] == 400
+    assert server.post(infer, b"{}", inference_header_content_length="99")[0] == 400
+    assert server.post(f"/v2/models/{NAME}/classify?topk=0", encoded(0)) == (
+        400,
+        {"error": "topk: expected 1 or more, got 0"},
+    )
+    status, answer = server.post(f"/v2/models/{NAME}/classify?topk=many", encoded(0))
+    assert status == 400
+    assert answer["error"].startswith("topk: ")
+    assert server.post("/v3", b"") == (404, {"error": "Not Found"})
+    status, answer = server.post(f"/v2/models/{NAME}/classify", b"--x", content_type="multipart/form-data; boundary=y")
+    assert (status, list(answer)) == (400, ["error"])
+    head = json.dumps({"inputs": [{"name": "encoded_image", "datatype": "BYTES", "shape": [1], "parameters": {}}]})
+    cut = head.replace("{}", '{"binary_data_size": 6}').encode()
+    status, answer = server.post(infer, cut + b"\xff\0\0\0ab", inference_header_content_length=str(len(cut)))
+    assert status == 400
+    assert "are not BYTES [1]" in answer["error"]
+
+
+def test_limits(server: Server, images: list[np.ndarray]) -> None:
+    infer = f"/v2/models/{NAME}/infer"
+    assert server.post(infer, b" " * (1 << 20) + b"{")[0] == 413
+    with pytest.raises(InferenceServerException, match="larger than max"):
+        client_of(triton_grpc, server).infer(NAME, [tensor(triton_grpc, np.stack(images * 20))])
+    for module in (triton_grpc, triton_http):
+        with pytest.raises(InferenceServerException, match="the queue is full") as caught:
+            client_of(module, server).infer(NAME, [tensor(module, np.stack([images[0]] * 17))])
+        assert caught.value.status() in ("StatusCode.UNAVAILABLE", "503")
+    assert server.metric('pipeline_refused_requests_total{reason="queue full"}') == 2
+    assert server.metric('pipeline_refused_requests_total{reason="body too large"}') == 1
+
+
+def test_a_client_cannot_take_the_model_away(server: Server) -> None:
+    with pytest.raises(InferenceServerException, match="neither loaded nor unloaded by clients"):
+        client_of(triton_grpc, server).unload_model(NAME)
+    assert server.post(f"/v2/repository/models/{NAME}/unload", b"{}")[0] == 404
+    assert server.get(f"/v2/models/{NAME}/ready")[0] == 200
+
+
+def test_many_clients_share_batches_and_metrics_count_them(
+    server: Server, images: list[np.ndarray], wanted: np.ndarray
+) -> None:
+    before = server.metric("pipeline_images_total"), server.metric("pipeline_batch_images_count")
+
+    def ask(number: int) -> bool:
+        module = (triton_grpc, triton_http)[number % 2]
+        client = client_of(module, server)
+        for index in range(len(images)):
+            found = client.infer(NAME, [tensor(module, images[index][None])]).as_numpy("logits")
+            np.testing.assert_allclose(found[0], wanted[index], rtol=1e-5, atol=1e-5)
+        client.close()
+        return True
+
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(ask, range(12)))
+    assert server.metric("pipeline_images_total") - before[0] == 12 * len(images)
+    assert server.metric("pipeline_batch_images_count") - before[1] <= 12 * len(images)
+    assert server.metric("pipeline_waiting_images") == 0
+    assert f'request_predict_seconds_count{{model_name="{NAME}"}}' in server.get("/metrics")[1]
+
+
+@pytest.mark.parametrize("runtime", [pytest.param("openvino", marks=pytest.mark.openvino), "onnxruntime"])
+def test_pixels_for_a_model_that_takes_them(make_config: MakeConfig, runtime: str) -> None:
+    ops = (
+        "dataset.process_ops=[{type: DecodeImage}, {type: Resize, size: 36, interpolation: BILINEAR_PILLOW}, "
+        "{type: CenterCrop, crop_size: 32}, {type: Normalize, mean: [0.485, 0.456, 0.406], "
+        "std: [0.229, 0.224, 0.225]}, {type: ToTensor}]"
+    )
+    package = open_package(build(make_config(ops), lambda line: None).prefix)
+    assert package.takes_pixels
+    pixels = np.stack([preprocess.prepare(package.preprocess(), draw(index), raw=True) for index in range(9)])
+    with open_backend(Runtime(runtime), package.model, batch=1, placement=place(1, 1)) as backend:
+        scores = np.concatenate([backend.infer(each[None]) for each in pixels])
+        name = backend.input.name, backend.output.name
+    with running(package, "--runtime", runtime, "-b", "4") as server:
+        for module in (triton_grpc, triton_http):
+            pixel_tensor = tensor(module, pixels, name[0], "UINT8")
+            found = client_of(module, server).infer(package.name, [pixel_tensor]).as_numpy(name[1])
+            np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5)
+        assert server.stop() == (0, "stopping: clients have 2 s to leave\nstopped\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_request_is_lost_while_it_stops(
+    tiny_workspace_master: TinyWorkspace, images: list[np.ndarray], number: signal.Signals
+) -> None:
+    outcomes: Counter[str] = Counter()
+
+    def ask(client_number: int) -> None:
+        module = (triton_grpc, triton_http)[client_number % 2]
+        client = client_of(module, server)
+        while True:
+            try:
+                client.infer(NAME, [tensor(module, images[0][None])])
+            except (InferenceServerException, ConnectionRefusedError) as err:
+                refused = "stopping" in str(err) or "refused" in str(err)
+                outcomes["refused" if refused else f"lost: {err}"] += 1
+                break
+            outcomes["answered"] += 1
+        client.close()
+
+    with running(tiny_workspace_master.package, "-b", "4", "--drain", "0.5") as server:
+        clients = [threading.Thread(target=ask, args=(each,)) for each in range(8)]
+        for client in clients:
+            client.start()
+        time.sleep(1)
+        code, out = server.stop(number)
+        for client in clients:
+            client.join()
+    assert (code, out) == (0, "stopping: clients have 0.5 s to leave\nstopped\n")
+    assert set(outcomes) == {"answered", "refused"}, outcomes
+    assert outcomes["refused"] == len(clients)
+
+
+def test_it_is_not_ready_while_it_stops(tiny_workspace_master: TinyWorkspace) -> None:
+    with running(tiny_workspace_master.package, "--drain", "3") as server:
+        server.process.send_signal(signal.SIGTERM)
+        for _ in range(100):
+            status, _ = server.get("/v2/health/ready")
+            if status != 200:
+                break
+            time.sleep(0.02)
+        assert status == 503
+        assert server.get("/v2/health/live")[0] == 200
+        begun = time.perf_counter()
+        assert server.stop()[0] == 0  # the second signal
+        assert time.perf_counter() - begun < 2.5
+
+
+def test_faults_at_the_start_are_a_line(tiny_workspace_master: TinyWorkspace, tmp_path: Path) -> None:
+    package = tiny_workspace_master.package
+
+    def fault(*flags: str, **more: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **more}
+        done = subprocess.run([*command(package), *flags], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == 2
+        (line,) = [line for line in done.stderr.splitlines() if not line.startswith("sample weights")]
+        return line
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port}: cannot be listened on" in fault("--http_port", str(port))
+        assert f"port {port}: cannot be listened on" in fault("--grpc_port", str(port))
+    assert "is that of HTTP" in fault("--http_port", "8001", "--grpc_port", "8001")
+    assert "expected 0 to 65535" in fault("--http_port", "70000")
+    assert "expected 0 to 3600 seconds" in fault("--drain", "-1")
+    assert "fewer than the 8 images of a batch" in fault("--max_queue", "4", "-b", "8")
+    assert "cannot be listened on" in fault("--host", "203.0.113.7")
+    (tmp_path / "kserve.py").write_text("raise ModuleNotFoundError('hidden', name='kserve')")
+    text = fault(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert text == "error: serve needs kserve, which is not installed; run: pip install '.[serve]'"
