@@ -9,7 +9,10 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -20,6 +23,8 @@ from pipeline.errors import BackendError, PipelineError
 Report = Callable[[Any], None]  # hands a message to the parent; may be called from any thread
 Barrier = Callable[[], None]  # "I am ready": returns when every worker is
 Work = Callable[[Any, Report, Barrier], None]
+SharingWork = Callable[[Any, Report, Barrier, Any], None]
+Opening = Callable[[], AbstractContextManager[Any]]
 
 _READY, _GO, _DONE = "ready", "go", "done"
 
@@ -61,6 +66,23 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def run_sharing(work: SharingWork, tasks: Sequence[Any], opening: Opening, on_message: Report) -> float:
+    """As `run_workers`, of several tasks; `work` gets as fourth argument what `opening` opened, once for all of them.
+
+    A process of its own opens it and forks into the workers, so they share its memory as long as they only read it.
+
+    Args:
+        opening: a picklable context manager. What it opens must survive a fork: none of its threads may be needed.
+    """
+    return _Processes(on_message, shares=True).run(partial(_fork_workers, work, opening), [tasks])
+
+
+def _fork_workers(work: SharingWork, opening: Opening, tasks: Sequence[Any], report: Report, barrier: Barrier) -> None:
+    with opening() as opened:
+        forked = _Processes(report, "fork", ready=barrier)
+        forked.run(lambda task, report, barrier: work(task, report, barrier, opened), tasks)
+
+
 def run_workers(work: Work, tasks: Sequence[Any], on_message: Report) -> float:
     """Run `work(task, report, barrier)` for every task: a single one here, several in processes of their own.
 
@@ -96,8 +118,18 @@ def run_workers(work: Work, tasks: Sequence[Any], on_message: Report) -> float:
 class _Processes:
     """Worker processes with a pipe each. A worker that fails or dies ends the run."""
 
-    def __init__(self, on_message: Report) -> None:
-        self._on_message = on_message
+    def __init__(
+        self, on_message: Report, method: str = "spawn", *, ready: Barrier = lambda: None, shares: bool = False
+    ) -> None:
+        """Be ready to start.
+
+        Args:
+            method: spawn, or fork, which copies the threads of runtimes half-alive.
+            ready: called when all workers are ready, before they go.
+            shares: whether a worker starts processes of its own.
+        """
+        self._on_message, self._all_ready, self._shares = on_message, ready, shares
+        self._context: Any = multiprocessing.get_context(method)  # its base class lacks Process
         self._workers: dict[Connection, BaseProcess] = {}
         self._ready = 0
         self._begun = 0.0
@@ -121,10 +153,12 @@ class _Processes:
         return self._begun
 
     def _start(self, work: Work, task: Any) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy the runtimes' thread pools half-alive
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_worker_main, args=(work, task, theirs), daemon=True)
-        process.start()
+        ours, theirs = self._context.Pipe()
+        # Daemons must not have children. The workers of one that has end with it by themselves.
+        process = self._context.Process(target=_worker_main, args=(work, task, theirs), daemon=not self._shares)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; see `run_sharing`
+            process.start()
         theirs.close()
         self._workers[ours] = process
 
@@ -138,6 +172,7 @@ class _Processes:
         if message == _READY:
             self._ready += 1
             if self._ready == len(self._workers):
+                self._all_ready()
                 self._begun = time.perf_counter()
                 self._send_go()
         elif message != _DONE:

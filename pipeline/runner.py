@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +20,8 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
 from pipeline.errors import BackendError, DataError
 from pipeline.hardware import available_cores
-from pipeline.processes import Barrier, run_workers
-from pipeline.runtimes.base import Backend, Output, Placement, Runtime, open_backend, place
+from pipeline.processes import Barrier, run_sharing, run_workers
+from pipeline.runtimes.base import Backend, Output, Placement, Runtime, open_backend, place, survives_fork
 
 # Fewer finished requests a stream than this say nothing about throughput, however long they took.
 _LEAST_ROUNDS = 4
@@ -110,7 +112,7 @@ def measure(plan: Plan, limit: Limit, on_message: Report) -> float:
     processes = min(plan.processes, limit.iterations or plan.processes)
     plan = replace(plan, processes=processes)
     tasks = [(plan.share(worker), _share_limit(limit, processes, worker)) for worker in range(processes)]
-    return run_workers(_measure_worker, tasks, on_message)
+    return _run(_measure_worker, tasks, on_message)
 
 
 def _share_limit(limit: Limit, processes: int, worker: int) -> Limit:
@@ -146,11 +148,20 @@ def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report) -> 
     processes = min(plan.processes, len(requests))
     plan = replace(plan, processes=processes)
     tasks = [(plan.share(worker), requests[worker::processes]) for worker in range(processes)]
-    return run_workers(_infer_worker, tasks, on_message)
+    return _run(_infer_worker, tasks, on_message)
+
+
+def _run(work: Callable[..., None], tasks: Sequence[tuple[Plan, Any]], on_message: Report) -> float:
+    """Run a worker a task; several share one model in memory where the runtime lets them."""
+    plans = [plan for plan, _ in tasks]
+    alike = all(plan.placement() == plans[0].placement() for plan in plans)
+    if len(tasks) > 1 and alike and survives_fork(plans[0].runtime, plans[0].placement()):
+        return run_sharing(work, tasks, partial(_open, plans[0]), on_message)
+    return run_workers(work, tasks, on_message)
 
 
 @contextlib.contextmanager
-def _opened(plan: Plan, report: Report) -> Iterator[Backend]:
+def _open(plan: Plan) -> Iterator[Backend]:
     begun = time.perf_counter()
     with open_backend(plan.runtime, plan.model, batch=plan.batch, placement=plan.placement()) as backend:
         opened = time.perf_counter()
@@ -160,6 +171,13 @@ def _opened(plan: Plan, report: Report) -> Iterator[Backend]:
             f"{backend.name} {backend.version} opened {plan.model} for {plan.batch} images in {opened - begun:.2f} s, "
             f"warm after {warm - opened:.2f} s more; {backend.placement}, input {backend.input.dtype}"
         )
+        yield backend
+
+
+@contextlib.contextmanager
+def _opened(plan: Plan, shared: Backend | None, report: Report) -> Iterator[Backend]:
+    """Yield the model, which may be open already, and say so."""
+    with contextlib.nullcontext(shared) if shared else _open(plan) as backend:
         report(Ready(backend.name, backend.version, backend.placement))
         yield backend
 
@@ -174,10 +192,10 @@ def _takes_pixels(backend: Backend) -> bool:
     return backend.input.dtype == "uint8"
 
 
-def _measure_worker(task: tuple[Plan, Limit], report: Report, barrier: Barrier) -> None:
+def _measure_worker(task: tuple[Plan, Limit], report: Report, barrier: Barrier, shared: Backend | None = None) -> None:
     plan, limit = task
     synthetic = preprocess.synthetic(plan.spec, seed=0)
-    with _opened(plan, report) as backend:
+    with _opened(plan, shared, report) as backend:
         image = preprocess.prepare(plan.spec, synthetic, raw=_takes_pixels(backend))
         batch = np.ascontiguousarray(np.broadcast_to(image, (plan.batch, *image.shape)))
         streams = backend.placement.streams
@@ -225,9 +243,11 @@ class _Starts:
         self._stopped = True
 
 
-def _infer_worker(task: tuple[Plan, Sequence[Sequence[Sample]]], report: Report, barrier: Barrier) -> None:
+def _infer_worker(
+    task: tuple[Plan, Sequence[Sequence[Sample]]], report: Report, barrier: Barrier, shared: Backend | None = None
+) -> None:
     plan, requests = task
-    with _opened(plan, report) as backend:
+    with _opened(plan, shared, report) as backend:
         barrier()
         streams = backend.placement.streams
         # One more than the streams, so that a batch is always being prepared while others compute.

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import signal
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +18,7 @@ from run_fixtures import IMAGES, NAME, SPEC, TinyWorkspace, draw, plain_answers
 from pipeline.config.vdsp import PreprocessSpec, ResizeMode
 from pipeline.data import npz
 from pipeline.errors import BackendError, DataError
-from pipeline.processes import Barrier, Report, run_workers
+from pipeline.processes import Barrier, Report, run_sharing, run_workers
 from pipeline.runner import Limit, Message, Plan, Ready, Request, Sample, StageTimes, infer_samples, measure, unanswered
 from pipeline.runtimes.base import Runtime
 
@@ -225,3 +231,85 @@ def test_run_workers_hands_over_every_message() -> None:
     messages: list[tuple[int, int]] = []
     run_workers(_echo, [1, 2, 3], messages.append)
     assert sorted(messages) == [(1, 2), (2, 4), (3, 6)]
+
+
+@contextmanager
+def _large(size: int = 200 << 20) -> Iterator[np.ndarray]:
+    yield np.ones(size, np.uint8)
+
+
+@contextmanager
+def _not_there() -> Iterator[None]:
+    raise BackendError("there is no model")
+    yield
+
+
+def _use(task: int, report: Report, barrier: Barrier, shared: np.ndarray) -> None:
+    barrier()
+    total = int(shared[::4096].sum())  # a byte of every page
+    told = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE))
+    own = int(told["Private_Clean"]) + int(told["Private_Dirty"])
+    report((os.getpid(), total, int(told["Rss"]) >> 10, own >> 10))
+
+
+def _die(task: int, report: Report, barrier: Barrier, shared: object) -> None:
+    barrier()
+    if task == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
+def _fail(task: int, report: Report, barrier: Barrier, shared: object) -> None:
+    barrier()
+    raise ValueError("a bug")
+
+
+sharing = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux alone")
+
+
+@sharing
+def test_run_sharing_maps_what_was_opened_once() -> None:
+    messages: list[tuple[int, int, int, int]] = []
+    run_sharing(_use, range(4), _large, messages.append)
+    assert len({pid for pid, *_ in messages}) == 4
+    assert {total for _, total, _, _ in messages} == {(200 << 20) // 4096}
+    assert all(rss > 200 and own < 60 for *_, rss, own in messages), messages  # MiB
+
+
+@sharing
+def test_run_sharing_tells_how_a_worker_ended() -> None:
+    with pytest.raises(BackendError, match=r"^worker process \d+ ended without a word: signal 9 \(SIGKILL\)"):
+        run_sharing(_die, [0, 1], partial(_large, 1), lambda message: None)
+
+
+@sharing
+def test_run_sharing_shows_a_bug_and_passes_a_fault_on() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker process:.*in _fail.*ValueError: a bug"):
+        run_sharing(_fail, [0, 1], partial(_large, 1), lambda message: None)
+    with pytest.raises(BackendError, match=r"^there is no model$"):
+        run_sharing(_fail, [0, 1], _not_there, lambda message: None)
+
+
+@sharing
+@pytest.mark.parametrize("runtime", [Runtime.ONNXRUNTIME, pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino)])
+@pytest.mark.parametrize(
+    ("instances", "cores", "shares"), [(2, 2, True), (3, 2, True), (6, 4, True), (2, 4, False), (6, 3, False)]
+)
+def test_processes_share_a_model_that_needs_no_threads_of_its_own(
+    tiny: TinyWorkspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime,
+    instances: int,
+    cores: int,
+    shares: bool,
+) -> None:
+    if runtime is Runtime.OPENVINO and (instances, cores) == (6, 4):
+        shares = False  # two streams a process
+    not_taken = "run_workers" if shares else "run_sharing"
+    monkeypatch.setattr(f"pipeline.runner.{not_taken}", lambda *_: pytest.fail(f"{not_taken} was called"))
+    plan = plan_for(tiny, runtime=runtime, batch=4, instances=instances, processes=2, cores=cores)
+    samples = samples_of(tiny.images, tmp_path / "out")
+    infer_samples(plan, samples, lambda message: None)
+    expected = plain_answers(tiny.package, tiny.images)
+    np.testing.assert_allclose(answers(samples), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)

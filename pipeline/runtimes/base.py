@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import queue
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,19 @@ def choose(runtime: Runtime) -> Runtime:
     if importlib.util.find_spec(runtime.value) is None:
         raise BackendError(f"--runtime {runtime.value}: not installed; run: pip install {runtime.value}")
     return runtime
+
+
+def survives_fork(runtime: Runtime, placement: Placement) -> bool:
+    """Whether a model opened so computes in its caller's threads alone, and therefore in a forked process too.
+
+    Threads do not survive a fork. ONNX Runtime starts none for sessions of one thread, and OpenVINO needs none of its
+    own for a single stream of one.
+    """
+    if sys.platform != "linux":  # elsewhere system libraries may not survive it either
+        return False
+    if choose(runtime) is Runtime.OPENVINO:
+        return placement == Placement(1, 1)
+    return placement.threads == placement.streams
 
 
 @contextmanager
