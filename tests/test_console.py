@@ -44,7 +44,12 @@ def test_quiet_build_prints_its_result_alone(build_file: Path, run: Run) -> None
     code, out, err = run("build", build_file, "--quiet")
     assert (code, err) == (0, "")
     assert out.startswith("int8 6 of 7 layers, ")
-    assert len(out.splitlines()) == 2
+    assert len(results(out)) == 2
+
+
+def results(out: str) -> list[str]:
+    """Return the lines of a build, without the one on speed: of so small a network only a busy machine has it."""
+    return [line for line in out.splitlines() if "as fast as float32" not in line]
 
 
 def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_
 def test_log_json_build_is_events_and_a_result(build_file: Path, run: Run) -> None:
     code, out, err = run("build", build_file, "--log-json")
     assert code == 0
-    assert len(out.splitlines()) == 2
+    assert len(results(out)) == 2
     found = events(err)
     steps = [event["text"] for event in found if event["event"] == "step"]
     assert steps[0] == "[1/9] calibset ..."
