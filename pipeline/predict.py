@@ -54,7 +54,14 @@ class Classifier:
     ...         print(prediction.source, prediction.labels[0], prediction.scores[0])
     """
 
-    def __init__(self, model: str | os.PathLike[str] | None = None, *, runtime: str = "auto", batch: int = 0) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        runtime: str = "auto",
+        batch: int = 0,
+        cores: int | None = None,
+    ) -> None:
         """Open a package.
 
         Args:
@@ -62,6 +69,7 @@ class Classifier:
             runtime: auto, openvino or onnxruntime; auto is what `bench --sweep` found best, else OpenVINO, else ONNX
                 Runtime.
             batch: images computed at once; 0: what `bench --sweep` found best, else 8.
+            cores: of this machine to compute on; None: all that this process may use.
 
         Raises:
             PipelineError: there is no such package, a file of it was changed, or the runtime is not installed.
@@ -73,8 +81,9 @@ class Classifier:
         self.package = open_package(None if model is None else Path(model))
         found = sweep.recall(self.package)
         swept = found[0] if found and wanted in (Runtime.AUTO, Runtime(found[0].runtime)) else None
-        self._runtime = choose(Runtime(swept.runtime) if swept else wanted)
+        self.runtime = choose(Runtime(swept.runtime) if swept else wanted)
         self._batch = batch or (swept.batch if swept else _BATCH)
+        self._cores = cores or available_cores()
         self._spec = self.package.preprocess()
         self._labels = [known.name for known in self.package.classes()]
         self._opened = ExitStack()
@@ -111,10 +120,8 @@ class Classifier:
             raise ValueError(f"topk: expected 1 or more, got {topk}")
         numbered = enumerate(images, start=1)
         first = list(islice(numbered, self._batch))
-        # Few images are computed one at a time, by all cores: a batch that is not full takes as long as a full one.
-        few = len(first) < self._batch
-        size = 1 if few else self._batch
-        backend = self._backend(size, streams=1 if few else available_cores())
+        size = self.batch_for(len(first))
+        backend = self._backend(size, streams=1 if size < self._batch else self._cores)
         threads = backend.placement.streams + 1
         pool = ThreadPoolExecutor(threads)
         waiting: deque[Future[list[Prediction]]] = deque()
@@ -129,10 +136,27 @@ class Classifier:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def batch_for(self, images: int) -> int:
+        """Return how many of so many images (or more, from a batch on) are computed at once.
+
+        Few images are computed one at a time, by all cores: a batch that is not full takes as long as a full one.
+        """
+        return 1 if images < self._batch else self._batch
+
+    def predict_batch(
+        self, images: Sequence[tuple[int, ImageLike]], topk: int, *, skip: Skip | None = None
+    ) -> list[Prediction]:
+        """As `predict`, of at most a batch of images with their numbers, in one request on one stream."""
+        return self._batch_of(self._backend(self._batch, streams=1), images, topk, skip)
+
+    def open(self) -> None:
+        """Load the model for `predict_batch` now; the package's files are not read any more then."""
+        self._backend(self._batch, streams=1)
+
     def _backend(self, batch: int, streams: int) -> Backend:
         if (batch, streams) not in self._backends:
-            placement = place(streams, available_cores())
-            opened = open_backend(self._runtime, self.package.model, batch=batch, placement=placement)
+            placement = place(streams, self._cores)
+            opened = open_backend(self.runtime, self.package.model, batch=batch, placement=placement)
             self._backends[batch, streams] = self._opened.enter_context(opened)
         return self._backends[batch, streams]
 

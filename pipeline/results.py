@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import fingerprint, write_json
+from pipeline.cluster import Cluster
 from pipeline.errors import DataError
 from pipeline.figures import Figures, Recorder
 from pipeline.progress import progress_bar
@@ -37,8 +38,12 @@ class Run:
     samples: tuple[Sample, ...]
 
 
-def write_results(plan: Plan, facts: dict[str, Any], images: Sequence[Path], out: Path, what: str) -> Figures | None:
+def write_results(
+    plan: Plan, facts: dict[str, Any], images: Sequence[Path], out: Path, what: str, cluster: Cluster | None = None
+) -> Figures | None:
     """Infer the images into a results folder, going on where an interrupted run with the same facts stopped.
+
+    Where the images are computed, here or in a cluster, is none of the facts: the results are the same.
 
     Returns:
         What was measured; None if there was nothing left to do.
@@ -47,7 +52,7 @@ def write_results(plan: Plan, facts: dict[str, Any], images: Sequence[Path], out
         missing = sum(map(len, unanswered(samples, plan.batch)))
         with progress_bar(len(samples), what, "img", done=len(samples) - missing) as progress:
             recorder = Recorder(progress)
-            begun = infer_samples(plan, samples, recorder)
+            begun = infer_samples(plan, samples, recorder, cluster)
     return recorder.figures(begun, steady=False) if recorder.requests else None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import console
-from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count
+from pipeline.commands.common import RUNTIMES, add_command, add_engine_flags, check_json_path, cluster_of, count
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,13 +38,15 @@ def add_predict(commands: Any) -> None:
     written = parser.add_mutually_exclusive_group()
     written.add_argument("--json", type=Path, metavar="FILE", help="write a list of objects, - for standard output")
     written.add_argument("--csv", type=Path, metavar="FILE", help="write a row a class, - for standard output")
+    add_engine_flags(parser)
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from pipeline import predict
+    from pipeline import predict, predict_cluster
     from pipeline.progress import progress_bar
 
     check_json_path(args.json)
+    cluster = cluster_of(args)
     paths = predict.find_images(args.images)
     skipped: list[str] = []
 
@@ -64,7 +66,12 @@ def _predict(args: argparse.Namespace) -> None:
             console.warning(f"note: {misfit}")
         if classifier.package.uses_sample:
             console.warning("sample weights, sample images: the answers to photos mean nothing")
-        for prediction in classifier.predict(paths, args.topk, skip=skip if args.skip_bad else None):
+        passing = skip if args.skip_bad else None
+        if cluster is None:
+            predictions = classifier.predict(paths, args.topk, skip=passing)
+        else:
+            predictions = predict_cluster.predict(cluster, classifier, paths, args.topk, skip=passing)
+        for prediction in predictions:
             write(prediction)
             progress.update()
     if len(paths) > 1:

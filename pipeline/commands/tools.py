@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command
+from pipeline.commands.common import add_command, add_engine_flags, cluster_of
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -79,6 +79,7 @@ def add_image2npz(commands: Any) -> None:
     parser.add_argument("--text_path", type=Path, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist")
     parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    add_engine_flags(parser)
 
 
 def _image2npz(args: argparse.Namespace) -> None:
@@ -86,7 +87,8 @@ def _image2npz(args: argparse.Namespace) -> None:
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
-    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers)
+    cluster = cluster_of(args)
+    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers, cluster)
     print(f"{report.datalist}: {report.converted + report.kept} images ({report.kept} were done already)")
 
 
