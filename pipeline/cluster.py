@@ -9,18 +9,18 @@ its chunks go to the nodes that are left. An actor's would wait for the actor, a
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import importlib.util
 import logging
 import os
 import pickle
-import queue
 import socket
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from pipeline import console
 from pipeline.errors import BackendError, ConfigError, PipelineError
 from pipeline.hardware import available_cores
+from pipeline.processes import sigint_held_back
 
 INSTALL = "pip install 'ray[data]>=2.60'"
 
@@ -39,6 +40,7 @@ _MOST_CHUNKS = 20_000
 _CHUNKS_PER_WORKER = 4  # at least, where there is work enough: the last ones to finish leave others idle
 _MOST_DEATHS = 3  # of workers at one chunk; a node that goes away takes one, memory that runs out takes them all
 _LOOK_AROUND_S = 30.0  # without an answer, until the nodes are counted again
+_CONNECT_S = 10.0
 _STORE_BYTES = 512 << 20  # of a Ray of our own: it holds the package and the names of images, else nothing
 
 
@@ -68,13 +70,22 @@ class Cluster:
             BackendError: there is no cluster at the address, or it has no core.
         """
         os.environ.update(_ENVIRONMENT)
-        with warnings.catch_warnings():
+        with sigint_held_back(), warnings.catch_warnings():  # Ray's import would swallow Ctrl-C
             warnings.simplefilter("ignore")  # of Ray's own code
             import ray
             import ray.data
 
         try:
-            if self.address is None:
+            self._join()
+            yield Nodes(self)
+        finally:
+            ray.shutdown()
+
+    def _join(self) -> None:
+        import ray
+
+        if self.address is None:
+            with sigint_held_back():  # Ray's processes never see it, and none is left behind half-started
                 ray.init(
                     address="local",
                     num_cpus=available_cores(),
@@ -82,19 +93,33 @@ class Cluster:
                     include_dashboard=False,
                     **_SILENT,
                 )
-            else:
-                # Nodes that came with another version of this code must not give other answers.
-                code = {"py_modules": [str(Path(__file__).parent)], "excludes": ["**/__pycache__"]}
-                ray.init(address=self.address, runtime_env=code, **_SILENT)
+            return
+        _check_address(self.address)
+        # Nodes that came with another version of this code must not give other answers.
+        code = {"py_modules": [str(Path(__file__).parent)], "excludes": ["**/__pycache__"]}
+        try:
+            ray.init(address=self.address, runtime_env=code, **_SILENT)
         except (ConnectionError, ValueError, RuntimeError) as err:
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise BackendError(
-                f"--address {self.address or '(none)'}: cannot be joined ({reason}); start it by: ray start --head"
+                f"--address {self.address}: cannot be joined ({reason}); start a node by: ray start --head"
             ) from None
-        try:
-            yield Nodes(self)
-        finally:
-            ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise if nobody listens at `host:port`, where Ray would try for ever; what `auto` is, Ray knows."""
+    host, _, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isascii() or not port.isdigit():
+        raise ConfigError(f"--address {address}: expected auto or HOST:PORT, as `ray start --head` prints it")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as err:
+        raise BackendError(
+            f"--address {address}: nobody answers ({getattr(err, 'strerror', None) or err}); start a node there by: "
+            f"ray start --head --port {port}"
+        ) from None
 
 
 _ENVIRONMENT = {  # read when Ray is imported
@@ -172,27 +197,41 @@ class Nodes:
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             work, num_cpus=cores, compute=TaskPoolStrategy(size=workers)
         )
-        outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # In a thread, so that the nodes can be looked at meanwhile, and Ctrl-C is met where it does no harm.
-        threading.Thread(target=_stream, args=(dataset, outcomes), daemon=True).start()
-        while (outcome := self._next(outcomes, cores)) is not None:
-            if isinstance(outcome, _Fault):
-                outcome.throw()
-            if outcome.deaths:
-                console.note(f"{outcome.deaths} worker(s) or node(s) of the cluster died; the work is done again")
-            yield outcome.answer
+        with _while_there_is_room(cores), contextlib.closing(_outcomes(dataset)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, _Fault):
+                    raise outcome.kind(outcome.text)
+                if outcome.deaths:
+                    console.note(f"{outcome.deaths} worker(s) or node(s) of the cluster died; the work is done again")
+                yield outcome.answer
 
-    def _next(self, outcomes: queue.SimpleQueue[Any], cores: int) -> Any:
-        """Return the next outcome, None at the end."""
-        while True:
-            try:
-                return outcomes.get(timeout=_LOOK_AROUND_S)
-            except queue.Empty:
-                if max(_cores_of_nodes(), default=0) < cores:
-                    raise BackendError(
-                        f"--engine ray: no node with {cores} core(s) is left; what is done is kept, add nodes and run "
-                        "the same command again"
-                    ) from None
+
+@contextlib.contextmanager
+def _while_there_is_room(cores: int) -> Iterator[None]:
+    """Interrupt the body when no node has so many cores: Ray itself would wait for one for ever."""
+    over, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_AROUND_S):
+            if max(_cores_of_nodes(), default=0) < cores:
+                lost.set()
+                _thread.interrupt_main()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise BackendError(
+            f"--engine ray: no node with {cores} core(s) is left; what is done is kept, add nodes and run the same "
+            "command again"
+        ) from None
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _cores_of_nodes() -> list[int]:
@@ -214,9 +253,6 @@ class _Fault:
 
     kind: type[Exception]
     text: str
-
-    def throw(self) -> None:
-        raise self.kind(self.text)
 
 
 @dataclass(frozen=True)
@@ -278,19 +314,18 @@ def _outcome(number: int, tasks: bytes, open_work: Open, setup: Any, deaths: Any
     return outcome
 
 
-def _stream(dataset: Any, outcomes: queue.SimpleQueue[Any]) -> None:
-    """Run the dataset; put what comes out on a queue, then None."""
+def _outcomes(dataset: Any) -> Generator[_Success | _Fault, None, None]:
+    """Run the dataset; yield what comes out."""
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
     try:
-        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            for outcome in batch["outcome"]:
-                outcomes.put(pickle.loads(outcome))
-        outcomes.put(None)
+        with contextlib.closing(dataset.iter_batches(batch_size=None, prefetch_batches=0).__iter__()) as batches:
+            for batch in batches:
+                yield from map(pickle.loads, batch["outcome"])
     except (ray.exceptions.RayError, ExecutionTimeoutError) as err:
-        reason = str(err).strip().splitlines()
-        text = f"--engine ray: Ray gave up ({reason[-1] if reason else type(err).__name__})"
-        outcomes.put(_Fault(BackendError, f"{text}; what is done is kept, run the same command again"))
-    except Exception:
-        outcomes.put(_Fault(RuntimeError, f"in Ray Data:\n{traceback.format_exc()}"))
+        lines = str(err).strip().splitlines()
+        raise BackendError(
+            f"--engine ray: Ray gave up ({lines[-1] if lines else type(err).__name__}); what is done is kept, run the "
+            "same command again"
+        ) from None

@@ -53,6 +53,8 @@ def write_results(
         with progress_bar(len(samples), what, "img", done=len(samples) - missing) as progress:
             recorder = Recorder(progress)
             begun = infer_samples(plan, samples, recorder, cluster)
+        if cluster is not None:
+            _remove_scratch(out)  # of workers that died
     return recorder.figures(begun, steady=False) if recorder.requests else None
 
 
@@ -130,10 +132,8 @@ def _make_room(out: Path, key: str) -> None:
     old = _read_record(out)
     _check_ours(out, old)
     record = run_file(out)
-    for leftover in (
-        *filter(_is_scratch, sorted(out.iterdir())),
-        *sorted(record.parent.glob(f".{glob.escape(record.name)}-????????")),
-    ):
+    _remove_scratch(out)
+    for leftover in sorted(record.parent.glob(f".{glob.escape(record.name)}-????????")):
         leftover.unlink()
     if old is None or (old.get("fingerprint") == key and not old.get("finished")):
         return
@@ -154,6 +154,11 @@ def _check_ours(out: Path, record: dict[str, Any] | None) -> None:
             f"--path_output {out}: holds files that are no results of ours (first: {strange[0]}); give an empty or "
             "new folder"
         )
+
+
+def _remove_scratch(out: Path) -> None:
+    for leftover in filter(_is_scratch, sorted(out.iterdir())):
+        leftover.unlink()
 
 
 def _is_scratch(path: Path) -> bool:

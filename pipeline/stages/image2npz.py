@@ -125,6 +125,8 @@ def convert(
                 for finished in outcomes:
                     reasons.update((job, reason) for job, reason in finished if reason)
                     bar.update(len(finished))
+        if cluster is not None:
+            _remove_leftovers(jobs)  # of workers that died
         failures = [(job, reasons[job]) for job in pending if job in reasons]
         failed = {job for job, _ in failures}
         good = [job.npz for job in jobs if job not in failed]
