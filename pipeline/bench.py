@@ -12,6 +12,7 @@ from pipeline import hardware, results
 from pipeline.cluster import Cluster
 from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import read_datalist
+from pipeline.data.storage import Location
 from pipeline.errors import ConfigError, DataError
 from pipeline.figures import Figures, Recorder
 from pipeline.package import Package, check_fits
@@ -95,7 +96,7 @@ def check_shape(package: Package, shape: Sequence[int] | None) -> None:
         )
 
 
-def check_accuracy_run(datalist: Path, out: Path) -> None:
+def check_accuracy_run(datalist: Path, out: Location) -> None:
     """Raise PipelineError if `run_accuracy` could not begin, before the minutes that a performance run may take."""
     read_datalist(datalist)
     results.check_folder(out)
@@ -153,7 +154,7 @@ def _measure(plan: Plan, limit: Limit, what: str) -> Figures:
 
 
 def run_accuracy(
-    package: Package, load: Load, spec: PreprocessSpec, datalist: Path, out: Path, cluster: Cluster | None = None
+    package: Package, load: Load, spec: PreprocessSpec, datalist: Path, out: Location, cluster: Cluster | None = None
 ) -> Figures | None:
     """Write the package's answer to every image of a datalist; see `results` for the folder.
 

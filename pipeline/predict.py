@@ -21,12 +21,14 @@ from PIL import Image
 from pipeline import preprocess, sweep
 from pipeline.accuracy import probabilities
 from pipeline.data import npz
+from pipeline.data.sources import MAX_IMAGE_FILE_BYTES
+from pipeline.data.storage import Location, Url
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.package import open_package
 from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Url | Image.Image | npt.NDArray[np.uint8]"
 
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz"})
 _BATCH = 8  # where no sweep has found a better one
@@ -167,7 +169,10 @@ class Classifier:
         begun = time.perf_counter()
         preparing = 0.0
         for number, image in images:
-            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+            if isinstance(image, str | Url | os.PathLike):
+                name = str(image) if isinstance(image, Url) else os.fspath(image)
+            else:
+                name = f"image {number}"
             try:
                 pixels = _pixels(image, name)
                 decoded = time.perf_counter()
@@ -205,6 +210,10 @@ class Classifier:
 
 def _pixels(image: ImageLike, name: str) -> preprocess.Pixels:
     """Return uint8 [3, H, W], RGB."""
+    if isinstance(image, Url):
+        if image.suffix == ".npz":
+            return npz.read_image_npz(image)
+        return preprocess.decode(image.read_bytes(MAX_IMAGE_FILE_BYTES))
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         return npz.read_image_npz(path) if path.suffix == ".npz" else preprocess.decode(path)
@@ -217,16 +226,16 @@ def _pixels(image: ImageLike, name: str) -> preprocess.Pixels:
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[Location]) -> list[Location]:
     """Return files as they are and the images below folders, in order of their names.
 
     Raises:
         DataError: a path is not there, or a folder holds no image.
     """
-    found: list[Path] = []
+    found: list[Location] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            below = _images_below(path)
             if not below:
                 raise DataError(f"{path}: no images in this folder (of {', '.join(sorted(SUFFIXES))})")
             found += below
@@ -235,6 +244,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{path}: no such file")
     return found
+
+
+def _images_below(folder: Location) -> Sequence[Location]:
+    if isinstance(folder, Url):
+        return [folder / name for name in folder.files(deep=True) if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(each for each in folder.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
 
 
 def as_text(prediction: Prediction) -> str:

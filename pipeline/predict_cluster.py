@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline import artefacts, console
 from pipeline.cluster import Cluster
+from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.package import Package
 from pipeline.predict import Classifier, Prediction, Skip
@@ -41,11 +42,11 @@ class _Answers:
     seconds: dict[str, float]  # as `Classifier.seconds`
 
 
-_Batch = Sequence[tuple[int, Path]]  # images with their numbers
+_Batch = Sequence[tuple[int, Location]]  # images with their numbers
 
 
 def predict(
-    cluster: Cluster, classifier: Classifier, images: Sequence[Path], topk: int = 5, *, skip: Skip | None = None
+    cluster: Cluster, classifier: Classifier, images: Sequence[Location], topk: int = 5, *, skip: Skip | None = None
 ) -> Iterator[Prediction]:
     """Yield the best classes of each image, in their order; a worker a core of the cluster.
 

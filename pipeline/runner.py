@@ -18,6 +18,7 @@ from pipeline import console, preprocess
 from pipeline.cluster import Cluster
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
+from pipeline.data.storage import Location, names_in
 from pipeline.errors import BackendError, DataError
 from pipeline.hardware import available_cores
 from pipeline.processes import Barrier, run_workers
@@ -60,8 +61,8 @@ class Plan:
 class Sample:
     """One image of an accuracy run and the file that its result goes to."""
 
-    image: Path
-    result: Path
+    image: Location
+    result: Location
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def unanswered(samples: Sequence[Sample], batch: int) -> list[Sequence[Sample]]:
     run that was interrupted must end with the results of one that was not.
     """
     requests = [samples[start : start + batch] for start in range(0, len(samples), batch)]
-    return [request for request in requests if not all(sample.result.exists() for sample in request)]
+    present = {folder: names_in(folder) for folder in {sample.result.parent for sample in samples}}
+    return [request for request in requests if not all(s.result.name in present[s.result.parent] for s in request)]
 
 
 def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report, cluster: Cluster | None = None) -> float:
@@ -318,7 +320,7 @@ def _by_our_clock(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, raw: bool, path: Path) -> preprocess.Prepared:
+def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, raw: bool, path: Location) -> preprocess.Prepared:
     try:
         return preprocess.prepare(spec, image, raw=raw)
     except DataError as err:
@@ -331,7 +333,7 @@ def _check_outputs(outputs: Output, request: Sequence[Sample]) -> None:
         raise BackendError(f"{request[int(np.argmin(finite))].image}: the model's output holds NaN or Inf")
 
 
-def _write(path: Path, output: Output) -> None:
+def _write(path: Location, output: Output) -> None:
     try:
         npz.write_result_npz(path, output)
     except OSError as err:

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.cluster import Cluster
+    from pipeline.data.storage import Location
 
 RUNTIMES = ("auto", "openvino", "onnxruntime")
 
@@ -37,6 +38,13 @@ def add_command(
     level.add_argument("--verbose", action="store_true", help="details too: where artefacts lie, how models are opened")
     said.add_argument("--log-json", action="store_true", help="steps, progress and errors as JSON lines on stderr")
     return parser
+
+
+def place(text: str) -> Location:
+    """Parse a flag's path or URL."""
+    from pipeline.data.storage import location
+
+    return location(text)
 
 
 def add_engine_flags(parser: argparse.ArgumentParser, of: str = "") -> None:

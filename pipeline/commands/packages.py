@@ -16,6 +16,7 @@ from pipeline.commands.common import (
     check_json_path,
     check_report_path,
     cluster_of,
+    place,
     print_json,
     sayer,
 )
@@ -155,7 +156,7 @@ def add_bench(commands: Any) -> None:
     )
     parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
     parser.add_argument("--datalist", type=Path, metavar="FILE", help="npz files to answer, a path a line")
-    parser.add_argument("--path_output", type=Path, metavar="DIR", help="results folder (output)")
+    parser.add_argument("--path_output", type=place, metavar="DIR", help="results folder, path or URL (output)")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import console
-from pipeline.commands.common import RUNTIMES, add_command, add_engine_flags, check_json_path, cluster_of, count
+from pipeline.commands.common import RUNTIMES, add_command, add_engine_flags, check_json_path, cluster_of, count, place
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def add_predict(commands: Any) -> None:
         "the best classes of images",
         "python -m pipeline predict cat.jpg photos/ --topk 3",
     )
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders")
+    parser.add_argument(
+        "images", type=place, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
+    )
     parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
     parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image (5)")
     parser.add_argument("-b", "--batch", type=count, default=0, help="images at once (as bench --sweep found, or 8)")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command, add_engine_flags, cluster_of
+from pipeline.commands.common import add_command, add_engine_flags, cluster_of, place
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -74,8 +74,10 @@ def add_image2npz(commands: Any) -> None:
         "python -m pipeline image2npz --dataset_path ILSVRC2012_img_val --target_path input_npz "
         "--text_path npz_datalist.txt",
     )
-    parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
-    parser.add_argument("--target_path", type=Path, required=True, metavar="DIR", help="folder of the npz files")
+    parser.add_argument("--dataset_path", type=place, required=True, metavar="DIR", help="images: folder, tar or URL")
+    parser.add_argument(
+        "--target_path", type=place, required=True, metavar="DIR", help="folder or URL of the npz files"
+    )
     parser.add_argument("--text_path", type=Path, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist")
     parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")

@@ -23,6 +23,7 @@ from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
+from pipeline.data.storage import Location, Stamp, Url, absolute
 from pipeline.errors import DataError, PipelineError
 from pipeline.hardware import available_cores
 from pipeline.processes import sigint_held_back, start_worker
@@ -47,7 +48,7 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class _Job:
     source: ImageSource
-    npz: Path
+    npz: Location
 
 
 _Outcome = tuple[_Job, str]  # and why it failed; "" if it did not
@@ -89,8 +90,8 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def convert(
-    images: Path | Sequence[Sample],
-    target: Path,
+    images: Location | Sequence[Sample],
+    target: Location,
     datalist: Path,
     suffix: str = "JPEG",
     workers: int | None = None,
@@ -103,7 +104,8 @@ def convert(
 
     Args:
         images: a folder or tar, in any layout, or samples of one.
-        target: folder of the npz files.
+        target: folder of the npz files. In a store nothing keeps another run from writing there, and an npz is kept
+            that is younger than its image: the store's time cannot be set to the image's.
         datalist: written last: absolute paths in the order of the images.
         suffix: of the image files below a folder or tar.
         workers: processes; None takes as many as there are cores for this process, or in the cluster.
@@ -114,11 +116,12 @@ def convert(
             done and listed), the target cannot be written, or another run writes there.
         PipelineError: a worker process died.
     """
-    samples = list_images(images, suffix) if isinstance(images, Path) else images
-    jobs = _plan(samples, Path(os.path.abspath(target)))  # noqa: PTH100  keeps links, unlike resolve()
+    samples = list_images(images, suffix) if isinstance(images, Path | Url) else images
+    jobs = _plan(samples, absolute(target))
     with _sole_writer(target):
         _remove_leftovers(jobs)
-        pending = [job for job in jobs if not _is_done(job)]
+        present = target.files(deep=True) if isinstance(target, Url) else {}
+        pending = [job for job in jobs if not _is_done(job, present)]
         with progress_bar(len(jobs), "image2npz", "img", done=len(jobs) - len(pending)) as bar:
             reasons: dict[_Job, str] = {}
             with closing(_run(pending, workers, target, cluster)) as outcomes:
@@ -137,7 +140,7 @@ def convert(
     return Report(converted=len(pending), kept=len(jobs) - len(pending), datalist=datalist)
 
 
-def _plan(samples: Sequence[Sample], target: Path) -> list[_Job]:
+def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:
     if not samples:
         raise DataError(f"{target}: there are no images to convert")
     taken: dict[str, ImageSource] = {}
@@ -150,13 +153,24 @@ def _plan(samples: Sequence[Sample], target: Path) -> list[_Job]:
     return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz") for sample in samples]
 
 
-def _is_done(job: _Job) -> bool:
+def _is_done(job: _Job, present: Mapping[str, Stamp]) -> bool:
+    """Tell whether an image was converted before.
+
+    Args:
+        present: files of a target in a store.
+    """
+    if isinstance(job.npz, Url):
+        size, written_ns = present.get(f"{job.npz.parent.name}/{job.npz.name}", (0, 0))
+        return size > 0 and written_ns >= job.source.stamp()[1]
     return is_image_of(job.npz, job.source.stamp())
 
 
 @contextmanager
-def _sole_writer(target: Path) -> Iterator[None]:
-    """Hold the target folder: two runs at once would remove each other's scratch files."""
+def _sole_writer(target: Location) -> Iterator[None]:
+    """Hold the target folder: two runs at once would remove each other's scratch files. Stores have no such files."""
+    if isinstance(target, Url):
+        yield
+        return
     try:
         target.mkdir(parents=True, exist_ok=True)
         handle = os.open(target, os.O_RDONLY)
@@ -174,13 +188,13 @@ def _sole_writer(target: Path) -> Iterator[None]:
 
 def _remove_leftovers(jobs: Iterable[_Job]) -> None:
     """Remove the scratch files of a run that was killed (see `artefacts.whole_file`)."""
-    for folder in sorted({job.npz.parent for job in jobs}):
+    for folder in sorted({job.npz.parent for job in jobs if isinstance(job.npz, Path)}):
         for leftover in sorted(folder.glob(".*.npz-????????")):
             leftover.unlink(missing_ok=True)
 
 
 def _run(
-    jobs: Sequence[_Job], workers: int | None, target: Path, cluster: Cluster | None
+    jobs: Sequence[_Job], workers: int | None, target: Location, cluster: Cluster | None
 ) -> Generator[list[_Outcome], None, None]:
     """Convert the jobs; yield what became of them, as they finish."""
     if not jobs:
@@ -192,7 +206,7 @@ def _run(
         yield from nodes.run(_open_nothing, None, _in_order_of_bytes(jobs), chunk=_CLUSTER_CHUNK, workers=workers)
 
 
-def _run_here(jobs: Sequence[_Job], workers: int, target: Path) -> Iterator[list[_Outcome]]:
+def _run_here(jobs: Sequence[_Job], workers: int, target: Location) -> Iterator[list[_Outcome]]:
     """Convert the jobs in worker processes."""
     queue = _chunks(_in_order_of_bytes(jobs))
     # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
@@ -239,9 +253,10 @@ def _convert_one(job: _Job) -> str:
     try:
         # The stamp first: an image that changes while it is read is then converted again next time.
         stamp = job.source.stamp()
-        image_chw = preprocess.decode(job.source.content())
+        content = job.source.content()
+        image_chw = preprocess.decode(content)
     except DataError as err:
-        return str(err) if job.source.offset is None else f"{job.source}: {err}"
+        return str(err) if str(err).startswith(str(job.source)) else f"{job.source}: {err}"
     try:
         write_image_npz(job.npz, image_chw, stamp)
     except OSError as err:
@@ -251,7 +266,7 @@ def _convert_one(job: _Job) -> str:
     return ""
 
 
-def _death_text(processes: Sequence[BaseProcess], target: Path) -> str:
+def _death_text(processes: Sequence[BaseProcess], target: Location) -> str:
     """Say which worker died of what. The pool itself ends the others with SIGTERM."""
     for process in processes:
         process.join(timeout=5)
