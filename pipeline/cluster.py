@@ -81,6 +81,21 @@ class Cluster:
         finally:
             ray.shutdown()
 
+    def check(self) -> None:
+        """Raise PipelineError if nobody listens at the address: Ray would try for ever."""
+        if self.address in (None, "auto"):
+            return
+        host, _, port = str(self.address).rpartition(":")
+        if not host or not port.isascii() or not port.isdigit():
+            raise ConfigError(f"--address {self.address}: expected auto or HOST:PORT, as `ray start --head` prints it")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        except (OSError, OverflowError) as err:
+            raise BackendError(
+                f"--address {self.address}: nobody answers ({getattr(err, 'strerror', None) or err}); start a node "
+                f"there by: ray start --head --port {port}"
+            ) from None
+
     def _join(self) -> None:
         import ray
 
@@ -94,7 +109,7 @@ class Cluster:
                     **_SILENT,
                 )
             return
-        _check_address(self.address)
+        self.check()
         # Nodes that came with another version of this code must not give other answers.
         code = {"py_modules": [str(Path(__file__).parent)], "excludes": ["**/__pycache__"]}
         try:
@@ -104,22 +119,6 @@ class Cluster:
             raise BackendError(
                 f"--address {self.address}: cannot be joined ({reason}); start a node by: ray start --head"
             ) from None
-
-
-def _check_address(address: str) -> None:
-    """Raise if nobody listens at `host:port`, where Ray would try for ever; what `auto` is, Ray knows."""
-    host, _, port = address.rpartition(":")
-    if address == "auto":
-        return
-    if not host or not port.isascii() or not port.isdigit():
-        raise ConfigError(f"--address {address}: expected auto or HOST:PORT, as `ray start --head` prints it")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as err:
-        raise BackendError(
-            f"--address {address}: nobody answers ({getattr(err, 'strerror', None) or err}); start a node there by: "
-            f"ray start --head --port {port}"
-        ) from None
 
 
 _ENVIRONMENT = {  # read when Ray is imported
