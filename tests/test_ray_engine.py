@@ -80,7 +80,7 @@ def helper(code: str, wanted: Callable[[str], bool], env: Mapping[str, str]) -> 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Helper]:
-    """A server that speaks S3, where its packages are installed; its address is in the environment, as users have it."""
+    """A server that speaks S3, where its packages are installed; the environment names it, as users do."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
     if not HAS_S3:
         yield Helper("", env)
