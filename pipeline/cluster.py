@@ -9,13 +9,13 @@ its chunks go to the nodes that are left. An actor's would wait for the actor, a
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import functools
 import importlib.util
 import logging
 import os
 import pickle
+import signal
 import socket
 import threading
 import traceback
@@ -209,16 +209,18 @@ class Nodes:
 def _while_there_is_room(cores: int) -> Iterator[None]:
     """Interrupt the body when no node has so many cores: Ray itself would wait for one for ever."""
     over, lost = threading.Event(), threading.Event()
+    waiting = threading.get_ident()
 
     def watch() -> None:
         while not over.wait(_LOOK_AROUND_S):
             if max(_cores_of_nodes(), default=0) < cores:
                 lost.set()
-                _thread.interrupt_main()
+                signal.pthread_kill(waiting, signal.SIGINT)
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    if threading.current_thread() is threading.main_thread():  # the only one that a signal interrupts
+        watcher.start()
     try:
         yield
     except KeyboardInterrupt:
@@ -230,7 +232,8 @@ def _while_there_is_room(cores: int) -> Iterator[None]:
         ) from None
     finally:
         over.set()
-        watcher.join()
+        if watcher.is_alive():
+            watcher.join()
 
 
 def _cores_of_nodes() -> list[int]:
