@@ -363,6 +363,20 @@ def test_address_without_the_engine_is_one_line(command: Sequence[str], capsys: 
     assert said == "error: --address auto: is of a Ray cluster; add --engine ray, or leave it out\n"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("image2npz", "--dataset_path", "i", "--target_path", "n", "--text_path", "s3://bucket/list.txt"),
+        ("bench", "--datalist", "s3://bucket/list.txt"),
+        ("predict", "cat.jpg", "--csv", "s3://bucket/list.txt"),
+    ],
+)
+def test_url_of_what_must_be_a_file_is_one_line(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(list(command))
+    assert "expected a file on a disk, got 's3://bucket/list.txt'" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")
 @pytest.mark.parametrize(
     ("flags", "text"),

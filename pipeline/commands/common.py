@@ -47,6 +47,13 @@ def place(text: str) -> Location:
     return location(text)
 
 
+def file_here(text: str) -> Path:
+    """Parse a flag's path, where a URL will not do."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a file on a disk, got {text!r}")
+    return Path(text)
+
+
 def add_engine_flags(parser: argparse.ArgumentParser, of: str = "") -> None:
     group = parser.add_argument_group("where it computes")
     group.add_argument(

@@ -16,6 +16,7 @@ from pipeline.commands.common import (
     check_json_path,
     check_report_path,
     cluster_of,
+    file_here,
     place,
     print_json,
     sayer,
@@ -155,7 +156,7 @@ def add_bench(commands: Any) -> None:
         "-s", "--shape", type=_shape, metavar="[C,H,W]", help="input shape, checked against the package"
     )
     parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
-    parser.add_argument("--datalist", type=Path, metavar="FILE", help="npz files to answer, a path a line")
+    parser.add_argument("--datalist", type=file_here, metavar="FILE", help="npz files to answer, a path or URL a line")
     parser.add_argument("--path_output", type=place, metavar="DIR", help="results folder, path or URL (output)")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
     parser.add_argument(

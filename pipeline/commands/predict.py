@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import console
-from pipeline.commands.common import RUNTIMES, add_command, add_engine_flags, check_json_path, cluster_of, count, place
+from pipeline.commands.common import (
+    RUNTIMES,
+    add_command,
+    add_engine_flags,
+    check_json_path,
+    cluster_of,
+    count,
+    file_here,
+    place,
+)
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,8 +47,10 @@ def add_predict(commands: Any) -> None:
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and say which")
     written = parser.add_mutually_exclusive_group()
-    written.add_argument("--json", type=Path, metavar="FILE", help="write a list of objects, - for standard output")
-    written.add_argument("--csv", type=Path, metavar="FILE", help="write a row a class, - for standard output")
+    written.add_argument(
+        "--json", type=file_here, metavar="FILE", help="write a list of objects, - for standard output"
+    )
+    written.add_argument("--csv", type=file_here, metavar="FILE", help="write a row a class, - for standard output")
     add_engine_flags(parser)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command, add_engine_flags, cluster_of, place
+from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -78,7 +78,9 @@ def add_image2npz(commands: Any) -> None:
     parser.add_argument(
         "--target_path", type=place, required=True, metavar="DIR", help="folder or URL of the npz files"
     )
-    parser.add_argument("--text_path", type=Path, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist")
+    parser.add_argument(
+        "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
+    )
     parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     add_engine_flags(parser)

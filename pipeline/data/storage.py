@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -157,7 +158,7 @@ def stamps(places: Iterable[Location]) -> Iterator[Stamp | None]:
             except OSError:
                 yield None
             else:
-                yield status.st_size, status.st_mtime_ns
+                yield (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def names_in(folder: Location) -> set[str]:
@@ -167,7 +168,7 @@ def names_in(folder: Location) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 
