@@ -39,7 +39,7 @@ Open = Callable[[Any], Answer]  # makes the above of a run's setup, once a worke
 _MOST_CHUNKS = 20_000
 _CHUNKS_PER_WORKER = 4  # at least, where there is work enough: the last ones to finish leave others idle
 _MOST_DEATHS = 3  # of workers at one chunk; a node that goes away takes one, memory that runs out takes them all
-_LOOK_AROUND_S = 30.0  # without an answer, until the nodes are counted again
+_LOOK_AROUND_S = 30.0  # between two counts of the nodes
 _CONNECT_S = 10.0
 _STORE_BYTES = 512 << 20  # of a Ray of our own: it holds the package and the names of images, else nothing
 
@@ -77,7 +77,9 @@ class Cluster:
 
         try:
             self._join()
-            yield Nodes(self)
+            nodes = Nodes(self)
+            console.detail(f"{self}: {nodes}")
+            yield nodes
         finally:
             ray.shutdown()
 
@@ -145,7 +147,7 @@ class Nodes:
         return min(self._cores)
 
     def __str__(self) -> str:
-        return f"a Ray cluster of {len(self._cores)} node(s), {sum(self._cores)} cores"
+        return f"{len(self._cores)} node(s), {sum(self._cores)} cores"
 
     def run(
         self,
@@ -157,8 +159,8 @@ class Nodes:
         cores: int = 1,
         workers: int | None = None,
         in_order: bool = False,
-    ) -> Iterator[Any]:
-        """Yield what `open_work(setup)` answers to each chunk of tasks.
+    ) -> Generator[Any, None, None]:
+        """Yield what `open_work(setup)` answers to each chunk of tasks. Close it before leaving the cluster.
 
         A chunk whose worker or node dies is done again elsewhere: answering must be harmless to repeat.
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -104,7 +104,9 @@ class Classifier:
         self._backends.clear()
         self._opened.close()
 
-    def predict(self, images: Iterable[ImageLike], topk: int = 5, *, skip: Skip | None = None) -> Iterator[Prediction]:
+    def predict(
+        self, images: Iterable[ImageLike], topk: int = 5, *, skip: Skip | None = None
+    ) -> Generator[Prediction, None, None]:
         """Yield the best classes of each image, in their order; some images are read ahead while others compute.
 
         Args:

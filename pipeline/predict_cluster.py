@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import artefacts, console
+from pipeline import artefacts
 from pipeline.cluster import Cluster
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
@@ -47,7 +48,7 @@ _Batch = Sequence[tuple[int, Location]]  # images with their numbers
 
 def predict(
     cluster: Cluster, classifier: Classifier, images: Sequence[Location], topk: int = 5, *, skip: Skip | None = None
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Yield the best classes of each image, in their order; a worker a core of the cluster.
 
     Args:
@@ -66,9 +67,9 @@ def predict(
     batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
     files = _content(classifier.package)
     shipment = _Shipment(files, classifier.runtime.value, size, topk, skips=skip is not None)
-    with cluster.connect() as nodes:
-        console.detail(str(nodes))
-        for answers in nodes.run(_open, shipment, batches, chunk=max(1, _CHUNK // size), in_order=True):
+    chunk = max(1, _CHUNK // size)
+    with cluster.connect() as nodes, closing(nodes.run(_open, shipment, batches, chunk=chunk, in_order=True)) as run:
+        for answers in run:
             for name, spent in answers.seconds.items():
                 classifier.seconds[name] += spent
             for answer in answers.images:

@@ -279,15 +279,15 @@ class _Shipment:
 
 def _infer_on(cluster: Cluster, plan: Plan, requests: Sequence[Sequence[Sample]], on_message: Report) -> float:
     with cluster.connect() as nodes:
-        console.detail(f"{nodes}")
         # One thread a request, as where there are requests enough for all cores of a machine.
         cores = min(plan.instances, nodes.least_cores)
         shipment = _Shipment(replace(plan, instances=cores, cores=cores, processes=1), plan.model.read_bytes())
-        begun = time.perf_counter()
         chunk = max(2 * cores, _CLUSTER_CHUNK // plan.batch)
-        for messages in nodes.run(_ClusterWorker, shipment, requests, chunk=chunk, cores=cores):
-            for message in _by_our_clock(messages):
-                on_message(message)
+        begun = time.perf_counter()
+        with contextlib.closing(nodes.run(_ClusterWorker, shipment, requests, chunk=chunk, cores=cores)) as finished:
+            for messages in finished:
+                for message in _by_our_clock(messages):
+                    on_message(message)
     return begun
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -84,9 +84,10 @@ def _predict(args: argparse.Namespace) -> None:
             predictions = classifier.predict(paths, args.topk, skip=passing)
         else:
             predictions = predict_cluster.predict(cluster, classifier, paths, args.topk, skip=passing)
-        for prediction in predictions:
-            write(prediction)
-            progress.update()
+        with closing(predictions):
+            for prediction in predictions:
+                write(prediction)
+                progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
         console.note(f"thread seconds in: {spent} (infer includes waiting for a stream)")
