@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeline.hardware import available_cores
 from pipeline.processes import sigint_held_back
 
 INSTALL = "pip install 'ray[data]>=2.60'"
+_LEAST_RAY = (2, 60)  # the one that the tests ran on; 2.50 has no `ray.data.TaskPoolStrategy`
 
 Answer = Callable[[Sequence[Any]], Any]  # to a chunk of tasks
 Open = Callable[[Any], Answer]  # makes the above of a run's setup, once a worker process
@@ -53,6 +55,9 @@ class Cluster:
     def __post_init__(self) -> None:
         if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
             raise BackendError(f"--engine ray: Ray Data is not installed; run: {INSTALL}")
+        found = metadata.version("ray")
+        if tuple(map(int, found.split(".")[:2])) < _LEAST_RAY:
+            raise BackendError(f"--engine ray: Ray {found} is too old; run: {INSTALL}")
         if self.address is not None and "://" in self.address:
             raise ConfigError(
                 f"--address {self.address}: Ray Data runs on a node of the cluster, not through Ray Client; run this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -327,6 +328,15 @@ def test_ctrl_c_ends_a_ray_of_its_own_with_all_its_processes(tmp_path: Path) -> 
 def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"^--engine ray: Ray Data is not installed; run: pip install 'ray\[data\]"):
+        Cluster()
+
+
+@pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")
+def test_ray_that_is_too_old_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.50.1")
+    with pytest.raises(
+        BackendError, match=r"^--engine ray: Ray 2\.50\.1 is too old; run: pip install 'ray\[data\]>=2\.60'"
+    ):
         Cluster()
 
 
