@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artefacts
 from pipeline.cluster import Cluster
-from pipeline.data.storage import Location
+from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Url
 from pipeline.errors import DataError
 from pipeline.package import Package
 from pipeline.predict import Classifier, Prediction, Skip
@@ -95,12 +96,17 @@ def _open(shipment: _Shipment) -> Callable[[Sequence[_Batch]], _Answers]:
         classifier = Classifier(folder, runtime=shipment.runtime, batch=shipment.batch, cores=1)
         classifier.open()
 
+    def one(batch: _Batch) -> list[Prediction | _Skipped]:
+        skipped: list[Prediction | _Skipped] = []
+        skip = (lambda name, reason: skipped.append(_Skipped(name, str(reason)))) if shipment.skips else None
+        return [*classifier.predict_batch(batch, shipment.topk, skip=skip), *skipped]
+
     def answer(batches: Sequence[_Batch]) -> _Answers:
-        found: list[Prediction | _Skipped] = []
-        skip = (lambda name, reason: found.append(_Skipped(name, str(reason)))) if shipment.skips else None
         classifier.seconds = dict.fromkeys(classifier.seconds, 0.0)
-        for batch in batches:
-            found += classifier.predict_batch(batch, shipment.topk, skip=skip)
+        far = any(isinstance(image, Url) for batch in batches for _, image in batch)
+        # Two, so that a batch is always being read while another computes.
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE if far else 2) as pool:
+            found = [each for answers in pool.map(one, batches) for each in answers]
         return _Answers(found, classifier.seconds)
 
     return answer

@@ -18,7 +18,7 @@ from pipeline import console, preprocess
 from pipeline.cluster import Cluster
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
-from pipeline.data.storage import Location, names_in
+from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Url, names_in
 from pipeline.errors import BackendError, DataError
 from pipeline.hardware import available_cores
 from pipeline.processes import Barrier, run_workers
@@ -248,6 +248,8 @@ def _infer_requests(plan: Plan, backend: Backend, requests: Sequence[Sequence[Sa
     streams = backend.placement.streams
     # One more than the streams, so that a batch is always being prepared while others compute.
     threads = max(streams + 1, min(plan.instances, _MOST_IN_FLIGHT * streams))
+    if any(isinstance(place, Url) for request in requests for s in request for place in (s.image, s.result)):
+        threads = REQUESTS_AT_ONCE * streams
     jobs = [lambda request=request: _infer_request(plan.spec, backend, request, report) for request in requests]
     _in_threads(jobs, threads)
 

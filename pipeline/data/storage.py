@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 from pipeline.errors import DataError
 
+REQUESTS_AT_ONCE = 8  # to a store, for each core: an answer takes some 50 ms, in which a core decodes several images
+
 Stamp = tuple[int, int]  # bytes, time of change in ns
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")  # as the stores call it, the surest first
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
-from pipeline.data.storage import Location, Stamp, Url, absolute
+from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolute
 from pipeline.errors import DataError, PipelineError
 from pipeline.hardware import available_cores
 from pipeline.processes import sigint_held_back, start_worker
@@ -246,7 +246,10 @@ def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
 
 def _convert_chunk(jobs: Sequence[_Job]) -> list[_Outcome]:
     """Convert some images in a worker; return each with the reason why it failed, "" if it did not."""
-    return [(job, _convert_one(job)) for job in jobs]
+    if not any(isinstance(place, Url) for job in jobs for place in (job.source.root, job.npz)):
+        return [(job, _convert_one(job)) for job in jobs]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(zip(jobs, pool.map(_convert_one, jobs), strict=True))
 
 
 def _convert_one(job: _Job) -> str:
