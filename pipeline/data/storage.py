@@ -121,7 +121,7 @@ class Url:
         """Say what went wrong: the clients of stores raise exceptions of a dozen kinds."""
         if isinstance(err, DataError):
             return err
-        if isinstance(err, FileNotFoundError):
+        if isinstance(err, FileNotFoundError) and what == "read":
             return DataError(f"{self}: no such file")
         reason = " ".join(str(err).split()) or type(err).__name__
         return DataError(f"{self}: cannot be {what} ({reason})")
