@@ -65,9 +65,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: object) -> None:
     """Write plain data as JSON, whole or not at all."""
     with whole_file(path) as scratch:
-        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-        # File names that are not UTF-8 hold lone surrogates; replaced by backslashes, they are JSON's own escapes.
-        scratch.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+        scratch.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """Return plain data as the content of a JSON file."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    # File names that are not UTF-8 hold lone surrogates; replaced by backslashes, they are JSON's own escapes.
+    return f"{text}\n".encode("utf-8", errors="backslashreplace")
 
 
 def is_published(folder: Path) -> bool:

@@ -9,8 +9,10 @@ from statistics import median
 from typing import Any
 
 from pipeline import hardware, results
+from pipeline.cluster import Cluster
 from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import read_datalist
+from pipeline.data.storage import Location
 from pipeline.errors import ConfigError, DataError
 from pipeline.figures import Figures, Recorder
 from pipeline.package import Package, check_fits
@@ -94,7 +96,7 @@ def check_shape(package: Package, shape: Sequence[int] | None) -> None:
         )
 
 
-def check_accuracy_run(datalist: Path, out: Path) -> None:
+def check_accuracy_run(datalist: Path, out: Location) -> None:
     """Raise PipelineError if `run_accuracy` could not begin, before the minutes that a performance run may take."""
     read_datalist(datalist)
     results.check_folder(out)
@@ -151,7 +153,9 @@ def _measure(plan: Plan, limit: Limit, what: str) -> Figures:
     return recorder.figures(begun, steady=limit.iterations is None)
 
 
-def run_accuracy(package: Package, load: Load, spec: PreprocessSpec, datalist: Path, out: Path) -> Figures | None:
+def run_accuracy(
+    package: Package, load: Load, spec: PreprocessSpec, datalist: Path, out: Location, cluster: Cluster | None = None
+) -> Figures | None:
     """Write the package's answer to every image of a datalist; see `results` for the folder.
 
     Returns:
@@ -168,7 +172,7 @@ def run_accuracy(package: Package, load: Load, spec: PreprocessSpec, datalist: P
         "preprocess": to_vdsp_dict(spec),
         "datalist": str(datalist.absolute()),
     }
-    return results.write_results(plan, run, images, out, f"results of {package.name}")
+    return results.write_results(plan, run, images, out, f"results of {package.name}", cluster)
 
 
 def _plan(package: Package, load: Load, spec: PreprocessSpec) -> Plan:
@@ -188,6 +192,7 @@ def report(
     performance: Figures | None = None,
     comparison: Comparison | None = None,
     accuracy: Figures | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Return everything of a bench as plain data, for `--json`."""
     return {
@@ -195,6 +200,7 @@ def report(
         "model_sha256": package.digest,
         "sample": package.uses_sample,
         "machine": hardware.describe(),
+        "cluster": str(cluster) if cluster else None,
         "load": {**asdict(load), "runtime": choose(load.runtime).value},
         "performance": asdict(performance) if performance else None,
         "comparison": comparison.as_dict() if comparison else None,
@@ -202,8 +208,11 @@ def report(
     }
 
 
-def describe(figures: Figures, title: str) -> list[str]:
+def describe(figures: Figures, title: str, cluster: Cluster | None = None) -> list[str]:
     """Return the lines that people read."""
+    here = f"{hardware.cpu_name()}, {hardware.available_cores()} cores, " + (
+        ", ".join(hardware.instruction_sets()) or "no int8 instructions known"
+    )
     worker = figures.workers[0]
     streams = sum(w["streams"] for w in figures.workers)
     threads = sum(w["threads"] for w in figures.workers)
@@ -212,8 +221,7 @@ def describe(figures: Figures, title: str) -> list[str]:
         f"{title}: {figures.throughput:.1f} images/s ({figures.images} images in {figures.seconds:.1f} s)",
         f"latency of a request, ms: {latency}",
         f"ran on {worker['runtime']} {worker['version']}, {len(figures.workers)} process(es), {streams} stream(s), "
-        f"{threads} thread(s); {hardware.cpu_name()}, {hardware.available_cores()} cores, "
-        f"{', '.join(hardware.instruction_sets()) or 'no int8 instructions known'}",
+        f"{threads} thread(s); {cluster or here}",
     ]
     if figures.stage_seconds:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in figures.stage_seconds.items())

@@ -27,6 +27,7 @@ from pipeline.data.labels import (
     usual_classes,
 )
 from pipeline.data.npz import read_datalist, read_result_npz
+from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.package import Package, open_package
@@ -47,7 +48,7 @@ class Flip:
     """A sample whose first answer is not that of float32. Classes by index."""
 
     name: str
-    image: Path  # npz
+    image: Location  # npz
     truth: int
     float32: int
     answer: int
@@ -146,7 +147,7 @@ def _best(scores: npt.NDArray[np.float32], count: int) -> Ranks:
 
 
 def compare(
-    ranks: Ranks, reference: Ranks, divergence: Divergence, truth: npt.NDArray[np.intp], images: Sequence[Path]
+    ranks: Ranks, reference: Ranks, divergence: Divergence, truth: npt.NDArray[np.intp], images: Sequence[Location]
 ) -> Comparison:
     """Return what changed between two sets of answers to the same samples."""
     int8, float32 = ranks[:, 0], reference[:, 0]

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,12 +21,14 @@ from PIL import Image
 from pipeline import preprocess, sweep
 from pipeline.accuracy import probabilities
 from pipeline.data import npz
+from pipeline.data.sources import MAX_IMAGE_FILE_BYTES
+from pipeline.data.storage import Location, Url
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.package import open_package
 from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Url | Image.Image | npt.NDArray[np.uint8]"
 
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz"})
 _WAITING = 2  # batches that are read ahead for each thread
@@ -53,7 +55,14 @@ class Classifier:
     ...         print(prediction.source, prediction.labels[0], prediction.scores[0])
     """
 
-    def __init__(self, model: str | os.PathLike[str] | None = None, *, runtime: str = "auto", batch: int = 0) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        runtime: str = "auto",
+        batch: int = 0,
+        cores: int | None = None,
+    ) -> None:
         """Open a package.
 
         Args:
@@ -61,6 +70,7 @@ class Classifier:
             runtime: auto, openvino or onnxruntime; auto is what `bench --sweep` found best, else OpenVINO, else ONNX
                 Runtime.
             batch: images computed at once; 0: what `bench --sweep` found best, else 8.
+            cores: of this machine to compute on; None: all that this process may use.
 
         Raises:
             PipelineError: there is no such package, a file of it was changed, or the runtime is not installed.
@@ -71,8 +81,9 @@ class Classifier:
         wanted = Runtime(runtime)
         self.package = open_package(None if model is None else Path(model))
         swept = sweep.recall_for(self.package, wanted)
-        self._runtime = choose(Runtime(swept.runtime) if swept else wanted)
+        self.runtime = choose(Runtime(swept.runtime) if swept else wanted)
         self._batch = batch or (swept.batch if swept else sweep.UNSWEPT_BATCH)
+        self._cores = cores or available_cores()
         self._spec = self.package.preprocess()
         self._labels = [known.name for known in self.package.classes()]
         self._opened = ExitStack()
@@ -91,7 +102,9 @@ class Classifier:
         self._backends.clear()
         self._opened.close()
 
-    def predict(self, images: Iterable[ImageLike], topk: int = 5, *, skip: Skip | None = None) -> Iterator[Prediction]:
+    def predict(
+        self, images: Iterable[ImageLike], topk: int = 5, *, skip: Skip | None = None
+    ) -> Generator[Prediction, None, None]:
         """Yield the best classes of each image, in their order; some images are read ahead while others compute.
 
         Args:
@@ -109,10 +122,8 @@ class Classifier:
             raise ValueError(f"topk: expected 1 or more, got {topk}")
         numbered = enumerate(images, start=1)
         first = list(islice(numbered, self._batch))
-        # Few images are computed one at a time, by all cores: a batch that is not full takes as long as a full one.
-        few = len(first) < self._batch
-        size = 1 if few else self._batch
-        backend = self._backend(size, streams=1 if few else available_cores())
+        size = self.batch_for(len(first))
+        backend = self._backend(size, streams=1 if size < self._batch else self._cores)
         threads = backend.placement.streams + 1
         pool = ThreadPoolExecutor(threads)
         waiting: deque[Future[list[Prediction]]] = deque()
@@ -127,10 +138,27 @@ class Classifier:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def batch_for(self, images: int) -> int:
+        """Return how many of so many images (or more, from a batch on) are computed at once.
+
+        Few images are computed one at a time, by all cores: a batch that is not full takes as long as a full one.
+        """
+        return 1 if images < self._batch else self._batch
+
+    def predict_batch(
+        self, images: Sequence[tuple[int, ImageLike]], topk: int, *, skip: Skip | None = None
+    ) -> list[Prediction]:
+        """As `predict`, of at most a batch of images with their numbers, in one request on one stream."""
+        return self._batch_of(self._backend(self._batch, streams=1), images, topk, skip)
+
+    def open(self) -> None:
+        """Load the model for `predict_batch` now; the package's files are not read any more then."""
+        self._backend(self._batch, streams=1)
+
     def _backend(self, batch: int, streams: int) -> Backend:
         if (batch, streams) not in self._backends:
-            placement = place(streams, available_cores())
-            opened = open_backend(self._runtime, self.package.model, batch=batch, placement=placement)
+            placement = place(streams, self._cores)
+            opened = open_backend(self.runtime, self.package.model, batch=batch, placement=placement)
             self._backends[batch, streams] = self._opened.enter_context(opened)
         return self._backends[batch, streams]
 
@@ -141,7 +169,10 @@ class Classifier:
         begun = time.perf_counter()
         preparing = 0.0
         for number, image in images:
-            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+            if isinstance(image, str | Url | os.PathLike):
+                name = str(image) if isinstance(image, Url) else os.fspath(image)
+            else:
+                name = f"image {number}"
             try:
                 pixels = _pixels(image, name)
                 decoded = time.perf_counter()
@@ -184,6 +215,10 @@ def best_classes(source: str, shares: npt.NDArray[np.float64], labels: Sequence[
 
 def _pixels(image: ImageLike, name: str) -> preprocess.Pixels:
     """Return uint8 [3, H, W], RGB."""
+    if isinstance(image, Url):
+        if image.suffix == ".npz":
+            return npz.read_image_npz(image)
+        return preprocess.decode(image.read_bytes(MAX_IMAGE_FILE_BYTES))
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         return npz.read_image_npz(path) if path.suffix == ".npz" else preprocess.decode(path)
@@ -196,16 +231,16 @@ def _pixels(image: ImageLike, name: str) -> preprocess.Pixels:
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
+def find_images(paths: Sequence[Location]) -> list[Location]:
     """Return files as they are and the images below folders, in order of their names.
 
     Raises:
         DataError: a path is not there, or a folder holds no image.
     """
-    found: list[Path] = []
+    found: list[Location] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            below = _images_below(path)
             if not below:
                 raise DataError(f"{path}: no images in this folder (of {', '.join(sorted(SUFFIXES))})")
             found += below
@@ -214,6 +249,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{path}: no such file")
     return found
+
+
+def _images_below(folder: Location) -> Sequence[Location]:
+    if isinstance(folder, Url):
+        return [folder / name for name in folder.files(deep=True) if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(each for each in folder.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
 
 
 def as_text(prediction: Prediction) -> str:

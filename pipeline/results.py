@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts import fingerprint, write_json
+from pipeline.artefacts import fingerprint, json_bytes, write_json
+from pipeline.cluster import Cluster
+from pipeline.data.storage import Location, Url, absolute, location, names_in, stamps
 from pipeline.errors import DataError
 from pipeline.figures import Figures, Recorder
 from pipeline.progress import progress_bar
@@ -37,8 +41,17 @@ class Run:
     samples: tuple[Sample, ...]
 
 
-def write_results(plan: Plan, facts: dict[str, Any], images: Sequence[Path], out: Path, what: str) -> Figures | None:
+def write_results(
+    plan: Plan,
+    facts: dict[str, Any],
+    images: Sequence[Location],
+    out: Location,
+    what: str,
+    cluster: Cluster | None = None,
+) -> Figures | None:
     """Infer the images into a results folder, going on where an interrupted run with the same facts stopped.
+
+    Where the images are computed, here or in a cluster, is none of the facts: the results are the same.
 
     Returns:
         What was measured; None if there was nothing left to do.
@@ -47,12 +60,14 @@ def write_results(plan: Plan, facts: dict[str, Any], images: Sequence[Path], out
         missing = sum(map(len, unanswered(samples, plan.batch)))
         with progress_bar(len(samples), what, "img", done=len(samples) - missing) as progress:
             recorder = Recorder(progress)
-            begun = infer_samples(plan, samples, recorder)
+            begun = infer_samples(plan, samples, recorder, cluster)
+        if cluster is not None:
+            _remove_scratch(out)  # of workers that died
     return recorder.figures(begun, steady=False) if recorder.requests else None
 
 
 @contextlib.contextmanager
-def open_run(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> Iterator[list[Sample]]:
+def open_run(out: Location, facts: dict[str, Any], images: Sequence[Location]) -> Iterator[list[Sample]]:
     """Yield the samples of a run, ready to be written; the run counts as finished when the body succeeds.
 
     Results that an interrupted run with the same facts and images left are kept; those of any other run are removed.
@@ -76,13 +91,13 @@ def open_run(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> Iterat
         _write_record(out, {**record, "finished": True})
 
 
-def run_file(folder: Path) -> Path:
+def run_file(folder: Location) -> Location:
     """Return where a run writes the record of its results folder: beside it."""
-    whole = Path(os.path.abspath(folder))  # noqa: PTH100  keeps links, unlike resolve(); "." gets a name
+    whole = absolute(folder)  # "." gets a name
     return whole.parent / f"{whole.name}.{_RUN_FILE}"
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Location) -> None:
     """Raise DataError if a run may not write to `out`, before any work; a folder that does not exist may be made."""
     if out.is_dir():
         _check_ours(out, _read_record(out))
@@ -90,20 +105,23 @@ def check_folder(out: Path) -> None:
         raise DataError(f"--path_output {out}: is a file; give a folder")
 
 
-def is_finished(out: Path, facts: dict[str, Any], images: Sequence[Path]) -> bool:
+def is_finished(out: Location, facts: dict[str, Any], images: Sequence[Location]) -> bool:
     """Tell whether the folder holds a finished run with these facts over these images as they are now."""
     record = _read_record(out)
     return record is not None and bool(record.get("finished")) and record.get("fingerprint") == _key(facts, images)
 
 
-def _key(facts: dict[str, Any], images: Sequence[Path]) -> str:
-    stamps = [[str(image), status.st_size, status.st_mtime_ns] for image in images for status in [image.stat()]]
-    return fingerprint(facts, stamps)
+def _key(facts: dict[str, Any], images: Sequence[Location]) -> str:
+    named = [[str(image), *(stamp or ())] for image, stamp in zip(images, stamps(images), strict=True)]
+    return fingerprint(facts, named)
 
 
 @contextlib.contextmanager
-def _sole_writer(out: Path) -> Iterator[None]:
-    """Hold the folder: two runs at once would remove each other's results."""
+def _sole_writer(out: Location) -> Iterator[None]:
+    """Hold the folder: two runs at once would remove each other's results. A store has no means to hold one."""
+    if isinstance(out, Url):
+        yield
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -121,15 +139,14 @@ def _sole_writer(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _make_room(out: Path, key: str) -> None:
+def _make_room(out: Location, key: str) -> None:
     old = _read_record(out)
     _check_ours(out, old)
     record = run_file(out)
-    for leftover in (
-        *filter(_is_scratch, sorted(out.iterdir())),
-        *sorted(record.parent.glob(f".{glob.escape(record.name)}-????????")),
-    ):
-        leftover.unlink()
+    _remove_scratch(out)
+    if isinstance(record, Path):
+        for leftover in sorted(record.parent.glob(f".{glob.escape(record.name)}-????????")):
+            leftover.unlink()
     if old is None or (old.get("fingerprint") == key and not old.get("finished")):
         return
     for path in _result_files(out):
@@ -138,10 +155,10 @@ def _make_room(out: Path, key: str) -> None:
         path.unlink()
 
 
-def _check_ours(out: Path, record: dict[str, Any] | None) -> None:
+def _check_ours(out: Location, record: dict[str, Any] | None) -> None:
     """Raise DataError if the folder holds results that `record` does not name, or without a record holds anything."""
     if record is None:
-        strange = sorted(path.name for path in out.iterdir() if not _is_scratch(path))
+        strange = sorted(name for name in names_in(out) if not _is_scratch(name))
     else:
         strange = [path.name for path in _result_files(out) if path.name not in record["samples"]]
     if strange:
@@ -151,34 +168,46 @@ def _check_ours(out: Path, record: dict[str, Any] | None) -> None:
         )
 
 
-def _is_scratch(path: Path) -> bool:
+def _remove_scratch(out: Location) -> None:
+    for leftover in filter(_is_scratch, sorted(names_in(out))):
+        (out / leftover).unlink()
+
+
+def _is_scratch(name: str) -> bool:
     """Tell whether a file is what a killed run was writing (see `artefacts.whole_file`)."""
-    return path.match(f".*{_SUFFIX}-????????")
+    return fnmatchcase(name, f".*{_SUFFIX}-????????")
 
 
-def _result_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix == _SUFFIX and not path.name.startswith("."))
+def _result_files(folder: Location) -> list[Location]:
+    names = sorted(names_in(folder))
+    return [folder / name for name in names if name.endswith(_SUFFIX) and not name.startswith(".")]
 
 
-def _write_record(out: Path, record: dict[str, Any]) -> None:
+def _write_record(out: Location, record: dict[str, Any]) -> None:
     try:
-        write_json(run_file(out), record)
+        record_file = run_file(out)
+        if isinstance(record_file, Path):
+            write_json(record_file, record)
+        else:
+            record_file.write_bytes(json_bytes(record))
     except OSError as err:
         raise DataError(f"{run_file(out)}: cannot be written ({err.strerror}); mend that, then run again") from None
 
 
-def _records(folder: Path) -> list[Path]:
+def _records(folder: Location) -> list[Location]:
     return [path for path in (run_file(folder), folder / _RUN_FILE) if folder.is_dir() and path.is_file()]
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
+def _read_record(folder: Location) -> dict[str, Any] | None:
     path = next(iter(_records(folder)), None)
     if path is None:
         return None
-    if path.stat().st_size > _MAX_RUN_BYTES:
+    with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read_bytes(_MAX_RUN_BYTES + 1)) as stream:
+        content = stream.read(_MAX_RUN_BYTES + 1)
+    if len(content) > _MAX_RUN_BYTES:
         raise DataError(f"{path}: larger than {_MAX_RUN_BYTES} bytes, so not a run of ours")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(content.decode("utf-8"))
     except ValueError as err:
         raise DataError(f"{path}: not JSON ({err}); remove it and the folder and run bench again") from None
     if not isinstance(record, dict) or not isinstance(record.get("samples"), dict):
@@ -186,7 +215,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def read_run(folder: Path, datalist: Sequence[Path] | None) -> Run:
+def read_run(folder: Path, datalist: Sequence[Location] | None) -> Run:
     """Return a finished run.
 
     Args:
@@ -207,7 +236,7 @@ def read_run(folder: Path, datalist: Sequence[Path] | None) -> Run:
         raise DataError(
             f"{folder}: {len(files)} of {len(record['samples'])} results; the run was interrupted, repeat it"
         )
-    samples = {name: Path(image) for name, image in record["samples"].items()}
+    samples = {name: location(image) for name, image in record["samples"].items()}
     if datalist is not None and list(samples.values()) != list(datalist):
         known = set(samples.values())
         odd = next((f"first that has no result: {path}" for path in datalist if path not in known), None)
@@ -231,7 +260,7 @@ def _check_same(found: set[str], wanted: set[str], folder: Path) -> None:
         raise DataError(f"{folder}: {len(strange)} results of no sample (first: {strange[0]}); run bench again")
 
 
-def _pair_by_order(folder: Path, files: Sequence[Path], datalist: Sequence[Path] | None) -> list[Sample]:
+def _pair_by_order(folder: Path, files: Sequence[Location], datalist: Sequence[Location] | None) -> list[Sample]:
     if not files:
         raise DataError(f"--result_path {folder}: no results (*{_SUFFIX}) in it; run bench with --path_output {folder}")
     if datalist is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections import deque
@@ -16,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from pipeline import console, preprocess
+from pipeline.cluster import Cluster
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import npz
+from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Url, names_in
 from pipeline.errors import BackendError, DataError
 from pipeline.hardware import available_cores
 from pipeline.processes import Barrier, run_sharing, run_workers
 from pipeline.runtimes.base import Backend, Output, Placement, Runtime, open_backend, place, survives_fork
 
+_CLUSTER_CHUNK = 128  # images a task of Ray, some seconds of a core: what a node that is lost may cost
 # Fewer finished requests a stream than this say nothing about throughput, however long they took.
 _LEAST_ROUNDS = 4
 # Requests in flight a stream when images are read from disk: each holds its images in memory, and a stream needs one
@@ -59,8 +63,8 @@ class Plan:
 class Sample:
     """One image of an accuracy run and the file that its result goes to."""
 
-    image: Path
-    result: Path
+    image: Location
+    result: Location
 
 
 @dataclass(frozen=True)
@@ -128,16 +132,22 @@ def unanswered(samples: Sequence[Sample], batch: int) -> list[Sequence[Sample]]:
     run that was interrupted must end with the results of one that was not.
     """
     requests = [samples[start : start + batch] for start in range(0, len(samples), batch)]
-    return [request for request in requests if not all(sample.result.exists() for sample in request)]
+    present = {folder: names_in(folder) for folder in {sample.result.parent for sample in samples}}
+    return [request for request in requests if not all(s.result.name in present[s.result.parent] for s in request)]
 
 
-def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report) -> float:
+def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report, cluster: Cluster | None = None) -> float:
     """Read, preprocess, infer and write the samples of every request that is `unanswered`.
 
     Requests are independent: while some compute, others read and preprocess.
 
+    Args:
+        cluster: where to compute, a worker for every `plan.instances` cores; its nodes must see the images and the
+            results by the same names. None: here.
+
     Returns:
-        The moment (`time.perf_counter()`) when all workers were warm and the work began.
+        The moment (`time.perf_counter()`) when all workers were warm and the work began; with a cluster, whose workers
+        come and go, that when the work was handed out.
 
     Raises:
         PipelineError: an image cannot be read or prepared, or the runtime fails; results written so far stay.
@@ -145,6 +155,8 @@ def infer_samples(plan: Plan, samples: Sequence[Sample], on_message: Report) -> 
     requests = unanswered(samples, plan.batch)
     if not requests:
         return time.perf_counter()
+    if cluster is not None:
+        return _infer_on(cluster, plan, requests, on_message)
     processes = min(plan.processes, len(requests))
     plan = replace(plan, processes=processes)
     tasks = [(plan.share(worker), requests[worker::processes]) for worker in range(processes)]
@@ -249,11 +261,17 @@ def _infer_worker(
     plan, requests = task
     with _opened(plan, shared, report) as backend:
         barrier()
-        streams = backend.placement.streams
-        # One more than the streams, so that a batch is always being prepared while others compute.
-        threads = max(streams + 1, min(plan.instances, _MOST_IN_FLIGHT * streams))
-        jobs = [lambda request=request: _infer_request(plan.spec, backend, request, report) for request in requests]
-        _in_threads(jobs, threads)
+        _infer_requests(plan, backend, requests, report)
+
+
+def _infer_requests(plan: Plan, backend: Backend, requests: Sequence[Sequence[Sample]], report: Report) -> None:
+    streams = backend.placement.streams
+    # One more than the streams, so that a batch is always being prepared while others compute.
+    threads = max(streams + 1, min(plan.instances, _MOST_IN_FLIGHT * streams))
+    if any(isinstance(place, Url) for request in requests for s in request for place in (s.image, s.result)):
+        threads = REQUESTS_AT_ONCE * streams
+    jobs = [lambda request=request: _infer_request(plan.spec, backend, request, report) for request in requests]
+    _in_threads(jobs, threads)
 
 
 def _infer_request(spec: PreprocessSpec, backend: Backend, request: Sequence[Sample], report: Report) -> None:
@@ -273,7 +291,58 @@ def _infer_request(spec: PreprocessSpec, backend: Backend, request: Sequence[Sam
     report(Request(begun, written, len(request)))
 
 
-def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, raw: bool, path: Path) -> preprocess.Prepared:
+@dataclass(frozen=True)
+class _Shipment:
+    """What a worker of a cluster needs: its node may not have the model."""
+
+    plan: Plan
+    model: bytes
+
+
+def _infer_on(cluster: Cluster, plan: Plan, requests: Sequence[Sequence[Sample]], on_message: Report) -> float:
+    with cluster.connect() as nodes:
+        # One thread a request, as where there are requests enough for all cores of a machine.
+        cores = min(plan.instances, nodes.least_cores)
+        shipment = _Shipment(replace(plan, instances=cores, cores=cores, processes=1), plan.model.read_bytes())
+        chunk = max(2 * cores, _CLUSTER_CHUNK // plan.batch)
+        begun = time.perf_counter()
+        with contextlib.closing(nodes.run(_ClusterWorker, shipment, requests, chunk=chunk, cores=cores)) as finished:
+            for messages in finished:
+                for message in _by_our_clock(messages):
+                    on_message(message)
+    return begun
+
+
+class _ClusterWorker:
+    """Has the model open for as long as a worker of a cluster runs, and answers requests."""
+
+    def __init__(self, shipment: _Shipment) -> None:
+        self._messages: list[Message] = []
+        self._kept = contextlib.ExitStack()  # until the process ends
+        with tempfile.TemporaryDirectory() as folder:
+            self._plan = replace(shipment.plan, model=Path(folder) / shipment.plan.model.name)
+            self._plan.model.write_bytes(shipment.model)
+            self._backend = self._kept.enter_context(_opened(self._plan, None, self._messages.append))
+
+    def __call__(self, requests: Sequence[Sequence[Sample]]) -> list[Message]:
+        _infer_requests(self._plan, self._backend, requests, self._messages.append)
+        messages, self._messages = self._messages, []
+        return messages
+
+
+def _by_our_clock(messages: Sequence[Message]) -> list[Message]:
+    """Move the times of another machine's requests, which have just arrived, to the clock of this one."""
+    late = max((message.finished for message in messages if isinstance(message, Request)), default=0.0)
+    shift = time.perf_counter() - late
+    return [
+        replace(message, submitted=message.submitted + shift, finished=message.finished + shift)
+        if isinstance(message, Request)
+        else message
+        for message in messages
+    ]
+
+
+def _prepare(spec: PreprocessSpec, image: preprocess.Pixels, raw: bool, path: Location) -> preprocess.Prepared:
     try:
         return preprocess.prepare(spec, image, raw=raw)
     except DataError as err:
@@ -286,7 +355,7 @@ def _check_outputs(outputs: Output, request: Sequence[Sample]) -> None:
         raise BackendError(f"{request[int(np.argmin(finite))].image}: the model's output holds NaN or Inf")
 
 
-def _write(path: Path, output: Output) -> None:
+def _write(path: Location, output: Output) -> None:
     try:
         npz.write_result_npz(path, output)
     except OSError as err:

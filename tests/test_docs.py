@@ -42,6 +42,6 @@ def test_pages_name_only_commands_and_flags_that_exist(page: str) -> None:
         assert command in commands, command
     flags = {flag for each in commands.values() for action in each._actions for flag in action.option_strings}
     scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
-    foreign = {"--quiet", "--no-deps", "--upgrade", "--data-binary"}
+    foreign = {"--quiet", "--no-deps", "--upgrade", "--data-binary", "--head", "--num-cpus", "--port"}  # pip, curl, ray
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
         assert flag in flags or f'"{flag}"' in scripts, flag

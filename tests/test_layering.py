@@ -19,14 +19,14 @@ ROWS = (
     {"errors"},
     {"console"},
     {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
+    {"cluster"},
     {"data", "preprocess", "models", "quant", "runtimes"},
     {"package", "runner", "export_model", "agreement", "sensitivity", "model_table", "new_build_file"},
     {"figures"},
     {"results", "sweep"},
     {"stages"},
     {"build", "bench", "evaluate", "analyze", "layer_times", "predict", "doctor", "formats"},
-    {"serve"},
-    {"reports"},
+    {"reports", "predict_cluster", "serve"},
     {"commands"},
     {"completion"},
     {"cli"},
@@ -35,7 +35,7 @@ ROWS = (
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
 # The only modules that need torch when they are imported; the export command and stage reach them lazily.
 TORCH_FOLDER = "models"
-HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "numpy", "yaml", "PIL")
+HEAVY = ("ray", "torch", "onnx", "onnxruntime", "openvino", "numpy", "yaml", "PIL")
 
 
 def module_name(path: Path) -> str:

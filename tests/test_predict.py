@@ -120,7 +120,7 @@ def test_classifier_takes_what_a_sweep_found(prefix: Path, tmp_path: Path, monke
     best = sweep.Point(sweep.Setting("onnxruntime", 3, 1), 1.0, 1.0)
     sweep.remember(package, sweep.Sweep((best,), best, None))
     with Classifier(prefix) as classifier:
-        assert (classifier._runtime, classifier._batch) == (Runtime.ONNXRUNTIME, 3)
+        assert (classifier.runtime, classifier._batch) == (Runtime.ONNXRUNTIME, 3)
     with Classifier(prefix, batch=2) as classifier:
         assert classifier._batch == 2
 

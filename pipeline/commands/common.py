@@ -7,9 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.cluster import Cluster
+    from pipeline.data.storage import Location
 
 RUNTIMES = ("auto", "openvino", "onnxruntime")
 
@@ -34,6 +38,41 @@ def add_command(
     level.add_argument("--verbose", action="store_true", help="details too: where artefacts lie, how models are opened")
     said.add_argument("--log-json", action="store_true", help="steps, progress and errors as JSON lines on stderr")
     return parser
+
+
+def place(text: str) -> Location:
+    """Parse a flag's path or URL."""
+    from pipeline.data.storage import location
+
+    return location(text)
+
+
+def file_here(text: str) -> Path:
+    """Parse a flag's path, where a URL will not do."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a file on a disk, got {text!r}")
+    return Path(text)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, of: str = "") -> None:
+    group = parser.add_argument_group("where it computes")
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help=f"{of}local: here; ray: a Ray cluster (local)"
+    )
+    group.add_argument(
+        "--address", metavar="ADDR", help="of --engine ray: the cluster, auto or HOST:PORT (one for this run, here)"
+    )
+
+
+def cluster_of(args: argparse.Namespace) -> Cluster | None:
+    """Return the cluster that the flags name; None for this machine."""
+    if args.engine == "ray":
+        from pipeline.cluster import Cluster
+
+        return Cluster(args.address)
+    if args.address is not None:
+        raise ConfigError(f"--address {args.address}: is of a Ray cluster; add --engine ray, or leave it out")
+    return None
 
 
 def sayer(json_path: Path | None) -> Callable[[str], None]:

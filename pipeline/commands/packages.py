@@ -11,9 +11,13 @@ from pipeline import console
 from pipeline.commands.common import (
     RUNTIMES,
     add_command,
+    add_engine_flags,
     add_report_flag,
     check_json_path,
     check_report_path,
+    cluster_of,
+    file_here,
+    place,
     print_json,
     sayer,
 )
@@ -152,8 +156,8 @@ def add_bench(commands: Any) -> None:
         "-s", "--shape", type=_shape, metavar="[C,H,W]", help="input shape, checked against the package"
     )
     parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
-    parser.add_argument("--datalist", type=Path, metavar="FILE", help="npz files to answer, a path a line")
-    parser.add_argument("--path_output", type=Path, metavar="DIR", help="results folder (output)")
+    parser.add_argument("--datalist", type=file_here, metavar="FILE", help="npz files to answer, a path or URL a line")
+    parser.add_argument("--path_output", type=place, metavar="DIR", help="results folder, path or URL (output)")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
@@ -165,6 +169,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument(
         "--max_latency", type=_positive, metavar="MS", help="of --sweep: what 95%% of the requests must stay under"
     )
+    add_engine_flags(parser, "of --datalist: ")
     add_report_flag(parser, "of --sweep: ")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
@@ -177,6 +182,9 @@ def _bench(args: argparse.Namespace) -> None:
     check_json_path(args.json)
     check_report_path(args.report)
     _check_performance_flags(args)
+    cluster = cluster_of(args)
+    if cluster is not None:
+        _check_cluster_flags(args)
     if args.sweep:
         _sweep(args)
         return
@@ -213,11 +221,11 @@ def _bench(args: argparse.Namespace) -> None:
         performance = bench.run_performance(package, load, spec, limit)
         say("\n".join(bench.describe(performance, "performance")))
     if datalist is not None:
-        accuracy = bench.run_accuracy(package, load, spec, datalist, out)
+        accuracy = bench.run_accuracy(package, load, spec, datalist, out, cluster)
         if accuracy is not None:
-            say("\n".join(bench.describe(accuracy, "from npz to results")))
+            say("\n".join(bench.describe(accuracy, "from npz to results", cluster)))
         say(f"results in {out}/")
-    print_json(args.json, bench.report(package, load, performance, comparison, accuracy))
+    print_json(args.json, bench.report(package, load, performance, comparison, accuracy, cluster))
 
 
 def _load(args: argparse.Namespace) -> Load | None:
@@ -280,6 +288,15 @@ def _check_performance_flags(args: argparse.Namespace) -> None:
     given = [flag for flag in ("reference", "iterations", "duration") if getattr(args, flag)]
     if args.datalist is not None and given:
         raise ConfigError(f"--{given[0]}: a run over --datalist ends with its images; leave one of the two out")
+
+
+def _check_cluster_flags(args: argparse.Namespace) -> None:
+    if args.datalist is None:
+        raise ConfigError("--engine ray: is for a run over --datalist FILE; speed is measured on one machine at a time")
+    if args.processes != 1:
+        raise ConfigError(
+            "--processes: --engine ray starts as many workers as have room, one for -i cores; leave -p out"
+        )
 
 
 def add_eval(commands: Any) -> None:

@@ -7,12 +7,21 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import console
-from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count
+from pipeline.commands.common import (
+    RUNTIMES,
+    add_command,
+    add_engine_flags,
+    check_json_path,
+    cluster_of,
+    count,
+    file_here,
+    place,
+)
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,22 +38,28 @@ def add_predict(commands: Any) -> None:
         "the best classes of images",
         "python -m pipeline predict cat.jpg photos/ --topk 3",
     )
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders")
+    parser.add_argument(
+        "images", type=place, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
+    )
     parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
     parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image (5)")
     parser.add_argument("-b", "--batch", type=count, default=0, help="images at once (as bench --sweep found, or 8)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and say which")
     written = parser.add_mutually_exclusive_group()
-    written.add_argument("--json", type=Path, metavar="FILE", help="write a list of objects, - for standard output")
-    written.add_argument("--csv", type=Path, metavar="FILE", help="write a row a class, - for standard output")
+    written.add_argument(
+        "--json", type=file_here, metavar="FILE", help="write a list of objects, - for standard output"
+    )
+    written.add_argument("--csv", type=file_here, metavar="FILE", help="write a row a class, - for standard output")
+    add_engine_flags(parser)
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from pipeline import predict
+    from pipeline import predict, predict_cluster
     from pipeline.progress import progress_bar
 
     check_json_path(args.json)
+    cluster = cluster_of(args)
     paths = predict.find_images(args.images)
     skipped: list[str] = []
 
@@ -64,9 +79,15 @@ def _predict(args: argparse.Namespace) -> None:
             console.warning(f"note: {misfit}")
         if classifier.package.uses_sample:
             console.warning("sample weights, sample images: the answers to photos mean nothing")
-        for prediction in classifier.predict(paths, args.topk, skip=skip if args.skip_bad else None):
-            write(prediction)
-            progress.update()
+        passing = skip if args.skip_bad else None
+        if cluster is None:
+            predictions = classifier.predict(paths, args.topk, skip=passing)
+        else:
+            predictions = predict_cluster.predict(cluster, classifier, paths, args.topk, skip=passing)
+        with closing(predictions):
+            for prediction in predictions:
+                write(prediction)
+                progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
         console.note(f"thread seconds in: {spent} (infer includes waiting for a stream)")

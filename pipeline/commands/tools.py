@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command
+from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -74,11 +74,16 @@ def add_image2npz(commands: Any) -> None:
         "python -m pipeline image2npz --dataset_path ILSVRC2012_img_val --target_path input_npz "
         "--text_path npz_datalist.txt",
     )
-    parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
-    parser.add_argument("--target_path", type=Path, required=True, metavar="DIR", help="folder of the npz files")
-    parser.add_argument("--text_path", type=Path, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist")
+    parser.add_argument("--dataset_path", type=place, required=True, metavar="DIR", help="images: folder, tar or URL")
+    parser.add_argument(
+        "--target_path", type=place, required=True, metavar="DIR", help="folder or URL of the npz files"
+    )
+    parser.add_argument(
+        "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
+    )
     parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    add_engine_flags(parser)
 
 
 def _image2npz(args: argparse.Namespace) -> None:
@@ -86,7 +91,8 @@ def _image2npz(args: argparse.Namespace) -> None:
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
-    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers)
+    cluster = cluster_of(args)
+    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers, cluster)
     print(f"{report.datalist}: {report.converted + report.kept} images ({report.kept} were done already)")
 
 

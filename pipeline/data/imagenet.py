@@ -22,6 +22,7 @@ from pipeline.data.labels import (
     validation_label,
 )
 from pipeline.data.sources import ImageSource, Listing, scan
+from pipeline.data.storage import Location
 from pipeline.errors import DataError
 
 __all__ = [
@@ -62,7 +63,7 @@ class Sample:
 class Dataset:
     """The images of a folder or tar, sorted by their names below it."""
 
-    path: Path  # absolute
+    path: Location  # absolute
     samples: tuple[Sample, ...]
     classes: tuple[ClassInfo, ...]
 
@@ -103,7 +104,7 @@ def list_dataset(
     return _from_list(listing, images, labels_file, classes or imagenet_classes(), require_labels)
 
 
-def list_images(path: Path, suffix: str = "JPEG") -> tuple[Sample, ...]:
+def list_images(path: Location, suffix: str = "JPEG") -> tuple[Sample, ...]:
     """List the images below `path`, in any layout, without looking at labels.
 
     Raises:
@@ -277,6 +278,8 @@ def _find_label_list(listing: Listing, images: Sequence[ImageSource]) -> Path | 
         found = next((within[place + name] for name in names if place + name in within), None)
         if found is not None:
             return found
+    if not isinstance(listing.root, Path):
+        return None
     beside = (listing.root.parent / name for name in names)
     return next((path for path in beside if path.is_file()), None)
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.config.documents import find_data_file
 from pipeline.data.sources import ImageSource
+from pipeline.data.storage import Location
 from pipeline.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -219,13 +220,13 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def sample_key(npz_path: Path) -> str:
+def sample_key(npz_path: Location) -> str:
     """Return the name that joins a sample's npz, result and ground truth: `<parent folder>/<stem>`."""
     return f"{npz_path.parent.name}/{npz_path.stem}"
 
 
 def ground_truth(
-    npz_paths: Sequence[Path],
+    npz_paths: Sequence[Location],
     classes: Sequence[ClassInfo],
     val_label: Path | None = None,
     known: Mapping[str, int] | None = None,
@@ -243,7 +244,7 @@ def ground_truth(
     known = {} if known is None else known
     official = is_imagenet(classes)
     truth: dict[str, int] = {}
-    missing: list[Path] = []
+    missing: list[Location] = []
     for path in npz_paths:
         key, stem = sample_key(path), path.stem
         if key in truth:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import whole_file
 from pipeline.data.labels import read_lines
+from pipeline.data.storage import Location, Url, absolute, location, stamps
 from pipeline.errors import DataError
 
 IMAGE_KEY = "input_0"
@@ -44,14 +45,14 @@ _STAMP = struct.Struct("<8sQ")  # tag, bytes of the source; kept as the comment 
 _STAMP_TAG = b"int8src1"
 
 
-def write_image_npz(path: Path, image_chw: NDArray[np.uint8], source_stamp: tuple[int, int] | None = None) -> None:
+def write_image_npz(path: Location, image_chw: NDArray[np.uint8], source_stamp: tuple[int, int] | None = None) -> None:
     """Write an image, whole or not at all.
 
     Args:
         path: the npz file; its folder is made where missing.
         image_chw: uint8 [3, H, W], RGB.
         source_stamp: (bytes, modification time in ns) of the file it was decoded from, for `is_image_of`. The time
-            becomes the npz file's own.
+            becomes the npz file's own; a store keeps its own time.
 
     Raises:
         ValueError: another dtype or shape.
@@ -62,7 +63,7 @@ def write_image_npz(path: Path, image_chw: NDArray[np.uint8], source_stamp: tupl
     _write(path, IMAGE_KEY, image_chw, comment, None if source_stamp is None else source_stamp[1])
 
 
-def read_image_npz(path: Path) -> NDArray[np.uint8]:
+def read_image_npz(path: Location) -> NDArray[np.uint8]:
     """Return the image, uint8 [3, H, W] RGB; the caller owns it. A file with [1, 3, H, W] is taken too.
 
     Raises:
@@ -96,7 +97,7 @@ def is_image_of(path: Path, source_stamp: tuple[int, int]) -> bool:
     )
 
 
-def write_result_npz(path: Path, output: NDArray[np.float32]) -> None:
+def write_result_npz(path: Location, output: NDArray[np.float32]) -> None:
     """Write what the network gave for one sample, float32 [1, classes], whole or not at all.
 
     Raises:
@@ -107,7 +108,7 @@ def write_result_npz(path: Path, output: NDArray[np.float32]) -> None:
     _write(path, RESULT_KEY, output, b"", None)
 
 
-def read_result_npz(path: Path) -> NDArray[np.float32]:
+def read_result_npz(path: Location) -> NDArray[np.float32]:
     """Return float32 [1, classes].
 
     Raises:
@@ -121,33 +122,38 @@ def read_result_npz(path: Path) -> NDArray[np.float32]:
     return output
 
 
-def read_datalist(path: Path) -> list[Path]:
+def read_datalist(path: Path) -> list[Location]:
     """Return the files that a datalist names, in its order; relative lines count from the list's folder.
 
     Raises:
         DataError: the list is missing or empty, names a file twice, or names missing files.
     """
     folder = path.absolute().parent
-    lines: dict[Path, int] = {}
+    lines: dict[Location, int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        named = folder / line.strip()
+        named = location(line.strip())
+        named = folder / named if isinstance(named, Path) else named
         first = lines.setdefault(named, number)
         if first != number:
             raise DataError(f"{path}:{number}: {named} stands in line {first} already; remove one of them")
     if not lines:
         raise DataError(f"{path}: names no files; make it by image2npz")
-    missing = [f"{named} (line {number})" for named, number in lines.items() if not named.is_file()]
+    missing = [
+        f"{named} (line {number})"
+        for (named, number), stamp in zip(lines.items(), stamps(lines), strict=True)
+        if stamp is None
+    ]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(f"{path}: {len(missing)} of {len(lines)} files are missing: {shown}; run image2npz again")
     return list(lines)
 
 
-def write_datalist(path: Path, paths: Sequence[Path]) -> None:
-    """Write one absolute path a line, whole or not at all."""
-    lines = [os.path.abspath(named) for named in paths]  # noqa: PTH100  keeps links, unlike resolve()
+def write_datalist(path: Path, paths: Sequence[Location]) -> None:
+    """Write one absolute path or URL a line, whole or not at all."""
+    lines = [str(absolute(named)) for named in paths]
     broken = next((line for line in lines if "\n" in line or "\r" in line), None)
     if broken is not None:
         raise DataError(f"{path}: the path {broken!r} holds a line end; rename the folder")
@@ -166,7 +172,10 @@ class _Member:
     comment: bytes
 
 
-def _write(path: Path, key: str, array: NDArray[Any], comment: bytes, mtime_ns: int | None) -> None:
+def _write(path: Location, key: str, array: NDArray[Any], comment: bytes, mtime_ns: int | None) -> None:
+    if isinstance(path, Url):
+        path.write_bytes(b"".join(_zip_parts(f"{key}.npy".encode("ascii"), array, comment)))
+        return
     with whole_file(path) as scratch:
         with scratch.open("wb", buffering=0) as stream:
             for part in _zip_parts(f"{key}.npy".encode("ascii"), array, comment):
@@ -192,7 +201,7 @@ def _zip_parts(name: bytes, array: NDArray[Any], comment: bytes) -> Iterator[byt
     yield central + _END.pack(b"PK\5\6", 0, 0, 1, 1, len(central), start, 0)
 
 
-def _read(path: Path, key: str, max_bytes: int) -> NDArray[Any]:
+def _read(path: Location, key: str, max_bytes: int) -> NDArray[Any]:
     """Return the array under `key`, after checking its sum; never unpickles."""
     try:
         content = _read_file(path, max_bytes + _MAX_OVERHEAD_BYTES)
@@ -209,8 +218,13 @@ def _read(path: Path, key: str, max_bytes: int) -> NDArray[Any]:
         raise DataError(f"{path}: not a readable npz file ({reason}); make it again") from None
 
 
-def _read_file(path: Path, max_bytes: int) -> NDArray[np.uint8]:
+def _read_file(path: Location, max_bytes: int) -> NDArray[np.uint8]:
     """Return the bytes of a file as a writable array: views of it become the caller's array without a copy."""
+    if isinstance(path, Url):
+        object_bytes = path.read_bytes(max_bytes + 1)
+        if len(object_bytes) > max_bytes:
+            raise ValueError(f"more than the {max_bytes} bytes expected at most")
+        return np.frombuffer(bytearray(object_bytes), np.uint8)
     with path.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > max_bytes:
@@ -279,7 +293,7 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     raise ValueError(f"array format {version[0]}.{version[1]}")
 
 
-def _read_any_zip(path: Path, content: NDArray[np.uint8], key: str, max_bytes: int) -> NDArray[Any]:
+def _read_any_zip(path: Location, content: NDArray[np.uint8], key: str, max_bytes: int) -> NDArray[Any]:
     """Read a member the slow way: compressed, or one of several."""
     with zipfile.ZipFile(io.BytesIO(content.data)) as archive:
         names = archive.namelist()

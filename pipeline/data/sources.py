@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from pipeline.data.storage import Location, Url, absolute
 from pipeline.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -28,12 +29,13 @@ _gzip_lock = threading.Lock()  # a gzip stream has one position
 class ImageSource:
     """A file in a folder, or a member of a tar. Small and picklable: a worker process opens it by itself."""
 
-    root: Path  # absolute: the folder or the tar
+    root: Location  # absolute: the folder or the tar
     name: str  # below the root, parts joined by "/"
     offset: int | None = (
         None  # where the content starts in the (uncompressed) tar, in bytes; None: the root is a folder
     )
-    size: int = 0  # bytes, of a tar member
+    size: int = 0  # bytes, of a tar member or an object
+    mtime_ns: int = 0  # of an object, as it was listed
 
     def __str__(self) -> str:
         return f"{self.root}/{self.name}" if self.offset is None else f"{self.root}:{self.name}"
@@ -48,7 +50,8 @@ class ImageSource:
 
     def content(self) -> Path | bytes:
         """Return what `preprocess.decode` takes: the path of a file, the bytes of a tar member."""
-        return self.root / self.name if self.offset is None else self.read()
+        place = self.root / self.name
+        return place if self.offset is None and isinstance(place, Path) else self.read()
 
     def read(self) -> bytes:
         """Return the encoded image.
@@ -71,6 +74,8 @@ class ImageSource:
 
     def stamp(self) -> tuple[int, int]:
         """Return (bytes, modification time in ns). Two equal stamps of one name are taken for the same image."""
+        if isinstance(self.root, Url):
+            return self.size, self.mtime_ns
         try:
             status = (self.root / self.name if self.offset is None else self.root).stat()
         except OSError as err:
@@ -78,10 +83,14 @@ class ImageSource:
         return (status.st_size if self.offset is None else self.size), status.st_mtime_ns
 
     def _read_file(self) -> bytes:
-        with (self.root / self.name).open("rb") as stream:
+        place = self.root / self.name
+        if isinstance(place, Url):
+            return place.read_bytes(MAX_IMAGE_FILE_BYTES + 1)
+        with place.open("rb") as stream:
             return stream.read(MAX_IMAGE_FILE_BYTES + 1)
 
     def _read_member(self, offset: int) -> bytes:
+        assert isinstance(self.root, Path)  # a tar is never taken from a store
         wanted = min(self.size, MAX_IMAGE_FILE_BYTES + 1)
         if not _is_gzip(self.root):
             with self.root.open("rb") as stream:
@@ -97,16 +106,16 @@ class ImageSource:
 class Listing:
     """What lies below a folder or in a tar, sorted by name, without hidden files."""
 
-    root: Path
+    root: Location
     files: tuple[ImageSource, ...]
     folders: tuple[str, ...]  # names below the root, parts joined by "/"
 
     @property
     def in_tar(self) -> bool:
-        return not self.root.is_dir()
+        return isinstance(self.root, Path) and not self.root.is_dir()
 
 
-def is_tar(path: Path) -> bool:
+def is_tar(path: Location) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
@@ -117,13 +126,17 @@ def strip_tar_suffix(name: str) -> str:
     return name
 
 
-def scan(path: Path) -> Listing:
-    """List a folder, three levels deep, or a tar. A tar's list is kept in memory: asking again costs nothing.
+def scan(path: Location) -> Listing:
+    """List a folder, three levels deep (of a store, at any depth), or a tar.
+
+    A tar's list is kept in memory: asking again costs nothing.
 
     Raises:
         DataError: there is no such folder or tar, or the tar is damaged or holds links or names that leave it.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100  resolve() would follow the links of the user's layout
+    path = absolute(path)
+    if isinstance(path, Url):
+        return _scan_store(path)
     if path.is_dir():
         return _scan_folder(path)
     if not path.exists():
@@ -132,6 +145,23 @@ def scan(path: Path) -> Listing:
         raise DataError(f"{path}: expected a folder or one of {', '.join(TAR_SUFFIXES)}, found another file")
     status = path.stat()
     return _scan_tar(path, status.st_size, status.st_mtime_ns)
+
+
+def _scan_store(root: Url) -> Listing:
+    if is_tar(root):
+        raise DataError(f"{root}: a tar is read where it lies on a disk; copy it there, or give a folder of images")
+    found = {name: stamp for name, stamp in root.files(deep=True).items() if not _is_hidden(name)}
+    if not found:
+        raise DataError(f"{root}: no files below it; give the folder of the images")
+    for name in found:
+        _check_printable(root, name)
+    folders = sorted({name.rpartition("/")[0] for name in found} - {""})
+    files = (ImageSource(root, name, size=size, mtime_ns=mtime_ns) for name, (size, mtime_ns) in found.items())
+    return Listing(root, tuple(files), tuple(folders))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _scan_folder(root: Path) -> Listing:
@@ -206,7 +236,7 @@ def _checked_name(path: Path, prefix: str, member: tarfile.TarInfo) -> str | Non
     return name
 
 
-def _check_printable(root: Path, name: str) -> None:
+def _check_printable(root: Location, name: str) -> None:
     """Lists name one image a line, so a name must not hold a line end."""
     if any(ord(letter) < 32 for letter in name):
         raise DataError(f"{root}: file name {name!r} holds a control character; rename the file")

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline import sweep
 from pipeline.accuracy import Accuracy
 from pipeline.data.npz import read_image_npz
+from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.evaluate import Comparison, Evaluation, Flip
 from pipeline.package import THRESHOLDS, Package
@@ -96,7 +97,7 @@ def _figure(flip: Flip, names: Sequence[str]) -> str:
     return f"<figure>{_thumbnail(flip.image)}<figcaption>{'<br>'.join(lines)}</figcaption></figure>"
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Location) -> str:
     try:
         image = Image.fromarray(read_image_npz(path).transpose(1, 2, 0))
     except DataError:

@@ -162,7 +162,7 @@ def _network(frontend: FrontendConfig, spec: PreprocessSpec, fit_on: Sequence[Sa
             lambda image: preprocess.apply(
                 spec, np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
             ),
-            [(sample.source.root / sample.source.name, sample.class_index or 0) for sample in fit_on],
+            [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
         )
     else:
         state = checkpoints.read_state_dict(frontend.checkpoint)

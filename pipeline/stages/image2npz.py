@@ -6,10 +6,10 @@ import fcntl
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -17,11 +17,13 @@ from pathlib import Path
 
 from pipeline import preprocess
 from pipeline.artefacts import file_digest, fingerprint
+from pipeline.cluster import Cluster
 from pipeline.config.build_file import BuildConfig
 from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
+from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolute
 from pipeline.errors import DataError, PipelineError
 from pipeline.hardware import available_cores
 from pipeline.processes import sigint_held_back, start_worker
@@ -29,6 +31,7 @@ from pipeline.progress import progress_bar
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL
 
 _CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
+_CLUSTER_CHUNK = 256  # images a task of Ray, a second or two: what a node that is lost may cost
 _TASKS_PER_WORKER = 4  # submitted ahead; more would only cost memory
 _SHOWN_FAILURES = 20
 
@@ -45,7 +48,10 @@ class Report:
 @dataclass(frozen=True, slots=True)
 class _Job:
     source: ImageSource
-    npz: Path
+    npz: Location
+
+
+_Outcome = tuple[_Job, str]  # and why it failed; "" if it did not
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -84,11 +90,12 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def convert(
-    images: Path | Sequence[Sample],
-    target: Path,
+    images: Location | Sequence[Sample],
+    target: Location,
     datalist: Path,
     suffix: str = "JPEG",
     workers: int | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Decode every image into `<target>/<its folder's name>/<stem>.npz` and list the files in `datalist`.
 
@@ -97,22 +104,33 @@ def convert(
 
     Args:
         images: a folder or tar, in any layout, or samples of one.
-        target: folder of the npz files.
+        target: folder of the npz files. In a store nothing keeps another run from writing there, and an npz is kept
+            that is younger than its image: the store's time cannot be set to the image's.
         datalist: written last: absolute paths in the order of the images.
         suffix: of the image files below a folder or tar.
-        workers: processes; None takes as many as there are cores for this process.
+        workers: processes; None takes as many as there are cores for this process, or in the cluster.
+        cluster: where to compute; its nodes must see the images and the target by the same names. None: here.
 
     Raises:
         DataError: two images would share an npz (before any work), an image cannot be decoded (after the others are
             done and listed), the target cannot be written, or another run writes there.
         PipelineError: a worker process died.
     """
-    samples = list_images(images, suffix) if isinstance(images, Path) else images
-    jobs = _plan(samples, Path(os.path.abspath(target)))  # noqa: PTH100  keeps links, unlike resolve()
+    samples = list_images(images, suffix) if isinstance(images, Path | Url) else images
+    jobs = _plan(samples, absolute(target))
     with _sole_writer(target):
         _remove_leftovers(jobs)
-        pending = [job for job in jobs if not _is_done(job)]
-        failures = _run(pending, len(jobs), workers or available_cores(), target)
+        present = target.files(deep=True) if isinstance(target, Url) else {}
+        pending = [job for job in jobs if not _is_done(job, present)]
+        with progress_bar(len(jobs), "image2npz", "img", done=len(jobs) - len(pending)) as bar:
+            reasons: dict[_Job, str] = {}
+            with closing(_run(pending, workers, target, cluster)) as outcomes:
+                for finished in outcomes:
+                    reasons.update((job, reason) for job, reason in finished if reason)
+                    bar.update(len(finished))
+        if cluster is not None:
+            _remove_leftovers(jobs)  # of workers that died
+        failures = [(job, reasons[job]) for job in pending if job in reasons]
         failed = {job for job, _ in failures}
         good = [job.npz for job in jobs if job not in failed]
         if good:
@@ -122,7 +140,7 @@ def convert(
     return Report(converted=len(pending), kept=len(jobs) - len(pending), datalist=datalist)
 
 
-def _plan(samples: Sequence[Sample], target: Path) -> list[_Job]:
+def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:
     if not samples:
         raise DataError(f"{target}: there are no images to convert")
     taken: dict[str, ImageSource] = {}
@@ -135,13 +153,24 @@ def _plan(samples: Sequence[Sample], target: Path) -> list[_Job]:
     return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz") for sample in samples]
 
 
-def _is_done(job: _Job) -> bool:
+def _is_done(job: _Job, present: Mapping[str, Stamp]) -> bool:
+    """Tell whether an image was converted before.
+
+    Args:
+        present: files of a target in a store.
+    """
+    if isinstance(job.npz, Url):
+        size, written_ns = present.get(f"{job.npz.parent.name}/{job.npz.name}", (0, 0))
+        return size > 0 and written_ns >= job.source.stamp()[1]
     return is_image_of(job.npz, job.source.stamp())
 
 
 @contextmanager
-def _sole_writer(target: Path) -> Iterator[None]:
-    """Hold the target folder: two runs at once would remove each other's scratch files."""
+def _sole_writer(target: Location) -> Iterator[None]:
+    """Hold the target folder: two runs at once would remove each other's scratch files. Stores have no such files."""
+    if isinstance(target, Url):
+        yield
+        return
     try:
         target.mkdir(parents=True, exist_ok=True)
         handle = os.open(target, os.O_RDONLY)
@@ -159,44 +188,54 @@ def _sole_writer(target: Path) -> Iterator[None]:
 
 def _remove_leftovers(jobs: Iterable[_Job]) -> None:
     """Remove the scratch files of a run that was killed (see `artefacts.whole_file`)."""
-    for folder in sorted({job.npz.parent for job in jobs}):
+    for folder in sorted({job.npz.parent for job in jobs if isinstance(job.npz, Path)}):
         for leftover in sorted(folder.glob(".*.npz-????????")):
             leftover.unlink(missing_ok=True)
 
 
-def _run(jobs: Sequence[_Job], total: int, workers: int, target: Path) -> list[tuple[_Job, str]]:
-    """Convert the jobs in worker processes; return those that failed, with the reason, in their order."""
+def _run(
+    jobs: Sequence[_Job], workers: int | None, target: Location, cluster: Cluster | None
+) -> Generator[list[_Outcome], None, None]:
+    """Convert the jobs; yield what became of them, as they finish."""
     if not jobs:
-        return []
-    # In the order of a tar's bytes, because going back in a compressed one starts over.
-    queue = _chunks(sorted(jobs, key=lambda job: job.source.offset or 0))
-    failures: dict[_Job, str] = {}
+        return
+    if cluster is None:
+        yield from _run_here(jobs, workers or available_cores(), target)
+        return
+    with cluster.connect() as nodes:
+        yield from nodes.run(_open_nothing, None, _in_order_of_bytes(jobs), chunk=_CLUSTER_CHUNK, workers=workers)
+
+
+def _run_here(jobs: Sequence[_Job], workers: int, target: Location) -> Iterator[list[_Outcome]]:
+    """Convert the jobs in worker processes."""
+    queue = _chunks(_in_order_of_bytes(jobs))
     # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=start_worker)
     processes: list[BaseProcess] = []
     try:
-        with progress_bar(total, "image2npz", "img", done=total - len(jobs)) as bar:
-            with sigint_held_back():
-                waiting = {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, workers * _TASKS_PER_WORKER)}
-            processes = multiprocessing.active_children()
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                waiting |= {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, len(done))}
-                for future in done:
-                    outcomes = future.result()
-                    failures.update((job, reason) for job, reason in outcomes if reason)
-                    bar.update(len(outcomes))
+        with sigint_held_back():
+            waiting = {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, workers * _TASKS_PER_WORKER)}
+        processes = multiprocessing.active_children()
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, len(done))}
+            for future in done:
+                yield future.result()
     except BrokenProcessPool:
         raise PipelineError(_death_text(processes, target)) from None
-    except OSError as err:
-        raise DataError(
-            f"{err.filename or target}: cannot be written ({err.strerror}); mend that, then run again"
-        ) from None
     finally:
         # Also after Ctrl-C: what was begun is finished (a second at most), what was not is dropped.
         pool.shutdown(wait=True, cancel_futures=True)
-    return [(job, failures[job]) for job in jobs if job in failures]
+
+
+def _open_nothing(_: None) -> Callable[[Sequence[_Job]], list[_Outcome]]:
+    return _convert_chunk
+
+
+def _in_order_of_bytes(jobs: Sequence[_Job]) -> list[_Job]:
+    """Sort members of a tar as they lie in it: going back in a compressed one starts over."""
+    return sorted(jobs, key=lambda job: job.source.offset or 0)
 
 
 def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
@@ -205,23 +244,32 @@ def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
         yield chunk
 
 
-def _convert_chunk(jobs: Sequence[_Job]) -> list[tuple[_Job, str]]:
+def _convert_chunk(jobs: Sequence[_Job]) -> list[_Outcome]:
     """Convert some images in a worker; return each with the reason why it failed, "" if it did not."""
-    return [(job, _convert_one(job)) for job in jobs]
+    if not any(isinstance(place, Url) for job in jobs for place in (job.source.root, job.npz)):
+        return [(job, _convert_one(job)) for job in jobs]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(zip(jobs, pool.map(_convert_one, jobs), strict=True))
 
 
 def _convert_one(job: _Job) -> str:
     try:
         # The stamp first: an image that changes while it is read is then converted again next time.
         stamp = job.source.stamp()
-        image_chw = preprocess.decode(job.source.content())
+        content = job.source.content()
+        image_chw = preprocess.decode(content)
     except DataError as err:
-        return str(err) if job.source.offset is None else f"{job.source}: {err}"
-    write_image_npz(job.npz, image_chw, stamp)
+        return str(err) if str(err).startswith(str(job.source)) else f"{job.source}: {err}"
+    try:
+        write_image_npz(job.npz, image_chw, stamp)
+    except OSError as err:
+        raise DataError(
+            f"{err.filename or job.npz}: cannot be written ({err.strerror}); mend that, then run again"
+        ) from None
     return ""
 
 
-def _death_text(processes: Sequence[BaseProcess], target: Path) -> str:
+def _death_text(processes: Sequence[BaseProcess], target: Location) -> str:
     """Say which worker died of what. The pool itself ends the others with SIGTERM."""
     for process in processes:
         process.join(timeout=5)
@@ -236,7 +284,7 @@ def _death_text(processes: Sequence[BaseProcess], target: Path) -> str:
     )
 
 
-def _failure_text(failures: Sequence[tuple[_Job, str]], total: int, datalist: Path) -> str:
+def _failure_text(failures: Sequence[_Outcome], total: int, datalist: Path) -> str:
     good = total - len(failures)
     listed = f"{datalist} lists the other {good}" if good else f"{datalist} was not written"
     lines = [f"{len(failures)} of {total} images cannot be decoded; {listed}; replace or remove these and run again:"]
