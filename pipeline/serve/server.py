@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
@@ -73,7 +73,16 @@ def serve(package: Package, settings: Settings) -> None:
             f"{package.prefix} in {full.name} {full.version}: batches of up to {settings.batch}, "
             f"{placement.streams} at a time on {placement.threads} cores"
         )
-        asyncio.run(_Server(model, settings, placement).run(listener))
+        _run(_Server(model, settings, placement).run(listener))
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # not on Windows
+        asyncio.run(serving)
+    else:  # a seventh less of the interpreter's time for a request
+        uvloop.run(serving)
 
 
 @contextlib.contextmanager
@@ -170,7 +179,7 @@ class _Server:
 
     async def _end(self, http: uvicorn.Server, rpc: grpc.aio.Server, serving: asyncio.Task[None]) -> None:
         """Let clients leave, then refuse what is new, finish what is under way, and close the doors."""
-        console.step(f"stopping: clients have {self._settings.drain_seconds:g} s to leave")
+        _say(f"stopping: clients have {self._settings.drain_seconds:g} s to leave")
         await self._wait(self._settings.drain_seconds, lambda: http.force_exit)
         # In words, on connections that are open: behind a closed door a client cannot tell what became of its request.
         self._model.refuse()
@@ -178,7 +187,7 @@ class _Server:
         await self._wait(self._settings.grace_seconds, lambda: http.force_exit or not self._model.under_way)
         http.should_exit = True
         await asyncio.gather(rpc.stop(0 if http.force_exit else _LAST_WORDS), serving)
-        console.step("stopped")
+        _say("stopped")
 
     async def _wait(self, seconds: float, until: Callable[[], bool]) -> None:
         deadline = asyncio.get_running_loop().time() + seconds
@@ -210,6 +219,12 @@ class _Server:
             return rpc, rpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError:
             raise BackendError(f"{host}, port {port}: cannot be listened on; give another --grpc_port") from None
+
+
+def _say(text: str) -> None:
+    """Say how the end goes on; whoever read the output may be gone by then, and the clients are not."""
+    with contextlib.suppress(OSError):
+        console.step(text)
 
 
 def _our_version() -> str:
