@@ -24,7 +24,10 @@ EXIT_FAULT = 2  # something the user can fix
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_READER_GONE = 141  # 128 + SIGPIPE
 
-_LEFT_OUT = ("torch", "onnx", "safetensors")  # by a machine that only runs packages: requirements-run.txt
+# Modules that another environment may lack, or a machine that only runs packages, and what brings them.
+_LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
+    name: name for name in ("numpy", "onnx", "onnxruntime", "safetensors", "torch", "tqdm")
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(str(err))
         return EXIT_FAULT
     except ModuleNotFoundError as err:
-        if err.name not in _LEFT_OUT:
+        if err.name not in _LIBRARIES:
             raise
-        console.error(f"this command needs {err.name}, which is not installed; run: pip install {err.name}")
+        library = _LIBRARIES[err.name]
+        console.error(f"this command needs {library}, which is not installed; run: pip install {library}")
         return EXIT_FAULT
     except KeyboardInterrupt:
         console.interrupted("interrupted; run the same command again to go on where it was")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.errors import DataError
@@ -47,6 +47,8 @@ def decode(source: Path | bytes) -> Pixels:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
+    except UnidentifiedImageError as error:  # whose own text names a buffer by its address
+        raise DataError(f"{name}: cannot be decoded as an image: it is of no format that Pillow knows") from error
     # Pillow's decoders meet a damaged file with a dozen exception types (struct.error, SyntaxError, zlib.error, ...).
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

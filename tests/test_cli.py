@@ -453,6 +453,16 @@ def test_damaged_image_in_the_middle_is_named(
     assert command(*bench_many(many, "out", "-p", processes)).finish()[0] == 0
 
 
+def test_another_environment_is_told_what_it_lacks(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    (tmp_path / "hidden" / "PIL").mkdir(parents=True)
+    (tmp_path / "hidden" / "PIL" / "__init__.py").write_text("raise ModuleNotFoundError('hidden', name='PIL')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'hidden'}:{REPOSITORY}"}
+    arguments = [sys.executable, "-m", "pipeline", "predict", "cat.jpg"]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: this command needs pillow, which is not installed; run: pip install pillow\n"
+
+
 def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: TinyWorkspace, tmp_path: Path) -> None:
     """requirements-run.txt: what it leaves out is hidden from the commands here."""
     kept = (REPOSITORY / "requirements-run.txt").read_text(encoding="utf-8")
