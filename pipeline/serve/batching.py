@@ -55,7 +55,7 @@ class Batcher:
             single: opened for one image or more; may be `full`.
             limit: images that may wait.
         """
-        self._full, self._single, self._batch, self._limit = full, single, batch, limit
+        self._full, self._single, self._batch, self.limit = full, single, batch, limit
         self._queue: deque[_Turn] = deque()
         self._closed = False
         self._changed = threading.Condition()
@@ -76,7 +76,7 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher was closed")
-            if len(self._queue) + len(images) > self._limit:
+            if len(self._queue) + len(images) > self.limit:
                 raise BusyError
             self._queue.extend(_Turn(call, number, now) for number in range(len(images)))
             metrics.WAITING.set(len(self._queue))
@@ -84,9 +84,13 @@ class Batcher:
         return call.future
 
     def close(self) -> None:
-        """Take no more images, compute those that wait, and return when all is answered."""
+        """Take no more images, give up those that still wait, and return when nothing computes."""
         with self._changed:
             self._closed = True
+            for turn in self._queue:
+                turn.call.future.cancel()
+            self._queue.clear()
+            metrics.WAITING.set(0)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 # KServe parses the arguments of whatever program imports it.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
-    from grpc_interceptor.exceptions import Unavailable, Unimplemented
+    from grpc_interceptor.exceptions import GrpcException, Internal, Unavailable, Unimplemented
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
     from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
     from kserve.protocol.dataplane import DataPlane
@@ -29,8 +29,16 @@ except ModuleNotFoundError as err:
 finally:
     sys.argv = _arguments
 
-# It logs each fault of a client with a traceback. The client gets one line, and the metrics count it.
-logging.getLogger("kserve").addHandler(logging.NullHandler())
+
+def _is_a_bug(record: logging.LogRecord) -> bool:
+    fault = record.exc_info[1] if record.exc_info else None
+    return fault is not None and not isinstance(fault, InvalidInput | ModelNotFound | ServerNotReady | GrpcException)
+
+
+# It logs each fault of a client with a traceback. The client gets one line; only our own bugs are for the log.
+_log = logging.StreamHandler()
+_log.addFilter(_is_a_bug)
+logging.getLogger("kserve").addHandler(_log)
 logging.getLogger("kserve").propagate = False
 
 __all__ = [
@@ -41,6 +49,7 @@ __all__ = [
     "InferRequest",
     "InferResponse",
     "InferenceServicer",
+    "Internal",
     "InvalidInput",
     "Model",
     "ModelNotFound",

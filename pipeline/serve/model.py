@@ -26,6 +26,7 @@ from pipeline.serve.kserve import (
     InferOutput,
     InferRequest,
     InferResponse,
+    Internal,
     InvalidInput,
     Model,
     RequestedOutput,
@@ -83,6 +84,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         Raises:
             InvalidInput: it is no request for this model, or an image cannot be decoded.
             Unavailable: the queue is full, or the server is stopping.
+            Internal: the runtime fails.
         """
         wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
         self._check_outputs(wanted)
@@ -101,7 +103,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """Return the best classes of encoded images, given with their names.
 
         Raises:
-            InvalidInput, Unavailable: as `predict`.
+            InvalidInput, Unavailable, Internal: as `predict`.
         """
         with self._one_more():
             images = await self._decoded([content for _, content in files], [name for name, _ in files])
@@ -164,19 +166,21 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """Return float32 [images, classes]."""
         if not images:
             raise InvalidInput("expected at least one image, got none")
+        if len(images) > self._batcher.limit:
+            raise InvalidInput(f"{len(images)} images; expected at most {self._batcher.limit} a request (--max_queue)")
         try:
             return await asyncio.wrap_future(self._batcher.submit(images))
         except BusyError:
             metrics.REFUSED.labels("queue full").inc()
             raise Unavailable("the queue is full; try again later") from None
         except BackendError as err:
-            raise InvalidInput(str(err)) from None
+            raise Internal(str(err)) from None
 
     def _check_outputs(self, wanted: Sequence[RequestedOutput]) -> None:
         for each in wanted:
             if each.name not in (self._gives.name, PROBABILITIES):
                 raise InvalidInput(f"no output {each.name!r}; expected {self._gives.name!r} or {PROBABILITIES!r}")
-            classes = (each.parameters or {}).get(_CLASSIFICATION, 1)
+            classes = (each.parameters or {}).get(_CLASSIFICATION, 0)
             if not isinstance(classes, int) or classes < 0:
                 raise InvalidInput(f"output {each.name!r}: {_CLASSIFICATION}: expected a number of classes")
 

@@ -23,6 +23,7 @@ from pipeline.serve.kserve import (
     DataPlane,
     InferInput,
     InferRequest,
+    Internal,
     InvalidInput,
     ModelNotFound,
     RequestedOutput,
@@ -34,7 +35,7 @@ from pipeline.serve.model import PackageModel
 
 _JSON_LENGTH = "inference-header-content-length"  # of the binary tensor extension
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
-_STATUS = {InvalidInput: 400, ModelNotFound: 404, Unavailable: 503, ServerNotReady: 503, Exception: 500}
+_STATUS = {InvalidInput: 400, ModelNotFound: 404, Unavailable: 503, ServerNotReady: 503, Internal: 500, Exception: 500}
 _MOST_FILES = 128  # of one upload
 _TOPK = 5
 
@@ -92,7 +93,10 @@ def make_app(
 
 def _answering(status: int) -> Callable[[Request, Exception], Response]:
     def answer(_: Request, err: Exception) -> Response:
-        text = "internal error" if status == 500 else err.details if isinstance(err, Unavailable) else str(err)
+        if isinstance(err, Unavailable | Internal):
+            text = err.details
+        else:
+            text = "internal error" if status == 500 else str(err)
         retry = {"retry-after": "1"} if status == 503 else None
         return JSONResponse({"error": text}, status_code=status, headers=retry)
 

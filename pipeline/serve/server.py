@@ -79,7 +79,7 @@ def serve(package: Package, settings: Settings) -> None:
 def _run(serving: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
-    except ImportError:  # not on Windows
+    except ImportError:  # it does not come on every platform
         asyncio.run(serving)
     else:  # a seventh less of the interpreter's time for a request
         uvloop.run(serving)
@@ -166,7 +166,6 @@ class _Server:
             console.step(f"serving {name}: http://{shown}:{listener.getsockname()[1]} and grpc://{shown}:{grpc_port}")
             await self._stop.wait()
             await self._end(http, rpc, serving)
-            del rpc  # its end schedules something on the loop, so it must come before the loop's
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)

@@ -130,14 +130,18 @@ def test_a_cancelled_request_is_not_computed(gated: Gated) -> None:
         call.result()
 
 
-def test_closing_answers_what_waits(gated: Gated) -> None:
-    batcher, _ = at_work(gated, batch=4)
+def test_closing_ends_what_computes_and_gives_up_what_waits(gated: Gated) -> None:
+    batcher, first = at_work(gated, batch=4)
     calls = [batcher.submit([image(number)]) for number in range(9)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
+    with pytest.raises(CancelledError):
+        calls[-1].result(10)
     gated.gate.set()
     closing.join(10)
-    assert [float(call.result(0)[0, 0]) for call in calls] == list(range(9))
+    assert float(first.result(0)[0, 0]) == -1
+    assert all(call.cancelled() for call in calls)
+    assert gated.batches == [1]
 
 
 @pytest.mark.parametrize("runtime", [pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino), Runtime.ONNXRUNTIME])

@@ -388,11 +388,29 @@ def test_limits(server: Server, images: list[np.ndarray]) -> None:
     with pytest.raises(InferenceServerException, match="larger than max"):
         client_of(triton_grpc, server).infer(NAME, [tensor(triton_grpc, np.stack(images * 20))])
     for module in (triton_grpc, triton_http):
-        with pytest.raises(InferenceServerException, match="the queue is full") as caught:
+        with pytest.raises(InferenceServerException, match="17 images; expected at most 16 a request"):
             client_of(module, server).infer(NAME, [tensor(module, np.stack([images[0]] * 17))])
-        assert caught.value.status() in ("StatusCode.UNAVAILABLE", "503")
-    assert server.metric('pipeline_refused_requests_total{reason="queue full"}') == 2
     assert server.metric('pipeline_refused_requests_total{reason="body too large"}') == 1
+
+
+def test_what_does_not_fit_in_the_queue_is_refused_and_counted(server: Server, images: list[np.ndarray]) -> None:
+    refusals: list[str] = []
+
+    def ask(number: int) -> None:
+        module = (triton_grpc, triton_http)[number % 2]
+        client = client_of(module, server)
+        for _ in range(20):
+            try:
+                client.infer(NAME, [tensor(module, np.stack([images[0]] * 16))])  # as many as may wait
+            except InferenceServerException as err:
+                assert "the queue is full; try again later" in err.message()
+                refusals.append(err.status())
+        client.close()
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(16)))
+    assert set(refusals) == {"StatusCode.UNAVAILABLE", "503"}
+    assert server.metric('pipeline_refused_requests_total{reason="queue full"}') == len(refusals)
 
 
 def test_a_client_cannot_take_the_model_away(server: Server) -> None:
