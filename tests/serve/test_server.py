@@ -25,13 +25,16 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from PIL import Image
 from run_fixtures import CLASS_IDS, NAME, REPOSITORY, TinyWorkspace, draw
 
 from pipeline import preprocess
+from pipeline.artefacts import write_manifest
 from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.package import Package, open_package
@@ -461,6 +464,20 @@ def test_pixels_for_a_model_that_takes_them(make_config: MakeConfig, runtime: st
             found = client_of(module, server).infer(package.name, [pixel_tensor]).as_numpy(name[1])
             np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5)
         assert server.stop() == (0, "stopping: clients have 2 s to leave\nstopped\n")
+
+
+def test_a_model_that_fails_is_the_servers_fault(tiny: TinyWorkspace, images: list[np.ndarray]) -> None:
+    model = onnx.load(tiny.package.model)
+    model.graph.node[-1].output[0] = "sound"
+    model.graph.initializer.append(numpy_helper.from_array(np.full(1, np.nan, np.float32), "nothing"))
+    model.graph.node.append(helper.make_node("Add", ["sound", "nothing"], ["logits"], "spoil"))
+    onnx.save(model, tiny.package.model)
+    write_manifest(tiny.folder, "package")
+    with running(tiny.package) as server:
+        for module in (triton_grpc, triton_http):
+            with pytest.raises(InferenceServerException, match="the model's output holds NaN or Inf") as caught:
+                client_of(module, server).infer(NAME, [tensor(module, images[0][None])])
+            assert caught.value.status() in ("StatusCode.INTERNAL", "500")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
