@@ -385,6 +385,27 @@ def test_ctrl_c_ends_a_long_measurement(tiny: TinyWorkspace, command: RunCommand
     assert_ended_politely(run, *interrupt(run))
 
 
+INTERRUPTED_IN_AN_EXEC = """
+import argparse
+from pipeline import cli
+
+def make_parser():
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=lambda args: exec("raise KeyboardInterrupt"), quiet=False, verbose=False, log_json=False)
+    return parser
+
+cli.make_parser = make_parser
+cli.run()
+"""
+
+
+def test_ctrl_c_inside_an_exec_has_the_same_exit_code(tmp_path: Path) -> None:
+    """The dataclasses that are made while modules are imported are such; Python itself would end by the signal."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_AN_EXEC)
+    run = CommandLine([], tmp_path, program=("-m", "interrupted"))
+    assert run.finish() == (130, "", "interrupted; run the same command again to go on where it was\n")
+
+
 def test_ctrl_c_while_workers_start_shows_no_traceback(tiny: TinyWorkspace, command: RunCommand) -> None:
     run = command("bench", "-m", f"{FOLDER}/{NAME}", "--duration", 3600, "-p", 2)
     run.wait_until(lambda: len(run.workers()) > 0)

@@ -19,7 +19,7 @@ ROWS = (
     {"errors"},
     {"console"},
     {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
-    {"cluster"},
+    {"cluster", "worker_pool"},
     {"data", "preprocess", "models", "quant", "runtimes"},
     {"package", "runner", "export_model", "agreement", "sensitivity", "model_table", "new_build_file"},
     {"figures"},

@@ -8,9 +8,8 @@ the shorter side sees the same texture whatever the size of the file.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.hardware import available_cores
-from pipeline.processes import sigint_held_back, start_worker
 from pipeline.progress import progress_bar
+from pipeline.worker_pool import answers
 
 SAMPLE_CLASSES = 1000
 SPLITS = ("calibration", "evaluation")  # the position is part of an image's seed
@@ -110,24 +109,25 @@ def sample_class_names() -> list[str]:
 
 def write_sample(folder: Path, split: str, classes: Sequence[int] = range(SAMPLE_CLASSES)) -> None:
     """Write an image of each class as `<folder>/<class folder>/<class folder>_0.JPEG`, on all cores."""
-    work = partial(_write_class, folder, split)
-    # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(available_cores(), mp_context=spawn, initializer=start_worker)
-    try:
-        with progress_bar(len(classes), f"{split} images", "img") as progress:
-            with sigint_held_back():
-                done = pool.map(work, classes, chunksize=CLASSES_PER_TASK)
-            for _ in done:
-                progress.update()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    written = answers(
+        partial(_write_classes, folder, split),
+        classes,
+        chunk=CLASSES_PER_TASK,
+        workers=available_cores(),
+        name="sample",
+        hint="run the same command again",
+    )
+    with closing(written), progress_bar(len(classes), f"{split} images", "img") as progress:
+        for count in written:
+            progress.update(count)
 
 
-def _write_class(folder: Path, split: str, class_index: int) -> None:
-    name = class_folder(class_index)
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    sample_image(class_index, 0, split).save(folder / name / f"{name}_0.JPEG", quality=JPEG_QUALITY)
+def _write_classes(folder: Path, split: str, classes: Sequence[int]) -> int:
+    for class_index in classes:
+        name = class_folder(class_index)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        sample_image(class_index, 0, split).save(folder / name / f"{name}_0.JPEG", quality=JPEG_QUALITY)
+    return len(classes)
 
 
 def _draw_wave(rng: np.random.Generator) -> Wave:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from pipeline.quant.graphs import constants
+from pipeline.quant.graphs import activation_shapes, constants
 
 Float64 = npt.NDArray[np.float64]
 
@@ -91,11 +91,8 @@ def streams(model: onnx.ModelProto) -> list[Stream]:
 
 def _channel_counts(model: onnx.ModelProto) -> dict[str, int]:
     """Return the size of axis 1 of every activation whose shape is known."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.value_info, *graph.output)
-    }
-    return {name: dims[1].dim_value for name, dims in shapes.items() if len(dims) > 1 and dims[1].dim_value > 0}
+    shapes = activation_shapes(model)
+    return {name: shape[1] for name, shape in shapes.items() if len(shape) > 1 and shape[1] > 0}
 
 
 def _is_layer(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pipeline import preprocess
@@ -24,15 +19,14 @@ from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
 from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolute
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
 from pipeline.hardware import available_cores
-from pipeline.processes import sigint_held_back, start_worker
 from pipeline.progress import progress_bar
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL
+from pipeline.worker_pool import answers
 
 _CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
 _CLUSTER_CHUNK = 256  # images a task of Ray, a second or two: what a node that is lost may cost
-_TASKS_PER_WORKER = 4  # submitted ahead; more would only cost memory
 _SHOWN_FAILURES = 20
 
 
@@ -200,33 +194,18 @@ def _run(
     if not jobs:
         return
     if cluster is None:
-        yield from _run_here(jobs, workers or available_cores(), target)
+        yield from answers(
+            _convert_chunk,
+            _in_order_of_bytes(jobs),
+            chunk=_CHUNK,
+            workers=min(workers or available_cores(), len(jobs)),
+            name="image2npz",
+            hint=f"the files in {target} are whole, run the same command again to go on "
+            "(fewer --workers need less memory)",
+        )
         return
     with cluster.connect() as nodes:
         yield from nodes.run(_open_nothing, None, _in_order_of_bytes(jobs), chunk=_CLUSTER_CHUNK, workers=workers)
-
-
-def _run_here(jobs: Sequence[_Job], workers: int, target: Location) -> Iterator[list[_Outcome]]:
-    """Convert the jobs in worker processes."""
-    queue = _chunks(_in_order_of_bytes(jobs))
-    # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=start_worker)
-    processes: list[BaseProcess] = []
-    try:
-        with sigint_held_back():
-            waiting = {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, workers * _TASKS_PER_WORKER)}
-        processes = multiprocessing.active_children()
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            waiting |= {pool.submit(_convert_chunk, chunk) for chunk in islice(queue, len(done))}
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise PipelineError(_death_text(processes, target)) from None
-    finally:
-        # Also after Ctrl-C: what was begun is finished (a second at most), what was not is dropped.
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _open_nothing(_: None) -> Callable[[Sequence[_Job]], list[_Outcome]]:
@@ -236,12 +215,6 @@ def _open_nothing(_: None) -> Callable[[Sequence[_Job]], list[_Outcome]]:
 def _in_order_of_bytes(jobs: Sequence[_Job]) -> list[_Job]:
     """Sort members of a tar as they lie in it: going back in a compressed one starts over."""
     return sorted(jobs, key=lambda job: job.source.offset or 0)
-
-
-def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
-    rest = iter(jobs)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk
 
 
 def _convert_chunk(jobs: Sequence[_Job]) -> list[_Outcome]:
@@ -267,21 +240,6 @@ def _convert_one(job: _Job) -> str:
             f"{err.filename or job.npz}: cannot be written ({err.strerror}); mend that, then run again"
         ) from None
     return ""
-
-
-def _death_text(processes: Sequence[BaseProcess], target: Location) -> str:
-    """Say which worker died of what. The pool itself ends the others with SIGTERM."""
-    for process in processes:
-        process.join(timeout=5)
-    codes = {process.pid: process.exitcode for process in processes if process.exitcode not in (0, None)}
-    pid, code = next(((p, c) for p, c in codes.items() if c != -signal.SIGTERM), (None, -signal.SIGTERM))
-    cause = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-    hint = ", as the kernel does when memory runs out" if code == -signal.SIGKILL else ""
-    worker = f"worker process {pid}" if pid else "a worker process"
-    return (
-        f"image2npz: {worker} was ended by {cause}{hint}; the files in {target} are whole,"
-        " run the same command again to go on (fewer --workers need less memory)"
-    )
 
 
 def _failure_text(failures: Sequence[_Outcome], total: int, datalist: Path) -> str:

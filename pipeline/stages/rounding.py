@@ -5,9 +5,10 @@ Independent of the thresholds: another percentile or mode rounds nothing anew.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ from pipeline.errors import ArtefactError
 from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.progress import progress_bar
 from pipeline.quant import pixels
+from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.rounding import (
     Covariance,
+    Float32,
     Layer,
     Rounded,
     layers_of,
@@ -41,9 +44,11 @@ from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float3
 # Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
 POSITIONS = 64
 _SEED = 0
-# Covariances in memory at once: 340 MB for the widest layer of wide_resnet50_2, 1.7 GB for all. Layers beyond wait for
-# another pass over the images.
-_MEMORY = 512 << 20
+# Of the layers' inputs in memory at once: 0.8 GB for all of wide_resnet50_2. Layers beyond wait for another pass.
+_MEMORY = 1 << 30
+_SECONDS_BETWEEN_SAVES = 10.0
+
+Held = Covariance | list[Float32]  # of a layer's inputs: the covariance, or each image's activation
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -53,33 +58,27 @@ def identity(cfg: BuildConfig) -> object:
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the rounded weights; goes on after the last whole pass of an interrupted run."""
+    """Write the rounded weights; goes on after the layers that an interrupted run has rounded."""
     begun = time.perf_counter()
     reset_peak_memory()
-    layers = list(layers_of(onnx.load(float32_model(inputs))))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
-    per_channel, limit = cfg.backend.quantize.quantize_per_channel, int8_parts.weight_limit(cfg)
+    model = onnx.load(float32_model(inputs))
+    layers = list(layers_of(model))
+    sizes = _sizes(layers, activation_shapes(model), len(images))
+    del model
     rounded: dict[str, Rounded] = {}
-    passes = list(_passes(layers))
+    passes = list(_passes(layers, sizes))
     with progress_bar(len(passes) * len(images) + len(layers), "round weights", "step") as progress:
         for number, some in enumerate(passes):
             partial = out / f"partial_{number}.npz"
-            found = _resume(partial)
-            if found.keys() == {layer.name for layer in some}:
-                progress.update(len(images) + len(some))
+            found = _resume(partial, some)
+            progress.update(len(found))
+            if len(found) == len(some):
+                progress.update(len(images))
             else:
-                collected = _collect(cfg, float32_model(inputs), some, images, progress.update)
-                found = {}
-                for layer in some:
-                    scales = scales_of(layer.weights, per_channel=per_channel, limit=limit)
-                    seen = collected.pop(layer.name)
-                    means = seen.means()
-                    rounded_layer = round_weights(layer.weights, scales, seen.result(), limit)
-                    lost = mean_error(layer.weights, rounded_layer.weights, scales, means)
-                    found[layer.name] = replace(rounded_layer, mean_error=lost)
-                    progress.update()
-                write_rounded(partial, found)
+                held = _collect(cfg, float32_model(inputs), some, sizes, images, progress.update)
+                _round_in_turn(cfg, some, held, found, partial, progress.update)
             rounded.update(found)
     write_rounded(out / WEIGHTS, rounded)
     for leftover in [*out.glob("partial_*.npz"), *out.glob(".*")]:
@@ -93,19 +92,42 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     write_json(out / FIGURES, figures)
 
 
-def _resume(partial: Path) -> dict[str, Rounded]:
+def _resume(partial: Path, layers: Sequence[Layer]) -> dict[str, Rounded]:
+    """Return the first of the layers, as far as an interrupted run has rounded them."""
     try:
-        return read_rounded(partial) if partial.exists() else {}
+        found = read_rounded(partial) if partial.exists() else {}
     except ArtefactError:
         return {}
+    return found if list(found) == [layer.name for layer in layers[: len(found)]] else {}
 
 
-def _passes(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Yield the layers in groups whose covariances fit the memory, in graph order."""
+@dataclass(frozen=True)
+class _Size:
+    """What a layer's inputs over all images take in memory, in bytes; the narrower way is taken."""
+
+    covariance: int
+    activations: int
+
+    @property
+    def least(self) -> int:
+        return min(self.covariance, self.activations)
+
+
+def _sizes(layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]], images: int) -> dict[str, _Size]:
+    sizes = {}
+    for layer in layers:
+        values = math.prod(shapes.get(layer.source, ())[1:])  # of an image; 0 or 1 where that is not known
+        covariance = 4 * layer.inputs**2
+        sizes[layer.name] = _Size(covariance, 4 * images * values if values > 1 else covariance)
+    return sizes
+
+
+def _passes(layers: Sequence[Layer], sizes: Mapping[str, _Size]) -> Iterator[list[Layer]]:
+    """Yield the layers in groups whose inputs fit the memory, in graph order."""
     group: list[Layer] = []
     held = 0
     for layer in layers:
-        size = 4 * layer.inputs**2
+        size = sizes[layer.name].least
         if group and held + size > _MEMORY:
             yield group
             group, held = [], 0
@@ -119,22 +141,64 @@ def _collect(
     cfg: BuildConfig,
     path: Path,
     layers: Sequence[Layer],
+    sizes: Mapping[str, _Size],
     images: Sequence[Sample],
     advance: Callable[[], object],
-) -> dict[str, Covariance]:
-    """Return the covariance of each layer's inputs over the images.
+) -> dict[str, Held]:
+    """Return what is held of each layer's inputs over the images.
 
     The model is loaded for that and let go of: factoring covariances takes more memory than anything else here.
     """
     model = onnx.load(path)
     reader = ActivationReader(model, [layer.source for layer in layers], threads=available_cores())
-    collected = {layer.name: Covariance(layer.inputs) for layer in layers}
+    held: dict[str, Held] = {}
+    for layer in layers:
+        size = sizes[layer.name]
+        held[layer.name] = [] if size.activations < size.covariance else Covariance(layer.inputs)
     random = np.random.default_rng(_SEED)
     raw = pixels.are_input_of(model)
     del model
     for image in images:
         values = reader.read(preprocess.load(cfg.preprocess, image.source.content(), raw=raw))
         for layer in layers:
-            collected[layer.name].add(layer.columns(values[layer.source], POSITIONS, random))
+            some = held[layer.name]
+            if isinstance(some, Covariance):
+                some.add(layer.columns(values[layer.source], POSITIONS, random))
+            else:
+                some.append(values[layer.source].copy())
         advance()
-    return collected
+    return held
+
+
+def _round_in_turn(
+    cfg: BuildConfig,
+    layers: Sequence[Layer],
+    held: dict[str, Held],
+    found: dict[str, Rounded],
+    partial: Path,
+    advance: Callable[[], object],
+) -> None:
+    """Round the layers that are not in `found`, and put them there; save it on the way and at the end."""
+    saved = time.perf_counter()
+    for layer in layers[len(found) :]:
+        found[layer.name] = _round(cfg, layer, held.pop(layer.name))
+        advance()
+        if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
+            write_rounded(partial, found)
+            saved = time.perf_counter()
+    write_rounded(partial, found)
+
+
+def _round(cfg: BuildConfig, layer: Layer, held: Held) -> Rounded:
+    """Round a layer's weights; of what is held of its inputs nothing is left."""
+    if isinstance(held, Covariance):
+        seen = held
+    else:
+        seen, random = Covariance(layer.inputs), np.random.default_rng(_SEED)
+        while held:
+            seen.add(layer.columns(held.pop(0), POSITIONS, random))
+    limit = int8_parts.weight_limit(cfg)
+    scales = scales_of(layer.weights, per_channel=cfg.backend.quantize.quantize_per_channel, limit=limit)
+    means = seen.means()
+    rounded = round_weights(layer.weights, scales, seen.result(), limit)
+    return replace(rounded, mean_error=mean_error(layer.weights, rounded.weights, scales, means))

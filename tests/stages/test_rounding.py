@@ -24,7 +24,7 @@ from pipeline.stages import calibset, export, rounding
 MakeConfig = Callable[..., BuildConfig]
 Float32 = npt.NDArray[np.float32]
 
-SOME_PASSES = 50_000  # bytes of covariances at once, in which the tiny network takes three passes
+SOME_PASSES = 50_000  # bytes of inputs at once, in which the tiny network takes three passes
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     seen: list[list[str]] = []
     collect = rounding._collect
 
-    def watched(cfg: BuildConfig, model: Any, layers: Any, images: Any, advance: Any) -> Any:
+    def watched(cfg: BuildConfig, model: Any, layers: Any, *rest: Any) -> Any:
         seen.append([layer.name for layer in layers])
-        return collect(cfg, model, layers, images, advance)
+        return collect(cfg, model, layers, *rest)
 
     monkeypatch.setattr(rounding, "_collect", watched)
     monkeypatch.setattr(rounding, "_MEMORY", SOME_PASSES)
@@ -65,18 +65,18 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
     advanced: list[int] = []
     collect, columns = rounding._collect, 0
 
-    def cut_short(cfg: BuildConfig, model: Any, layers: Any, images: Any, advance: Callable[[], object]) -> Any:
+    def cut_short(*arguments: Any) -> Any:
         nonlocal columns
         columns += 1
         if columns < at:
-            return collect(cfg, model, layers, images, advance)
+            return collect(*arguments)
 
         def stop() -> None:
             advanced.append(1)
             if len(advanced) == 5:
                 raise KeyboardInterrupt
 
-        return collect(cfg, model, layers, images, stop)
+        return collect(*arguments[:-1], stop)
 
     monkeypatch.setattr(rounding, "_collect", cut_short)
 
