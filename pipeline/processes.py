@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import BackendError, PipelineError
@@ -26,6 +27,7 @@ Work = Callable[[Any, Report, Barrier], None]
 SharingWork = Callable[[Any, Report, Barrier, Any], None]
 Opening = Callable[[], AbstractContextManager[Any]]
 
+_REST_S = 1.0
 _READY, _GO, _DONE = "ready", "go", "done"
 
 
@@ -73,14 +75,36 @@ def run_sharing(work: SharingWork, tasks: Sequence[Any], opening: Opening, on_me
 
     Args:
         opening: a picklable context manager. What it opens must survive a fork: none of its threads may be needed.
+            One that holds a lock while it does something would hold it forever there, so all are let come to rest.
     """
     return _Processes(on_message, shares=True).run(partial(_fork_workers, work, opening), [tasks])
 
 
 def _fork_workers(work: SharingWork, opening: Opening, tasks: Sequence[Any], report: Report, barrier: Barrier) -> None:
     with opening() as opened:
+        _wait_for_rest()
         forked = _Processes(report, "fork", ready=barrier)
         forked.run(lambda task, report, barrier: work(task, report, barrier, opened), tasks)
+
+
+def _wait_for_rest() -> None:
+    """Return when all other threads of this process sleep, or when they have had a second for it. Linux only.
+
+    A thread of Python's that was joined, and one of a runtime's that was told to end, run destructors for a while.
+    """
+    deadline = time.monotonic() + _REST_S
+    while _busy_threads() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _busy_threads() -> list[int]:
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "SZX" and int(task.name) != threading.get_native_id():
+                found.append(int(task.name))
+    return found
 
 
 def run_workers(work: Work, tasks: Sequence[Any], on_message: Report) -> float:

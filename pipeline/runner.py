@@ -196,8 +196,12 @@ def _opened(plan: Plan, shared: Backend | None, report: Report) -> Iterator[Back
 
 def _warm_up(backend: Backend, batch: int) -> None:
     nothing = np.zeros((batch, *(axis or 1 for axis in backend.input.shape[1:])), backend.input.dtype)
-    with ThreadPoolExecutor(backend.placement.streams) as pool:
-        list(pool.map(backend.infer, [nothing] * backend.placement.streams))
+    streams = backend.placement.streams
+    if streams == 1:  # here: a thread that ends just before a fork may hold a lock of OpenVINO's
+        backend.infer(nothing)
+        return
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(backend.infer, [nothing] * streams))
 
 
 def _takes_pixels(backend: Backend) -> bool:

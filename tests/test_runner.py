@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -264,6 +265,27 @@ def _fail(task: int, report: Report, barrier: Barrier, shared: object) -> None:
     raise ValueError("a bug")
 
 
+@contextmanager
+def _held_for_a_while() -> Iterator[threading.Lock]:
+    lock, held = threading.Lock(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            hashlib.pbkdf2_hmac("sha256", b"busy", b"outside of Python", 400_000)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    yield lock
+    holder.join()
+
+
+def _take(task: int, report: Report, barrier: Barrier, shared: threading.Lock) -> None:
+    barrier()
+    report(shared.acquire(timeout=2))
+
+
 sharing = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux alone")
 
 
@@ -274,6 +296,14 @@ def test_run_sharing_maps_what_was_opened_once() -> None:
     assert len({pid for pid, *_ in messages}) == 4
     assert {total for _, total, _, _ in messages} == {(200 << 20) // 4096}
     assert all(rss > 200 and own < 60 for *_, rss, own in messages), messages  # MiB
+
+
+@sharing
+def test_run_sharing_forks_when_no_thread_is_at_something() -> None:
+    """OpenVINO takes a lock when a thread that has computed ends: forked then, one in a hundred runs hung."""
+    messages: list[bool] = []
+    run_sharing(_take, [0, 1], _held_for_a_while, messages.append)
+    assert messages == [True, True]
 
 
 @sharing
