@@ -65,21 +65,46 @@ def test_mcnemar_p_is_the_sum_of_all_outcomes_as_rare(lost: int, won: int) -> No
     assert mcnemar_p(lost, won) == pytest.approx(float(exact), rel=1e-9, abs=1e-300)
 
 
-@pytest.mark.parametrize(
-    ("lost", "won", "low", "high"),
-    [
-        # Clopper-Pearson 95% intervals of lost / (lost + won): 0/10, 5/10, 9/24
-        (0, 10, 0.0, 0.3085),
-        (5, 5, 0.1871, 0.8129),
-        (9, 15, 0.1880, 0.5941),
-        (10, 0, 0.6915, 1.0),
-    ],
-)
-def test_drop_interval_is_that_of_the_share_of_flips_that_lost(lost: int, won: int, low: float, high: float) -> None:
-    flips = lost + won
-    found = drop_interval(lost, won, images=1000)
-    assert found == pytest.approx(tuple((2 * share - 1) * flips / 10 for share in (low, high)), abs=2e-4 * flips / 10)
+def log_likelihood(lost: int, won: int, images: int, lost_share: np.ndarray, won_share: np.ndarray) -> np.ndarray:
+    """Of the shares of answers that flip one way and the other; all others stay."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        flips = [np.where(n > 0, n * np.log(share), 0.0) for n, share in ((lost, lost_share), (won, won_share))]
+        return flips[0] + flips[1] + (images - lost - won) * np.log(1 - lost_share - won_share)
 
 
-def test_drop_interval_is_nothing_when_no_answer_flipped() -> None:
-    assert drop_interval(0, 0, 1000) == (0, 0)
+@pytest.mark.parametrize(("lost", "won"), [(0, 3), (3, 0), (5, 5), (9, 15), (40, 2), (1, 0)])
+@pytest.mark.parametrize("end", [0, 1])
+def test_drop_interval_ends_where_the_score_is_that_of_95_percent(lost: int, won: int, end: int) -> None:
+    """The likeliest shares given the loss are looked for on a grid here."""
+    images = 500
+    drop = drop_interval(lost, won, images)[end] / 100
+    won_share = max(0.0, -drop) + np.linspace(1e-9, 0.2, 400_001)
+    best = won_share[np.nanargmax(log_likelihood(lost, won, images, won_share + drop, won_share))]
+    score = ((lost - won) - images * drop) / math.sqrt(images * (2 * best + drop - drop**2))
+    assert score == pytest.approx(1.96 if end == 0 else -1.96, abs=0.01)
+
+
+@pytest.mark.parametrize(("lost_share", "won_share"), [(0.002, 0.002), (0.01, 0.01), (0.03, 0.005), (0.0, 0.01)])
+def test_drop_interval_holds_the_truth_in_95_of_100_runs(lost_share: float, won_share: float) -> None:
+    """Summed over all outcomes that are not too rare."""
+    images, covered = 400, 0.0
+    for lost in range(40):
+        for won in range(25):
+            share = math.exp(
+                math.lgamma(images + 1)
+                - math.lgamma(lost + 1)
+                - math.lgamma(won + 1)
+                - math.lgamma(images - lost - won + 1)
+                + (lost * math.log(lost_share) if lost_share else (0 if lost == 0 else -math.inf))
+                + won * math.log(won_share)
+                + (images - lost - won) * math.log(1 - lost_share - won_share)
+            )
+            if share > 1e-7:
+                low, high = drop_interval(lost, won, images)
+                covered += share * (low <= 100 * (lost_share - won_share) <= high)
+    assert 0.93 < covered <= 1
+
+
+def test_drop_interval_is_no_point_when_no_answer_flipped() -> None:
+    """By the formula: z^2 / (n + z^2)."""
+    assert drop_interval(0, 0, 1000) == pytest.approx((-0.3827, 0.3827), abs=1e-4)

@@ -179,7 +179,7 @@ def test_compare_counts_flips_of_each_kind() -> None:
     assert [flip.name for flip in found.flips] == ["x/b", "x/c", "x/d"]
     assert (found.right_to_wrong, found.wrong_to_right) == (1, 1)
     assert found.p_value == 1
-    assert found.drop_interval == pytest.approx((-39.0, 39.0), abs=0.1)
+    assert found.drop_interval == pytest.approx((-53.6, 53.6), abs=0.1)
     assert (found.agreement.correct, found.top1.correct, found.top5.correct) == (2, 2, 4)
 
 

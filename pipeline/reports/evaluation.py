@@ -63,7 +63,7 @@ def _comparison(reference: Comparison) -> Iterator[str]:
     low, high = reference.drop_interval
     drop = 100 * (reference.right_to_wrong - reference.wrong_to_right) / reference.top1.count
     rows = [
-        ["top-1 lost", f"{drop:+.2f} points, {low:+.2f} to {high:+.2f} (exact, 95%)"],
+        ["top-1 lost", f"{drop:+.2f} points, {low:+.2f} to {high:+.2f} (95%)"],
         ["McNemar's exact test", f"p = {reference.p_value:.2g}"],
         ["same answer", _share(reference.agreement)],
         ["right to wrong, wrong to right", f"{reference.right_to_wrong}, {reference.wrong_to_right}"],
