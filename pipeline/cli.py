@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import os
 import signal
@@ -77,12 +76,9 @@ def run() -> NoReturn:
     # The work is done. Ctrl-C while Python winds up would end it by the signal, as if it were not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code == EXIT_INTERRUPTED:
-        # `python -m` ends itself by the signal, whatever the exit code, where Ctrl-C came inside an exec() of a string,
-        # as of a dataclass that is being made. All that had to be closed is.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        # Where Ctrl-C came inside an exec() of a string, as of a dataclass that is being made, CPython remembers it
+        # and ends `python -m` by the signal, whatever the exit code. The next exec() makes it forget.
+        exec("")
     sys.exit(code)
 
 
