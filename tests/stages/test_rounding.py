@@ -198,6 +198,18 @@ def test_run_rounds_layer_by_layer_when_there_is_memory_for_no_more(
     assert len(read_rounded(tmp_path / "out" / "weights.npz")) == 7
 
 
+def test_run_rounds_alike_whether_covariances_or_activations_are_held(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all positions: which are drawn is another matter."""
+    monkeypatch.setattr(rounding, "POSITIONS", 1 << 20)
+    written = []
+    for size in (rounding._Size(covariance=1, activations=2), rounding._Size(covariance=2, activations=1)):
+        monkeypatch.setattr(rounding, "_sizes", lambda layers, *_, size=size: {each.name: size for each in layers})
+        written.append(run(make_config(), inputs, tmp_path / f"out{len(written)}"))
+    assert written[0] == written[1]
+
+
 def test_run_rounds_when_all_images_are_the_same(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
