@@ -17,6 +17,7 @@ from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
 from pipeline.errors import ArtefactError, DataError
 from pipeline.package import open_package
 from pipeline.stages import (
+    arrange,
     calibrate,
     calibset,
     convert,
@@ -82,20 +83,21 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
     return cfg.uses_sample or cfg.evaluation.path is not None
 
 
-_GIVEN = ("export", "calibset", "pixels", "equalize")
+_GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
-_PACKED = ("calibset", "export", "pixels", "equalize", "thresholds", "quantize", "convert", "image2npz")
+_PACKED = ("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "image2npz")
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
     Stage("export", ("calibset",), export.identity, export.run),
     Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes),
+    Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8),
     Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=3),
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
-    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=2),
+    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=3),
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=2),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=3),
     Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run),

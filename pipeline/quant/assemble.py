@@ -10,8 +10,9 @@ import onnx
 
 from pipeline.quant import qdq
 from pipeline.quant.bias_correction import Float64, correct_biases
+from pipeline.quant.int8_weights import install_weights
 from pipeline.quant.qmath import Range
-from pipeline.quant.rounding import LIMIT, Rounded, install_weights
+from pipeline.quant.rounding import Rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,6 @@ class Parts:
 
     ranges: Mapping[str, Range]  # of every observed tensor
     per_channel: bool
-    weight_limit: int = LIMIT  # the largest magnitude of an int8 weight: 127, or 64 for 7 bits
     rounded: Mapping[str, Rounded] = field(default_factory=dict)  # by layer; others are rounded to the nearest
     means: Mapping[str, Float64] | None = None  # mean inputs of the layers, to correct biases by; None: leave them
     float_layers: Collection[str] = ()
@@ -46,11 +46,11 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         float32,
         parts.ranges,
         per_channel=parts.per_channel,
-        reduced=parts.weight_limit < LIMIT,
         float_layers=parts.float_layers,
         float_activations=parts.float_activations,
     )
-    installed = install_weights(model, float32, parts.rounded, parts.weight_limit)
+    rounded = {name: (each.weights, each.scales) for name, each in parts.rounded.items()}
+    installed = install_weights(model, float32, rounded)
     corrected: dict[str, float] = {}
     if parts.means is not None:
         errors = {name: parts.rounded[name].mean_error for name in installed}

@@ -19,6 +19,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from pipeline.errors import ConfigError, DataError
 from pipeline.quant import pixels
 from pipeline.quant.graphs import constants
+from pipeline.quant.int8_weights import bounded_scales, round_all_to_nearest
 from pipeline.quant.qmath import Range
 
 # Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
@@ -116,7 +117,6 @@ def insert_qdq(
     ranges: Mapping[str, Range],
     *,
     per_channel: bool,
-    reduced: bool = False,
     float_layers: Collection[str] = (),
     float_activations: Collection[str] = (),
 ) -> onnx.ModelProto:
@@ -126,7 +126,6 @@ def insert_qdq(
         model: float32, opset 13 or later, batch norms folded; it is not changed.
         ranges: by name for every tensor of `observed_tensors(model)`.
         per_channel: one weight scale an output channel; else one a tensor.
-        reduced: weights of 7 bits, for CPUs whose int8 sums saturate.
         float_layers: names of nodes that stay float32.
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
 
@@ -145,10 +144,12 @@ def insert_qdq(
     prepared = onnx.shape_inference.infer_shapes(model)
     if per_channel:
         _norms_to_convolutions(prepared, excluded)
+    float32 = onnx.ModelProto()
+    float32.CopyFrom(prepared)  # the quantizer takes its model apart
     quantizer = QDQQuantizer(
         prepared,
         per_channel,
-        reduced,
+        False,
         QuantType.QInt8,
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, data),
@@ -159,17 +160,28 @@ def insert_qdq(
             "WeightSymmetric": True,
             "ActivationSymmetric": False,
             "OpTypesToExcludeOutputQuantization": list(_MATRIX),
+            "TensorQuantOverrides": _weight_scales(prepared, per_channel),
         },
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     _remove_quantizers(quantized.graph, unquantized)
+    round_all_to_nearest(quantized, float32)
     if pixels.are_input_of(quantized):
         pixels.take_uint8(quantized)
     quantized.producer_name = "int8-classifier-pipeline"
     onnx.checker.check_model(quantized)
     return quantized
+
+
+def _weight_scales(model: onnx.ModelProto, per_channel: bool) -> dict[str, list[dict[str, object]]]:
+    """Return the scales of all weights as `onnxruntime.quantization` takes them."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for name, (scales, axis) in bounded_scales(model, per_channel=per_channel).items():
+        along: dict[str, object] = {"axis": axis} if per_channel else {}
+        found[name] = [{**along, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
+    return found
 
 
 def _island(model: onnx.ModelProto, unquantized: Collection[str]) -> Iterator[str]:

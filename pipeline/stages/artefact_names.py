@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-MODEL = "model.onnx"  # export, pixels, equalize: float32; quantize: int8; convert: float16 or float32
+MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
@@ -22,4 +22,4 @@ FIGURES = "figures.json"  # any stage: seconds and memory; never part of an arte
 
 def float32_model(inputs: Mapping[str, Path]) -> Path:
     """Return the model to quantize: the exported one, or another form of it."""
-    return next(inputs[stage] for stage in ("equalize", "pixels", "export") if stage in inputs) / MODEL
+    return next(inputs[stage] for stage in ("arrange", "equalize", "pixels", "export") if stage in inputs) / MODEL

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline.config.build_file import BuildConfig, Target
+from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import Parts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
-from pipeline.quant.rounding import LIMIT, REDUCED_LIMIT, read_rounded
+from pipeline.quant.rounding import read_rounded
 from pipeline.stages.artefact_names import OBSERVERS, THRESHOLDS, WEIGHTS
 
 
@@ -23,13 +23,8 @@ def identity(cfg: BuildConfig) -> object:
     """Return what `load` depends on beside its inputs."""
     quantize = cfg.backend.quantize
     excluded = [list(quantize.skip_conv_layers), list(quantize.exclude_layers)]
-    tools = [weight_limit(cfg), quantize.quantize_per_channel, quantize.bias_correction, quantize.float_classifier]
+    tools = [quantize.quantize_per_channel, quantize.bias_correction, quantize.float_classifier]
     return [tools, excluded, to_vdsp_dict(cfg.preprocess)]
-
-
-def weight_limit(cfg: BuildConfig) -> int:
-    """Return the largest magnitude of an int8 weight."""
-    return REDUCED_LIMIT if cfg.backend.target is Target.AVX2 else LIMIT
 
 
 def load(cfg: BuildConfig, inputs: Mapping[str, Path], float32: onnx.ModelProto) -> Parts:
@@ -49,7 +44,6 @@ def load(cfg: BuildConfig, inputs: Mapping[str, Path], float32: onnx.ModelProto)
     return Parts(
         ranges={name: Range(**bounds) for name, bounds in ranges.items()},
         per_channel=quantize.quantize_per_channel,
-        weight_limit=weight_limit(cfg),
         rounded=read_rounded(inputs["round"] / WEIGHTS) if "round" in inputs else {},
         means=means,
         float_activations=qdq.classifier_inputs(float32) if quantize.float_classifier else frozenset(),

@@ -24,21 +24,12 @@ from pipeline.errors import ArtefactError
 from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.progress import progress_bar
 from pipeline.quant import pixels
+from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
-from pipeline.quant.rounding import (
-    Covariance,
-    Float32,
-    Layer,
-    Rounded,
-    layers_of,
-    mean_error,
-    read_rounded,
-    round_weights,
-    scales_of,
-    write_rounded,
-)
+from pipeline.quant.int8_weights import scales_of
+from pipeline.quant.layers import Layer, layers_of
+from pipeline.quant.rounding import Float32, Rounded, mean_error, read_rounded, round_weights, write_rounded
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float32_model
 
 # Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
@@ -53,8 +44,7 @@ Held = Covariance | list[Float32]  # of a layer's inputs: the covariance, or eac
 
 def identity(cfg: BuildConfig) -> object:
     """Return what this stage's outcome depends on beside its inputs."""
-    weights = [cfg.backend.quantize.quantize_per_channel, int8_parts.weight_limit(cfg)]
-    return [to_vdsp_dict(cfg.preprocess), weights, FITTING_IMAGES, POSITIONS]
+    return [to_vdsp_dict(cfg.preprocess), cfg.backend.quantize.quantize_per_channel, FITTING_IMAGES, POSITIONS]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -197,8 +187,8 @@ def _round(cfg: BuildConfig, layer: Layer, held: Held) -> Rounded:
         seen, random = Covariance(layer.inputs), np.random.default_rng(_SEED)
         while held:
             seen.add(layer.columns(held.pop(0), POSITIONS, random))
-    limit = int8_parts.weight_limit(cfg)
-    scales = scales_of(layer.weights, per_channel=cfg.backend.quantize.quantize_per_channel, limit=limit)
+    matrix, pairs = layer.weights.matrix, layer.weights.pairs
+    scales = scales_of(matrix, pairs, per_channel=cfg.backend.quantize.quantize_per_channel)
     means = seen.means()
-    rounded = round_weights(layer.weights, scales, seen.result(), limit)
-    return replace(rounded, mean_error=mean_error(layer.weights, rounded.weights, scales, means))
+    rounded = round_weights(matrix, scales, seen.result(), pairs)
+    return replace(rounded, mean_error=mean_error(matrix, rounded.weights, scales, means))

@@ -1,0 +1,141 @@
+"""Channel order: channels are placed so that weights which would sum to too much are no neighbours.
+
+The bound on pairs of neighbouring weights (see `neighbours`) widens the scale of an output whose largest pair exceeds
+it. Which channels are neighbours is free to choose: the layers that write an activation can write its channels in
+another order, as long as those that read it expect that order. So the channels of a stream are matched in pairs with
+little in common, at no cost when the model runs. On resnet18 the scales then grow by 1% to 6% in place of 19% to 29%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from pipeline.quant.graphs import constants
+from pipeline.quant.streams import NORM, PLACES, Stream, WeightEditor, streams
+
+Float64 = npt.NDArray[np.float64]
+Order = npt.NDArray[np.intp]
+
+_SWEEPS = 20  # over all pairs, looking for exchanges; it settles after 3 to 8
+
+
+def order_channels(model: onnx.ModelProto, layers: Collection[str]) -> int:
+    """Place the channels of every stream anew, in place; the model computes the same function.
+
+    Args:
+        model: float32, batch norms folded.
+        layers: names of the layers whose weights will be int8; others do not count.
+
+    Returns:
+        The number of streams that were changed.
+    """
+    editor = WeightEditor(model)
+    changed = 0
+    for stream in streams(model, PLACES):
+        cost = _stream_cost(model, stream, layers)
+        if cost is None or len(cost) % 2:  # an odd number of channels has other neighbours in each runtime
+            continue
+        order = match(cost).reshape(-1)
+        if _cost_of(cost, order) < _cost_of(cost, np.arange(len(order))):
+            _place(editor, stream, order)
+            changed += 1
+    editor.finish()
+    return changed
+
+
+def _stream_cost(model: onnx.ModelProto, stream: Stream, layers: Collection[str]) -> Float64 | None:
+    """Return the cost of each pair of channels as neighbours, over the layers that read them; None if there is none."""
+    known = constants(model)
+    total: Float64 | None = None
+    for node in stream.readers:
+        if node.name in layers:
+            weights = numpy_helper.to_array(known[node.input[1]])
+            cost = pair_costs(weights.reshape(*weights.shape[:2], -1))
+            total = cost if total is None else total + cost
+    return total if total is not None and total.any() else None
+
+
+def pair_costs(weights: npt.NDArray[np.floating]) -> Float64:
+    """Return what it costs to have two channels as neighbours: float64 [channels, channels], symmetric, diagonal 0.
+
+    The cost is the sum of squares of what pairs of weights of the same sign sum to beyond the largest weight of their
+    output, in units of that weight.
+
+    Args:
+        weights: float [outputs, channels, positions].
+    """
+    channels = weights.shape[1]
+    largest = np.abs(weights).max(axis=(1, 2), keepdims=True)
+    shares = np.divide(weights, largest, out=np.zeros_like(weights, np.float32), where=largest > 0)
+    rows = np.ascontiguousarray(shares.transpose(0, 2, 1)).reshape(-1, channels)
+    cost = np.zeros((channels, channels))
+    for sign in (1, -1):
+        of_sign = np.maximum(sign * rows, 0)
+        for channel in range(channels):
+            # Of two weights that sum to more than 1 one is above a half.
+            some = of_sign[of_sign[:, channel] > 0.5]
+            excess = np.maximum(some + some[:, channel : channel + 1] - 1, 0)
+            cost[channel] += np.square(excess).sum(axis=0)
+    # A pair of two large weights was counted from either side.
+    symmetric: Float64 = np.maximum(cost, cost.T)
+    np.fill_diagonal(symmetric, 0)
+    return symmetric
+
+
+def match(cost: Float64) -> Order:
+    """Return the channels in pairs, intp [channels / 2, 2], of small total cost: greedily, then by exchanges."""
+    free = np.ones(len(cost), bool)
+    found = []
+    for channel in np.argsort(-cost.sum(axis=1), kind="stable"):  # those that hardly anything fits choose first
+        if free[channel]:
+            free[channel] = False
+            other = int(np.argmin(np.where(free, cost[channel], np.inf)))
+            free[other] = False
+            found.append((int(channel), other))
+    pairs = np.array(found, np.intp)
+    for _ in range(_SWEEPS):
+        if not _exchange(cost, pairs):
+            break
+    return pairs
+
+
+def _exchange(cost: Float64, pairs: Order) -> bool:
+    """Let the costliest pairs exchange a channel with the pair where that gains most, in place; False: none gained."""
+    gained = False
+    for at in np.argsort(-cost[pairs[:, 0], pairs[:, 1]], kind="stable"):
+        first, second = pairs[at]
+        if cost[first, second] <= 0:
+            break
+        ones, twos = pairs[:, 0], pairs[:, 1]
+        before = cost[first, second] + cost[ones, twos]
+        straight = before - cost[first, ones] - cost[second, twos]
+        crossed = before - cost[first, twos] - cost[second, ones]
+        straight[at] = crossed[at] = 0
+        use, gains = ("straight", straight) if straight.max() >= crossed.max() else ("crossed", crossed)
+        other = int(np.argmax(gains))
+        if gains[other] > 1e-9 * before[other]:
+            one, two = pairs[other]
+            pairs[at], pairs[other] = (
+                ((first, one), (second, two)) if use == "straight" else ((first, two), (second, one))
+            )
+            gained = True
+    return gained
+
+
+def _cost_of(cost: Float64, order: Order) -> float:
+    return float(cost[order[0::2], order[1::2]].sum())
+
+
+def _place(editor: WeightEditor, stream: Stream, order: Order) -> None:
+    for node in (*stream.writers, *stream.channelwise):
+        for position in range(1, 5 if node.op_type == NORM else len(node.input)):
+            values = editor.own(node, position)
+            values[...] = values[order]
+    for node in stream.readers:
+        values = editor.own(node, 1)
+        values[...] = values[:, order]

@@ -1,0 +1,63 @@
+"""The covariance of a layer's inputs, summed over columns as they come."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_ROWS = 1024  # columns of inputs multiplied at a time: fewer are bound by memory, more take more of it
+
+
+class Covariance:
+    """The covariance of a layer's inputs, summed over columns as they come."""
+
+    def __init__(self, inputs: int) -> None:
+        self._products = np.zeros((inputs, inputs), np.float32)
+        self._sums = np.zeros(inputs, np.float64)
+        self._shift: Float32 | None = None  # near the means: sums of squares far from zero would drown the variances
+        self._pending: list[Float32] = []
+        self._count = 0
+
+    def add(self, columns: Float32) -> None:
+        """Add float32 [n, inputs]."""
+        self._pending.append(columns)
+        if sum(map(len, self._pending)) >= min(_ROWS, len(self._sums)):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            columns = np.concatenate(self._pending)
+            if self._shift is None:
+                self._shift = columns.mean(axis=0)
+            columns -= self._shift
+            # Block by block, the lower triangle only: a whole product would take the memory of the sums once more.
+            for start in range(0, columns.shape[1], _ROWS):
+                end = start + _ROWS
+                self._products[start:end, :end] += columns[:, start:end].T @ columns[:, :end]
+            self._sums += columns.sum(axis=0, dtype=np.float64)
+            self._count += len(columns)
+            self._pending.clear()
+
+    def means(self) -> Float64:
+        """Return float64 [inputs]."""
+        return self._centred_means() + (0.0 if self._shift is None else self._shift)
+
+    def _centred_means(self) -> Float64:
+        self._flush()
+        return self._sums / self._count
+
+    def result(self) -> Float32:
+        """Return float32 [inputs, inputs] and keep no part of it: nothing can be added after."""
+        means = self._centred_means().astype(np.float32)
+        covariance, self._products = self._products, np.zeros((0, 0), np.float32)
+        for start in range(0, len(means), _ROWS):
+            end = start + _ROWS
+            covariance[start:end, :end] /= np.float32(self._count)
+            covariance[start:end, :end] -= np.outer(means[start:end], means[:end])
+        for start in range(0, len(means), _ROWS):
+            end = start + _ROWS
+            covariance[start:end, end:] = covariance[end:, start:end].T
+        return covariance

@@ -1,0 +1,119 @@
+"""Int8 weights: their scales, rounding to the nearest step, and their place in a QDQ model.
+
+Both keep every pair of neighbouring weights within `neighbours.PAIR_LIMIT`, so that no x86 kernel cuts a sum off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from pipeline.quant.layers import LayerWeights, weights_of
+from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, largest_sums, same_sign_sums
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+LIMIT = 127  # steps, of symmetric int8; -128 is left out, so that weights can be stored less one (runtimes/amx.py)
+_SAME_SCALE = 1e-5  # relative: the last bits of a float32
+
+
+def scales_of(matrix: Float32, pairs: Pairs, *, per_channel: bool) -> Float32:
+    """Return the least scales that hold every weight and every pair of neighbours.
+
+    Args:
+        matrix: float32 [outputs, inputs].
+        pairs: neighbours in a row.
+
+    Returns:
+        float32 [outputs], or [1] for the whole tensor, in tensor units a step.
+    """
+    largest = np.abs(matrix).max(axis=1) / np.float32(LIMIT)
+    needed = np.maximum(largest, largest_sums(matrix, pairs) / PAIR_LIMIT)
+    if not per_channel:
+        needed = needed.max(keepdims=True)
+    scales: Float32 = np.where(needed > 0, needed, 1).astype(np.float32)
+    return scales
+
+
+def round_to_nearest(matrix: Float32, scales: Float32, pairs: Pairs) -> Int8:
+    """Return each weight rounded to the nearest step; of a pair that sums to too much, the one rounded up more is less.
+
+    Args:
+        matrix: float32 [outputs, inputs].
+        scales: float32 [outputs] or [1], in tensor units a step.
+        pairs: neighbours in a row.
+    """
+    steps = matrix / scales[:, None]
+    found = np.clip(np.rint(steps), -LIMIT, LIMIT)
+    while True:
+        above, below = same_sign_sums(found, pairs)
+        rows, places = np.nonzero((above > PAIR_LIMIT) | (below > PAIR_LIMIT))
+        if not rows.size:
+            rounded: Int8 = found.astype(np.int8)
+            return rounded
+        first, second = pairs[places, 0], pairs[places, 1]
+        excess = np.abs(found) - np.abs(steps)
+        chosen = np.where(excess[rows, first] >= excess[rows, second], first, second)
+        for row, place in set(zip(rows.tolist(), chosen.tolist(), strict=True)):
+            found[row, place] -= np.sign(found[row, place])
+
+
+def bounded_scales(model: onnx.ModelProto, *, per_channel: bool) -> dict[str, tuple[Float32, int]]:
+    """Return by initializer the scales of a float32 model's weights and the axis they are along."""
+    return {
+        weights.tensor: (scales_of(weights.matrix, weights.pairs, per_channel=per_channel), weights.output_axis)
+        for weights in weights_of(model)
+    }
+
+
+def round_all_to_nearest(int8: onnx.ModelProto, float32: onnx.ModelProto) -> None:
+    """Round the weights of a QDQ model anew, in place: the tool that made it knows nothing of neighbours."""
+    for weights, tensor, scales in quantized_weights(int8, float32):
+        values = round_to_nearest(weights.matrix, scales, weights.pairs)
+        tensor.CopyFrom(numpy_helper.from_array(weights.as_stored(values), tensor.name))
+
+
+def quantized_weights(
+    int8: onnx.ModelProto, float32: onnx.ModelProto
+) -> Iterator[tuple[LayerWeights, TensorProto, Float32]]:
+    """Yield for each layer with int8 weights in a QDQ model its float weights, the int8 tensor, and its scales."""
+    tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
+    nodes = {node.name: node for node in int8.graph.node}
+    makers = {output: node for node in int8.graph.node for output in node.output}
+    for weights in weights_of(float32):
+        maker = makers.get(nodes[weights.layer].input[1]) if weights.layer in nodes else None
+        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in tensors:
+            continue
+        yield weights, tensors[maker.input[0]], numpy_helper.to_array(tensors[maker.input[1]]).reshape(-1)
+
+
+def install_weights(
+    int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, tuple[Int8, Float32]]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Put rounded weights in the place of a QDQ model's own, in place.
+
+    Layers that the model computes in float are left out, and outputs whose scale is another than they were rounded by:
+    ONNX Runtime widens it where a bias would not fit beside very small weights. Those keep the nearest weights.
+
+    Args:
+        rounded: by layer int8 [outputs, inputs] and their scales, float32 [outputs] or [1].
+
+    Returns:
+        By layer, bool [outputs]: which outputs have the rounded weights now.
+    """
+    installed = {}
+    for weights, tensor, scales in quantized_weights(int8, float32):
+        if weights.layer not in rounded:
+            continue
+        values, wanted = rounded[weights.layer]
+        outputs = np.broadcast_to(np.isclose(scales, wanted, rtol=_SAME_SCALE, atol=0), len(values))
+        nearest = weights.as_rows(numpy_helper.to_array(tensor))
+        chosen = np.where(outputs[:, None], values, nearest)
+        tensor.CopyFrom(numpy_helper.from_array(weights.as_stored(chosen), tensor.name))
+        installed[weights.layer] = outputs
+    return installed

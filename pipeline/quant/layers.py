@@ -1,0 +1,143 @@
+"""The layers of a float32 model that have constant weights, their weights as matrices with a row for each output."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from pipeline.quant.graphs import constants
+from pipeline.quant.neighbours import Pairs, weight_pairs
+
+Float32 = npt.NDArray[np.float32]
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The weights of a convolution, Gemm or MatMul, as a matrix."""
+
+    layer: str  # name of its node
+    tensor: str  # name of the initializer; several layers may share one
+    matrix: Float32  # [outputs, inputs]; inputs = channels of a group * kernel height * kernel width
+    shape: tuple[int, ...]  # as the model stores them
+    transposed: bool  # the model stores [inputs, outputs]
+    pairs: Pairs  # neighbours in a row, see `neighbours`
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of the stored weights that counts outputs."""
+        return 1 if self.transposed else 0
+
+    def as_stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a matrix of the form of `matrix` in the shape that the model stores."""
+        return np.ascontiguousarray(rows.T if self.transposed else rows).reshape(self.shape)
+
+    def as_rows(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what the model stores in the form of `matrix`."""
+        return stored.T if self.transposed else stored.reshape(len(stored), -1)
+
+
+def weights_of(model: onnx.ModelProto) -> Iterator[LayerWeights]:
+    """Yield the weights of every layer that has constant ones, in graph order.
+
+    A MatMul whose constant has more than two axes, or stands on the left, is left out: it has no one row an output.
+    """
+    known = constants(model)
+    for node in model.graph.node:
+        if node.op_type not in WEIGHTED or node.input[1] not in known or node.input[0] in known:
+            continue
+        tensor = known[node.input[1]]
+        stored = numpy_helper.to_array(tensor)
+        settings = attributes(node)
+        if node.op_type == "Conv":
+            rows, transposed = stored.reshape(len(stored), -1), False
+            pairs = weight_pairs(stored.shape, settings.get("group", 1))
+        elif stored.ndim == 2:
+            transposed = not (node.op_type == "Gemm" and settings.get("transB", 0))
+            rows = stored.T if transposed else stored
+            pairs = weight_pairs(rows.shape)
+        else:
+            continue
+        matrix = rows.astype(np.float32, copy=False)
+        yield LayerWeights(node.name, node.input[1], matrix, tuple(stored.shape), transposed, pairs)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or Gemm as a matrix product of its weights with columns of inputs."""
+
+    weights: LayerWeights
+    source: str  # the activation it reads
+    kernel: tuple[int, int] | None  # None: a Gemm
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+
+    @property
+    def name(self) -> str:
+        return self.weights.layer
+
+    @property
+    def inputs(self) -> int:
+        return int(self.weights.matrix.shape[1])
+
+    def columns(self, values: Float32, positions: int, random: np.random.Generator) -> Float32:
+        """Return what the layer multiplies its weights with: float32 [n, inputs], a copy; n <= `positions`.
+
+        Args:
+            values: float32 [1, C, H, W] or [1, C], one image's input of the layer.
+        """
+        if self.kernel is None:
+            rows: Float32 = values.reshape(-1, self.inputs).copy()
+            return rows
+        top, left, bottom, right = self.pads
+        padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
+        spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(1, 2))
+        windows = windows[:, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
+        height, width = windows.shape[1:3]
+        count = height * width
+        chosen = random.choice(count, positions, replace=False) if count > positions else np.arange(count)
+        found: Float32 = windows[:, chosen // width, chosen % width].swapaxes(0, 1).reshape(len(chosen), -1)
+        return found
+
+
+def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
+    """Yield the layers that can be rounded by second order, in graph order.
+
+    Grouped convolutions, MatMuls and weights that several layers share are left out.
+    """
+    nodes = {node.name: node for node in model.graph.node}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    for weights in weights_of(model):
+        node = nodes[weights.layer]
+        settings = attributes(node)
+        if uses[weights.tensor] > 1:
+            continue
+        if node.op_type == "Gemm":
+            if not settings.get("transA", 0) and settings.get("alpha", 1.0) == 1.0:
+                yield Layer(weights, node.input[0], None)
+            continue
+        plain = settings.get("group", 1) == 1 and settings.get("auto_pad", b"NOTSET") == b"NOTSET"
+        if node.op_type != "Conv" or len(weights.shape) != 4 or not plain:
+            continue
+        yield Layer(
+            weights,
+            node.input[0],
+            (weights.shape[2], weights.shape[3]),
+            tuple(settings.get("strides", (1, 1))),
+            tuple(settings.get("dilations", (1, 1))),
+            tuple(settings.get("pads", (0, 0, 0, 0))),
+        )
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}

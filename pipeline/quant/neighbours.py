@@ -1,0 +1,81 @@
+"""Which weights x86 kernels add up in 16 bits, and the bound that keeps those sums exact.
+
+CPUs with AVX2 or AVX-512 and without VNNI multiply uint8 inputs by int8 weights with `vpmaddubsw`, which adds the
+products of two neighbouring inputs in 16 bits and cuts the sum off at -32768 and 32767. With inputs up to 255 nothing
+is cut off while the weights of a pair that have the same sign sum to at most 128 in magnitude: 255 * 128 = 32640. A
+bound on pairs costs less than weights of 7 bits (64 + 64), the `reduce_range` of other tools.
+
+Which weights are neighbours was found by enumerating all pairs in both runtimes (benchmarks/emulated.py): channels
+(2c, 2c + 1) of a group at one kernel position, and in ONNX Runtime, and OpenVINO's matrix products, consecutive weights
+in the order row, column, channel. The two are the same for even channel counts. Depthwise convolutions of one filter a
+channel have kernels of their own, exact on every CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+PAIR_LIMIT = 128  # steps: what two neighbouring weights of the same sign may sum to, in magnitude
+
+Pairs = npt.NDArray[np.intp]  # [pairs, 2]: two weights of an output, by their place in its row; the first is lower
+
+
+def weight_pairs(shape: Sequence[int], groups: int = 1) -> Pairs:
+    """Return the neighbours among the weights of one output, for any runtime and any x86 CPU.
+
+    Args:
+        shape: of the weights, [outputs, channels of a group, *kernel], or [outputs, inputs] of a matrix.
+        groups: of the convolution.
+
+    Returns:
+        Places in a row of `weights.reshape(outputs, -1)`, sorted. For an odd number of channels a weight may be in two
+        pairs. Empty for depthwise convolutions with one filter a channel.
+    """
+    outputs, channels, *kernel = shape
+    positions = math.prod(kernel)
+    if channels == 1 and groups > 1 and outputs == groups:
+        return np.empty((0, 2), np.intp)
+    places = np.arange(channels * positions).reshape(channels, positions)
+    even = channels - channels % 2
+    by_channel = np.stack([places[0:even:2].reshape(-1), places[1:even:2].reshape(-1)], axis=1)
+    in_order = places.T.reshape(-1)  # row, column, channel
+    in_order = in_order[: in_order.size - in_order.size % 2].reshape(-1, 2)
+    return np.unique(np.sort(np.concatenate([by_channel, in_order]), axis=1), axis=0).astype(np.intp)
+
+
+def largest_sums(rows: npt.NDArray[np.generic], pairs: Pairs) -> npt.NDArray[np.float64]:
+    """Return the largest sum of a pair of the same sign in each row, as a magnitude: float64 [outputs].
+
+    A weight whose neighbour is of the other sign counts alone.
+
+    Args:
+        rows: [outputs, inputs], weights in float or in steps.
+    """
+    if not len(pairs):
+        return np.zeros(len(rows))
+    above, below = same_sign_sums(rows, pairs)
+    largest: npt.NDArray[np.float64] = np.maximum(above, below).max(axis=1)
+    return largest
+
+
+def same_sign_sums(
+    rows: npt.NDArray[np.generic], pairs: Pairs
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the sums of the positive and of the negative weights of each pair, as magnitudes: [outputs, pairs]."""
+    first, second = (rows[:, pairs[:, side]].astype(np.float64) for side in (0, 1))
+    above = np.maximum(first, 0) + np.maximum(second, 0)
+    below = np.maximum(-first, 0) + np.maximum(-second, 0)
+    return above, below
+
+
+def partners(pairs: Pairs, inputs: int) -> list[tuple[int, ...]]:
+    """Return for each of the inputs those it is paired with."""
+    found: list[list[int]] = [[] for _ in range(inputs)]
+    for first, second in pairs.tolist():
+        found[first].append(second)
+        found[second].append(first)
+    return [tuple(each) for each in found]
