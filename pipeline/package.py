@@ -70,11 +70,11 @@ class Package:
 
     def misfit(self) -> str | None:
         """Return what is wrong with running this package on this CPU, if anything is."""
-        if self.precision != "int8" or self.facts.get("target", "vnni") == "avx2" or not saturates():
+        if self.precision != "int8" or self.facts.get("target", "vnni") != "vnni" or not saturates():
             return None
         return (
             f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: large "
-            "sums are cut off, and answers may be wrong; build with --target avx2 for such CPUs"
+            "sums are cut off, and answers may be wrong; build it again: packages are exact on every CPU now"
         )
 
     def preprocess(self) -> PreprocessSpec:

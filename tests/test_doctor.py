@@ -77,10 +77,8 @@ def test_doctor_names_a_library_that_does_not_import(
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("saturates", True, "sums of 8-bit weights are cut off; build with --target avx2"),
         ("memory_bytes", 2 << 30, "2.0 GiB of memory for this process; wide networks need"),
         ("available_cores", 0, "affinity or a container's quota leaves the others out"),
-        ("instruction_sets", ["AVX2"], "sums of 8-bit weights are cut off"),
     ],
 )
 def test_doctor_notes_what_makes_a_machine_slow(
@@ -115,3 +113,9 @@ def test_doctor_takes_a_machine_that_only_runs_packages_for_fit(
         advice = f"packages run without; building needs: pip install {name}"
         assert f"note  {name}: not installed; {advice}" in lines(findings, State.NOTE)
     assert doctor.faults(findings) == 0
+
+
+def test_doctor_says_that_int8_is_exact_when_a_cpu_has_no_vnni(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hardware, "saturates", lambda: True)
+    found = lines(doctor.examine(tmp_path), State.OK)
+    assert any("no VNNI and no AMX: int8 is exact here too" in line for line in found)

@@ -47,8 +47,8 @@ def add_build(commands: Any) -> None:
     parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
     parser.add_argument(
         "--target",
-        choices=("vnni", "avx2"),
-        help="the least CPU it is for: vnni, or avx2, with 7-bit weights (backend.target)",
+        choices=("any", "vnni", "avx2"),
+        help="accepted, without effect: packages are exact on every CPU (backend.target)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"

@@ -75,10 +75,11 @@ class BackendType(Enum):
 
 
 class Target(Enum):
-    """The least that a CPU has to have so that int8 sums are exact."""
+    """The least CPU that a package is for. Accepted, without effect: every package is exact on all of them."""
 
-    VNNI = "vnni"  # also AMX and the int8 instructions of ARM: they sum in 32 bits
-    AVX2 = "avx2"  # products are summed by two in 16 bits, which 8-bit weights overflow: weights of 7 bits
+    ANY = "any"
+    VNNI = "vnni"
+    AVX2 = "avx2"
 
 
 class DatasetType(Enum):
@@ -134,7 +135,7 @@ class BackendConfig:
 
     type: str = BackendType.TVM_VACC.value
     dtype: Precision = Precision.INT8
-    target: Target = Target.VNNI
+    target: Target = Target.ANY  # accepted, without effect
     compile: Mapping[str, object] = field(default_factory=dict)  # the vendor's hardware keys; without effect here
     quantize: QuantizeConfig = QuantizeConfig()
 

@@ -217,7 +217,9 @@ def _read_shape(section: Section) -> tuple[str, tuple[int, int, int, int]]:
 def _read_backend(section: Section, notices: list[str]) -> BackendConfig:
     section.choice("type", BackendType, BackendType.TVM_VACC)
     dtype = section.choice("dtype", Precision, Precision.INT8)
-    target = section.choice("target", Target, Target.VNNI)
+    target = section.choice("target", Target, Target.ANY)
+    if target is not Target.ANY:
+        notices.append("backend.target has no effect: int8 packages are exact on every CPU")
     compile_section = section.section("compile")
     notices.extend(compile_section.ignored(compile_section.values))
     quantize = _read_quantize(section.section("quantize"), notices)

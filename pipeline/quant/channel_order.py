@@ -8,7 +8,7 @@ little in common, at no cost when the model runs. On resnet18 the scales then gr
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -34,23 +34,27 @@ def order_channels(model: onnx.ModelProto, layers: Collection[str]) -> int:
     Returns:
         The number of streams that were changed.
     """
-    editor = WeightEditor(model)
-    changed = 0
-    for stream in streams(model, PLACES):
-        cost = _stream_cost(model, stream, layers)
-        if cost is None or len(cost) % 2:  # an odd number of channels has other neighbours in each runtime
-            continue
-        order = match(cost).reshape(-1)
-        if _cost_of(cost, order) < _cost_of(cost, np.arange(len(order))):
-            _place(editor, stream, order)
-            changed += 1
-    editor.finish()
-    return changed
-
-
-def _stream_cost(model: onnx.ModelProto, stream: Stream, layers: Collection[str]) -> Float64 | None:
-    """Return the cost of each pair of channels as neighbours, over the layers that read them; None if there is none."""
     known = constants(model)
+    found = [(stream, _best_order(known, stream, layers)) for stream in streams(model, PLACES)]
+    changed = [(stream, order) for stream, order in found if order is not None]
+    editor = WeightEditor(model)
+    for stream, order in changed:
+        _place(editor, stream, order)
+    editor.finish()
+    return len(changed)
+
+
+def _best_order(known: Mapping[str, onnx.TensorProto], stream: Stream, layers: Collection[str]) -> Order | None:
+    """Return a better order of a stream's channels than theirs; None where there is none."""
+    cost = _stream_cost(known, stream, layers)
+    if cost is None or len(cost) % 2:  # an odd number of channels has other neighbours in each runtime
+        return None
+    order = match(cost).reshape(-1)
+    return order if _cost_of(cost, order) < _cost_of(cost, np.arange(len(order))) else None
+
+
+def _stream_cost(known: Mapping[str, onnx.TensorProto], stream: Stream, layers: Collection[str]) -> Float64 | None:
+    """Return the cost of each pair of channels as neighbours, over the layers that read them; None if there is none."""
     total: Float64 | None = None
     for node in stream.readers:
         if node.name in layers:

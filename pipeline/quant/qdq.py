@@ -178,7 +178,10 @@ def insert_qdq(
 def _weight_scales(model: onnx.ModelProto, per_channel: bool) -> dict[str, list[dict[str, object]]]:
     """Return the scales of all weights as `onnxruntime.quantization` takes them."""
     found: dict[str, list[dict[str, object]]] = {}
+    stored = {tensor.name for tensor in model.graph.initializer}
     for name, (scales, axis) in bounded_scales(model, per_channel=per_channel).items():
+        if name not in stored:  # behind Identity: `onnxruntime.quantization` leaves it in float
+            continue
         along: dict[str, object] = {"axis": axis} if per_channel else {}
         found[name] = [{**along, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
     return found

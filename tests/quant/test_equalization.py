@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pipeline.models import exporter, onnx_classifier
 from pipeline.models.resnet import BasicBlock, conv1x1
 from pipeline.quant import qdq
-from pipeline.quant.equalization import equalize, scaled_tensors, streams
+from pipeline.quant.equalization import equalize, scaled_tensors
 from pipeline.quant.qmath import max_range
+from pipeline.quant.streams import FACTORS, streams
 from pipeline.runtimes.activations import ActivationReader
 
 Float32 = npt.NDArray[np.float32]
@@ -277,7 +278,7 @@ STATISTICS = {"s": normal(8, seed=7), "o": normal(8, seed=8), "m": normal(8, see
 @pytest.mark.parametrize("kind", PASSING)
 def test_equalize_rescales_through_what_passes_factors_on(kind: str) -> None:
     model = graph([FIRST, PASSING[kind], LAST], {**WEIGHTS, **STATISTICS}, "z")
-    found = streams(model)
+    found = streams(model, FACTORS)
     assert len(found) == (2 if kind == "BatchNormalization" else 1)
     assert sorted(name for stream in found for name in stream.tensors) == ["x", "y"]
     after = copy_of(model)
@@ -338,7 +339,7 @@ def test_equalize_leaves_alone_what_anything_else_reads_or_writes(kind: str) -> 
         if node.op_type == "Concat":
             node.attribute.append(helper.make_attribute("axis", 1))
     model = graph([FIRST, *nodes, LAST], constants, "z")
-    assert [stream.tensors for stream in streams(model)] == []
+    assert [stream.tensors for stream in streams(model, FACTORS)] == []
     after = copy_of(model)
     everything = {name: np.linspace(1, 9, 8) for node in nodes for name in (*node.input, *node.output)}
     assert equalize(after, everything) == {}
@@ -351,22 +352,22 @@ def test_streams_leave_the_models_input_and_outputs_alone() -> None:
     """An output in the middle of the network too, through Identity or not."""
     relu = helper.make_node("Relu", ["x"], ["y"], "relu")
     model = graph([FIRST, relu, LAST], WEIGHTS, "z")
-    assert [stream.tensors for stream in streams(model)] == [["x", "y"]]
+    assert [stream.tensors for stream in streams(model, FACTORS)] == [["x", "y"]]
     for output in ("x", "y"):
         watched = copy_of(model)
         watched.graph.output.append(onnx.ValueInfoProto(name=output))
-        assert streams(watched) == []
+        assert streams(watched, FACTORS) == []
     renamed = copy_of(model)
     renamed.graph.node.append(helper.make_node("Identity", ["y"], ["features"], "identity"))
     renamed.graph.output.append(onnx.ValueInfoProto(name="features"))
-    assert streams(renamed) == []
+    assert streams(renamed, FACTORS) == []
 
 
 def test_streams_are_whole_when_residual(tiny_model: onnx.ModelProto) -> None:
     """All that writes to or reads from a residual stream, through its ReLUs and pooling, is rescaled as one."""
     found = [
         (sorted(node.name for node in stream.writers), sorted(node.name for node in stream.readers))
-        for stream in streams(tiny_model)
+        for stream in streams(tiny_model, FACTORS)
     ]
     block, last = "/layer1/layer1.0", "/layer2/layer2.0"
     assert sorted(found) == [

@@ -16,25 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.errors import ArtefactError
 from pipeline.models import onnx_classifier
 from pipeline.quant import qdq
+from pipeline.quant.covariance import Covariance
+from pipeline.quant.int8_weights import install_weights, scales_of
+from pipeline.quant.layers import Layer, LayerWeights, layers_of
+from pipeline.quant.neighbours import weight_pairs
 from pipeline.quant.qmath import Range
-from pipeline.quant.rounding import (
-    Covariance,
-    Layer,
-    Rounded,
-    factor_in_place,
-    install_weights,
-    layers_of,
-    read_rounded,
-    round_weights,
-    scales_of,
-    write_rounded,
-)
+from pipeline.quant.rounding import Rounded, factor_in_place, read_rounded, round_weights, write_rounded
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
 EVERYWHERE = 1 << 30  # positions: more than there are
 
+NO_PAIRS = np.empty((0, 2), np.intp)
 DAMPING = 0.01  # of the mean variance, as rounding.py says
 
 
@@ -55,10 +49,11 @@ def nearest(weights: Float32, scales: Float32) -> Int8:
     return np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
 
 
-def in_turn(weights: Float32, scales: Float32, covariance: Float32) -> Int8:
+def in_turn(weights: Float32, scales: Float32, covariance: Float32, pairs: Sequence[tuple[int, int]] = ()) -> Int8:
     """Round input by input, those of the largest variance first, to where all that are still free would be best off.
 
-    Straight from the error e C e^T: with the errors of the rounded inputs fixed, solve for the others'.
+    Straight from the error e C e^T: with the errors of the rounded inputs fixed, solve for the others'. Of a pair, the
+    second takes no more than what the first leaves of 128 steps of its sign.
     """
     ordered = covariance.astype(np.float64)
     ordered = ordered + DAMPING * np.diag(covariance).mean(dtype=np.float64) * np.eye(len(ordered))
@@ -72,7 +67,12 @@ def in_turn(weights: Float32, scales: Float32, covariance: Float32) -> Int8:
         if fixed:
             wanted = -np.linalg.solve(ordered[np.ix_(free, free)], ordered[np.ix_(free, fixed)] @ errors[:, fixed].T)
         column = free.pop()
-        rounded[:, column] = np.clip(np.rint(steps[:, column] - wanted[-1]), -127, 127)
+        for row, step in enumerate(np.clip(np.rint(steps[:, column] - wanted[-1]), -127, 127)):
+            for pair in pairs:
+                other = pair[1 - pair.index(column)] if column in pair else None
+                if other in fixed and rounded[row, other] * step > 0:
+                    step = np.sign(step) * min(abs(step), 128 - abs(int(rounded[row, other])))
+            rounded[row, column] = step
         errors[:, column] = steps[:, column] - rounded[:, column]
         fixed.append(column)
     return rounded
@@ -92,19 +92,38 @@ def test_round_weights_gives_what_rounding_in_turn_gives(inputs: int, per_channe
     columns *= np.random.default_rng(1).permutation(np.linspace(0.5, 2, inputs)).astype(np.float32)
     covariance = covariance_of(columns)
     weights = np.random.default_rng(2).normal(0, 1, (5, inputs)).astype(np.float32)
-    scales = scales_of(weights, per_channel=per_channel)
-    found = round_weights(weights, scales, covariance.copy())
+    scales = scales_of(weights, NO_PAIRS, per_channel=per_channel)
+    found = round_weights(weights, scales, covariance.copy(), NO_PAIRS)
     assert found.weights.dtype == np.int8
     np.testing.assert_array_equal(found.weights, in_turn(weights, scales, covariance))
     assert (found.weights != nearest(weights, scales)).any()
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (5, 3, 3, 3), (5, 130), (5, 1, 5, 2)])
+def test_round_weights_keeps_every_pair_within_the_bound_when_rounding_in_turn(shape: tuple[int, ...]) -> None:
+    """Scales of single weights, so that the bound acts on many pairs; for odd channels a weight is in two of them."""
+    inputs = int(np.prod(shape[1:]))
+    covariance = covariance_of(correlated(4 * inputs, inputs, seed=21))
+    weights = np.random.default_rng(22).choice([-1, 1], (5, inputs)) * np.random.default_rng(23).uniform(0.3, 1, inputs)
+    weights = weights.astype(np.float32)
+    scales = scales_of(weights, NO_PAIRS, per_channel=True)
+    pairs = weight_pairs(shape)
+    found = round_weights(weights, scales, covariance.copy(), pairs).weights
+    wanted = in_turn(weights, scales, covariance, [tuple(pair) for pair in pairs.tolist()])
+    np.testing.assert_array_equal(found, wanted)
+    sums = found[:, pairs].astype(int)
+    assert np.where(sums > 0, sums, 0).sum(axis=2).max() == 128
+    assert np.where(sums < 0, sums, 0).sum(axis=2).min() == -128
+    free = round_weights(weights, scales, covariance.copy(), NO_PAIRS).weights[:, pairs].astype(int)
+    assert np.where(free > 0, free, 0).sum(axis=2).max() > 128
 
 
 @pytest.mark.parametrize("inputs", [16, 147, 400])
 def test_round_weights_beats_nearest_rounding_when_inputs_are_correlated(inputs: int) -> None:
     columns = correlated(8 * inputs, inputs, seed=3)
     weights = np.random.default_rng(4).normal(0, 0.1, (8, inputs)).astype(np.float32)
-    scales = scales_of(weights, per_channel=True)
-    found = round_weights(weights, scales, covariance_of(columns))
+    scales = scales_of(weights, NO_PAIRS, per_channel=True)
+    found = round_weights(weights, scales, covariance_of(columns), NO_PAIRS)
     ours = output_error(weights, scales, found.weights, columns)
     theirs = output_error(weights, scales, nearest(weights, scales), columns)
     assert ours < 0.5 * theirs
@@ -115,8 +134,8 @@ def test_round_weights_says_what_rounding_costs() -> None:
     """The decibels are those of outputs measured on the inputs, where damping adds next to nothing to them."""
     columns = correlated(3000, 12, seed=5, noise=1.0)
     weights = np.random.default_rng(6).normal(0, 1, (6, 12)).astype(np.float32)
-    scales = scales_of(weights, per_channel=True)
-    found = round_weights(weights, scales, covariance_of(columns))
+    scales = scales_of(weights, NO_PAIRS, per_channel=True)
+    found = round_weights(weights, scales, covariance_of(columns), NO_PAIRS)
     signal = output_error(weights, scales, np.zeros(weights.shape, np.int8), columns)
     for decibels, rounded in (
         (found.sqnr_db, found.weights),
@@ -128,16 +147,16 @@ def test_round_weights_says_what_rounding_costs() -> None:
 
 def test_round_weights_rounds_to_the_nearest_when_inputs_are_independent() -> None:
     weights = np.random.default_rng(7).normal(0, 1, (6, 150)).astype(np.float32)
-    scales = scales_of(weights, per_channel=True)
-    found = round_weights(weights, scales, np.eye(150, dtype=np.float32))
+    scales = scales_of(weights, NO_PAIRS, per_channel=True)
+    found = round_weights(weights, scales, np.eye(150, dtype=np.float32), NO_PAIRS)
     np.testing.assert_array_equal(found.weights, nearest(weights, scales))
     assert found.sqnr_db == pytest.approx(found.nearest_sqnr_db, abs=1e-3)
 
 
 def test_round_weights_rounds_to_the_nearest_when_inputs_never_vary() -> None:
     weights = np.random.default_rng(8).normal(0, 1, (6, 150)).astype(np.float32)
-    scales = scales_of(weights, per_channel=True)
-    found = round_weights(weights, scales, np.zeros((150, 150), np.float32))
+    scales = scales_of(weights, NO_PAIRS, per_channel=True)
+    found = round_weights(weights, scales, np.zeros((150, 150), np.float32), NO_PAIRS)
     np.testing.assert_array_equal(found.weights, nearest(weights, scales))
 
 
@@ -145,7 +164,7 @@ def test_round_weights_saturates_when_making_up_would_leave_the_range() -> None:
     """The second input loses 0.4 steps and counts ten times as much: the first should become 131."""
     covariance = np.array([[1, 9.99], [9.99, 100]], np.float32)
     weights = np.array([[127, 126.4], [-127, -126.4]], np.float32)
-    found = round_weights(weights, np.ones(2, np.float32), covariance)
+    found = round_weights(weights, np.ones(2, np.float32), covariance, NO_PAIRS)
     assert found.weights.tolist() == [[127, 126], [-127, -126]]
     np.testing.assert_array_equal(
         found.weights, in_turn(weights, np.ones(2, np.float32), np.array([[1, 9.99], [9.99, 100]], np.float32))
@@ -155,9 +174,9 @@ def test_round_weights_saturates_when_making_up_would_leave_the_range() -> None:
 def test_round_weights_stays_in_range_when_one_scale_is_too_small_for_a_channel() -> None:
     columns = correlated(500, 40, seed=9, noise=0.01)
     weights = np.random.default_rng(10).normal(0, 1, (8, 40)).astype(np.float32)
-    scales = scales_of(weights, per_channel=True) / np.float32(2)  # a third of the weights beyond 127 steps
+    scales = scales_of(weights, NO_PAIRS, per_channel=True) / np.float32(2)  # a third of the weights beyond 127 steps
     covariance = covariance_of(columns)
-    found = round_weights(weights, scales, covariance.copy()).weights
+    found = round_weights(weights, scales, covariance.copy(), NO_PAIRS).weights
     assert (found.min(), found.max()) == (-127, 127)
     np.testing.assert_array_equal(found, in_turn(weights, scales, covariance))
 
@@ -173,8 +192,8 @@ def test_round_weights_rounds_when_inputs_hardly_vary_about_a_mean(
     rng = np.random.default_rng(11)
     columns = (mean + deviation * rng.normal(0, 1, (count, inputs))).astype(np.float32)
     weights = rng.normal(0, 1, (4, inputs)).astype(np.float32)
-    scales = scales_of(weights, per_channel=True)
-    found = round_weights(weights, scales, covariance_of(columns)).weights
+    scales = scales_of(weights, NO_PAIRS, per_channel=True)
+    found = round_weights(weights, scales, covariance_of(columns), NO_PAIRS).weights
     far = np.abs(found - weights / scales[:, None])
     assert far.max() < 20
     ours = output_error(weights, scales, found, columns)
@@ -182,6 +201,10 @@ def test_round_weights_rounds_when_inputs_hardly_vary_about_a_mean(
 
 
 # -- covariance
+
+
+def layer_of(matrix: Float32, kernel: tuple[int, int] | None) -> Layer:
+    return Layer(LayerWeights("layer", "w", matrix, matrix.shape, False, NO_PAIRS), "x", kernel)
 
 
 @pytest.mark.parametrize("sizes", [[64], [5, 1, 40, 3, 64], [1] * 30])
@@ -209,9 +232,9 @@ def test_covariance_is_numpys_when_means_are_large() -> None:
 def test_covariance_keeps_what_it_was_given_when_the_readers_buffer_changes(name: str) -> None:
     """`ActivationReader` fills the same buffers again; what was added before must stay."""
     layers = {
-        "conv": Layer("conv", "x", np.zeros((2, 36), np.float32), (3, 3)),
-        "point": Layer("point", "x", np.zeros((2, 4), np.float32), (1, 1)),
-        "gemm": Layer("gemm", "x", np.zeros((2, 4), np.float32), None),
+        "conv": layer_of(np.zeros((2, 36), np.float32), (3, 3)),
+        "point": layer_of(np.zeros((2, 4), np.float32), (1, 1)),
+        "gemm": layer_of(np.zeros((2, 4), np.float32), None),
     }
     layer, rng = layers[name], np.random.default_rng(14)
     buffer = np.empty((1, 4) if name == "gemm" else (1, 4, 3, 3), np.float32)
@@ -271,7 +294,7 @@ def test_columns_times_weights_is_the_convolution(kernel: tuple[int, int], attri
     image = normal(1, 3, 11, 11, seed=16)
     expected = onnx_classifier.run(model, image)[0]
     columns = layer.columns(image, EVERYWHERE, np.random.default_rng(0))
-    np.testing.assert_allclose((columns @ layer.weights.T).T.reshape(expected.shape), expected, atol=1e-5)
+    np.testing.assert_allclose((columns @ layer.weights.matrix.T).T.reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_columns_are_torchs_unfolded_ones() -> None:
@@ -288,7 +311,7 @@ def test_columns_are_torchs_unfolded_ones() -> None:
 
 
 def test_columns_are_some_of_all_each_once_when_there_are_too_many() -> None:
-    layer = Layer("c", "x", normal(2, 27), (3, 3))
+    layer = layer_of(normal(2, 27), (3, 3))
     image = normal(1, 3, 12, 12, seed=18)
     everything = {column.tobytes() for column in layer.columns(image, EVERYWHERE, np.random.default_rng(0))}
     assert len(everything) == 100
@@ -325,8 +348,8 @@ def test_layers_of_leaves_out_what_cannot_be_rounded() -> None:
     found = list(layers_of(model_of(nodes, constants, "k")))
     assert [layer.name for layer in found] == ["plain", "fc", "other_layout"]
     assert [layer.source for layer in found] == ["input", "g", "h"]
-    np.testing.assert_array_equal(found[1].weights, constants["w2"])
-    np.testing.assert_array_equal(found[2].weights, constants["w3"].T)
+    np.testing.assert_array_equal(found[1].weights.matrix, constants["w2"])
+    np.testing.assert_array_equal(found[2].weights.matrix, constants["w3"].T)
 
 
 # -- scales and the int8 model
@@ -361,6 +384,12 @@ def mixed() -> onnx.ModelProto:
 LAYERS = ("first", "second", "hidden", "last")
 
 
+def install(
+    int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, Rounded]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    return install_weights(int8, float32, {name: (each.weights, each.scales) for name, each in rounded.items()})
+
+
 def insert_qdq(model: onnx.ModelProto, *, per_channel: bool, float_layers: Sequence[str] = ()) -> onnx.ModelProto:
     ranges = {name: Range(-3, 3) for name in qdq.observed_tensors(model)}
     return qdq.insert_qdq(model, ranges, per_channel=per_channel, float_layers=float_layers)
@@ -383,16 +412,21 @@ def test_scales_are_those_of_the_int8_model(mixed: onnx.ModelProto, per_channel:
     int8 = insert_qdq(mixed, per_channel=per_channel)
     for layer in layers_of(mixed):
         _, scales, _ = dequantized(int8, layer.name)
-        ours = scales_of(layer.weights, per_channel=per_channel)
-        assert ours.shape == ((len(layer.weights),) if per_channel else (1,))
+        ours = scales_of(layer.weights.matrix, layer.weights.pairs, per_channel=per_channel)
+        assert ours.shape == ((len(layer.weights.matrix),) if per_channel else (1,))
         np.testing.assert_array_equal(ours, scales.reshape(-1), err_msg=layer.name)
 
 
-def some_rounded(model: onnx.ModelProto) -> dict[str, Rounded]:
+def some_rounded(model: onnx.ModelProto, *, per_channel: bool = True) -> dict[str, Rounded]:
     """Return int8 weights that no rounding gives, so that they are known again."""
     rng = np.random.default_rng(19)
     return {
-        layer.name: Rounded(rng.integers(-127, 128, layer.weights.shape).astype(np.int8), 40.0, 30.0)
+        layer.name: Rounded(
+            rng.integers(-127, 128, layer.weights.matrix.shape).astype(np.int8),
+            scales_of(layer.weights.matrix, layer.weights.pairs, per_channel=per_channel),
+            40.0,
+            30.0,
+        )
         for layer in layers_of(model)
     }
 
@@ -400,12 +434,14 @@ def some_rounded(model: onnx.ModelProto) -> dict[str, Rounded]:
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_install_weights_makes_the_layers_compute_with_them(mixed: onnx.ModelProto, per_channel: bool) -> None:
     int8 = insert_qdq(mixed, per_channel=per_channel)
-    rounded = some_rounded(mixed)
-    assert len(install_weights(int8, mixed, rounded)) == 4
+    rounded = some_rounded(mixed, per_channel=per_channel)
+    assert len(install(int8, mixed, rounded)) == 4
     onnx.checker.check_model(int8)
     for layer in layers_of(mixed):
         _, _, found = dequantized(int8, layer.name)
-        wanted = rounded[layer.name].weights * scales_of(layer.weights, per_channel=per_channel)[:, None].astype(float)
+        wanted = rounded[layer.name].weights * scales_of(
+            layer.weights.matrix, layer.weights.pairs, per_channel=per_channel
+        )[:, None].astype(float)
         found = found.T if layer.name == "last" else found.reshape(len(found), -1)
         np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=layer.name)
     assert np.isfinite(onnx_classifier.run(int8, normal(2, 3, 9, 9))).all()
@@ -416,10 +452,12 @@ def test_install_weights_changes_nothing_when_they_are_the_nearest(mixed: onnx.M
     int8 = insert_qdq(mixed, per_channel=True)
     rounded = {}
     for layer in layers_of(mixed):
-        scales = scales_of(layer.weights, per_channel=True)
-        rounded[layer.name] = round_weights(layer.weights, scales, np.eye(layer.inputs, dtype=np.float32))
+        scales = scales_of(layer.weights.matrix, layer.weights.pairs, per_channel=True)
+        rounded[layer.name] = round_weights(
+            layer.weights.matrix, scales, np.eye(layer.inputs, dtype=np.float32), layer.weights.pairs
+        )
     before = {name: dequantized(int8, name)[0].copy() for name in LAYERS}
-    assert len(install_weights(int8, mixed, rounded)) == 4
+    assert len(install(int8, mixed, rounded)) == 4
     for name in LAYERS:
         np.testing.assert_array_equal(dequantized(int8, name)[0], before[name], err_msg=name)
 
@@ -429,7 +467,7 @@ def test_install_weights_leaves_float_and_unknown_layers_alone(mixed: onnx.Model
     rounded = some_rounded(mixed)
     del rounded["hidden"]
     before = dequantized(int8, "hidden")[0].copy()
-    assert len(install_weights(int8, mixed, rounded)) == 2
+    assert len(install(int8, mixed, rounded)) == 2
     np.testing.assert_array_equal(dequantized(int8, "hidden")[0], before)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     first = next(node for node in int8.graph.node if node.name == "first")
@@ -450,10 +488,10 @@ def test_install_weights_keeps_tiny_weights_beside_a_large_bias(per_channel: boo
     model = model_of(nodes, {"w": weights, "b": bias, "last": normal(2, 4, 1, 1)}, "y")
     int8 = insert_qdq(model, per_channel=per_channel)
     layer = next(layers_of(model))
-    scales = scales_of(layer.weights, per_channel=per_channel)
-    rounded = round_weights(layer.weights, scales, np.eye(layer.inputs, dtype=np.float32))
+    scales = scales_of(layer.weights.matrix, layer.weights.pairs, per_channel=per_channel)
+    rounded = round_weights(layer.weights.matrix, scales, np.eye(layer.inputs, dtype=np.float32), layer.weights.pairs)
     _, steps, before = dequantized(int8, "c")
-    install_weights(int8, model, {"c": rounded})
+    install(int8, model, {"c": rounded})
     _, _, after = dequantized(int8, "c")
     largest_step = steps.reshape(-1, 1, 1, 1)
     assert (np.abs(before - weights) <= 0.51 * largest_step).all()
@@ -470,7 +508,7 @@ def test_install_weights_leaves_weights_behind_identity_alone() -> None:
     model = model_of(nodes, {"w": normal(3, 3, 1, 1)}, "b")
     int8 = insert_qdq(model, per_channel=True)
     before = int8.SerializeToString()
-    assert len(install_weights(int8, model, some_rounded(model))) == 0
+    assert len(install(int8, model, some_rounded(model))) == 0
     assert int8.SerializeToString() == before
 
 
@@ -479,7 +517,7 @@ def test_install_weights_leaves_weights_behind_identity_alone() -> None:
 
 def test_read_rounded_gives_back_what_was_written(mixed: onnx.ModelProto, tmp_path: Path) -> None:
     rounded = some_rounded(mixed)
-    rounded["/layer1/odd:name.0"] = Rounded(np.array([[-127, 127]], np.int8), 12.5, -3.25)
+    rounded["/layer1/odd:name.0"] = Rounded(np.array([[-127, 127]], np.int8), np.ones(1, np.float32), 12.5, -3.25)
     write_rounded(tmp_path / "w.npz", rounded)
     assert [path.name for path in tmp_path.iterdir()] == ["w.npz"]
     loaded = read_rounded(tmp_path / "w.npz")
@@ -488,6 +526,7 @@ def test_read_rounded_gives_back_what_was_written(mixed: onnx.ModelProto, tmp_pa
         assert (loaded[name].sqnr_db, loaded[name].nearest_sqnr_db) == (each.sqnr_db, each.nearest_sqnr_db)
         assert loaded[name].weights.dtype == np.int8
         np.testing.assert_array_equal(loaded[name].weights, each.weights)
+        np.testing.assert_array_equal(loaded[name].scales, each.scales)
     write_rounded(tmp_path / "again.npz", loaded)
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "w.npz").read_bytes()
 

@@ -39,7 +39,7 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
         "input_dtype": "uint8",
         "calibrate_mode": "percentile",
         "percentile": 99.9999,
-        "target": "vnni",
+        "target": "any",
         "sample": False,
         "checked_on": instruction_sets(),
     }
@@ -52,7 +52,7 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
         assert (folder / path).is_file()
         assert not Path(path).is_absolute()
     assert (folder / workspace["float32_model"]).resolve().parent.parent.name == "export"
-    assert (folder / workspace["quantized_from"]).resolve().parent.parent.name == "equalize"
+    assert (folder / workspace["quantized_from"]).resolve().parent.parent.name == "arrange"
 
 
 def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(

@@ -18,7 +18,8 @@ from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.calibration_list import read_calibration_list
-from pipeline.quant.rounding import layers_of, read_rounded
+from pipeline.quant.layers import layers_of
+from pipeline.quant.rounding import read_rounded
 from pipeline.stages import calibset, export, rounding
 
 MakeConfig = Callable[..., BuildConfig]
@@ -90,7 +91,7 @@ def test_run_rounds_every_layer_and_better_than_to_the_nearest(
     assert list(rounded) == [layer.name for layer in layers]
     assert len(layers) == 7
     for layer in layers:
-        assert rounded[layer.name].weights.shape == layer.weights.shape
+        assert rounded[layer.name].weights.shape == layer.weights.matrix.shape
         assert rounded[layer.name].sqnr_db >= rounded[layer.name].nearest_sqnr_db
     assert np.mean([each.sqnr_db - each.nearest_sqnr_db for each in rounded.values()]) > 3
 
@@ -225,7 +226,7 @@ def test_run_rounds_when_all_images_are_the_same(
     rounded = read_rounded(tmp_path / "out" / "weights.npz")
     model = onnx.load(inputs["export"] / "model.onnx")
     gemm = next(layer for layer in layers_of(model) if layer.kernel is None)
-    steps = gemm.weights / np.abs(gemm.weights).max(axis=1, keepdims=True) * 127
+    steps = gemm.weights.matrix / rounded[gemm.name].scales[:, None]
     assert np.abs(rounded[gemm.name].weights - steps).max() <= 1.5
 
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pipeline.build import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.models import onnx_classifier
+from pipeline.quant.int8_weights import scales_of
+from pipeline.quant.layers import weights_of
+from pipeline.stages import arrange
+
+MakeConfig = Callable[..., BuildConfig]
+
+
+def test_run_writes_the_same_function_with_narrower_scales_and_later_stages_read_it(make_config: MakeConfig) -> None:
+    config = make_config()
+    stages = build(config, print).stages
+    before, after = (onnx.load(stages[name] / "model.onnx") for name in ("equalize", "arrange"))
+    shape = [dim.dim_value for dim in before.graph.input[0].type.tensor_type.shape.dim][1:]
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.float32)
+    expected = onnx_classifier.run(before, images)
+    np.testing.assert_allclose(onnx_classifier.run(after, images), expected, atol=1e-4 * np.abs(expected).max())
+
+    def widths(model: onnx.ModelProto) -> float:
+        return sum(
+            float(np.square(scales_of(each.matrix, each.pairs, per_channel=True)).sum())
+            for each in weights_of(model)
+            if each.layer != "/fc/Gemm"
+        )
+
+    assert widths(after) < 0.95 * widths(before)
+    quantized = onnx.load(stages["quantize"] / "model.onnx")
+    assert {node.name for node in after.graph.node} <= {node.name for node in quantized.graph.node}
+
+
+def test_identity_changes_with_what_stays_in_float_only(make_config: MakeConfig) -> None:
+    base = arrange.identity(make_config())
+    assert arrange.identity(make_config("backend.quantize.percentile=99.9")) == base
+    assert arrange.identity(make_config("backend.quantize.float_classifier=false")) != base
