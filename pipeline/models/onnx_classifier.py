@@ -18,6 +18,7 @@ from onnx import TensorProto, external_data_helper, numpy_helper, version_conver
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
+from pipeline.models import clips, pooling
 
 OPSET = 17
 _BATCH = "N"
@@ -51,6 +52,8 @@ def load(path: Path, chw: tuple[int, int, int]) -> onnx.ModelProto:
     # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
     _set_shapes(model, chw)
     _free_reshapes(model)
+    pooling.use_global_pooling(model)
+    clips.use_clips(model)
     return model
 
 
