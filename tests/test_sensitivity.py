@@ -13,12 +13,14 @@ from pipeline.accuracy import Divergence
 from pipeline.quant import placement, qdq
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.graphs import work_of_layers
+from pipeline.quant.int8_weights import round_to_nearest, scales_of
+from pipeline.quant.neighbours import weight_pairs
 from pipeline.quant.qmath import Range
 from pipeline.sensitivity import Kind, Sensitivity, fake_quantize
 
 
-def residual_network() -> onnx.ModelProto:
-    random = np.random.default_rng(0)
+def residual_network(seed: int = 0) -> onnx.ModelProto:
+    random = np.random.default_rng(seed)
 
     def weights(*shape: int) -> np.ndarray:
         return (random.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
@@ -106,8 +108,10 @@ def test_weights_cost_what_the_model_with_those_weights_alone_loses(parts: Parts
     for tensor in rounded.graph.initializer:
         if tensor.name == "w1":
             values = numpy_helper.to_array(tensor)
-            scale = np.abs(values).max(axis=(1, 2, 3), keepdims=True) / np.float32(127)
-            tensor.CopyFrom(numpy_helper.from_array((np.rint(values / scale) * scale).astype(np.float32), "w1"))
+            rows, pairs = values.reshape(len(values), -1), weight_pairs(values.shape)
+            scales = scales_of(rows, pairs, per_channel=True)
+            steps = round_to_nearest(rows, scales, pairs) * scales[:, None]
+            tensor.CopyFrom(numpy_helper.from_array(steps.reshape(values.shape), "w1"))
     expected = Divergence()
     expected.add(run(model), run(rounded))
     (cost,) = (cost for cost in costs if cost.kind is Kind.WEIGHTS and cost.name == "conv1")
@@ -144,8 +148,12 @@ def test_float_activations_take_their_readers_along(parts: Parts) -> None:
     assert qdq.count_quantized(lighter) == {"weighted": 3, "quantized": 2}
     quantized = {node.input[0] for node in lighter.graph.node if node.op_type == "QuantizeLinear"}
     assert not quantized & {"c0", "r0"}
-    reference = run(model)
-    errors = [np.square(run(each) - reference).mean() for each in (whole, lighter)]
+    # Errors of a network this small cancel by chance: the sum over several of them counts.
+    errors = np.zeros(2)
+    for seed in range(12):
+        model = residual_network(seed)
+        made = [assemble(model, each).model for each in (parts, parts.leaving({"r0"}))]
+        errors += [float(np.square(run(each) - run(model)).mean()) for each in made]
     assert errors[1] < errors[0]
 
 
