@@ -45,7 +45,7 @@ def test_init_finds_the_network_the_classes_and_the_kind_of_images(
     save_weights(Path("w.pth"), "torchvision", "resnet18")
     assert main(["init", "pets.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "20 png images of 5 classes in pets",
+        "21 images (20 png, 1 JPEG) of 5 classes in pets",
         "w.pth fits torchvision/resnet18 (or timm/resnet18: --model says which), 5 classes",
         "Resize 73, CenterCrop 64, ImageNet's mean and std: change them in the file where the network was trained "
         "otherwise",
@@ -53,7 +53,7 @@ def test_init_finds_the_network_the_classes_and_the_kind_of_images(
     ]
     cfg = load_build_file("pets.yaml")
     assert (cfg.name, cfg.frontend.model, cfg.frontend.chw) == ("pets", "resnet18", (3, 64, 64))
-    assert (cfg.frontend.num_classes, cfg.dataset.sampler.get_data_num) == (5, 20)
+    assert (cfg.frontend.num_classes, cfg.dataset.sampler.get_data_num) == (5, 21)
     assert cfg.preprocess.output_hw == (64, 64)
 
 
@@ -91,10 +91,10 @@ def test_init_tells_networks_apart(
         (("--model", "timm/resnet34"), "w.pth: is not of timm/resnet34; it fits torchvision/resnet18, timm/resnet18"),
         (("--model", "timm/resnet19"), "timm has no network 'resnet19'; did you mean"),
         (("--dataset", "nowhere"), "nowhere"),
-        (("--dataset", "empty"), "empty: no images; give a folder with a folder a class"),
+        (("--dataset", "empty"), "empty: no images; give the folder of the images"),
         (("--weights", "ten.pth"), "ten.pth: has 10 classes, but pets has 5"),
         (("--weights", "odd.pth"), "odd.pth: fits no network of the table"),
-        (("--weights", "bad.onnx"), "bad.onnx: not an ONNX model"),
+        (("--weights", "bad.onnx"), "bad.onnx: is a text file that begins with 'no model'"),
         (("--size", "0"), "--size: must be in 1..16384, got 0"),
     ],
 )

@@ -36,6 +36,7 @@ def identity(cfg: BuildConfig) -> object:
         sampler.get_data_num,
         sampler.seed,
         _covers(cfg),
+        cfg.frontend.num_classes,
     ]
 
 
@@ -53,7 +54,13 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         dataset = list_dataset(inputs["sample"] / _SAMPLE_SPLIT, class_ids=folders)
         classes = tuple(ClassInfo(folder, name) for folder, name in zip(folders, names, strict=True))
     else:
-        dataset = list_dataset(cfg.dataset.path, sampler.suffix, cfg.dataset.val_label, require_labels=_covers(cfg))
+        dataset = list_dataset(
+            cfg.dataset.path,
+            sampler.suffix,
+            cfg.dataset.val_label,
+            class_count=cfg.frontend.num_classes,
+            require_labels=_covers(cfg),
+        )
         classes = dataset.classes
     count = sampler.get_data_num
     if cfg.backend.dtype is not Precision.INT8:
