@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from pipeline.artefacts import whole_file
+from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
 from pipeline.data.image_kinds import count_kinds, describe
 from pipeline.data.imagenet import imagenet_classes, list_dataset
@@ -45,9 +46,11 @@ def write(given: Given) -> list[str]:
     Raises:
         PipelineError: the file is there already, no network fits the weights, or the images cannot be listed.
     """
-    if given.out.exists():
+    out = Path("/dev/stdout") if given.out == Path("-") else given.out
+    is_file = not is_written_through(out)
+    if is_file and out.exists():
         raise ConfigError(f"{given.out}: is there already; give another name, or remove it")
-    if given.out.suffix not in (".yaml", ".yml"):
+    if is_file and out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{given.out}: expected a name that ends in .yaml")
     frontend, size, outputs, found = _frontend(given)
     dataset = list_dataset(given.dataset, class_count=outputs)
@@ -61,7 +64,7 @@ def write(given: Given) -> list[str]:
     what = f"{next(iter(kinds))} images" if len(kinds) == 1 else f"images ({describe(kinds)})"
     notes = [f"{images} {what} of {classes} classes in {given.dataset}", found]
     document = {
-        "name": given.out.stem,
+        "name": re.sub(r"[^A-Za-z0-9._-]", "_", (out if is_file else given.weights).stem).lstrip("."),
         "frontend": frontend,
         "dataset": {
             "path": str(given.dataset),
@@ -81,9 +84,12 @@ def write(given: Given) -> list[str]:
         "where the network was trained otherwise"
     )
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
-    with whole_file(given.out) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-    load_build_file(given.out).check_inputs()
+    try:
+        with whole_file(out) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+            load_build_file(scratch).check_inputs()
+    except OSError as err:
+        raise ConfigError(f"{given.out}: cannot be written ({err.strerror}); give another name") from None
     return notes
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place
+from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place, sayer
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -186,7 +186,7 @@ def add_init(commands: Any) -> None:
         "write a build file for your own weights and images",
         "python -m pipeline init mynet.yaml --weights mynet.pth --dataset images/train --evaluation images/val",
     )
-    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write")
+    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write, - for standard output")
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="checkpoint, or an ONNX model")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="a folder a class, or a tar of that")
     parser.add_argument("--evaluation", type=Path, metavar="DIR", help="the same of images to evaluate on")
@@ -203,5 +203,7 @@ def _init(args: argparse.Namespace) -> None:
     given = new_build_file.Given(
         args.out, args.weights, args.dataset, args.evaluation, args.model, args.size, args.checkpoint_key
     )
-    print("\n".join(new_build_file.write(given)))
-    print(f"{args.out} written; next: python -m pipeline build {args.out}")
+    say = sayer(args.out)
+    say("\n".join(new_build_file.write(given)))
+    if args.out.is_file():
+        say(f"{args.out} written; next: python -m pipeline build {args.out}")
