@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +129,39 @@ def test_init_overwrites_nothing(images: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["init", str(tmp_path / "x.yaml"), "--weights", str(weights), "--dataset", str(images)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "x.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_init_writes_through_a_pipe_and_follows_a_link(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    flags = ["--weights", "w.pth", "--dataset", "pets", "--size", "64"]
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(Path("pipe").read_text)
+        assert main(["init", "pipe", *flags]) == 0
+        content = reader.result(30)
+    assert stat.S_ISFIFO(os.lstat("pipe").st_mode)
+    Path("link.yaml").symlink_to("w.yaml")
+    assert main(["init", "link.yaml", *flags]) == 0
+    assert Path("link.yaml").is_symlink()
+    assert Path("w.yaml").read_text() == content.replace("name: w", "name: link")
+
+
+def test_init_keeps_the_key_of_the_weights_it_was_told_to_take(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), len(CLASSES)).state_dict()
+    torch.save({"model": state, "model_ema": state}, "w.pth")
+    flags = ["--weights", "w.pth", "--dataset", "pets", "--size", "64"]
+    assert main(["init", "a.yaml", *flags]) == 0
+    assert capsys.readouterr().err == (
+        "note: w.pth: the averaged weights 'model_ema' taken, not 'model'; frontend.checkpoint_key (--checkpoint_key of "
+        "init and export) takes the other\n"
+    )
+    assert load_build_file("a.yaml").frontend.checkpoint_key is None
+    assert main(["init", "b.yaml", *flags, "--checkpoint_key", "model"]) == 0
+    assert capsys.readouterr().err == ""
+    assert load_build_file("b.yaml").frontend.checkpoint_key == "model"
