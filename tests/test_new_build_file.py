@@ -158,8 +158,8 @@ def test_init_keeps_the_key_of_the_weights_it_was_told_to_take(
     flags = ["--weights", "w.pth", "--dataset", "pets", "--size", "64"]
     assert main(["init", "a.yaml", *flags]) == 0
     assert capsys.readouterr().err == (
-        "note: w.pth: the averaged weights 'model_ema' taken, not 'model'; frontend.checkpoint_key (--checkpoint_key of "
-        "init and export) takes the other\n"
+        "note: w.pth: the averaged weights 'model_ema' taken, not 'model'; frontend.checkpoint_key (--checkpoint_key "
+        "of init and export) takes the other\n"
     )
     assert load_build_file("a.yaml").frontend.checkpoint_key is None
     assert main(["init", "b.yaml", *flags, "--checkpoint_key", "model"]) == 0

@@ -23,6 +23,7 @@ try:
     from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
     from kserve.protocol.grpc.servicer import InferenceServicer
     from kserve.protocol.infer_type import RequestedOutput
+    from kserve.protocol.rest.v2_datamodels import ModelMetadataResponse
     from kserve.protocol.rest.v2_endpoints import V2Endpoints
 except ModuleNotFoundError as err:
     raise ConfigError(f"serve needs {err.name}, which is not installed; run: pip install '.[serve]'") from None
@@ -52,6 +53,7 @@ __all__ = [
     "Internal",
     "InvalidInput",
     "Model",
+    "ModelMetadataResponse",
     "ModelNotFound",
     "ModelRepository",
     "RequestedOutput",

@@ -31,7 +31,7 @@ from pipeline.serve.kserve import (
     Unimplemented,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from pipeline.serve.model import PackageModel
+from pipeline.serve.model import VERSION, PackageModel
 
 _NAME = "int8-classifier-pipeline"
 _BACKLOG = 2048  # connections that wait to be accepted
@@ -123,6 +123,28 @@ class _Plane(DataPlane):  # type: ignore[misc]
     async def ready(self) -> bool:
         return not self.stopping
 
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        return {**await super().model_metadata(model_name), "versions": [VERSION]}
+
+
+class _Servicer(InferenceServicer):  # type: ignore[misc]
+    """KServe's answers over gRPC, which take any version of a model for the one there is."""
+
+    def __init__(self, plane: DataPlane, repository: object, model: PackageModel) -> None:
+        super().__init__(plane, repository)
+        self._model = model
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.name == self._model.name:
+            self._model.check_version(request.version)
+        return await super().ModelReady(request, context)
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        answer = await super().ModelMetadata(request, context)
+        self._model.check_version(request.version)
+        answer.versions.append(VERSION)
+        return answer
+
 
 class _NoRepository:
     """What KServe asks when a client wants to load or unload a model: nobody may."""
@@ -212,7 +234,7 @@ class _Server:
             options=[("grpc.max_receive_message_length", self._settings.max_body), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=self._max_requests,
         )
-        add_GRPCInferenceServiceServicer_to_server(InferenceServicer(self._plane, _NoRepository()), rpc)
+        add_GRPCInferenceServiceServicer_to_server(_Servicer(self._plane, _NoRepository(), self._model), rpc)
         host, port = self._settings.host, self._settings.grpc_port
         try:
             return rpc, rpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
