@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
-from pipeline.data.image_kinds import count_kinds, describe
+from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import imagenet_classes, list_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import zoo
@@ -38,6 +38,8 @@ class Given:
     model: str | None = None  # library/name
     size: int | None = None  # px
     checkpoint_key: str | None = None  # which weights of the checkpoint
+    suffix: str = ANY  # of the image files
+    val_label: Path | None = None  # the labels of `dataset`: lines `name index`
 
 
 def write(given: Given) -> list[str]:
@@ -53,7 +55,7 @@ def write(given: Given) -> list[str]:
     if is_file and out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{given.out}: expected a name that ends in .yaml")
     frontend, size, outputs, found = _frontend(given)
-    dataset = list_dataset(given.dataset, class_count=outputs)
+    dataset = list_dataset(given.dataset, given.suffix, given.val_label, class_count=outputs)
     images, classes = len(dataset.samples), len(dataset.classes)
     if outputs not in (None, classes) and frontend["type"] != "onnx":  # whose outputs the build looks at
         raise DataError(
@@ -68,7 +70,11 @@ def write(given: Given) -> list[str]:
         "frontend": frontend,
         "dataset": {
             "path": str(given.dataset),
-            "sampler": {"get_data_num": min(_CALIBRATION, images)},
+            **({} if given.val_label is None else {"val_label": str(given.val_label)}),
+            "sampler": {
+                **({} if given.suffix == ANY else {"suffix": given.suffix}),
+                "get_data_num": min(_CALIBRATION, images),
+            },
             "process_ops": [
                 {"type": "DecodeImage"},
                 {"type": "Resize", "size": round(size * _RESIZE)},

@@ -62,9 +62,13 @@ def add_calibset(commands: Any) -> None:
     parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
     parser.add_argument("--num", type=int, default=1000, help="images to choose (1000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another choice (0)")
-    parser.add_argument("--suffix", default="any", help="of the image files: JPEG (.jpg too), png, ... (any)")
+    _add_suffix(parser)
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat folder: lines 'name index'")
     parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="(calibration.txt)")
+
+
+def _add_suffix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suffix", default="any", help="of the image files: JPEG (.jpg too), png, ... (any)")
 
 
 def _calibset(args: argparse.Namespace) -> None:
@@ -94,7 +98,7 @@ def add_image2npz(commands: Any) -> None:
     parser.add_argument(
         "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
     )
-    parser.add_argument("--suffix", default="any", help="of the image files: JPEG (.jpg too), png, ... (any)")
+    _add_suffix(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     add_engine_flags(parser)
 
@@ -193,6 +197,8 @@ def add_init(commands: Any) -> None:
     parser.add_argument("--model", metavar="LIBRARY/NAME", help="as `models` lists it (found out from the weights)")
     parser.add_argument("--size", type=int, metavar="PX", help="height and width of the input (the network's usual)")
     _add_checkpoint_key(parser)
+    _add_suffix(parser)
+    parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of the dataset: lines 'name index'")
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -201,7 +207,15 @@ def _init(args: argparse.Namespace) -> None:
     if args.size is not None and not 1 <= args.size <= 16384:
         raise ConfigError(f"--size: must be in 1..16384, got {args.size}")
     given = new_build_file.Given(
-        args.out, args.weights, args.dataset, args.evaluation, args.model, args.size, args.checkpoint_key
+        args.out,
+        args.weights,
+        args.dataset,
+        args.evaluation,
+        args.model,
+        args.size,
+        args.checkpoint_key,
+        args.suffix,
+        args.val_label,
     )
     say = sayer(args.out)
     say("\n".join(new_build_file.write(given)))

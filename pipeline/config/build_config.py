@@ -272,10 +272,15 @@ class BuildConfig:
         )
         for key, path, check in named:
             wrong = None if path is None else check(path)
-            if wrong:
+            flag = self.document.flags.get(tuple(key.split(".")), "--set")
+            if wrong and flag != "--set":
+                yield Fault(f"{flag} {path}", None, "", wrong)
+            elif wrong:
                 yield self._fault(key, f"{path}: {wrong}")
 
     def _fault(self, key: str, message: str) -> Fault:
+        if tuple(key.split(".")) in self.document.flags:  # the flag that gave it is named already
+            return self.document.at(tuple(key.split(".")), message)
         flag = FLAGS.get(key)
         metavar = "FILE" if key == "frontend.checkpoint" else "DIR"
         hint = f"; give {flag} {metavar}" if flag else f"; give --set {key}=FILE"

@@ -41,6 +41,9 @@ __all__ = [
     "sample_key",
 ]
 
+# Where a user gives these: keys of the build file, and the flags of those commands that have one.
+_SUFFIX_KEY = "dataset.sampler.suffix (--suffix of calibset, image2npz and init)"
+_LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
 _SPLITS = frozenset({"train", "val", "test"})
 LIST_NAMES = ("val_label.txt", "val_list.txt")
 
@@ -130,12 +133,12 @@ def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
     takes_any = suffix.lower() == ANY
     if not images:
         readable = any(f".{kind.lower()}" in spellings(ANY) for kind in others)
-        hint = "set dataset.sampler.suffix (--suffix) to any" if readable else "give the folder of the images"
+        hint = f"set {_SUFFIX_KEY} to any" if readable else "give the folder of the images"
         wanted = "" if takes_any else f" {' or '.join(endings)}"
         found = f", found {describe(others)}" if others else ""
         raise DataError(f"{listing.root}: no{wanted} images{found}; {hint}")
     if others:
-        way = "convert them to take them" if takes_any else "dataset.sampler.suffix (--suffix) any takes every kind"
+        way = "convert them to take them" if takes_any else f"{_SUFFIX_KEY} any takes every kind"
         console.note(f"note: {listing.root}: {len(images)} images, left out {describe(others)} images; {way}")
     return images
 
@@ -189,7 +192,7 @@ def _class_tree(
     raise DataError(
         f"{listing.root}: {len(flat) or len(images)} images lie outside the class folders (first: {first});"
         " move them into class folders (data_prep/valprep.sh does it for ILSVRC2012_img_val),"
-        " or give a list of all labels with --val_label FILE"
+        f" or give a list of all labels by {_LABELS_KEY}"
     )
 
 
@@ -219,7 +222,7 @@ def _from_tree(
     if unknown and require_labels:
         raise DataError(
             f"{listing.root}: {len(unknown)} folders with images are none of the {len(classes)} classes"
-            f" (first: {unknown[0]}); move them away, or give labels with --val_label FILE"
+            f" (first: {unknown[0]}); move them away, or give labels by {_LABELS_KEY}"
         )
     return Dataset(listing.root, tuple(samples), classes)
 
@@ -280,7 +283,7 @@ def _check_all_labelled(listing: Listing, samples: Sequence[Sample], labels_file
     if labels_file is None:
         raise DataError(
             f"{listing.root}: {first}: neither class folders nor a list {' or '.join(LIST_NAMES)} here or in"
-            f" {listing.root.parent}; give the labels with --val_label FILE, lines 'name index'"
+            f" {listing.root.parent}; give a list of lines 'name index' by {_LABELS_KEY}"
         )
     raise DataError(f"{listing.root}: {first} in {labels_file}; add lines 'name index', or remove the images")
 
@@ -297,7 +300,7 @@ def _check_all_present(
         raise DataError(
             f"{labels_file}:{absent[0].line}: {absent[0].name} is not in {listing.root}"
             f" ({len(absent)} of {len(lines)} listed images are missing);"
-            " fetch them, or give a list of the images that are there with --val_label FILE"
+            f" fetch them, or give a list of the images that are there by {_LABELS_KEY}"
         )
 
 

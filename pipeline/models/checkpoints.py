@@ -25,6 +25,7 @@ from pipeline.models.tensor_reader import HostileError, read_tensors
 _PADDLE = ".pdparams"
 _PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
 _COUNTER = "num_batches_tracked"
+_GIVE = "give the file by frontend.checkpoint (--weights of build and init, --pretrained_weights of export)"
 _AGAIN = "copy or download it again"
 
 
@@ -46,7 +47,7 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give the file of the weights in it")
     if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; give the file with --weights FILE or frontend.checkpoint")
+        raise DataError(f"{path}: no such checkpoint; {_GIVE}")
     try:
         kind = kind_of(path)
         if not kind.is_weights:
@@ -235,7 +236,7 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
         found, wanted = misfit.classes
         return (
             f"has {found} classes, wanted {wanted}; give images of its {found} classes (without images: "
-            f"frontend.num_classes={found}, to export: --num_classes {found}), or a checkpoint of {wanted}"
+            f"frontend.num_classes={found}, or --num_classes {found} of export), or a checkpoint of {wanted}"
         )
     faults = []
     if misfit.missing:

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import grpc
@@ -32,8 +31,8 @@ from pipeline.serve.kserve import (
     add_GRPCInferenceServiceServicer_to_server,
 )
 from pipeline.serve.model import VERSION, PackageModel
+from pipeline.version import NAME, version
 
-_NAME = "int8-classifier-pipeline"
 _BACKLOG = 2048  # connections that wait to be accepted
 _LAST_WORDS = 1  # s, for requests that were on their way to be refused, and for answers to be sent
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -118,7 +117,7 @@ class _Plane(DataPlane):  # type: ignore[misc]
     def metadata(self) -> dict[str, Any]:
         """Return who this is, and which extensions of the protocol it has."""
         extensions = ["binary_tensor_data", "classification"]
-        return {"name": _NAME, "version": _our_version(), "extensions": extensions}
+        return {"name": NAME, "version": version(), "extensions": extensions}
 
     async def ready(self) -> bool:
         return not self.stopping
@@ -246,10 +245,3 @@ def _say(text: str) -> None:
     """Say how the end goes on; whoever read the output may be gone by then, and the clients are not."""
     with contextlib.suppress(OSError):
         console.step(text)
-
-
-def _our_version() -> str:
-    try:
-        return metadata.version(_NAME)
-    except metadata.PackageNotFoundError:  # a clone that was not installed
-        return "not installed"

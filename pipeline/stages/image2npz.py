@@ -145,7 +145,7 @@ def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:
         if first is not sample.source:
             raise DataError(
                 f"{first} and {sample.source} would both become {target}/{sample.key}.npz; rename one of them, or "
-                "take one kind of images (--suffix, dataset.sampler.suffix)"
+                "take one kind of images by dataset.sampler.suffix (--suffix of image2npz)"
             )
     return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz") for sample in samples]
 
@@ -172,7 +172,9 @@ def _sole_writer(target: Location) -> Iterator[None]:
         target.mkdir(parents=True, exist_ok=True)
         handle = os.open(target, os.O_RDONLY)
     except OSError as err:
-        raise DataError(f"{target}: cannot be made a folder ({err.strerror}); give another --target_path") from None
+        raise DataError(
+            f"{target}: cannot be made a folder ({err.strerror}); give another (--target_path of image2npz)"
+        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,7 +206,7 @@ def _run(
             workers=min(workers or available_cores(), len(jobs)),
             name="image2npz",
             hint=f"the files in {target} are whole, run the same command again to go on "
-            "(fewer --workers need less memory)",
+            "(fewer --workers of image2npz need less memory)",
         )
         return
     with cluster.connect() as nodes:

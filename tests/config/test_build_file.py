@@ -502,8 +502,8 @@ def test_check_inputs_names_every_flag_when_files_are_missing(here: Path) -> Non
     assert str(error.value).splitlines() == [
         "b.yaml:4 frontend.checkpoint: w.pth: no such file; give --weights FILE",
         "b.yaml:12 dataset.val_label: l.txt: no such file; give --set dataset.val_label=FILE",
-        "--dataset dataset.path: images: no such folder or tar file; give --dataset DIR",
-        "--evaluation evaluation.path: b.yaml: is neither a folder nor a tar file; give --evaluation DIR",
+        "--dataset images: no such folder or tar file",
+        "--evaluation b.yaml: is neither a folder nor a tar file",
     ]
 
 

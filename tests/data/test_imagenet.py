@@ -20,6 +20,9 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
 
 
+LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
+
+
 def make_files(root: Path, *names: str) -> Path:
     """Make files whose content is their own name: listings look at names alone."""
     for name in names:
@@ -87,7 +90,7 @@ def test_list_dataset_uses_the_networks_classes_when_ids_are_given(tmp_path: Pat
     make_files(tmp_path, "fish/1.JPEG")
     assert error_of(tmp_path, class_ids=["dog", "bird", "cat"]) == (
         f"{tmp_path}: 1 folders with images are none of the 3 classes (first: fish);"
-        " move them away, or give labels with --val_label FILE"
+        f" move them away, or give labels by {LABELS_KEY}"
     )
 
 
@@ -146,7 +149,7 @@ def test_list_dataset_counts_other_suffixes_when_none_matches(tmp_path: Path) ->
     make_files(tmp_path, "a/1.png", "a/2.png", "b/1.bmp", "b/notes.txt")
     assert error_of(tmp_path, "JPEG") == (
         f"{tmp_path}: no .jpeg or .jpg or .jpe or .jfif images, found 2 png, 1 bmp;"
-        " set dataset.sampler.suffix (--suffix) to any"
+        " set dataset.sampler.suffix (--suffix of calibset, image2npz and init) to any"
     )
     assert error_of(tmp_path, "webp").startswith(f"{tmp_path}: no .webp images, found 2 png, 1 bmp;")
 
@@ -161,8 +164,8 @@ def test_list_dataset_counts_what_a_suffix_leaves_out(tmp_path: Path, capsys: py
     make_files(tmp_path, "a/1.jpg", "a/2.jpeg", "a/3.png", "b/4.JPG", "b/5.png", "b/6.webp", "b/notes.txt")
     assert len(list_dataset(tmp_path, "JPEG").samples) == 3
     assert capsys.readouterr().err == (
-        f"note: {tmp_path}: 3 images, left out 2 png, 1 webp images; dataset.sampler.suffix (--suffix) any takes every"
-        " kind\n"
+        f"note: {tmp_path}: 3 images, left out 2 png, 1 webp images; dataset.sampler.suffix (--suffix of"
+        " calibset, image2npz and init) any takes every kind\n"
     )
 
 
@@ -242,8 +245,7 @@ def test_list_dataset_says_so_when_a_flat_folder_has_no_label_list(tmp_path: Pat
     make_files(tmp_path / "set", "a.JPEG", "b.JPEG")
     assert error_of(tmp_path / "set") == (
         f"{tmp_path}/set: 2 of 2 images have no label (first: a.JPEG): neither class folders nor a list"
-        f" val_label.txt or val_list.txt here or in {tmp_path}; give the labels with --val_label FILE,"
-        " lines 'name index'"
+        f" val_label.txt or val_list.txt here or in {tmp_path}; give a list of lines 'name index' by {LABELS_KEY}"
     )
 
 
@@ -251,7 +253,7 @@ def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Pat
     make_files(tmp_path, "n01440764/a.JPEG", "stray.JPEG")
     assert error_of(tmp_path) == (
         f"{tmp_path}: 1 images lie outside the class folders (first: stray.JPEG); move them into class folders"
-        " (data_prep/valprep.sh does it for ILSVRC2012_img_val), or give a list of all labels with --val_label FILE"
+        f" (data_prep/valprep.sh does it for ILSVRC2012_img_val), or give a list of all labels by {LABELS_KEY}"
     )
 
 
@@ -267,7 +269,7 @@ def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Pat
         (
             "a.JPEG 1\nc.JPEG 2\nb.JPEG 3\n",
             "{}:2: c.JPEG is not in {root} (1 of 3 listed images are missing); fetch them, or give a list of the images"
-            " that are there with --val_label FILE",
+            f" that are there by {LABELS_KEY}",
         ),
         (
             "a.JPEG 970\n",

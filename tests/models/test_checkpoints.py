@@ -95,7 +95,8 @@ def test_read_state_dict_keeps_a_prefix_that_not_all_names_have(tmp_path: Path, 
 
 def test_read_state_dict_says_which_flag_when_the_file_is_missing(tmp_path: Path) -> None:
     assert error_of(tmp_path / "gone.pth") == (
-        f"{tmp_path}/gone.pth: no such checkpoint; give the file with --weights FILE or frontend.checkpoint"
+        f"{tmp_path}/gone.pth: no such checkpoint; give the file by frontend.checkpoint (--weights of build and "
+        "init, --pretrained_weights of export)"
     )
 
 
@@ -256,8 +257,8 @@ def test_read_state_dict_says_what_to_do_when_the_file_is_a_whole_model(tmp_path
 def test_load_strictly_says_how_many_when_the_number_of_classes_differs(state: State) -> None:
     state["fc.weight"], state["fc.bias"] = torch.zeros(7, 4), torch.zeros(7)
     assert load_error(state) == (
-        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, to "
-        "export: --num_classes 7), or a checkpoint of 5"
+        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, or "
+        "--num_classes 7 of export), or a checkpoint of 5"
     )
 
 

@@ -153,14 +153,14 @@ def test_convert_refuses_two_images_of_one_npz_before_any_work(images: Path, tmp
         convert(images, tmp_path / "npz", tmp_path / "list.txt")
     assert str(caught.value) == (
         f"{images}/n01443537/a.JPEG and {images}/n01443537/a.jpg would both become {tmp_path}/npz/n01443537/a.npz;"
-        " rename one of them, or take one kind of images (--suffix, dataset.sampler.suffix)"
+        " rename one of them, or take one kind of images by dataset.sampler.suffix (--suffix of image2npz)"
     )
     assert not (tmp_path / "npz").exists()
 
 
 def test_convert_says_so_when_the_target_cannot_be_written(images: Path, tmp_path: Path) -> None:
     put(tmp_path, "npz", b"a file")
-    with pytest.raises(DataError, match=r"npz: cannot be made a folder \(File exists\); give another --target_path"):
+    with pytest.raises(DataError, match=r"npz: cannot be made a folder \(File exists\); give another "):
         convert(images, tmp_path / "npz", tmp_path / "list.txt")
     put(tmp_path, "other/n01443537", b"a file in the way of a folder")
     with pytest.raises(DataError, match=r"n01443537: cannot be written \(.*\); mend that, then run again"):
