@@ -281,5 +281,5 @@ def test_load_strictly_shows_shapes_as_the_file_has_them(state: dict[str, Tensor
 def test_load_strictly_counts_classes_of_a_transposed_classifier(state: dict[str, Tensor]) -> None:
     assert load_error(Net(classes=9), state) == (
         "w.pdparams: has 5 classes, wanted 9; give images of its 5 classes (without images: frontend.num_classes=5, "
-        "to export: --num_classes 5), or a checkpoint of 9"
+        "or --num_classes 5 of export), or a checkpoint of 9"
     )
