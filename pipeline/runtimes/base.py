@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import queue
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
-    AUTO = "auto"  # OpenVINO where it imports, else ONNX Runtime
+    AUTO = "auto"  # what `default_runtime` returns
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 
@@ -113,6 +114,17 @@ def installed_runtimes() -> list[Runtime]:
     return [runtime for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME) if importlib.util.find_spec(runtime.value)]
 
 
+def default_runtime() -> Runtime:
+    """Return the installed runtime that computes most of an int8 model in int8: OpenVINO, on ARM ONNX Runtime.
+
+    On ARM, OpenVINO 2026.4 computes the convolutions in float whose results go into an addition, half of a ResNet's.
+    """
+    is_arm = platform.machine().lower() in ("aarch64", "arm64")
+    if importlib.util.find_spec("openvino") is None or (is_arm and importlib.util.find_spec("onnxruntime")):
+        return Runtime.ONNXRUNTIME
+    return Runtime.OPENVINO
+
+
 def choose(runtime: Runtime) -> Runtime:
     """Return the runtime that `auto` stands for here; any other as it is.
 
@@ -120,7 +132,7 @@ def choose(runtime: Runtime) -> Runtime:
         BackendError: the runtime asked for is not installed.
     """
     if runtime is Runtime.AUTO:
-        return Runtime.OPENVINO if importlib.util.find_spec("openvino") else Runtime.ONNXRUNTIME
+        return default_runtime()
     if importlib.util.find_spec(runtime.value) is None:
         raise BackendError(f"--runtime {runtime.value}: not installed; run: pip install {runtime.value}")
     return runtime
