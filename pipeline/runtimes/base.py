@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 import queue
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import BackendError
+from pipeline.hardware import is_arm
 
 Output = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
@@ -115,12 +115,8 @@ def installed_runtimes() -> list[Runtime]:
 
 
 def default_runtime() -> Runtime:
-    """Return the installed runtime that computes most of an int8 model in int8: OpenVINO, on ARM ONNX Runtime.
-
-    On ARM, OpenVINO 2026.4 computes the convolutions in float whose results go into an addition, half of a ResNet's.
-    """
-    is_arm = platform.machine().lower() in ("aarch64", "arm64")
-    if importlib.util.find_spec("openvino") is None or (is_arm and importlib.util.find_spec("onnxruntime")):
+    """Return the installed runtime that computes int8 models in int8 here: OpenVINO, on ARM ONNX Runtime."""
+    if importlib.util.find_spec("openvino") is None or (is_arm() and importlib.util.find_spec("onnxruntime")):
         return Runtime.ONNXRUNTIME
     return Runtime.OPENVINO
 

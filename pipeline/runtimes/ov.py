@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BackendError
+from pipeline.hardware import is_arm
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 # With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps
@@ -17,12 +18,11 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
-try:
-    from openvino import opset13 as operators
-except ImportError:  # its place up to 2024.6
-    from openvino.runtime import opset13 as operators
-
-_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+# On ARM its passes for int8 leave what no kernel takes: "Convolution input precision should be single" where a layer
+# reads uint8 pixels; where an input is signed, "object is not initialized" on CPUs without float16, and a float16
+# reference kernel on others. Without them QDQ models are computed in float32, and right: OpenVINO 2024.6 to 2026.4,
+# emulated by benchmarks/emulated.py.
+_IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
 
 
 class OpenVinoBackend:
@@ -78,7 +78,7 @@ def compile_model(
     """
     core = openvino.Core()
     try:
-        network = _read(core, model)
+        network = core.read_model(str(model))
         shape = network.inputs[0].get_partial_shape()
         shape[0] = batch
         network.reshape({network.inputs[0]: shape})
@@ -87,6 +87,7 @@ def compile_model(
             "INFERENCE_NUM_THREADS": placement.threads,
             # Otherwise it computes float parts, and a whole float32 model, in bfloat16 on CPUs that have it.
             "INFERENCE_PRECISION_HINT": "f32",
+            **(_IN_FLOAT if is_arm() else {}),
             **(more or {}),
         }
         return core.compile_model(network, "CPU", settings)
@@ -101,55 +102,9 @@ def save_ir(model: Path, path: Path) -> None:
         BackendError: OpenVINO refuses the model.
     """
     try:
-        openvino.save_model(_read(openvino.Core(), model), str(path), compress_to_fp16=False)
+        openvino.save_model(openvino.Core().read_model(str(model)), str(path), compress_to_fp16=False)
     except RuntimeError as err:
         raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not save it ({_reason(err)})") from None
-
-
-def _read(core: openvino.Core, model: Path) -> openvino.Model:
-    """Return the network of a file, as it can be compiled on any CPU.
-
-    A layer that dequantizes the uint8 input itself is refused on ARM ("Convolution input precision should be single"),
-    and accepted behind a quantizer. On x86 such a quantizer is dropped: same kernels, equal answers, to the bit. In the
-    file it would cost ONNX Runtime two passes over the image, so it is put in here.
-    """
-    network = core.read_model(str(model))
-    raw: set[str] = set()  # nodes that hand on bytes of the input as they are
-    for node in network.get_ordered_ops():
-        if node.get_type_name() == "Parameter":
-            hands_on = node.get_element_type() == openvino.Type.u8
-        else:
-            hands_on = any(value.get_node().get_friendly_name() in raw for value in node.input_values())
-        if hands_on and node.get_type_name() == "Convert":
-            if _dequantizes_for_layer(node):
-                _insert_quantizer(node)
-        elif hands_on:
-            raw.add(node.get_friendly_name())
-    network.validate_nodes_and_infer_types()
-    return network
-
-
-def _dequantizes_for_layer(convert: openvino.Node) -> bool:
-    """Tell whether the values of a Convert are shifted or scaled, and then read by a layer."""
-    readers = _readers(convert)
-    found = False
-    while readers and all(node.get_type_name() in ("Subtract", "Multiply") for node in readers):
-        readers = [reader for node in readers for reader in _readers(node)]
-        found = any(node.get_type_name() in _LAYERS for node in readers)
-    return found
-
-
-def _readers(node: openvino.Node) -> list[openvino.Node]:
-    return [target.get_node() for target in node.output(0).get_target_inputs()]
-
-
-def _insert_quantizer(convert: openvino.Node) -> None:
-    """Let the readers of a Convert from uint8 read it through a quantizer of scale 1 and zero point 0."""
-    targets = convert.output(0).get_target_inputs()
-    lowest, highest = (operators.constant(np.float32(value)) for value in (0, 255))
-    quantizer = operators.fake_quantize(convert.output(0), lowest, highest, lowest, highest, 256)
-    for target in targets:
-        target.replace_source_output(quantizer.output(0))
 
 
 def _reason(err: Exception) -> str:

@@ -195,7 +195,7 @@ def test_default_runtime_is_the_one_with_most_int8_kernels_for_the_cpu(
 ) -> None:
     finder = SimpleNamespace(find_spec=lambda name: name if name in installed else None)
     monkeypatch.setattr(base, "importlib", SimpleNamespace(util=finder))
-    monkeypatch.setattr(base, "platform", SimpleNamespace(machine=lambda: machine))
+    monkeypatch.setattr("platform.machine", lambda: machine)
     assert default_runtime() is expected
     assert choose(Runtime.AUTO) is expected
 
