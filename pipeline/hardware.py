@@ -64,6 +64,10 @@ def instruction_sets() -> list[str]:
     return [name for flag, name in _INT8_FLAGS.items() if flag in flags]
 
 
+def is_arm() -> bool:
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
 def saturates() -> bool:
     """Tell whether int8 kernels of this CPU sum products by two in 16 bits: an x86 CPU without VNNI and AMX.
 

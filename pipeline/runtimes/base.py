@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import BackendError
+from pipeline.hardware import is_arm
 
 Output = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
@@ -23,7 +24,7 @@ Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
-    AUTO = "auto"  # OpenVINO where it imports, else ONNX Runtime
+    AUTO = "auto"  # what `default_runtime` returns
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 
@@ -113,6 +114,13 @@ def installed_runtimes() -> list[Runtime]:
     return [runtime for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME) if importlib.util.find_spec(runtime.value)]
 
 
+def default_runtime() -> Runtime:
+    """Return the installed runtime that computes int8 models in int8 here: OpenVINO, on ARM ONNX Runtime."""
+    if importlib.util.find_spec("openvino") is None or (is_arm() and importlib.util.find_spec("onnxruntime")):
+        return Runtime.ONNXRUNTIME
+    return Runtime.OPENVINO
+
+
 def choose(runtime: Runtime) -> Runtime:
     """Return the runtime that `auto` stands for here; any other as it is.
 
@@ -120,7 +128,7 @@ def choose(runtime: Runtime) -> Runtime:
         BackendError: the runtime asked for is not installed.
     """
     if runtime is Runtime.AUTO:
-        return Runtime.OPENVINO if importlib.util.find_spec("openvino") else Runtime.ONNXRUNTIME
+        return default_runtime()
     if importlib.util.find_spec(runtime.value) is None:
         raise BackendError(f"--runtime {runtime.value}: not installed; run: pip install {runtime.value}")
     return runtime
