@@ -14,6 +14,7 @@ from pipeline.models.onnx_graphs import (
     add_constant,
     constants_of,
     integer,
+    integers,
     integers_tensor,
     remove_attributes,
     remove_unused,
@@ -53,6 +54,9 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
                     remove_attributes(node, "allowzero")
                     node.input[1] = integers_tensor(model.graph, names, f"{node.output[0]}_shape", freed)
                     changed = True
+            elif node.op_type == "Resize" and _free_resize(model.graph, names, node, constants, size):
+                done.add(node.output[0])
+                changed = True
             elif node.op_type == "Expand" and node.input[1] in constants:
                 changed |= _free_expand(model.graph, names, node, shapes, constants, size)
             elif node.op_type == "Concat" and _free_concat(model.graph, names, node, shapes, constants, size):
@@ -159,15 +163,45 @@ def _is_batched(shape: Shape) -> bool:
 
 def _repeat(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, like: str, values: np.ndarray) -> str:
     """Add nodes before `node` that repeat `values`, [1, ...], along the batch of the tensor `like`; name the result."""
-    images, shape, repeated = (names.free(f"{node.output[0]}_{what}") for what in ("batch", "repeats", "repeated"))
-    rest = integers_tensor(graph, names, f"{shape}_rest", values.shape[1:])
+    repeated = names.free(f"{node.output[0]}_repeated")
+    shape = _shape_with_batch(graph, names, node, like, values.shape[1:])
     one = add_constant(graph, names, f"{repeated}_one", values)
-    added = [
-        helper.make_node("Shape", [like], [images], names.free(f"{node.name}_batch"), start=0, end=1),
-        helper.make_node("Concat", [images, rest], [shape], names.free(f"{node.name}_repeats"), axis=0),
-        helper.make_node("Expand", [one, shape], [repeated], names.free(f"{node.name}_repeat")),
-    ]
-    place = next(index for index, each in enumerate(graph.node) if each.output[:] == node.output[:])
-    for offset, each in enumerate(added):
-        graph.node.insert(place + offset, each)
+    _insert_before(graph, node, helper.make_node("Expand", [one, shape], [repeated], names.free(f"{node.name}_repeat")))
     return repeated
+
+
+def _free_resize(
+    graph: onnx.GraphProto,
+    names: Names,
+    node: onnx.NodeProto,
+    constants: dict[str, onnx.TensorProto],
+    batch: int,
+) -> bool:
+    """Take the batch of a Resize to a constant size [N, C, H, W] from what it reads."""
+    if len(node.input) < 4 or node.input[3] not in constants or integers(node, "axes") is not None:
+        return False
+    sizes = numpy_helper.to_array(constants[node.input[3]]).tolist()
+    if sizes[0] != batch:
+        return False
+    node.input[3] = _shape_with_batch(graph, names, node, node.input[0], sizes[1:])
+    return True
+
+
+def _shape_with_batch(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, like: str, rest: Sequence[int]
+) -> str:
+    """Add nodes before `node` that make the shape [batch of the tensor `like`, *rest]; name it."""
+    batch, shape = (names.free(f"{node.output[0]}_{what}") for what in ("batch", "shape"))
+    others = integers_tensor(graph, names, f"{shape}_rest", rest)
+    added = [
+        helper.make_node("Shape", [like], [batch], names.free(f"{node.name}_batch"), start=0, end=1),
+        helper.make_node("Concat", [batch, others], [shape], names.free(f"{node.name}_shape"), axis=0),
+    ]
+    for each in added:
+        _insert_before(graph, node, each)
+    return shape
+
+
+def _insert_before(graph: onnx.GraphProto, node: onnx.NodeProto, added: onnx.NodeProto) -> None:
+    place = next(index for index, each in enumerate(graph.node) if each.output[:] == node.output[:])
+    graph.node.insert(place, added)

@@ -100,6 +100,11 @@ def _tidy(model: onnx.ModelProto) -> None:
     constants.update(tensor.values.name for tensor in model.graph.sparse_initializer)
     for value in [value for value in model.graph.input if value.name in constants]:
         model.graph.input.remove(value)  # defaults, as IR version 3 had to list them; nothing sets them
+    del model.graph.value_info[:]  # inferred anew where it is needed
+    for value in (*model.graph.input, *model.graph.output):  # runtimes ask for neither
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
+            value.type.tensor_type.shape.SetInParent()
     model.ir_version = min(max(model.ir_version, _LEAST_IR), _LARGEST_IR)
     for graph in graphs_of(model.graph):
         for node in graph.node:

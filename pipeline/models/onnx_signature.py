@@ -71,8 +71,8 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         )
     if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
         raise DataError(
-            f"{path}: input {value.name!r} is {_shown(value)}: an axis of size 0 holds no image, and ONNX Runtime takes "
-            "none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
+            f"{path}: input {value.name!r} is {_shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
+            "takes none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
         )
     dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
     if shape.dim and len(dims) != 4:
