@@ -61,6 +61,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     onnx_batch.free_batch(model, batch)
     onnx_forms.fold_pads(model)
     onnx_forms.simplify_gemms(model)
+    onnx_forms.drop_last_casts(model)
     _finish_output(model, chw, path)
     onnx_forms.name_nodes(model)
     return model

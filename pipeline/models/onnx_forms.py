@@ -17,6 +17,7 @@ from pipeline.models.onnx_graphs import (
     graphs_of,
     integer,
     integers,
+    kinds_of,
     number,
     remove_attributes,
     remove_unused,
@@ -58,6 +59,24 @@ def _tensor_to_float32(tensor: onnx.TensorProto) -> bool:
     finite = np.where(np.isinf(values), values, np.clip(values, -_LARGEST, _LARGEST))
     tensor.CopyFrom(numpy_helper.from_array(finite.astype(np.float32), tensor.name))
     return True
+
+
+def drop_last_casts(model: onnx.ModelProto) -> None:
+    """Remove what ends the model in the same values again: Identity, and Cast to the type that they have; in place."""
+    graph, kinds = model.graph, kinds_of(model)
+    output = graph.output[0].name
+    while True:
+        made = {name: node for node in graph.node for name in node.output}
+        last = made.get(output)
+        source = made.get(last.input[0]) if last is not None and last.op_type in ("Cast", "Identity") else None
+        if last is None or source is None:
+            return
+        name, before = last.input[0], kinds.get(last.input[0])
+        read = sum(name in node.input for node in graph.node)
+        if read > 1 or (last.op_type == "Cast" and integer(last, "to", 0) != before):
+            return
+        graph.node.remove(last)
+        source.output[:] = [output if each == name else each for each in source.output]
 
 
 def check_inference(model: onnx.ModelProto, path: Path) -> None:

@@ -183,15 +183,24 @@ def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelPr
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:
     """Return what shape inference knows: a list of sizes, names of free axes, or None, for each tensor with a rank."""
+    return {
+        value.name: [_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        for value in _inferred(model)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def kinds_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type of each tensor, as far as shape inference knows it."""
+    return {value.name: int(value.type.tensor_type.elem_type) for value in _inferred(model)}
+
+
+def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     try:
         light = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
     except (RuntimeError, ValueError):  # an inference that fails knows nothing
-        return {}
-    found: dict[str, list[int | str | None]] = {}
-    for value in (*light.graph.input, *light.graph.value_info, *light.graph.output):
-        if value.type.tensor_type.HasField("shape"):
-            found[value.name] = [_dim(dim) for dim in value.type.tensor_type.shape.dim]
-    return found
+        return []
+    return [*light.graph.input, *light.graph.value_info, *light.graph.output]
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:

@@ -38,8 +38,13 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         DataError: an operator has no equal in opset 17; it is named.
     """
     if version_of(model) < _OLDEST:
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+        free = str(batch.dim_param)
         try:
+            batch.dim_value = 1  # the converter wants sizes, not names
             model = version_converter.convert_version(model, _OLDEST)
+            model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = free
+            del model.graph.value_info[:]
         except (RuntimeError, ValueError) as err:
             reason = str(err).strip().partition("\n")[0]
             raise DataError(

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, defs, helper, numpy_helper
+from onnx import TensorProto, defs, helper
+from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Float32, flat, load_and_compare, node, save
 
 from pipeline.errors import DataError
 from pipeline.models import onnx_classifier, onnx_upgrades
 from pipeline.models.onnx_raw import RawFile
 
-Float32 = npt.NDArray[np.float32]
-RNG = np.random.default_rng(5)
-IMAGES = RNG.normal(size=(3, 3, 8, 8)).astype(np.float32)
-CHW = (3, 8, 8)
-WEIGHT = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32)
 PER_CHANNEL = {name: RNG.uniform(0.5, 2, 3).astype(np.float32) for name in ("scale", "offset", "mean", "variance")}
 PER_POSITION = {name: RNG.uniform(0.5, 2, (3, 8, 8)).astype(np.float32) for name in PER_CHANNEL}
-
-
-def save(
-    path: Path,
-    nodes: Sequence[onnx.NodeProto],
-    opset: int,
-    constants: dict[str, npt.NDArray[np.generic]] | None = None,
-    ir: int | None = None,
-) -> Path:
-    """Save a graph from x, float32 [N, 3, 8, 8], to y; with the file version of that time."""
-    graph = helper.make_graph(
-        list(nodes),
-        "operators",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
-    )
-    ir = ir or (3 if opset < 9 else 6 if opset < 13 else 8 if opset < 19 else 10)
-    if ir == 3:
-        graph.input.extend(
-            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            for tensor in graph.initializer
-        )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
-    onnx.save(model, path)
-    return path
-
-
-def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, inputs.split(), output.split(), name=f"{kind}_{output}", **attributes)
-
-
-def flat(*nodes: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return nodes from x to a, then all of a flattened: nothing is averaged away."""
-    return [*nodes, node("Flatten", "a", "y")]
 
 
 Case = tuple[str, range, list[onnx.NodeProto], dict[str, npt.NDArray[np.generic]]]
@@ -220,13 +179,7 @@ def test_load_keeps_what_an_operator_means_when_its_opset_changes(
     tmp_path: Path, opset: int, nodes: list[onnx.NodeProto], constants: dict[str, npt.NDArray[np.generic]]
 ) -> None:
     path = save(tmp_path / "m.onnx", nodes, opset, constants)
-    file = RawFile(path, None)
-    assert file.runner == "ONNX Runtime"
-    model = onnx_classifier.load(path, CHW)
-    onnx.checker.check_model(model, full_check=True)
-    # Alone and in a batch: a size of 1 in a constant shape is the batch that the file was exported with.
-    expected = np.concatenate([file.answers(image[None]) for image in IMAGES])
-    np.testing.assert_allclose(onnx_classifier.run(model, IMAGES), expected, rtol=1e-5, atol=1e-5)
+    model = load_and_compare(path)
     assert model.opset_import[0].version == max(17, min(opset, 21))
 
 
