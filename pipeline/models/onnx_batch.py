@@ -50,7 +50,10 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
                 done.add(node.output[0])
                 values = numpy_helper.to_array(constants[node.input[1]]).tolist()
                 freed = _freed(node, source, values, at_batch, size)
-                if freed != values:
+                if freed != values and 0 in values and integer(node, "allowzero", 0):  # no elements: -1 has no meaning
+                    node.input[1] = _shape_with_batch(model.graph, names, node, node.input[0], values[1:])
+                    changed = True
+                elif freed != values:
                     remove_attributes(node, "allowzero")
                     node.input[1] = integers_tensor(model.graph, names, f"{node.output[0]}_shape", freed)
                     changed = True

@@ -55,7 +55,7 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if version >= OPSET:
         return model
     shapes, names = shapes_of(model), Names(model)
-    for graph in list(graphs_of(model.graph)):
+    for graph in reversed(list(graphs_of(model.graph))):  # inner ones first: outer nodes are copied
         try:
             onnx_upgrades.upgrade(graph, version, shapes, names)
         except onnx_upgrades.NoEqualError as err:
