@@ -21,17 +21,18 @@ Float32 = npt.NDArray[np.float32]
 class Tolerance:
     """Largest difference, as a share of the largest output: up to `good` rounding, beyond `wrong` another function.
 
-    Measured as the largest difference between a file and its float32 model over the tests' operators, tiny networks,
-    ResNets of 18 to 101 layers and a ViT: 1e-7 to 3e-5, with outputs of up to 20. Another sampling point of one
-    Resize, or another axis of one softmax: 5e-2 and more.
+    Measured on files of opset 9 to 13 and in torch, against their float32 models: at most 1.4e-6, on ResNets of 18 to 50
+    layers with trained weights (16 images), of 152 and 200 layers and an iResNet of 200 with random ones (4 images).
+    A linear Upsample that samples at other points: 0.17 (one of a small network).
     """
 
     good: float
     wrong: float
 
 
-SINGLE = Tolerance(good=1e-3, wrong=2e-2)
-# A file that computes in half precision rounds each activation to 1/2048 of it, and its float32 model does not.
+SINGLE = Tolerance(good=1e-4, wrong=2e-2)
+# A file that computes in half precision rounds each activation to 1/2048 of it, and its float32 model does not: 3.6e-4
+# in a network of three layers.
 HALF = Tolerance(good=2e-2, wrong=1e-1)
 
 
@@ -80,16 +81,13 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def check_given(
-    path: Path, output: str | None, model: onnx.ModelProto, images_nchw: Float32, cut: int | None = None
-) -> Given:
+def check_given(path: Path, output: str | None, model: onnx.ModelProto, images_nchw: Float32) -> Given:
     """Compare the float32 model with the file that it was made of.
 
     Args:
         output: name of the file's output with the scores; None where there is one.
         model: what `onnx_classifier.load` made of it.
         images_nchw: float32 [N, C, H, W], prepared images.
-        cut: index of the class, 0 or -1, that was cut off the model.
 
     Raises:
         DataError: the model computes another function; the operator that changed is named where it is found.
@@ -103,8 +101,6 @@ def check_given(
         return Given("file", 0, 0, None, 0.0, 0.0, "suspicious", cause)
     found = run_in_chunks(model, images)
     tolerance = HALF if file.is_half else SINGLE
-    if cut is not None:
-        expected = _without_class(expected, cut, found)
     if expected.shape != found.shape:
         raise DataError(
             f"{path}: the file gives {expected.shape[1]} scores an image as it is, and the model made of it "
@@ -123,13 +119,3 @@ def check_given(
         raise DataError(f"{path}: the float32 model made of it {what}; export it again with opset 17, and report this")
     cause = f"the float32 model {what}, which is more than rounding; compare with an export of opset 17"
     return Given(**{**asdict(given), "cause": cause})
-
-
-def _without_class(expected: Float32, cut: int, found: Float32) -> Float32:
-    """Return the file's scores without one class; probabilities add up to 1 again, as those of the model do."""
-    kept = expected[:, 1:] if cut == 0 else expected[:, :-1]
-    if (expected >= 0).all() and np.allclose(expected.sum(axis=1), 1, atol=1e-2):
-        kept = kept / kept.sum(axis=1, keepdims=True)
-    elif (expected <= 0).all() and np.allclose(np.exp(expected).sum(axis=1), 1, atol=1e-2):
-        kept = kept - np.log(np.exp(kept).sum(axis=1, keepdims=True))
-    return kept

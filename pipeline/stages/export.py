@@ -187,13 +187,12 @@ def _from_file(
     assert path is not None, "checked by BuildConfig.check_inputs"
     model = onnx_classifier.load(path, frontend.chw, frontend.output)
     found = onnx_classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
-    cut = None
+    given = check_given(path, frontend.output, model, images_nchw)
     if frontend.background is not None:
-        cut = 0 if frontend.background is BackgroundClass.FIRST else -1
-        onnx_classifier.cut_class(model, cut, found)
+        onnx_classifier.cut_class(model, 0 if frontend.background is BackgroundClass.FIRST else -1, found)
         found = onnx_classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     _check_classes(path, found, num_classes, wanted_by)
-    return Exported(model, found, check_given(path, frontend.output, model, images_nchw, cut))
+    return Exported(model, found, given)
 
 
 def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | None) -> None:
