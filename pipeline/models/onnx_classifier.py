@@ -16,7 +16,15 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
-from pipeline.models import onnx_batch, onnx_branches, onnx_files, onnx_forms, onnx_opsets, onnx_signature
+from pipeline.models import (
+    onnx_batch,
+    onnx_branches,
+    onnx_files,
+    onnx_forms,
+    onnx_opsets,
+    onnx_pads,
+    onnx_signature,
+)
 from pipeline.models.onnx_files import check, files
 from pipeline.models.onnx_forms import cut_class
 from pipeline.models.onnx_opsets import OPSET
@@ -59,7 +67,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
     onnx_signature.declare_shapes(model, chw)
     onnx_batch.free_batch(model, batch)
-    onnx_forms.fold_pads(model)
+    onnx_pads.fold_pads(model)
     onnx_forms.simplify_gemms(model)
     onnx_forms.drop_last_casts(model)
     _finish_output(model, chw, path)

@@ -16,20 +16,16 @@ from pipeline.models.onnx_graphs import (
     constants_of,
     graphs_of,
     integer,
-    integers,
     kinds_of,
     number,
     remove_attributes,
     remove_unused,
     rename,
     shapes_of,
-    text,
 )
 
 _OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _LARGEST = float(np.finfo(np.float32).max)
-# A fill at or below this stands for "no value": converters write -inf, the least float32 or float16, -1e9, ...
-_NO_VALUE = -1e4
 
 
 def to_float32(model: onnx.ModelProto) -> bool:
@@ -143,89 +139,6 @@ def _flatten_bias(
     values = numpy_helper.to_array(bias)
     row = np.broadcast_to(values.reshape(-1) if values.ndim else values, (columns,))
     node.input[2] = add_constant(graph, names, f"{node.input[2]}_row", row)
-
-
-def fold_pads(model: onnx.ModelProto) -> None:
-    """Let MaxPools do the padding of a Pad before them, where its fill can never be the largest of a window; in place.
-
-    Such a fill is no value of the network: to measure a range by it would leave one step for all others.
-    """
-    graph, constants = model.graph, constants_of(model.graph)
-    pads = {node.output[0]: node for node in graph.node if node.op_type == "Pad"}
-    positive = {node.output[0] for node in graph.node if node.op_type == "Relu"}
-    shapes = shapes_of(model) if pads else {}
-    for node in graph.node:
-        if node.op_type != "MaxPool" or node.input[0] not in pads:
-            continue
-        pad = pads[node.input[0]]
-        fill = _fill(pad, constants)
-        if fill is None or not (fill <= _NO_VALUE or (pad.input[0] in positive and fill <= 0)):
-            continue
-        added = _spatial_pads(pad, constants, len(shapes.get(pad.input[0], [])))
-        own = _own_pads(node, shapes)
-        if added is None or own is None:
-            continue
-        kernel, dilations = integers(node, "kernel_shape") or [], integers(node, "dilations")
-        reach = [size * step for size, step in zip(kernel, dilations or [1] * len(kernel), strict=True)] * 2
-        together = [mine + more for mine, more in zip(own, added, strict=True)]
-        if len(reach) != len(together) or any(size >= limit for size, limit in zip(together, reach, strict=True)):
-            continue  # a window of nothing but padding
-        remove_attributes(node, "pads", "auto_pad")
-        node.attribute.append(helper.make_attribute("pads", together))
-        node.input[0] = pad.input[0]
-    remove_unused(graph)
-
-
-def _fill(pad: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float | None:
-    """Return what a Pad fills with, None where that is not one constant."""
-    if text(pad, "mode", "constant") != "constant":
-        return None
-    if len(pad.input) < 3 or not pad.input[2]:
-        return 0.0
-    value = constants.get(pad.input[2])
-    return None if value is None else float(numpy_helper.to_array(value).reshape(-1)[0])
-
-
-def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, TensorProto], rank: int) -> list[int] | None:
-    """Return begins and ends of a Pad's spatial axes, as a pool has them; None where it does anything else."""
-    if pad.input[1] not in constants or rank < 3:
-        return None
-    values = numpy_helper.to_array(constants[pad.input[1]]).tolist()
-    axes = list(range(rank))
-    if len(pad.input) > 3 and pad.input[3]:
-        if pad.input[3] not in constants:
-            return None
-        axes = [axis % rank for axis in numpy_helper.to_array(constants[pad.input[3]]).tolist()]
-    begins, ends = [0] * rank, [0] * rank
-    for axis, begin, end in zip(axes, values[: len(axes)], values[len(axes) :], strict=True):
-        begins[axis], ends[axis] = begin, end
-    if any(begins[:2] + ends[:2]) or min(begins + ends) < 0:
-        return None
-    return begins[2:] + ends[2:]
-
-
-def _own_pads(pool: onnx.NodeProto, shapes: Mapping[str, list[int | str | None]]) -> list[int] | None:
-    """Return the pads of a pool as numbers, None where they cannot be told or another rule than theirs holds."""
-    kernel = integers(pool, "kernel_shape") or []
-    strides = integers(pool, "strides") or [1] * len(kernel)
-    automatic = text(pool, "auto_pad", "NOTSET")
-    if integer(pool, "ceil_mode", 0) or len(pool.output) > 1:
-        return None
-    if automatic in ("NOTSET", ""):
-        return integers(pool, "pads") or [0] * 2 * len(kernel)
-    if automatic == "VALID":
-        return [0] * 2 * len(kernel)
-    sizes = shapes.get(pool.input[0], [])[2:]
-    if any(step != 1 for step in integers(pool, "dilations") or []) or len(sizes) != len(kernel):
-        return None
-    halves: list[tuple[int, int]] = []
-    for size, length, stride in zip(sizes, kernel, strides, strict=True):
-        if not isinstance(size, int):
-            return None
-        total = max((-(-size // stride) - 1) * stride + length - size, 0)
-        less, more = total // 2, total - total // 2
-        halves.append((less, more) if automatic == "SAME_UPPER" else (more, less))
-    return [begin for begin, _ in halves] + [end for _, end in halves]
 
 
 def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:

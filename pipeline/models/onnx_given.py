@@ -21,8 +21,8 @@ Float32 = npt.NDArray[np.float32]
 class Tolerance:
     """Largest difference, as a share of the largest output: up to `good` rounding, beyond `wrong` another function.
 
-    Measured on files of opset 9 to 13 and in torch, against their float32 models: at most 1.4e-6, on ResNets of 18 to 50
-    layers with trained weights (16 images), of 152 and 200 layers and an iResNet of 200 with random ones (4 images).
+    Measured on files of opset 9 to 13 and in torch, against their float32 models: at most 1.4e-6, on ResNets of 18, 50
+    layers with trained weights (16 images), of 152, 200 layers and an iResNet of 200 with random ones (4 images).
     A linear Upsample that samples at other points: 0.17 (one of a small network).
     """
 

@@ -33,10 +33,9 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
     if output is not None and output not in outputs:
         raise DataError(f"{path}: frontend.output: no output {output!r}; the model has {listed}")
     if output is None and len(outputs) != 1:
-        first = next(iter(outputs), "")
         raise DataError(
             f"{path}: {len(outputs)} outputs ({listed}); name the one with the scores of the classes, as in "
-            f"--set frontend.output={first}"
+            f"--set frontend.output={_likely_scores(outputs)}"
         )
     chosen = onnx.ValueInfoProto()
     chosen.CopyFrom(outputs[output or next(iter(outputs))])
@@ -51,6 +50,13 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
     model.graph.output.append(chosen)
     if any(chosen.name in node.output for node in model.graph.node):
         remove_unused(model.graph)
+
+
+def _likely_scores(outputs: dict[str, onnx.ValueInfoProto]) -> str:
+    """Return the output to give as an example: one of a classifier's usual names, else the last [N, classes]."""
+    flat = [name for name, value in outputs.items() if len(value.type.tensor_type.shape.dim) in (0, 2)] or list(outputs)
+    named = [name for name in flat if any(word in name.lower() for word in ("logit", "prob", "score", "class"))]
+    return next(iter(named), flat[-1] if flat else "")
 
 
 def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:
