@@ -35,7 +35,7 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
     if output is None and len(outputs) != 1:
         raise DataError(
             f"{path}: {len(outputs)} outputs ({listed}); name the one with the scores of the classes, as in "
-            f"--set frontend.output={_likely_scores(outputs)}"
+            f"--set frontend.output={_likely_scores(model.graph)}"
         )
     chosen = onnx.ValueInfoProto()
     chosen.CopyFrom(outputs[output or next(iter(outputs))])
@@ -52,11 +52,12 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
         remove_unused(model.graph)
 
 
-def _likely_scores(outputs: dict[str, onnx.ValueInfoProto]) -> str:
-    """Return the output to give as an example: one of a classifier's usual names, else the last [N, classes]."""
-    flat = [name for name, value in outputs.items() if len(value.type.tensor_type.shape.dim) in (0, 2)] or list(outputs)
-    named = [name for name in flat if any(word in name.lower() for word in ("logit", "prob", "score", "class"))]
-    return next(iter(named), flat[-1] if flat else "")
+def _likely_scores(graph: onnx.GraphProto) -> str:
+    """Return the output to give as an example: of those that may be [N, classes] the last that no operator reads."""
+    read = {name for node in graph.node for name in node.input}
+    flat = [value for value in graph.output if len(value.type.tensor_type.shape.dim) in (0, 2)] or list(graph.output)
+    ends = [value for value in flat if value.name not in read] or flat
+    return str(ends[-1].name) if ends else ""
 
 
 def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:

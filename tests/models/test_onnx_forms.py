@@ -98,7 +98,7 @@ ATTRIBUTES: list[dict[str, Any]] = [
     {"auto_pad": "SAME_LOWER", "kernel_shape": [2, 4], "strides": [1, 3]},
     {"ceil_mode": 1},
     {"ceil_mode": 1, "strides": [3, 1], "pads": [1, 1, 0, 0]},
-    {"ceil_mode": 1, "kernel_shape": [3, 2], "strides": [4, 2]},
+    {"ceil_mode": 1, "kernel_shape": [3, 4], "strides": [2, 2]},
     {"dilations": [2, 1], "strides": [1, 2]},
 ]
 
