@@ -10,11 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import defs, version_converter
+from onnx import defs, numpy_helper, version_converter
 
 from pipeline.errors import DataError
 from pipeline.models import onnx_upgrades
-from pipeline.models.onnx_graphs import Names, graphs_of, remove_attributes, shapes_of
+from pipeline.models.onnx_graphs import (
+    Names,
+    add_constant,
+    constants_of,
+    graphs_of,
+    integer,
+    remove_attributes,
+    shapes_of,
+)
 
 OPSET = 17
 # Later ones are lowered to 21, or to the first after it that has the operators: runtimes of recent years have that.
@@ -40,9 +48,10 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if version_of(model) < _OLDEST:
         batch = model.graph.input[0].type.tensor_type.shape.dim[0]
         free = str(batch.dim_param)
+        _align_operands(model)
         try:
-            batch.dim_value = 1  # the converter wants sizes, not names
-            model = version_converter.convert_version(model, _OLDEST)
+            batch.dim_value = 1  # the converter wants sizes, not names, and of every tensor that is broadcast
+            model = version_converter.convert_version(onnx.shape_inference.infer_shapes(model), _OLDEST)
             model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = free
             del model.graph.value_info[:]
         except (RuntimeError, ValueError) as err:
@@ -64,6 +73,21 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             ) from None
     _declare(model, OPSET)
     return model
+
+
+def _align_operands(model: onnx.ModelProto) -> None:
+    """Give constants that opset 6 broadcasts from `axis` on the axes of size 1 that opset 7 wants, in place.
+
+    The version converter leaves them out where the constant is an initializer.
+    """
+    shapes, names, constants = shapes_of(model), Names(model), constants_of(model.graph)
+    for node in model.graph.node:
+        shape, axis = shapes.get(node.input[0], []) if node.input else [], integer(node, "axis", -1)
+        if integer(node, "broadcast", 0) and axis >= 0 and shape and node.input[1] in constants:
+            values = numpy_helper.to_array(constants[node.input[1]])
+            aligned = values.reshape([*values.shape, *[1] * (len(shape) - axis - values.ndim)])
+            node.input[1] = add_constant(model.graph, names, f"{node.input[1]}_aligned", aligned)
+            remove_attributes(node, "broadcast", "axis")
 
 
 def lower(model: onnx.ModelProto, path: Path) -> None:

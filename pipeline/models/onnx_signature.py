@@ -126,9 +126,8 @@ def declare_classes(model: onnx.ModelProto, classes: int) -> None:
     shape.dim.add().dim_value = classes
 
 
-def describe_input(path: Path) -> tuple[str, int | None, int | None] | None:
-    """Return name, height and width of a file's one image input, None where it has no such; None is a free axis."""
-    model = onnx.load(path, load_external_data=False)
+def describe_input(model: onnx.ModelProto) -> tuple[int | None, int | None] | None:
+    """Return height and width of a file's one image input, None where it has no such; a None in it is a free axis."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
@@ -136,7 +135,7 @@ def describe_input(path: Path) -> tuple[str, int | None, int | None] | None:
     shape = inputs[0].type.tensor_type.shape
     dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
     last = has_channels_last(model.graph, inputs[0].name, dims)
-    return (inputs[0].name, *((dims[1], dims[2]) if last else (dims[2], dims[3])))
+    return (dims[1], dims[2]) if last else (dims[2], dims[3])
 
 
 def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:

@@ -276,3 +276,14 @@ def test_load_takes_a_file_version_later_than_known(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         onnx_classifier.run(onnx_classifier.load(path, CHW), IMAGES), IMAGES.reshape(len(IMAGES), -1)
     )
+
+
+@pytest.mark.parametrize("opset", [1, 3, 6])
+def test_load_takes_what_opsets_before_7_broadcast_from_an_axis(tmp_path: Path, opset: int) -> None:
+    bias = np.arange(4, dtype=np.float32)
+    old = flat(node("Conv", "x w", "c"), node("Add", "c b", "a", broadcast=1, axis=1))
+    now = flat(node("Conv", "x w", "c"), node("Add", "c b", "a"))
+    path = save(tmp_path / "old.onnx", old, opset, {"w": WEIGHT, "b": bias})
+    same = save(tmp_path / "now.onnx", now, 13, {"w": WEIGHT, "b": bias[:, None, None]})
+    found = onnx_classifier.run(onnx_classifier.load(path, CHW), IMAGES)
+    np.testing.assert_allclose(found, RawFile(same, None).answers(IMAGES), atol=1e-5)

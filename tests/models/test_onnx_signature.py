@@ -166,14 +166,14 @@ def test_load_refuses_an_answer_instead_of_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dims", "found"),
     [
-        (("N", 3, 8, 9), ("x", 8, 9)),
-        (("N", 3, -1, "w"), ("x", None, None)),
-        (("N", 8, 9, 3), ("x", 8, 9)),
+        (("N", 3, 8, 9), (8, 9)),
+        (("N", 3, -1, "w"), (None, None)),
+        (("N", 8, 9, 3), (8, 9)),
         (("N", 3), None),
     ],
 )
 def test_describe_input_gives_height_and_width(
-    tmp_path: Path, dims: Dims, found: tuple[str, int | None, int | None] | None
+    tmp_path: Path, dims: Dims, found: tuple[int | None, int | None] | None
 ) -> None:
     path = save(tmp_path / "m.onnx", CONV, 8, {"w": WEIGHT}, dims=dims)
-    assert onnx_signature.describe_input(path) == found
+    assert onnx_signature.describe_input(onnx.load(path)) == found
