@@ -14,8 +14,9 @@ from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.errors import DataError
 from pipeline.package import CALIBRATION, THRESHOLDS, Package
 from pipeline.progress import progress_bar
+from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
-from pipeline.sensitivity import Cost, Kind, Sensitivity, work_of_layers
+from pipeline.sensitivity import Cost, Kind, Sensitivity
 
 IMAGES = 16
 

@@ -183,6 +183,7 @@ def _read_frontend(section: Section) -> FrontendConfig:
         type=kind,
         model=model,
         checkpoint=section.path("checkpoint", None),
+        checkpoint_key=section.text("checkpoint_key", None),
         input_name=input_name,
         shape=shape,
         dtype=section.choice("dtype", (Precision.FP32, Precision.FP16), Precision.FP32),

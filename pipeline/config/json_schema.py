@@ -117,8 +117,9 @@ def _frontend() -> Schema:
         type={**_values(Frontend), "description": "the library of the network, or onnx"},
         model=_nullable(_text("the network's name, as `models` lists it")),
         checkpoint=_path(
-            ".pth .pt .safetensors .pdparams .onnx, auto: the published one, null: the sample (--weights)"
+            "PyTorch, safetensors, PaddlePaddle or ONNX file, auto: the published one, null: the sample (--weights)"
         ),
+        checkpoint_key=_nullable(_text("which weights of the checkpoint; null: the averaged (EMA), or all there are")),
         shape=shape,
         dtype=_choice((Precision.FP32, Precision.FP16), "of the checkpoint; without effect", Precision.FP32),
         num_classes=_nullable({"type": "integer", "minimum": 1, "description": "null: as the model says"}),
@@ -172,7 +173,7 @@ def _dataset() -> Schema:
         vdsp_params=_nullable(_text("preprocessing as a vdsp_params file; must agree with process_ops")),
         sampler=_section(
             "which images",
-            suffix=_text("of the image files; JPEG takes .jpg and .jpeg", default=SamplerConfig.suffix),
+            suffix=_text("of the image files; JPEG takes .jpg and .jpeg, any every kind", default=SamplerConfig.suffix),
             get_data_num={
                 "type": "integer",
                 "minimum": 1,

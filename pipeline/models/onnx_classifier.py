@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
 from pipeline.models import (
+    clips,
     onnx_batch,
     onnx_branches,
     onnx_files,
@@ -24,6 +25,7 @@ from pipeline.models import (
     onnx_opsets,
     onnx_pads,
     onnx_signature,
+    pooling,
 )
 from pipeline.models.onnx_files import check, files
 from pipeline.models.onnx_forms import cut_class
@@ -64,9 +66,12 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     onnx_forms.to_float32(model)
     onnx_branches.inline_branches(model, path)
     model = _fold(model, path)
+    onnx_forms.name_nodes(model)
     # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
     onnx_signature.declare_shapes(model, chw)
     onnx_batch.free_batch(model, batch)
+    pooling.use_global_pooling(model)
+    clips.use_clips(model)
     onnx_pads.fold_pads(model)
     onnx_forms.simplify_gemms(model)
     onnx_forms.drop_last_casts(model)

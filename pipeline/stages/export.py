@@ -28,6 +28,7 @@ from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import downloads, onnx_classifier, zoo
+from pipeline.models.file_kinds import FileKind, kind_of, why_not_weights
 from pipeline.models.onnx_given import Given, check_given, compare
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL
 
@@ -43,6 +44,7 @@ def identity(cfg: BuildConfig) -> object:
     frontend = with_weights(cfg.frontend)
     weights = _digests(frontend) if frontend.checkpoint else "sample"
     network = [frontend.type.value, frontend.model, frontend.num_classes, list(frontend.chw), frontend.input_name]
+    network += [frontend.checkpoint_key] if frontend.checkpoint_key else []
     scores = [frontend.output, frontend.background and frontend.background.value]
     return [network, scores, weights, cfg.graph.extra_op is not None, to_vdsp_dict(cfg.preprocess)]
 
@@ -72,7 +74,7 @@ def check(frontend: FrontendConfig) -> None:
     row = zoo.find_model(frontend.type.value, frontend.model or "")
     if frontend.checkpoint == AUTO:
         downloads.check(row, "frontend.checkpoint")
-    elif frontend.checkpoint is not None and frontend.checkpoint.suffix == ".onnx":
+    elif _kind_of(frontend.checkpoint) is FileKind.ONNX:
         raise ConfigError(
             f"frontend.checkpoint: {frontend.checkpoint} is a whole model, a frontend of type {frontend.type.value} "
             "wants weights alone; set frontend.type to onnx, or give another file"
@@ -82,13 +84,31 @@ def check(frontend: FrontendConfig) -> None:
 def _check_graph_file(checkpoint: Path | None) -> None:
     if checkpoint == AUTO:
         raise ConfigError("frontend.checkpoint: auto, but a frontend of type onnx has no published file; give one")
-    if checkpoint is not None and checkpoint.suffix in zoo.WEIGHTS_SUFFIXES:
+    kind = _kind_of(checkpoint)
+    if kind is not None and kind.is_weights:
         raise ConfigError(
             f"frontend.checkpoint: {checkpoint} holds weights alone, a frontend of type onnx wants a whole model; set "
             "frontend.type and frontend.model to the network's, or give an .onnx file"
         )
     if checkpoint is not None and checkpoint.is_file():
         onnx_classifier.check(checkpoint)
+
+
+def _kind_of(checkpoint: Path | None) -> FileKind | None:
+    """Return what a checkpoint is.
+
+    Raises:
+        ConfigError: it is a file that no network can be read from, such as a failed download.
+    """
+    if checkpoint is None or not checkpoint.is_file():
+        return None
+    try:
+        kind = kind_of(checkpoint)
+    except OSError as err:
+        raise ConfigError(f"frontend.checkpoint: {checkpoint}: cannot be read ({err.strerror})") from None
+    if not kind.is_weights and kind not in (FileKind.ONNX, FileKind.UNKNOWN):
+        raise ConfigError(f"frontend.checkpoint: {checkpoint}: {why_not_weights(checkpoint, kind)}")
+    return kind
 
 
 def with_weights(frontend: FrontendConfig) -> FrontendConfig:
@@ -222,6 +242,6 @@ def _network(frontend: FrontendConfig, spec: PreprocessSpec, fit_on: Sequence[Sa
             [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
         )
     else:
-        state = checkpoints.read_state_dict(frontend.checkpoint)
+        state = checkpoints.read_state_dict(frontend.checkpoint, frontend.checkpoint_key)
         checkpoints.load_strictly(network, state, frontend.checkpoint, f"{frontend.type.value} {frontend.model}")
     return network

@@ -16,6 +16,7 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
+from pipeline.quant.classifier import find_classifier
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, CHECK, ISLANDS, MODEL, OUTPUTS, float32_model
 
@@ -47,6 +48,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     report = {
         "input": "uint8" if raw else "float32",
         "layers": qdq.count_quantized(made.model),
+        "classifier": [node.name for node in find_classifier(float32)],
         "corrected_biases": made.corrected_biases,
         "rounded_weights": made.rounded_weights,
         "agreement": found,

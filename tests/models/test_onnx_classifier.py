@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.models import onnx_classifier
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
 from pipeline.quant.qmath import Range
 
 Float32 = npt.NDArray[np.float32]
@@ -103,7 +103,7 @@ def close(found: Float32, wanted: Float32) -> bool:
 
 
 def count_layers(model: onnx.ModelProto) -> dict[str, int]:
-    ranges = {name: Range(-1.0, 1.0) for name in qdq.observed_tensors(model)}
+    ranges = {name: Range(-1.0, 1.0) for name in placement.observed_tensors(model)}
     return qdq.count_quantized(qdq.insert_qdq(model, ranges, per_channel=True))
 
 
@@ -317,7 +317,7 @@ def test_load_shows_both_shapes_when_the_input_has_another(load_error: Callable[
 
 
 def test_load_refuses_a_quantized_model(load_error: Callable[..., str], tiny_model: onnx.ModelProto) -> None:
-    ranges = {name: Range(-1.0, 1.0) for name in qdq.observed_tensors(tiny_model)}
+    ranges = {name: Range(-1.0, 1.0) for name in placement.observed_tensors(tiny_model)}
     model = qdq.insert_qdq(tiny_model, ranges, per_channel=True)
     assert load_error(model, (3, 32, 32)) == "FILE: is quantized already; wanted the float32 model"
 
@@ -406,4 +406,4 @@ def test_append_softmax_leaves_the_classifier_quantized(tiny_model: onnx.ModelPr
     model.CopyFrom(tiny_model)
     onnx_classifier.append_softmax(model)
     assert count_layers(model) == {"weighted": 7, "quantized": 7}
-    assert qdq.observed_tensors(model) == qdq.observed_tensors(tiny_model)
+    assert placement.observed_tensors(model) == placement.observed_tensors(tiny_model)

@@ -46,6 +46,7 @@ def test_run_writes_the_model_and_compares_it_in_every_runtime(
 ) -> None:
     model, check = run(make_config(), inputs, tmp_path / "out")
     assert qdq.count_quantized(model) == check["layers"] == {"weighted": 7, "quantized": 6}  # all but the classifier
+    assert check["classifier"] == ["/fc/Gemm"]
     assert set(check["agreement"]) == {runtime.value for runtime in installed_runtimes()}
     for counts in check["agreement"].values():
         assert counts["images"] == 20  # type: ignore[index]
