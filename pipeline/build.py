@@ -89,7 +89,7 @@ _PACKED = ("calibset", "export", "pixels", "equalize", "arrange", "thresholds", 
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
-    Stage("export", ("calibset",), export.identity, export.run, version=3),
+    Stage("export", ("calibset",), export.identity, export.run, version=4),
     Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes, version=2),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8, version=2),

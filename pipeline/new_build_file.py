@@ -149,16 +149,17 @@ def _choose(given: Given, rows: list[Model]) -> Model:
 def _onnx_frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
     import onnx
 
+    from pipeline.models import onnx_signature
+
     try:
         model = onnx.load(given.weights, load_external_data=False)
     except Exception as err:  # protobuf meets a damaged file with errors of its own
         raise DataError(f"{given.weights}: not an ONNX model ({' '.join(str(err).split())})") from None
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    axes: list[int] = [axis.dim_value for axis in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
-    side = axes[2] if len(axes) == 4 and axes[2] == axes[3] else 0
-    size = given.size or side
-    if len(inputs) != 1 or len(axes) != 4 or not size:
+    hw = onnx_signature.describe_input(model)
+    size = given.size or (hw[0] if hw is not None and hw[0] == hw[1] else None)
+    if hw is None or not size:
         raise DataError(
             f"{given.weights}: expected one input [N, 3, H, W] of equal sides; give --size where they are open"
         )

@@ -70,6 +70,13 @@ class ExtraOp(Enum):
     SOFTMAX = "softmax"
 
 
+class BackgroundClass(Enum):
+    """Where an ONNX file has one class more than the data set, which no image shows: TensorFlow's 1001 of ImageNet."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
 class BackendType(Enum):
     TVM_VACC = "tvm_vacc"
 
@@ -98,6 +105,8 @@ class FrontendConfig:
     shape: tuple[int, int, int, int]  # [N, C, H, W]; N is 1 or, for any batch, -1
     dtype: Precision = Precision.FP32
     num_classes: int | None = None  # None: as the model says
+    output: str | None = None  # of an ONNX file with several, the one with the scores; None: its only one
+    background: BackgroundClass | None = None  # a class of an ONNX file that is cut off
 
     @property
     def chw(self) -> tuple[int, int, int]:

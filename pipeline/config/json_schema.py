@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config.build_config import (
     AccuracyConfig,
     BackendType,
+    BackgroundClass,
     CalibrateMode,
     DatasetType,
     ExtraOp,
@@ -98,12 +99,15 @@ def values(key: str) -> list[str]:
 def _frontend() -> Schema:
     shape = {
         "type": "object",
-        "description": "the one input: {name: [1, 3, H, W]}",
+        "description": "the one input: {name: [1, 3, H, W]}, of an ONNX file also [1, H, W, 3]",
         "minProperties": 1,
         "maxProperties": 1,
         "additionalProperties": {
             "type": "array",
-            "prefixItems": [{"enum": [1, -1]}, {"const": 3}, _SIDE, _SIDE],
+            "anyOf": [
+                {"prefixItems": [{"enum": [1, -1]}, {"const": 3}, _SIDE, _SIDE]},
+                {"prefixItems": [{"enum": [1, -1]}, _SIDE, _SIDE, {"const": 3}]},
+            ],
             "minItems": 4,
             "maxItems": 4,
         },
@@ -119,6 +123,11 @@ def _frontend() -> Schema:
         shape=shape,
         dtype=_choice((Precision.FP32, Precision.FP16), "of the checkpoint; without effect", Precision.FP32),
         num_classes=_nullable({"type": "integer", "minimum": 1, "description": "null: as the model says"}),
+        output=_nullable(_text("of an ONNX file with several outputs, the one with the scores")),
+        background={
+            "enum": [*_values(BackgroundClass)["enum"], None],
+            "description": "a class of an ONNX file that no image shows and that is cut off",
+        },
     )
     return {**section, "type": "object", "required": ["type", "shape"]}
 

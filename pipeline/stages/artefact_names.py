@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
+GIVEN = "given.json"  # export: how the float32 model answers beside the file, or the network, that it was made of
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name

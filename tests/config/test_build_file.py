@@ -562,6 +562,8 @@ def test_as_dict_is_plain_json_when_dumped(here: Path) -> None:
         "checkpoint_key": None,
         "dtype": "fp32",
         "num_classes": None,
+        "output": None,
+        "background": None,
         "shape": {"input": [1, 3, 224, 224]},
     }
     assert set(values) == {
