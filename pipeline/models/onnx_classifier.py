@@ -18,6 +18,7 @@ from onnx import TensorProto, external_data_helper, numpy_helper, version_conver
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
+from pipeline.models.scores import find_scores
 
 OPSET = 17
 _BATCH = "N"
@@ -240,11 +241,10 @@ def relative_error(reference: npt.NDArray[np.float32], other: npt.NDArray[np.flo
 
 
 def append_softmax(model: onnx.ModelProto) -> None:
-    """End the model in a softmax over the classes (`graph.extra_ops`), unless it has one."""
+    """End the model in a softmax over the classes (`graph.extra_ops`), where its outputs are logits of some kind."""
     graph = model.graph
     output = graph.output[0]
-    last = next(node for node in graph.node if output.name in node.output)
-    if last.op_type == "Softmax":
+    if not find_scores(model).takes_softmax:
         return
     logits = f"{output.name}_logits"
     for node in graph.node:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline import preprocess
-from pipeline.artefacts import file_digest
+from pipeline.artefacts import file_digest, write_json
 from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import GRAPH_FILES, BuildConfig, ExtraOp, Frontend, FrontendConfig
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
@@ -21,7 +21,8 @@ from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import downloads, onnx_classifier, zoo
-from pipeline.stages.artefact_names import CALIBRATION, CLASSES, MODEL
+from pipeline.models.scores import describe, find_scores
+from pipeline.stages.artefact_names import CALIBRATION, CLASSES, MODEL, SCORES, write_notes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,9 +110,12 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     model, found = export(cfg.frontend, images, cfg.preprocess, samples, num_classes=classes)
     if not samples:
         write_classes(out / CLASSES, usual_classes(found))
-    if cfg.graph.extra_op is ExtraOp.SOFTMAX:
+    softmax_asked = cfg.graph.extra_op is ExtraOp.SOFTMAX
+    write_notes(out, describe(find_scores(model), softmax_asked))
+    if softmax_asked:
         onnx_classifier.append_softmax(model)
     onnx.save(model, out / MODEL)
+    write_json(out / SCORES, {"scores": find_scores(model).value})
 
 
 def export(
