@@ -15,6 +15,7 @@ from pipeline.accuracy import Accuracy, Divergence, drop_interval, mcnemar_p
 from pipeline.artefacts import file_digest, fingerprint
 from pipeline.config.documents import find_file
 from pipeline.config.vdsp import spec_from_vdsp_dict
+from pipeline.data.label_check import find_guessing
 from pipeline.data.labels import (
     ClassInfo,
     classes_of,
@@ -207,7 +208,7 @@ def evaluate(request: Request) -> Evaluation:
         prefix = run.facts.get("package")
         found = f"{prefix} is not here any more" if prefix else "the results do not say which package they are of"
         raise DataError(f"--reference: {found}; make them with bench")
-    comparison = None
+    comparison = doubt = None
     if reference is None:
         ranks = load_ranks(run.samples, len(classes))
     else:
@@ -215,6 +216,8 @@ def evaluate(request: Request) -> Evaluation:
             run.samples, reference, len(classes), None if package is None else package.scores
         )
         comparison = compare(ranks, reference_ranks, divergence, truth, [s.image for s in run.samples])
+        doubt = find_guessing(reference_ranks[:, 0], truth, [known.id for known in classes], "images")
+    notes += [doubt] if doubt else []
     return Evaluation(
         facts={"sample": package is not None and package.uses_sample, **run.facts},
         top1=Accuracy(int((ranks[:, 0] == truth).sum()), len(truth)),

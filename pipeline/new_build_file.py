@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.artefacts import whole_file
 from pipeline.config.build_file import load_build_file
+from pipeline.data import class_order
 from pipeline.data.imagenet import list_dataset
 from pipeline.data.labels import IMAGE_SUFFIXES
 from pipeline.data.sources import scan
@@ -49,6 +50,9 @@ def write(given: Given) -> list[str]:
     dataset = list_dataset(given.dataset, suffix)
     images, classes = len(dataset.samples), len(dataset.classes)
     notes = [f"{images} {suffix} images of {classes} classes in {given.dataset}"]
+    order = class_order.note([known.id for known in dataset.classes]) if dataset.has_folder_classes else None
+    if order is not None:
+        notes.append(f"{order}; build measures which it is")
     frontend, size, found = _frontend(given, classes)
     notes.append(found)
     document = {

@@ -15,6 +15,7 @@ from pipeline.config.build_config import (
     BackendType,
     BuildConfig,
     CalibrateMode,
+    ClassOrder,
     DatasetConfig,
     DatasetType,
     EvaluationConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "BackendConfig",
     "BuildConfig",
     "CalibrateMode",
+    "ClassOrder",
     "DatasetConfig",
     "EvaluationConfig",
     "ExtraOp",
@@ -286,6 +288,7 @@ def _read_dataset(
     config = DatasetConfig(
         path=section.path("path", None),
         val_label=section.path("val_label", None),
+        class_order=section.choice("class_order", ClassOrder, None),
         vdsp_params=section.text("vdsp_params", None),
         sampler=SamplerConfig(
             suffix=sampler.text("suffix", SamplerConfig.suffix),
