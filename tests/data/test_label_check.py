@@ -87,8 +87,8 @@ def test_doubts_name_an_example_when_each_class_has_an_output_of_its_own() -> No
     (line,) = doubts(samples, [moved[sample.class_index or 0] for sample in samples], ids)
     assert line == (
         "float32 is right on only 0% of the 20 labelled calibration images (by guessing: 20%), yet most classes have "
-        "an output of their own (images of 'ant' get output 3, here 'dog'): the network has its classes in another order; "
-        "give labels by a list of its indices (val_label), or folders that sort in its order"
+        "an output of their own (images of 'ant' get output 3, here 'dog'): the network has its classes in another "
+        "order; give labels by a list of its indices (val_label), or folders that sort in its order"
     )
 
 
