@@ -32,7 +32,7 @@ from pipeline.stages import (
     thresholds,
     tune,
 )
-from pipeline.stages.artefact_names import FIGURES
+from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
 
 Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
 
@@ -89,7 +89,7 @@ _PACKED = ("calibset", "export", "pixels", "equalize", "arrange", "thresholds", 
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
-    Stage("export", ("calibset",), export.identity, export.run, version=4),
+    Stage("export", ("calibset",), export.identity, export.run, version=5),
     Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes, version=2),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8, version=2),
@@ -97,8 +97,8 @@ STAGES = (
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=3),
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True, version=2),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=4),
-    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=5),
+    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run),
 )
@@ -192,6 +192,8 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
             ran[stage.name] = time.perf_counter() - started
             say(f"{step}: done in {ran[stage.name]:.1f} s{_figures(out)}")
             sound.add(out)
+        for line in read_notes(out):
+            say(f"note: {line}")
         done[stage.name] = out
     target = workspace / cfg.package_name
     with _file_faults("install", target):
@@ -263,9 +265,9 @@ def _figures(folder: Path) -> str:
 
 
 def _content(folder: Path) -> dict[str, str]:
-    """Return what an artefact holds, by digest. Measured times are no part of it."""
+    """Return what an artefact holds, by digest. Measured times and lines for people are no part of it."""
     files = read_manifest(folder)["files"]
-    return {name: entry["sha256"] for name, entry in files.items() if Path(name).name != FIGURES}
+    return {name: entry["sha256"] for name, entry in files.items() if Path(name).name not in (FIGURES, NOTES)}
 
 
 def summary(built: Built) -> list[str]:

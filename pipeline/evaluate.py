@@ -15,6 +15,7 @@ from pipeline.accuracy import Accuracy, Divergence, drop_interval, mcnemar_p
 from pipeline.artefacts import file_digest, fingerprint
 from pipeline.config.documents import find_file
 from pipeline.config.vdsp import spec_from_vdsp_dict
+from pipeline.data.label_check import find_guessing
 from pipeline.data.labels import (
     ClassInfo,
     classes_of,
@@ -30,6 +31,7 @@ from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
+from pipeline.models.scores import Scores
 from pipeline.package import Package, open_package
 from pipeline.runner import Plan, Sample
 from pipeline.runtimes.base import Runtime, choose
@@ -105,15 +107,15 @@ def load_ranks(samples: Sequence[Sample], class_count: int) -> Ranks:
 
 
 def load_paired(
-    samples: Sequence[Sample], reference: Sequence[Sample], class_count: int
+    samples: Sequence[Sample], reference: Sequence[Sample], class_count: int, scores: Scores | None = None
 ) -> tuple[Ranks, Ranks, Divergence]:
-    """Return the best classes of both, and how far the scores are apart; raises as `load_ranks`."""
-    divergence = Divergence()
+    """Return the best classes of both, and how far their scores are apart; raises as `load_ranks`."""
+    divergence = Divergence(scores)
     ranks: tuple[list[Ranks], list[Ranks]] = ([], [])
     blocks = zip(_score_blocks(samples, class_count), _score_blocks(reference, class_count), strict=True)
-    for scores, reference_scores in blocks:
-        divergence.add(reference_scores, scores)
-        for found, block in zip(ranks, (scores, reference_scores), strict=True):
+    for answers, reference_answers in blocks:
+        divergence.add(reference_answers, answers)
+        for found, block in zip(ranks, (answers, reference_answers), strict=True):
             found.append(_best(block, min(_TOP, class_count)))
     return np.concatenate(ranks[0]), np.concatenate(ranks[1]), divergence
 
@@ -206,12 +208,16 @@ def evaluate(request: Request) -> Evaluation:
         prefix = run.facts.get("package")
         found = f"{prefix} is not here any more" if prefix else "the results do not say which package they are of"
         raise DataError(f"--reference: {found}; make them with bench")
-    comparison = None
+    comparison = doubt = None
     if reference is None:
         ranks = load_ranks(run.samples, len(classes))
     else:
-        ranks, reference_ranks, divergence = load_paired(run.samples, reference, len(classes))
+        ranks, reference_ranks, divergence = load_paired(
+            run.samples, reference, len(classes), None if package is None else package.scores
+        )
         comparison = compare(ranks, reference_ranks, divergence, truth, [s.image for s in run.samples])
+        doubt = find_guessing(reference_ranks[:, 0], truth, [known.id for known in classes], "images")
+    notes += [doubt] if doubt else []
     return Evaluation(
         facts={"sample": package is not None and package.uses_sample, **run.facts},
         top1=Accuracy(int((ranks[:, 0] == truth).sum()), len(truth)),
@@ -320,6 +326,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             "flips": [flip.name for flip in reference.flips],
             "top1_drop_interval_95": [round(bound, 3) for bound in reference.drop_interval],
             "mcnemar_p": reference.p_value,
+            "scores": None if reference.divergence.scores is None else reference.divergence.scores.value,
             "kl_divergence": reference.divergence.kl,
             # Equal scores have no noise: JSON knows no infinity.
             "logit_sqnr_db": reference.divergence.sqnr_db if reference.divergence.noise else None,
@@ -347,4 +354,8 @@ def describe(evaluation: Evaluation) -> list[str]:
             f"scores   KL divergence {reference.divergence.kl:.5f} nats an image, logit SQNR "
             f"{reference.divergence.sqnr_db:.1f} dB",
         ]
+        if reference.divergence.scores is Scores.SIGMOID:
+            lines.append(
+                "         of sigmoids: the sum of the divergences of the labels, and the SQNR of their own logits"
+            )
     return [*lines, *evaluation.notes]

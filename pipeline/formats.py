@@ -12,11 +12,13 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.artefacts import write_json
 from pipeline.errors import BackendError, ConfigError, DataError
 from pipeline.package import CLASSES, PREPROCESS, Package
 from pipeline.runtimes.base import Runtime, open_backend, place
 
 LABELS = "labels.txt"
+SCORES = "scores.json"
 MANIFEST = "inferenceservice.yaml"
 _IR, _ORT, _ONNX = "model.xml", "model.ort", "model.onnx"
 _DTYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
@@ -146,11 +148,14 @@ _WRITERS: dict[Format, Callable[[Package, Wanted, Path], None]] = {
 
 
 def _describe(package: Package, folder: Path) -> None:
-    """Put beside a model what its users need: how images are prepared, and the classes, twice."""
+    """Put beside a model what its users need: how images are prepared, the classes, twice, and what the outputs are."""
     for name in (PREPROCESS, CLASSES):
         shutil.copyfile(package.folder / name, folder / name)
     labels = "".join(f"{known.name}\n" for known in package.classes())
     (folder / LABELS).write_text(labels, encoding="utf-8", errors="surrogateescape")
+    scores = package.scores
+    if scores is not None:
+        write_json(folder / SCORES, {"scores": scores.value, "meaning": scores.meaning})
 
 
 def _save_ir(package: Package, path: Path) -> None:

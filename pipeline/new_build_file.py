@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
+from pipeline.data import class_order
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import imagenet_classes, list_dataset
 from pipeline.errors import ConfigError, DataError
@@ -64,7 +65,11 @@ def write(given: Given) -> list[str]:
         )
     kinds = count_kinds(sample.source.name for sample in dataset.samples)
     what = f"{next(iter(kinds))} images" if len(kinds) == 1 else f"images ({describe(kinds)})"
-    notes = [f"{images} {what} of {classes} classes in {given.dataset}", found]
+    notes = [f"{images} {what} of {classes} classes in {given.dataset}"]
+    order = class_order.note([known.id for known in dataset.classes]) if dataset.has_folder_classes else None
+    if order is not None:
+        notes.append(f"{order}; build measures which it is")
+    notes.append(found)
     document = {
         "name": re.sub(r"[^A-Za-z0-9._-]", "_", (out if is_file else given.weights).stem).lstrip("."),
         "frontend": frontend,

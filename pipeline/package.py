@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.config.vdsp import PreprocessSpec, load_vdsp, same_normalisation
 from pipeline.data.labels import ClassInfo, read_classes
 from pipeline.errors import ArtefactError, DataError
 from pipeline.hardware import saturates
+from pipeline.models.scores import Scores, find_scores
 
 PREPROCESS = "preprocess.json"  # a vdsp_params file
 CLASSES = "classes.tsv"  # a line a class, in index order: id, name
@@ -64,6 +66,24 @@ class Package:
         return self.facts.get("input_dtype") == "uint8"
 
     @property
+    def scores(self) -> Scores | None:
+        """What the outputs are; None for packages of earlier versions where there is no onnx to look into the graph.
+
+        Raises:
+            ArtefactError: the package is of a later version, which knows other kinds.
+        """
+        value = self.facts.get("scores")
+        if value is None:
+            return _scores_in(self.model, self.digest)
+        try:
+            return Scores(value)
+        except ValueError:
+            known = ", ".join(each.value for each in Scores)
+            raise ArtefactError(
+                f"{self.folder / FACTS}: scores: {value!r}, expected one of {known}; install the version that made it"
+            ) from None
+
+    @property
     def uses_sample(self) -> bool:
         """Whether weights and images are the embedded sample's."""
         return bool(self.facts["sample"])
@@ -97,6 +117,16 @@ class Package:
         relative = self.facts["workspace"].get(key)
         path = (self.folder / relative).resolve() if relative else None
         return path if path is not None and path.is_file() else None
+
+
+@lru_cache(maxsize=8)
+def _scores_in(model: Path, digest: str) -> Scores | None:
+    """Return what the graph says of a package without the key; the digest is for the cache."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    return find_scores(onnx.load(model, load_external_data=False))
 
 
 def open_package(prefix: Path | None) -> Package:

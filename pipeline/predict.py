@@ -41,7 +41,7 @@ class Prediction:
 
     source: str  # the file as it was given; "image 3" for the third that was no file
     class_ids: tuple[int, ...]  # indices of the network's output
-    scores: tuple[float, ...]  # probabilities
+    scores: tuple[float, ...]  # probabilities; where the network ends in sigmoids, of each label by itself
     labels: tuple[str, ...]  # of the package's classes
 
 
@@ -86,6 +86,7 @@ class Classifier:
         self._batch = batch or (swept.batch if swept else sweep.UNSWEPT_BATCH)
         self._cores = cores or available_cores()
         self._spec = self.package.preprocess()
+        self._scores = self.package.scores
         self._labels = [known.name for known in self.package.classes()]
         self._opened = ExitStack()
         self._backends: dict[tuple[int, int], Backend] = {}  # by images a request and requests at once
@@ -196,12 +197,12 @@ class Classifier:
         finite = np.isfinite(scores).all(axis=1)
         if not finite.all():
             raise DataError(f"{names[int(np.argmin(finite))]}: the model's output holds NaN or Inf")
-        rows = zip(names, probabilities(scores), strict=True)
+        rows = zip(names, probabilities(scores, self._scores), strict=True)
         return [best_classes(name, row, self._labels, topk) for name, row in rows]
 
 
 def best_classes(source: str, shares: npt.NDArray[np.float64], labels: Sequence[str], topk: int) -> Prediction:
-    """Return the best of an image's probabilities, float64 [classes].
+    """Return the best of an image's scores, float64 [classes], as `accuracy.probabilities` gives them.
 
     Of equal ones the lower class counts as better, as `eval` has it.
     """

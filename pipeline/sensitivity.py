@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 from pipeline.accuracy import Divergence
 from pipeline.hardware import available_cores
+from pipeline.models.scores import find_scores
 from pipeline.preprocess import Prepared
 from pipeline.quant import placement
 from pipeline.quant.activations import covered_ranges
@@ -61,6 +62,7 @@ class Sensitivity:
         self._other_types = not_float32(float32.graph)
         self._sources = placement.range_sources(float32)
         self._output = float32.graph.output[0].name
+        self._scores = find_scores(float32)
         quantized = {node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"}
         active = {source for name, source in self._sources.items() if name in quantized}
         self._suffixes = [*self._activation_suffixes(active), *self._weight_suffixes(Dequantized(int8))]
@@ -94,7 +96,7 @@ class Sensitivity:
 
     def _cost(self, suffix: _Suffix, kept: Sequence[Mapping[str, Float32]]) -> Cost:
         session = _session(suffix.model(self._model))
-        divergence = Divergence()
+        divergence = Divergence(self._scores)
         for values in kept:
             feed = {name: values[name] for name in suffix.inputs}
             if suffix.kind is Kind.ACTIVATION:

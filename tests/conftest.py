@@ -140,6 +140,24 @@ def tiny_onnx(tiny_model: onnx.ModelProto, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
+def ending_in(tiny_model: onnx.ModelProto, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes TinyResNet with more nodes behind its output, from "logits" to "scores"."""
+
+    def write(*nodes: onnx.NodeProto) -> Path:
+        model = onnx.ModelProto()
+        model.CopyFrom(tiny_model)
+        graph = model.graph
+        for node in graph.node:
+            node.output[:] = ["logits" if name == graph.output[0].name else name for name in node.output]
+        graph.node.extend(nodes)
+        graph.output[0].name = "scores"
+        onnx.save(model, tmp_path / "ending.onnx")
+        return tmp_path / "ending.onnx"
+
+    return write
+
+
+@pytest.fixture
 def make_config(tmp_path: Path, image_tree: Path, tiny_onnx: Path) -> MakeConfig:
     """Return a function that writes `tiny.yaml` and loads it with overrides, `section.key=value`."""
     values = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pipeline.artefacts import verify, write_manifest
 from pipeline.build import build, check, plan, summary
 from pipeline.cli import main
 from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.data.labels import imagenet_classes
 from pipeline.errors import ConfigError, DataError
 from pipeline.hardware import available_cores
 from pipeline.models import downloads, onnx_classifier
@@ -505,3 +507,92 @@ def test_build_agrees_with_float32_when_weights_and_images_are_real(
             answers = np.concatenate([backend.infer(pixels[start : start + 20]) for start in range(0, 100, 20)])
         agreeing[runtime.value] = int((answers.argmax(axis=1) == expected).sum())
     assert all(count >= 90 for count in agreeing.values()), agreeing
+
+
+NUMBERED = dict(zip(("n90000001", "n90000002", "n90000003", "n90000004"), ("1", "2", "10", "11"), strict=True))
+
+
+@pytest.fixture
+def numbered(image_tree: Path) -> Path:
+    """The images in folders 1, 2, 10, 11, in the order of the network's outputs. As text: 1, 10, 11, 2."""
+    for name, number in NUMBERED.items():
+        (image_tree / name).rename(image_tree / number)
+    return image_tree
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp32"])
+def test_build_measures_both_orders_when_class_folders_are_numbers(
+    make_config: MakeConfig, numbered: Path, dtype: str
+) -> None:
+    lines: list[str] = []
+    build(make_config(f"backend.dtype={dtype}"), lines.append)
+    notes = [line for line in lines if line.startswith("note: class folders are numbers")]
+    assert len(notes) == 2
+    assert "sorted as text (1, 10, 11, 2), as torchvision does; in numeric order they are 1, 2, 10, 11:" in notes[0]
+    shares = re.search(
+        r"sorted as text .* is right on (\d+)% of the 20 .* in numeric order .* on (\d+)%: --set dataset.class_order=n",
+        notes[1],
+    )
+    assert shares is not None
+    assert int(shares[1]) <= 30
+    assert int(shares[2]) >= 90
+    again: list[str] = []
+    assert build(make_config(f"backend.dtype={dtype}"), again.append).ran == ()
+    assert [line for line in again if line.startswith("note: ")] == notes
+
+
+def test_build_labels_outputs_by_number_when_it_is_told_to(make_config: MakeConfig, numbered: Path) -> None:
+    lines: list[str] = []
+    order = "dataset.class_order=numeric"
+    built = build(make_config(order, f"evaluation.path={numbered}"), lines.append)
+    assert [known.id for known in open_package(built.prefix).classes()] == ["1", "2", "10", "11"]
+    (note,) = [line for line in lines if line.startswith("note: ")]
+    assert note.startswith(
+        "note: class folders are numbers: in numeric order (1, 2, 10, 11), as they are here, float32 "
+    )
+    labels = (built.stages["image2npz"] / "val_label.txt").read_text(encoding="utf-8").splitlines()
+    assert {tuple(line.split()) for line in labels} == {
+        (f"{number}/{name}_{image}", str(index))
+        for index, (name, number) in enumerate(NUMBERED.items())
+        for image in range(6)
+    }
+
+
+def test_build_names_the_classes_that_evaluation_images_lack_and_moves_no_index(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_tree, tmp_path / "evaluation")
+    shutil.rmtree(tmp_path / "evaluation" / "n90000002")
+    lines: list[str] = []
+    built = build(make_config(f"evaluation.path={tmp_path}/evaluation"), lines.append)
+    assert f"note: {tmp_path}/evaluation: no images of 1 of the 4 classes: 'n90000002'" in lines
+    labels = (built.stages["image2npz"] / "val_label.txt").read_text(encoding="utf-8").split()
+    assert set(zip((key.partition("/")[0] for key in labels[::2]), labels[1::2], strict=True)) == {
+        ("n90000001", "0"),
+        ("n90000003", "2"),
+        ("n90000004", "3"),
+    }
+
+
+def test_build_says_that_labels_do_not_fit_when_folders_are_in_another_order(
+    make_config: MakeConfig, image_tree: Path
+) -> None:
+    for name, other in (("n90000001", "d"), ("n90000002", "c"), ("n90000003", "b"), ("n90000004", "a")):
+        (image_tree / name).rename(image_tree / other)
+    lines: list[str] = []
+    build(make_config(), lines.append)
+    (note,) = [line for line in lines if line.startswith("note: float32 is right on only")]
+    assert "most classes have an output of their own (images of 'a' get output 3, here 'd')" in note
+
+
+def test_build_says_that_the_order_has_no_effect_when_labels_are_not_folders(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path
+) -> None:
+    wnids = [known.id for known in imagenet_classes()[:4]]
+    for name, wnid in zip(sorted(NUMBERED), wnids, strict=True):
+        (image_tree / name).rename(image_tree / wnid)
+    lines: list[str] = []
+    off = ("dataset.sampler.cover_classes=false", "dataset.class_order=text")
+    with pytest.raises(ConfigError, match="1000 classes"):
+        build(make_config(*off, "frontend.num_classes=4"), lines.append)
+    assert "note: dataset.class_order has no effect: the classes are ImageNet's, or labels come from a list" in lines

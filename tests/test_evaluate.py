@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from run_fixtures import (
     CLASS_IDS,
     IMAGES,
@@ -21,6 +23,7 @@ from run_fixtures import (
 
 from pipeline import bench, evaluate, results
 from pipeline.accuracy import Accuracy, Divergence
+from pipeline.artefacts import write_json, write_manifest
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data import npz
 from pipeline.errors import DataError, PipelineError
@@ -394,3 +397,24 @@ def test_load_ranks_is_fast(tmp_path: Path) -> None:
 def test_faults_are_pipeline_errors(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"list\.txt: cannot be read"):
         run_evaluate(Request(result_path=tmp_path, datalist=tmp_path / "list.txt"))
+
+
+def test_scores_of_sigmoids_are_compared_label_by_label(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    for model in (tiny.package.model, tiny.float32_model):
+        changed = onnx.load(model)
+        changed.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["scores"], "each"))
+        changed.graph.output[0].name = "scores"
+        onnx.save(changed, model)
+    facts = json.loads((tiny.folder / "package.json").read_text(encoding="utf-8"))
+    write_json(tiny.folder / "package.json", {**facts, "scores": "sigmoid"})
+    write_manifest(tiny.folder, "package")
+    found = run_evaluate(Request(result_path=bench_tiny(tiny, tmp_path / "output")))
+    assert found.reference is not None
+    int8, float32 = (
+        np.concatenate([npz.read_result_npz(sample.result) for sample in read_run(folder, None).samples]).astype(float)
+        for folder in (tmp_path / "output", _reference_folder(tiny))
+    )
+    slow = (float32 * np.log(float32 / int8) + (1 - float32) * np.log((1 - float32) / (1 - int8))).sum() / IMAGES
+    assert found.reference.divergence.kl == pytest.approx(slow, rel=1e-4)
+    assert as_dict(found)["comparison"]["scores"] == "sigmoid"
+    assert any("of sigmoids" in line for line in describe(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def assert_described(folder: Path, space: TinyWorkspace) -> None:
     assert (folder / "preprocess.json").read_bytes() == (space.folder / "preprocess.json").read_bytes()
     names = [known.name for known in space.package.classes()]
     assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == names
+    assert json.loads((folder / "scores.json").read_text(encoding="utf-8"))["scores"] == "logits"
 
 
 @pytest.mark.openvino
@@ -42,7 +44,7 @@ def test_ir_gives_the_answers_of_the_package(tiny: TinyWorkspace) -> None:
     openvino = pytest.importorskip("openvino")
     out = written(tiny, "--format", "openvino")
     assert sorted(path.name for path in out.iterdir()) == [
-        *("classes.tsv", "labels.txt", "model.bin", "model.xml", "preprocess.json"),
+        *("classes.tsv", "labels.txt", "model.bin", "model.xml", "preprocess.json", "scores.json"),
     ]
     model = openvino.Core().compile_model(str(out / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = model([noise()])[0]

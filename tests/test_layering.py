@@ -18,9 +18,10 @@ PACKAGE = ROOT / "pipeline"
 ROWS = (
     {"errors", "version"},
     {"console"},
-    {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
+    {"user_cache", "config", "artefacts", "hardware", "progress", "processes"},
     {"cluster", "worker_pool"},
-    {"data", "preprocess", "models", "quant", "runtimes"},
+    {"data", "preprocess", "models", "runtimes"},
+    {"accuracy", "quant"},
     {"package", "runner", "export_model", "agreement", "sensitivity", "model_table", "new_build_file"},
     {"figures"},
     {"results", "sweep"},

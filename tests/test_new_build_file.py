@@ -165,3 +165,18 @@ def test_init_keeps_the_key_of_the_weights_it_was_told_to_take(
     assert main(["init", "b.yaml", *flags, "--checkpoint_key", "model"]) == 0
     assert capsys.readouterr().err == ""
     assert load_build_file("b.yaml").frontend.checkpoint_key == "model"
+
+
+def test_init_says_how_folders_are_sorted_when_they_are_numbers(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, number in zip(CLASSES, ("1", "2", "3", "10", "11"), strict=True):
+        (images / name).rename(images / number)
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    assert main(["init", "pets.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "class folders are numbers, sorted as text (1, 10, 11, 2, 3), as torchvision does; in numeric order they are "
+        "1, 2, 3, 10, 11: --set dataset.class_order=numeric where the network was trained so, =text where not; build "
+        "measures which it is"
+    )

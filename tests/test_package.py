@@ -3,15 +3,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 from run_fixtures import CLASS_IDS, FOLDER, NAME, SPEC, TinyWorkspace, float32_model, write_package
 
 from pipeline.artefacts import write_json, write_manifest
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.errors import ArtefactError, DataError
+from pipeline.models.scores import Scores
 from pipeline.package import check_fits, open_package
 
 
@@ -155,3 +159,49 @@ def test_check_fits_names_both_sizes(in_workspace: TinyWorkspace) -> None:
         f"a.json: prepares images of 30x32, but {package.prefix} takes 32x32; "
         "leave --vdsp_params out, or build at 30x32"
     )
+
+
+def set_scores(space: TinyWorkspace, value: str) -> None:
+    path = space.folder / "package.json"
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "scores": value})
+    write_manifest(space.folder, "package")
+
+
+@pytest.mark.parametrize("scores", Scores)
+def test_scores_are_what_the_facts_say(tiny: TinyWorkspace, scores: Scores) -> None:
+    set_scores(tiny, scores.value)
+    assert tiny.package.scores is scores
+
+
+def test_scores_are_an_error_when_a_later_version_knows_more_of_them(tiny: TinyWorkspace) -> None:
+    set_scores(tiny, "ordinal")
+    with pytest.raises(ArtefactError, match=r"package\.json: scores: 'ordinal', expected one of logits, log_softmax, "):
+        _ = tiny.package.scores
+
+
+def end_in_sigmoids(space: TinyWorkspace) -> None:
+    model = onnx.load(space.package.model)
+    model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["scores"], "each"))
+    model.graph.output[0].name = "scores"
+    onnx.save(model, space.package.model)
+    write_manifest(space.folder, "package")
+
+
+def test_scores_are_read_from_the_graph_when_the_facts_are_of_an_earlier_version(tiny: TinyWorkspace) -> None:
+    assert tiny.package.scores is Scores.LOGITS
+    end_in_sigmoids(tiny)
+    assert tiny.package.scores is Scores.SIGMOID
+
+
+def test_scores_are_not_known_when_there_is_no_onnx_for_an_earlier_package(
+    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tiny.package
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert package.scores is None
+
+
+def test_scores_need_no_onnx_when_the_facts_say_them(tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_scores(tiny, "sigmoid")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert tiny.package.scores is Scores.SIGMOID

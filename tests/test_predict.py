@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 
 import pipeline
@@ -24,6 +26,8 @@ from pipeline.cli import main
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import npz
 from pipeline.errors import DataError
+from pipeline.models import onnx_classifier
+from pipeline.models.scores import Scores
 from pipeline.package import open_package
 from pipeline.runtimes.base import Runtime, open_backend, place
 
@@ -232,3 +236,62 @@ def test_command_prints_names_that_are_no_text(prefix: Path, paths: list[Path], 
     code = main(["predict", "-m", str(prefix), os.fsdecode(odd), "--json", str(tmp_path / "out.json")])
     assert code == 0
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))[0]["class_ids"][0] == 0
+
+
+ENDINGS = {
+    "softmax_reshaped": (
+        [
+            helper.make_node("Softmax", ["logits"], ["s"], "soft"),
+            helper.make_node("Flatten", ["s"], ["scores"], "flat"),
+        ],
+        Scores.SOFTMAX,
+        "note: the outputs are probabilities already: the network ends in a softmax",
+    ),
+    "sigmoid": (
+        [helper.make_node("Sigmoid", ["logits"], ["scores"], "each")],
+        Scores.SIGMOID,
+        "note: the outputs are sigmoids: a score for each label by itself, which do not sum to 1 over the classes",
+    ),
+    "hardmax": (
+        [helper.make_node("Hardmax", ["logits"], ["scores"], "one")],
+        Scores.OTHER,
+        "note: the outputs are neither logits nor probabilities of one class (such as Hardmax, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("softmax_asked", [False, True])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_predict_gives_the_networks_own_scores_when_it_ends_in_scores(
+    ending: str,
+    softmax_asked: bool,
+    make_config: MakeConfig,
+    ending_in: Callable[..., Path],
+    paths: list[Path],
+    batch_nchw: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
+    nodes, scores, line = ENDINGS[ending]
+    given = ending_in(*nodes)
+    wanted = ["graph.extra_ops.type=softmax"] if softmax_asked else []
+    said: list[str] = []
+    built = build(make_config(f"frontend.checkpoint={given}", *wanted), said.append)
+    (found_line,) = (each for each in said if each.startswith("note: the outputs"))
+    assert found_line.startswith(line)
+    assert found_line.endswith("; the softmax of graph.extra_ops is not appended") is softmax_asked
+    own = onnx_classifier.run(onnx.load(given), batch_nchw)
+    with Classifier(built.prefix) as classifier:
+        assert classifier.package.scores is scores
+        for prediction, row in zip(classifier.predict(paths, topk=4), own, strict=True):
+            np.testing.assert_allclose(prediction.scores, row[list(prediction.class_ids)], atol=0.03)
+
+
+def test_predict_gives_probabilities_when_the_network_ends_in_a_log_softmax(
+    make_config: MakeConfig, ending_in: Callable[..., Path], paths: list[Path]
+) -> None:
+    given = ending_in(helper.make_node("LogSoftmax", ["logits"], ["scores"], "log"))
+    built = build(make_config(f"frontend.checkpoint={given}"), lambda line: None)
+    with Classifier(built.prefix) as classifier:
+        assert classifier.package.scores is Scores.LOG_SOFTMAX
+        for prediction in classifier.predict(paths[:4], topk=4):
+            assert sum(prediction.scores) == pytest.approx(1)
+            assert prediction.scores[0] > 0.8

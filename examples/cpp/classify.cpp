@@ -7,6 +7,8 @@
 // `pixel_input: false`: the model normalises by itself, so resizing and cropping are all that is left to do here.
 // Resizing is Pillow's antialiased bilinear filter, rows first, so that answers are those of the Python runner. (With
 // images that lose more height than width, recent Pillow begins with the columns: some pixels differ by one of 255.)
+// The score it prints is the model's own output. What that is, package.json says ("scores"): of logits and log_softmax a
+// softmax makes probabilities; softmax and sigmoid are to be taken as they are.
 
 #include <algorithm>
 #include <cmath>

@@ -64,6 +64,9 @@ def add_calibset(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another choice (0)")
     _add_suffix(parser)
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat folder: lines 'name index'")
+    parser.add_argument(
+        "--class_order", choices=("text", "numeric"), help="of class folders that are numbers (dataset.class_order)"
+    )
     parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="(calibration.txt)")
 
 
@@ -72,11 +75,13 @@ def _add_suffix(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibset(args: argparse.Namespace) -> None:
+    from pipeline.config.build_config import ClassOrder
     from pipeline.data.calibration_list import write_calibration_list
     from pipeline.data.imagenet import list_dataset
     from pipeline.stages.calibset import choose
 
-    dataset = list_dataset(args.dataset_path, args.suffix, args.val_label)
+    order = None if args.class_order is None else ClassOrder(args.class_order)
+    dataset = list_dataset(args.dataset_path, args.suffix, args.val_label, class_order=order)
     chosen = choose(dataset, args.num, args.seed)
     write_calibration_list(chosen, args.out, args.seed)
     print(f"{args.out}: {len(chosen)} images of {len({sample.class_index for sample in chosen})} classes")

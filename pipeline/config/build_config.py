@@ -89,6 +89,13 @@ class Target(Enum):
     AVX2 = "avx2"
 
 
+class ClassOrder(Enum):
+    """Which output is which class folder."""
+
+    TEXT = "text"  # as torchvision sorts: 0, 1, 10, 2
+    NUMERIC = "numeric"  # 0, 1, 2, 10
+
+
 class DatasetType(Enum):
     TVM = "tvm"
 
@@ -174,6 +181,7 @@ class DatasetConfig:
     type: str = DatasetType.TVM.value
     path: Path | None = None  # folder or tar
     val_label: Path | None = None  # lines `name index`, for a folder without class folders
+    class_order: ClassOrder | None = None  # of class folders, also the evaluation's; None: text, and a line about it
     vdsp_params: str | None = None  # a path, or a file name in vdsp_params/
     sampler: SamplerConfig = SamplerConfig()
     process_ops: tuple[Mapping[str, object], ...] = ()  # as written; what they mean is BuildConfig.preprocess

@@ -16,6 +16,7 @@ from pipeline.config.build_config import (
     BackgroundClass,
     BuildConfig,
     CalibrateMode,
+    ClassOrder,
     DatasetConfig,
     DatasetType,
     EvaluationConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "BackgroundClass",
     "BuildConfig",
     "CalibrateMode",
+    "ClassOrder",
     "DatasetConfig",
     "EvaluationConfig",
     "ExtraOp",
@@ -293,6 +295,7 @@ def _read_dataset(
     config = DatasetConfig(
         path=section.path("path", None),
         val_label=section.path("val_label", None),
+        class_order=section.choice("class_order", ClassOrder, None),
         vdsp_params=section.text("vdsp_params", None),
         sampler=SamplerConfig(
             suffix=sampler.text("suffix", SamplerConfig.suffix),

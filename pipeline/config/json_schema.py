@@ -14,6 +14,7 @@ from pipeline.config.build_config import (
     BackendType,
     BackgroundClass,
     CalibrateMode,
+    ClassOrder,
     DatasetType,
     ExtraOp,
     Frontend,
@@ -170,6 +171,10 @@ def _dataset() -> Schema:
         type=_choice(DatasetType, "the vendor's word", DatasetType.TVM),
         path=_path("folder a class, flat folder with a label list, or a tar of either (--dataset)"),
         val_label=_path("label list of a flat folder, lines 'name index'"),
+        class_order={
+            "enum": [*_values(ClassOrder)["enum"], None],
+            "description": "of class folders that are numbers: text (0, 1, 10, 2) or numeric; null: text, and a line",
+        },
         vdsp_params=_nullable(_text("preprocessing as a vdsp_params file; must agree with process_ops")),
         sampler=_section(
             "which images",

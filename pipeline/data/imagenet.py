@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import console
+from pipeline.config.build_config import ClassOrder
+from pipeline.data.class_order import arrange
 from pipeline.data.image_kinds import ANY, count_kinds, describe, spellings
 from pipeline.data.labels import (
     ClassInfo,
@@ -44,6 +46,7 @@ __all__ = [
 # Where a user gives these: keys of the build file, and the flags of those commands that have one.
 _SUFFIX_KEY = "dataset.sampler.suffix (--suffix of calibset, image2npz and init)"
 _LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
+_SHOWN = 5  # class folders
 _SPLITS = frozenset({"train", "val", "test"})
 LIST_NAMES = ("val_label.txt", "val_list.txt")
 
@@ -70,6 +73,7 @@ class Dataset:
     path: Location  # absolute
     samples: tuple[Sample, ...]
     classes: tuple[ClassInfo, ...]
+    has_folder_classes: bool = False  # the classes are the class folders, in the order that was asked for
 
     def known_labels(self) -> dict[str, int]:
         """Return the class index of every labelled sample by its key: the `known` of `ground_truth`."""
@@ -84,6 +88,7 @@ def list_dataset(
     *,
     class_count: int | None = None,
     require_labels: bool = True,
+    class_order: ClassOrder | None = None,
 ) -> Dataset:
     """List the images below `path` with their labels.
 
@@ -94,9 +99,10 @@ def list_dataset(
             ImageNet's: others are left out, which is said. A flat folder without it looks for `<folder>_list.txt`,
             `val_label.txt` and `val_list.txt` (`_label` and `_list` of either name) inside and beside itself.
         class_ids: the classes of the network in its order. Without them: ImageNet's where all class folders are its
-            wnids, else the sorted folder names; of a list, what `labels.classes_of_list` says.
+            wnids, else the folder names in their order; of a list, what `labels.classes_of_list` says.
         class_count: how many classes the network has, if that is known; of use where a list has the labels.
         require_labels: False keeps images whose label is not known, with class_index None.
+        class_order: of the folder names where these are the classes; None: as text.
 
     Raises:
         DataError: no images, images without labels, labels without images, a layout or list that cannot be understood.
@@ -106,7 +112,7 @@ def list_dataset(
     classes = None if class_ids is None else classes_of(class_ids)
     tree = None if val_label is not None else _class_tree(listing, images, classes, require_labels)
     if tree is not None:
-        return _from_tree(listing, images, tree, classes, require_labels)
+        return _from_tree(listing, images, tree, classes, require_labels, class_order)
     labels_file = val_label if val_label is not None else _find_label_list(listing, images)
     lines = None if labels_file is None else read_label_lines(labels_file, None if classes is None else len(classes))
     if classes is None and labels_file is not None and lines is not None:
@@ -213,29 +219,36 @@ def _from_tree(
     base: str,
     classes: tuple[ClassInfo, ...] | None,
     require_labels: bool,
+    class_order: ClassOrder | None,
 ) -> Dataset:
+    given = classes
     if classes is None:
-        classes = _tree_classes(listing, images, base)
+        classes = _tree_classes(listing, images, base, class_order)
     index_of = {known.id: index for index, known in enumerate(classes)}
     samples = [make_sample(image, index_of.get(image.folder)) for image in images]
     unknown = sorted({sample.folder for sample in samples} - index_of.keys())
     if unknown and require_labels:
+        first = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         raise DataError(
             f"{listing.root}: {len(unknown)} folders with images are none of the {len(classes)} classes"
-            f" (first: {unknown[0]}); move them away, or give labels by {_LABELS_KEY}"
+            f" ({first}); move them away, or give labels by {_LABELS_KEY}"
         )
-    return Dataset(listing.root, tuple(samples), classes)
+    has_folder_classes = given is None and classes != imagenet_classes()
+    return Dataset(listing.root, tuple(samples), classes, has_folder_classes)
 
 
 def make_sample(source: ImageSource, class_index: int | None) -> Sample:
     return Sample(image_stem(source.name), source.folder, source, class_index)
 
 
-def _tree_classes(listing: Listing, images: Sequence[ImageSource], base: str) -> tuple[ClassInfo, ...]:
-    """Return ImageNet's classes if all folders with images are its wnids, else the sorted folder names.
+def _tree_classes(
+    listing: Listing, images: Sequence[ImageSource], base: str, class_order: ClassOrder | None
+) -> tuple[ClassInfo, ...]:
+    """Return ImageNet's classes if all folders with images are its wnids, else the folder names in their order.
 
     Raises:
-        DataError: some are ImageNet's and others are no wnids at all, so that neither can be meant.
+        DataError: some are ImageNet's and others are no wnids at all, so that neither can be meant; or the order is
+            numeric, and they hold no numbers.
     """
     used = {image.folder for image in images}
     imagenet = {known.id for known in imagenet_classes()}
@@ -247,7 +260,8 @@ def _tree_classes(listing: Listing, images: Sequence[ImageSource], base: str) ->
             f"{listing.root}: {len(used & imagenet)} folders are ImageNet classes, {len(strange)} are not"
             f" (first: {strange[0]}); move those away"
         )
-    return classes_of(sorted(name.rpartition("/")[2] for name in listing.folders if _folder_of(name) == base))
+    names = [name.rpartition("/")[2] for name in listing.folders if _folder_of(name) == base]
+    return classes_of(arrange(names, class_order))
 
 
 def _looks_like_wnid(name: str) -> bool:

@@ -31,6 +31,7 @@ from pipeline.models.onnx_files import check, files
 from pipeline.models.onnx_forms import cut_class
 from pipeline.models.onnx_opsets import OPSET
 from pipeline.models.onnx_run import RUNTIME_ERRORS, check_batch, relative_error, run, run_each, run_in_chunks
+from pipeline.models.scores import find_scores
 
 __all__ = [
     "OPSET",
@@ -115,11 +116,10 @@ def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int], path: Path
 
 
 def append_softmax(model: onnx.ModelProto) -> None:
-    """End the model in a softmax over the classes (`graph.extra_ops`), unless it has one."""
+    """End the model in a softmax over the classes (`graph.extra_ops`), where its outputs are logits of some kind."""
     graph = model.graph
     output = graph.output[0]
-    last = next(node for node in graph.node if output.name in node.output)
-    if last.op_type == "Softmax":
+    if not find_scores(model).takes_softmax:
         return
     logits = f"{output.name}_logits"
     for node in graph.node:

@@ -6,36 +6,68 @@ import warnings
 
 import onnx
 
+from pipeline.models.scores import Scores, find_scores
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with weights and activations in float16; `model` stays as it is.
 
-    A softmax at the end stays float32: float16 would give many of a thousand classes one and the same score, and the
-    order of the best five with it. Weights beyond float16's range are cut to it.
+    What turns logits into probabilities at the end stays float32: float16 would give many of a thousand classes one and
+    the same score, and the order of the best five with it. Weights beyond float16's range are cut to it.
     """
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    softmax = _take_softmax(copy.graph)
+    tail = _take_tail(copy) if find_scores(model) is not Scores.LOGITS else onnx.GraphProto()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one for each weight that rounds to 0
         converted = ONNXModel(convert_float_to_float16(copy, keep_io_types=True))
-    if softmax is not None:
-        converted.graph().node.append(softmax)
-        converted.graph().output[0].name = softmax.output[0]
+    if tail.node:
+        graph = converted.graph()
+        graph.node.extend(tail.node)
+        graph.initializer.extend(tail.initializer)
+        del graph.output[:]
+        graph.output.extend(tail.output)
     converted.topological_sort()  # the converter appends its casts at the end
     result: onnx.ModelProto = converted.model
     return result
 
 
-def _take_softmax(graph: onnx.GraphProto) -> onnx.NodeProto | None:
-    """Remove and return the softmax that makes the output, which then is what went into it."""
-    output = graph.output[0]
-    last: onnx.NodeProto = next(node for node in graph.node if output.name in node.output)
-    if last.op_type != "Softmax":
-        return None
-    graph.node.remove(last)
-    output.name = last.input[0]
-    return last
+def _take_tail(model: onnx.ModelProto) -> onnx.GraphProto:
+    """Remove and return the nodes after the last layers with weights; what they read becomes the model's outputs."""
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    names = _after_the_last_layers(graph)
+    tail = onnx.GraphProto(node=[node for node in graph.node if node.name in names], output=graph.output)
+    for node in [node for node in graph.node if node.name in names]:
+        graph.node.remove(node)
+    read = {name for node in tail.node for name in node.input if name}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in read]:
+        _rename(tail, tensor.name, f"{tensor.name}_float32")  # the other layers may read it too
+        tail.initializer.append(tensor)
+        tail.initializer[-1].name = f"{tensor.name}_float32"
+    own = {value.name for value in (*graph.initializer, *graph.input)} | {
+        name for node in tail.node for name in node.output
+    }
+    known = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+    del graph.output[:]
+    graph.output.extend(known[name] for name in sorted(read - own))
+    return tail
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+
+
+def _after_the_last_layers(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the nodes that only the output depends on, and no layer with weights."""
+    before = {name for node in graph.node if node.op_type in _WEIGHTED for name in node.input}
+    for node in reversed(graph.node):
+        if before.intersection(node.output):
+            before.update(node.input)
+    return {node.name for node in graph.node if node.op_type not in _WEIGHTED and not before.intersection(node.output)}

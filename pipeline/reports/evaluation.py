@@ -16,6 +16,7 @@ from pipeline.data.npz import read_image_npz
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.evaluate import Comparison, Evaluation, Flip
+from pipeline.models.scores import Scores
 from pipeline.package import THRESHOLDS, Package
 from pipeline.reports import markup
 
@@ -62,12 +63,13 @@ def _share(accuracy: Accuracy) -> str:
 def _comparison(reference: Comparison) -> Iterator[str]:
     low, high = reference.drop_interval
     drop = 100 * (reference.right_to_wrong - reference.wrong_to_right) / reference.top1.count
+    by_label = reference.divergence.scores is Scores.SIGMOID
     rows = [
         ["top-1 lost", f"{drop:+.2f} points, {low:+.2f} to {high:+.2f} (95%)"],
         ["McNemar's exact test", f"p = {reference.p_value:.2g}"],
         ["same answer", _share(reference.agreement)],
         ["right to wrong, wrong to right", f"{reference.right_to_wrong}, {reference.wrong_to_right}"],
-        ["KL divergence", f"{reference.divergence.kl:.5f} nats an image"],
+        [f"KL divergence{', sum of the labels' if by_label else ''}", f"{reference.divergence.kl:.5f} nats an image"],
         ["logit SQNR", f"{reference.divergence.sqnr_db:.1f} dB"],
     ]
     yield "<h2>Beside float32, image by image</h2>" + markup.table(["", ""], rows)

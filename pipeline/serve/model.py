@@ -36,7 +36,7 @@ from pipeline.serve.kserve import (
 
 VERSION = "1"  # of a package: there is one
 ENCODED = "encoded_image"  # the input that takes files
-PROBABILITIES = "probabilities"  # the output beside the model's own
+PROBABILITIES = "probabilities"  # the output beside the model's own; of sigmoids the same again
 _SHARED_MEMORY = "shared_memory_region"  # Triton's extension that is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
 
@@ -68,6 +68,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         self._batcher = batcher
         self._takes, self._gives = takes, gives
         self._spec = package.preprocess()
+        self._scores = package.scores
         self._labels = [known.name for known in package.classes()]
         self._decoders = ThreadPoolExecutor(cores)
         self._refusing = False
@@ -107,7 +108,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
         self._check_outputs(wanted)
         with self._one_more():
-            scores = await self._scores(await self._images(payload))
+            scores = await self._infer(await self._images(payload))
         outputs = [self._output(each, scores) for each in wanted]
         return InferResponse(
             payload.id or "",
@@ -126,7 +127,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """
         with self._one_more():
             images = await self._decoded([content for _, content in files], [name for name, _ in files])
-            shares = probabilities(await self._scores(images))
+            shares = probabilities(await self._infer(images), self._scores)
         rows = zip(files, shares, strict=True)
         return [best_classes(name, row, self._labels, topk) for (name, _), row in rows]
 
@@ -183,7 +184,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         except DataError as err:
             raise InvalidInput(f"{name}: {err}") from None
 
-    async def _scores(self, images: Sequence[Prepared]) -> Output:
+    async def _infer(self, images: Sequence[Prepared]) -> Output:
         """Return float32 [images, classes]."""
         if not images:
             raise InvalidInput("expected at least one image, got none")
@@ -207,7 +208,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
                 raise InvalidInput(f"output {each.name!r}: {_CLASSIFICATION}: expected a number of classes")
 
     def _output(self, wanted: RequestedOutput, scores: Output) -> InferOutput:
-        values = scores if wanted.name == self._gives.name else probabilities(scores).astype(np.float32)
+        values = scores if wanted.name == self._gives.name else probabilities(scores, self._scores).astype(np.float32)
         classes = int((wanted.parameters or {}).get(_CLASSIFICATION, 0))
         if classes == 0:
             made = InferOutput(wanted.name, list(values.shape), "FP32")

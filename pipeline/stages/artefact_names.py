@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pipeline.artefacts import write_json
+from pipeline.models.scores import Scores
 
 MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
 GIVEN = "given.json"  # export: how the float32 model answers beside the file, or the network, that it was made of
+SCORES = "scores.json"  # export: what the model's outputs are
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
@@ -19,8 +24,26 @@ CHECK = "check.json"  # quantize, convert: how the model compares with float32 o
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz
 VAL_LABEL = "val_label.txt"  # image2npz: lines `name index`
 FIGURES = "figures.json"  # any stage: seconds and memory; never part of an artefact's identity
+NOTES = "notes.json"  # any stage: lines for the user, said by every build; never part of an artefact's identity
 
 
 def float32_model(inputs: Mapping[str, Path]) -> Path:
     """Return the model to quantize: the exported one, or another form of it."""
     return next(inputs[stage] for stage in ("arrange", "equalize", "pixels", "export") if stage in inputs) / MODEL
+
+
+def read_scores(export: Path) -> Scores:
+    """Return what the outputs of the exported model are."""
+    return Scores(json.loads((export / SCORES).read_text(encoding="utf-8"))["scores"])
+
+
+def write_notes(out: Path, lines: Sequence[str]) -> None:
+    """Leave lines that every build says, whether it ran the stage or found it up to date."""
+    if lines:
+        write_json(out / NOTES, list(lines))
+
+
+def read_notes(artefact: Path) -> list[str]:
+    path = artefact / NOTES
+    lines: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return lines

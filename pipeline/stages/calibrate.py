@@ -20,6 +20,8 @@ from pipeline.artefacts import whole_file, write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list, spread
+from pipeline.data.label_check import find_doubts
+from pipeline.data.labels import read_classes
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError, DataError
 from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
@@ -29,7 +31,16 @@ from pipeline.progress import progress_bar
 from pipeline.quant import pixels, placement
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS, float32_model
+from pipeline.stages.artefact_names import (
+    CALIBRATION,
+    CLASSES,
+    FIGURES,
+    MODEL,
+    OBSERVERS,
+    OUTPUTS,
+    float32_model,
+    write_notes,
+)
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # Threads that each take one image at a time through the network and count it: no thread waits for another, and no pass
@@ -53,10 +64,13 @@ def identity(cfg: BuildConfig) -> object:
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
-    images = [image.source for image in read_calibration_list(inputs["calibset"] / CALIBRATION)]
+    samples = read_calibration_list(inputs["calibset"] / CALIBRATION)
+    images = [sample.source for sample in samples]
     collect(float32_model(inputs), cfg.preprocess, images, out)
+    outputs = np.load(out / OUTPUTS)
     if float32_model(inputs).parent != inputs["export"]:
-        _check_against_export(inputs["export"] / MODEL, cfg.preprocess, images, np.load(out / OUTPUTS))
+        _check_against_export(inputs["export"] / MODEL, cfg.preprocess, images, outputs)
+    write_notes(out, find_doubts(samples, outputs, read_classes(inputs["calibset"] / CLASSES)))
 
 
 def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[ImageSource], outputs: Float32) -> None:

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.artefacts import file_digest, fingerprint
-from pipeline.config.build_file import BuildConfig, Precision
+from pipeline.config.build_file import BuildConfig, ClassOrder, Precision
+from pipeline.data import class_order
 from pipeline.data.calibration_list import write_calibration_list
 from pipeline.data.imagenet import Dataset, Sample, list_dataset
 from pipeline.data.labels import ClassInfo, write_classes
 from pipeline.data.sample import class_folder, sample_class_names
 from pipeline.data.sources import scan
 from pipeline.errors import DataError
-from pipeline.stages.artefact_names import CALIBRATION, CLASSES, IMAGES
+from pipeline.stages.artefact_names import CALIBRATION, CLASSES, IMAGES, write_notes
 
 _SAMPLE_SPLIT = "calibration"
 
@@ -37,6 +38,7 @@ def identity(cfg: BuildConfig) -> object:
         sampler.seed,
         _covers(cfg),
         cfg.frontend.num_classes,
+        None if dataset.class_order is None else dataset.class_order.value,
     ]
 
 
@@ -54,14 +56,17 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         dataset = list_dataset(inputs["sample"] / _SAMPLE_SPLIT, class_ids=folders)
         classes = tuple(ClassInfo(folder, name) for folder, name in zip(folders, names, strict=True))
     else:
+        order = cfg.dataset.class_order
         dataset = list_dataset(
             cfg.dataset.path,
             sampler.suffix,
             cfg.dataset.val_label,
             class_count=cfg.frontend.num_classes,
             require_labels=_covers(cfg),
+            class_order=order,
         )
         classes = dataset.classes
+        write_notes(out, _notes_of_order(dataset, order))
     count = sampler.get_data_num
     if cfg.backend.dtype is not Precision.INT8:
         count = min(count, len(dataset.samples))
@@ -70,6 +75,14 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     digests = (f"{hashlib.sha256(sample.source.read()).hexdigest()}  {sample.source.name}\n" for sample in chosen)
     (out / IMAGES).write_text("".join(digests), encoding="utf-8", errors="surrogateescape")
     write_classes(out / CLASSES, classes)
+
+
+def _notes_of_order(dataset: Dataset, order: ClassOrder | None) -> list[str]:
+    if order is not None:
+        ignored = "dataset.class_order has no effect: the classes are ImageNet's, or labels come from a list"
+        return [] if dataset.has_folder_classes else [ignored]
+    line = class_order.note([known.id for known in dataset.classes]) if dataset.has_folder_classes else None
+    return [] if line is None else [line]
 
 
 def choose(dataset: Dataset, count: int, seed: int = 0, cover_classes: bool = True) -> list[Sample]:

@@ -30,7 +30,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import downloads, onnx_classifier, zoo
 from pipeline.models.file_kinds import FileKind, kind_of, why_not_weights
 from pipeline.models.onnx_given import Given, check_given, compare
-from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL
+from pipeline.models.scores import describe, find_scores
+from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,9 +148,12 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     exported = export(cfg.frontend, images, cfg.preprocess, samples, num_classes=classes)
     if not samples:
         write_classes(out / CLASSES, usual_classes(exported.classes))
-    if cfg.graph.extra_op is ExtraOp.SOFTMAX:
+    softmax_asked = cfg.graph.extra_op is ExtraOp.SOFTMAX
+    write_notes(out, describe(find_scores(exported.model), softmax_asked))
+    if softmax_asked:
         onnx_classifier.append_softmax(exported.model)
     onnx.save(exported.model, out / MODEL)
+    write_json(out / SCORES, {"scores": find_scores(exported.model).value})
     write_json(out / GIVEN, exported.given.as_dict())
 
 

@@ -15,7 +15,7 @@ from pipeline.artefacts import file_digest, fingerprint
 from pipeline.cluster import Cluster
 from pipeline.config.build_file import BuildConfig
 from pipeline.data.image_kinds import ANY
-from pipeline.data.imagenet import Sample, list_dataset, list_images
+from pipeline.data.imagenet import Dataset, Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
@@ -23,12 +23,13 @@ from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolu
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
-from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL
+from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL, write_notes
 from pipeline.worker_pool import answers
 
 _CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
 _CLUSTER_CHUNK = 256  # images a task of Ray, a second or two: what a node that is lost may cost
 _SHOWN_FAILURES = 20
+_SHOWN_CLASSES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ def identity(cfg: BuildConfig) -> object:
     if evaluation.path is not None:
         listing = fingerprint([[file.name, *file.stamp()] for file in scan(evaluation.path).files])
     labels = file_digest(evaluation.val_label) if evaluation.val_label else None
-    return [str(evaluation.path), listing, labels, evaluation.num, cfg.dataset.sampler.suffix]
+    order = [] if cfg.dataset.class_order is None else [cfg.dataset.class_order.value]
+    return [str(evaluation.path), listing, labels, evaluation.num, cfg.dataset.sampler.suffix, *order]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -71,8 +73,15 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     if evaluation.path is None:
         dataset = list_dataset(inputs["sample"] / "evaluation", class_ids=class_ids)
     else:
-        suffix, count = cfg.dataset.sampler.suffix, cfg.frontend.num_classes
-        dataset = list_dataset(evaluation.path, suffix, evaluation.val_label, class_ids, class_count=count)
+        dataset = list_dataset(
+            evaluation.path,
+            cfg.dataset.sampler.suffix,
+            evaluation.val_label,
+            class_ids,
+            class_count=cfg.frontend.num_classes,
+            class_order=cfg.dataset.class_order,
+        )
+        write_notes(out, _absent_classes(dataset))
     wanted = min(evaluation.num or len(dataset.samples), len(dataset.samples))
     samples = [dataset.samples[index * len(dataset.samples) // wanted] for index in range(wanted)]
     scratch_list = out / f".{DATALIST}"
@@ -83,6 +92,16 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         (VAL_LABEL, [f"{sample.key} {sample.class_index}" for sample in samples]),
     ):
         (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+
+
+def _absent_classes(dataset: Dataset) -> list[str]:
+    """Return a line where the evaluation images lack classes of the calibration images."""
+    present = {sample.class_index for sample in dataset.samples}
+    absent = [known.id for index, known in enumerate(dataset.classes) if index not in present]
+    if not absent:
+        return []
+    named = ", ".join(map(repr, absent[:_SHOWN_CLASSES])) + (", ..." if len(absent) > _SHOWN_CLASSES else "")
+    return [f"{dataset.path}: no images of {len(absent)} of the {len(dataset.classes)} classes: {named}"]
 
 
 def convert(

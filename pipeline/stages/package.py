@@ -60,6 +60,7 @@ def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> di
         "dtype": cfg.backend.dtype.value,
         "input": list(cfg.frontend.chw),
         "input_dtype": input_dtype,
+        "scores": names.read_scores(inputs["export"]).value,
         **(calibration if cfg.backend.dtype is Precision.INT8 else {"calibrate_mode": "none"}),
         "sample": cfg.uses_sample,
         "checked_on": instruction_sets(),

@@ -29,6 +29,7 @@ from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
+from pipeline.models.scores import Scores
 from pipeline.preprocess import Prepared
 from pipeline.progress import progress_bar
 from pipeline.quant import pixels
@@ -36,7 +37,7 @@ from pipeline.quant.assemble import assemble
 from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
 from pipeline.sensitivity import Kind, Sensitivity
 from pipeline.stages import int8_parts
-from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model
+from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model, read_scores
 
 _JOURNAL = "journal.json"
 _SENSITIVITY_IMAGES = 16
@@ -94,7 +95,8 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         return preprocess.load(cfg.preprocess, image.source.content(), raw=raw)
 
     judged = _judged(len(listed))
-    judge = _Judge([load(listed[index]) for index in judged], outputs[judged], [listed[index] for index in judged])
+    samples = [listed[index] for index in judged]
+    judge = _Judge([load(each) for each in samples], outputs[judged], samples, read_scores(inputs["export"]))
 
     def make(activations: Sequence[str]) -> onnx.ModelProto:
         return assemble(float32, parts.leaving(activations)).model
@@ -208,9 +210,12 @@ class _Journal:
 class _Judge:
     """Measures models in the runtime that packages are run in by default."""
 
-    def __init__(self, images: Sequence[Prepared], expected: Float32, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self, images: Sequence[Prepared], expected: Float32, samples: Sequence[Sample], scores: Scores
+    ) -> None:
         self._batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
         self._expected = expected
+        self._scores = scores
         labels = [sample.class_index for sample in samples]
         self._truth = None if None in labels else np.array(labels)
 
@@ -227,7 +232,7 @@ class _Judge:
         with ThreadPoolExecutor(available_cores()) as pool:
             answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
             ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(_ROUNDS)]
-        divergence = Divergence()
+        divergence = Divergence(self._scores)
         divergence.add(self._expected, answers)
         found, wanted = answers.argmax(axis=1), self._expected.argmax(axis=1)
         drop = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.build_config import ClassOrder
 from pipeline.data import imagenet
 from pipeline.data.imagenet import ClassInfo, ground_truth, imagenet_classes, list_dataset, read_label_list
 from pipeline.data.labels import classes_of, read_classes, write_classes
@@ -89,7 +90,7 @@ def test_list_dataset_uses_the_networks_classes_when_ids_are_given(tmp_path: Pat
     assert [sample.class_index for sample in dataset.samples] == [2, 0]
     make_files(tmp_path, "fish/1.JPEG")
     assert error_of(tmp_path, class_ids=["dog", "bird", "cat"]) == (
-        f"{tmp_path}: 1 folders with images are none of the 3 classes (first: fish);"
+        f"{tmp_path}: 1 folders with images are none of the 3 classes (fish);"
         f" move them away, or give labels by {LABELS_KEY}"
     )
 
@@ -459,3 +460,53 @@ def test_classes_survive_writing_whatever_their_folders_are_called(tmp_path: Pat
         with pytest.raises(DataError, match="holds a tab or a line end; rename its folder"):
             write_classes(tmp_path / "bad.tsv", classes_of(["fine", bad]))
     assert not (tmp_path / "bad.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (None, ["0", "1", "10", "2"]),
+        (ClassOrder.TEXT, ["0", "1", "10", "2"]),
+        (ClassOrder.NUMERIC, ["0", "1", "2", "10"]),
+    ],
+)
+def test_list_dataset_sorts_class_folders_as_it_is_told_when_they_are_numbers(
+    tmp_path: Path, order: ClassOrder | None, expected: list[str]
+) -> None:
+    make_files(tmp_path, "10/a.JPEG", "2/b.JPEG", "0/c.JPEG", "1/d.JPEG")
+    dataset = list_dataset(tmp_path, class_order=order)
+    assert [known.id for known in dataset.classes] == expected
+    assert dataset.has_folder_classes
+    assert {sample.folder: sample.class_index for sample in dataset.samples} == {
+        name: index for index, name in enumerate(expected)
+    }
+
+
+def test_list_dataset_keeps_the_networks_classes_when_an_order_is_given_too(tmp_path: Path) -> None:
+    """Evaluation folders with fewer classes: no index moves."""
+    make_files(tmp_path, "10/a.JPEG", "2/b.JPEG")
+    dataset = list_dataset(tmp_path, class_ids=["0", "1", "10", "2"], class_order=ClassOrder.NUMERIC)
+    assert [(sample.folder, sample.class_index) for sample in dataset.samples] == [("10", 2), ("2", 3)]
+    assert not dataset.has_folder_classes
+
+
+def test_list_dataset_names_the_folders_when_they_are_none_of_the_networks_classes(tmp_path: Path) -> None:
+    make_files(tmp_path, *(f"{number}/a.JPEG" for number in range(9)))
+    assert "8 folders with images are none of the 1 classes (1, 2, 3, 4, 5, ...);" in error_of(
+        tmp_path, class_ids=["0"]
+    )
+
+
+def test_list_dataset_says_so_when_the_order_is_numeric_and_folders_are_no_numbers(tmp_path: Path) -> None:
+    make_files(tmp_path, "cat/a.JPEG", "dog/b.JPEG")
+    assert error_of(tmp_path, class_order=ClassOrder.NUMERIC) == (
+        "dataset.class_order: numeric, but the class folders are no numbers ('cat' holds none); wanted names such as "
+        "0, 1, 2 or class1, class2; set it to text"
+    )
+
+
+def test_list_dataset_keeps_imagenets_order_whatever_order_is_given(tmp_path: Path) -> None:
+    make_files(tmp_path, "n01443537/b.JPEG", "n01440764/c.JPEG")
+    dataset = list_dataset(tmp_path, class_order=ClassOrder.NUMERIC)
+    assert dataset.classes == imagenet_classes()
+    assert not dataset.has_folder_classes

@@ -407,3 +407,28 @@ def test_append_softmax_leaves_the_classifier_quantized(tiny_model: onnx.ModelPr
     onnx_classifier.append_softmax(model)
     assert count_layers(model) == {"weighted": 7, "quantized": 7}
     assert placement.observed_tensors(model) == placement.observed_tensors(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("tail", "appended"),
+    [
+        ([node("Softmax", "logits", "s", axis=1), node("Flatten", "s", "y")], False),
+        ([node("Softmax", "logits", "s", axis=-1), node("Identity", "s", "y")], False),
+        ([node("Sigmoid", "logits", "y")], False),
+        ([node("Hardmax", "logits", "y", axis=1)], False),
+        ([node("LogSoftmax", "logits", "y", axis=1)], True),
+        ([node("Relu", "logits", "y")], True),
+    ],
+)
+def test_append_softmax_appends_none_when_the_outputs_are_no_logits(tail: list[onnx.NodeProto], appended: bool) -> None:
+    nodes = [
+        *(node("Conv", "x w", "c"), node("Relu", "c", "r"), node("GlobalAveragePool", "r", "g")),
+        *(node("Flatten", "g", "f"), node("Gemm", "f fw", "logits"), *tail),
+    ]
+    model = classifier(nodes)
+    before = onnx_classifier.run(model, IMAGES[:1])
+    onnx_classifier.append_softmax(model)
+    onnx.checker.check_model(model, full_check=True)
+    raised = np.exp(before - before.max())
+    expected = raised / raised.sum() if appended else before
+    np.testing.assert_allclose(onnx_classifier.run(model, IMAGES[:1]), expected, rtol=1e-5)

@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.models import onnx_classifier
 from pipeline.quant.float16 import to_float16
@@ -51,3 +52,38 @@ def test_to_float16_cuts_and_rounds_without_a_word(tiny_model: onnx.ModelProto) 
     assert np.isfinite(cut).all()
     assert abs(cut.flat[0]) < 1e-7
     assert cut.flat[1] == 65504
+
+
+TAILS = {
+    "softmax_reshaped": [
+        helper.make_node("Softmax", ["logits"], ["s"], "soft", axis=1),
+        helper.make_node("Flatten", ["s"], ["scores"], "flat"),
+    ],
+    "sigmoid": [helper.make_node("Sigmoid", ["logits"], ["scores"], "each")],
+    "spelt": [
+        helper.make_node("Exp", ["logits"], ["e"], "exp"),
+        helper.make_node("ReduceSum", ["e", "axes"], ["sum"], "sum", keepdims=1),
+        helper.make_node("Div", ["e", "sum"], ["scores"], "div"),
+    ],
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_to_float16_keeps_scores_apart_when_the_network_ends_in_them(
+    tail: str, tiny_model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32]
+) -> None:
+    """Scores near 1 differ by less than float16 can hold there, 0.0005."""
+    source = onnx.ModelProto()
+    source.CopyFrom(tiny_model)
+    graph = source.graph
+    for node in graph.node:
+        node.output[:] = ["logits" if name == graph.output[0].name else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "axes"))
+    graph.node.extend(TAILS[tail])
+    graph.output[0].name = "scores"
+    model = to_float16(source)
+    onnx.checker.check_model(model, full_check=True)
+    found = onnx_classifier.run(model, batch_nchw)
+    np.testing.assert_allclose(found, onnx_classifier.run(source, batch_nchw), atol=5e-3)
+    assert not np.array_equal(found, found.astype(np.float16).astype(np.float32))
+    assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {TensorProto.FLOAT16}

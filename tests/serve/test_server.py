@@ -37,7 +37,7 @@ from PIL import Image
 from run_fixtures import CLASS_IDS, NAME, REPOSITORY, TinyWorkspace, draw
 
 from pipeline import preprocess
-from pipeline.artefacts import write_manifest
+from pipeline.artefacts import write_json, write_manifest
 from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.package import Package, open_package
@@ -701,3 +701,21 @@ def test_faults_at_the_start_are_a_line(tiny_workspace_master: TinyWorkspace, tm
     (tmp_path / "kserve.py").write_text("raise ModuleNotFoundError('hidden', name='kserve')")
     text = fault(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
     assert text == "error: serve needs kserve, which is not installed; run: pip install '.[serve]'"
+
+
+def test_scores_of_sigmoids_are_given_as_they_are(tiny: TinyWorkspace, images: list[np.ndarray]) -> None:
+    model = onnx.load(tiny.package.model)
+    model.graph.node.append(helper.make_node("Sigmoid", ["logits"], ["each"], "each"))
+    model.graph.output[0].name = "each"
+    onnx.save(model, tiny.package.model)
+    facts = json.loads((tiny.folder / "package.json").read_text(encoding="utf-8"))
+    write_json(tiny.folder / "package.json", {**facts, "scores": "sigmoid"})
+    write_manifest(tiny.folder, "package")
+    with running(tiny.package) as server:
+        answer = client_of(triton_grpc, server).infer(NAME, [tensor(triton_grpc, np.stack(images))])
+        status, found = server.post(f"/v2/models/{NAME}/classify?topk=6", encoded(0))
+    scores = answer.as_numpy("each")
+    assert np.ptp(scores.sum(axis=1)) > 0
+    np.testing.assert_array_equal(answer.as_numpy("probabilities"), scores)
+    assert status == 200
+    np.testing.assert_allclose(found[0]["scores"], np.sort(scores[0])[::-1], atol=1e-5)

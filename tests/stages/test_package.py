@@ -37,6 +37,7 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
         "dtype": "int8",
         "input": [3, 32, 32],
         "input_dtype": "uint8",
+        "scores": "logits",
         "calibrate_mode": "percentile",
         "percentile": 99.9999,
         "target": "any",
