@@ -60,5 +60,5 @@ def note(names: Sequence[str]) -> str | None:
         return None
     return (
         f"class folders are numbers, sorted as text ({shown(names)}), as torchvision does; in numeric order they are "
-        f"{shown(numeric)}: --set dataset.class_order=numeric where the network was trained so, =text where not"
+        f"{shown(numeric)}: set dataset.class_order: numeric in the build file if the network was trained so, else text"
     )

@@ -35,7 +35,7 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
     if output is None and len(outputs) != 1:
         raise DataError(
             f"{path}: {len(outputs)} outputs ({listed}); name the one with the scores of the classes, as in "
-            f"--set frontend.output={_likely_scores(model.graph)}"
+            f"--set frontend.output={_likely_scores(model.graph)} of build"
         )
     chosen = onnx.ValueInfoProto()
     chosen.CopyFrom(outputs[output or next(iter(outputs))])

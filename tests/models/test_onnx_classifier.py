@@ -299,7 +299,7 @@ def test_load_drops_an_input_that_nothing_reads(load: Callable[..., onnx.ModelPr
 def test_load_says_so_when_there_are_two_outputs(load_error: Callable[..., str]) -> None:
     assert load_error(classifier(outputs={"y": (1, 5), "f": (1, 4)})) == (
         "FILE: 2 outputs (y float [1, 5], f float [1, 4]); name the one with the scores of the classes, as in "
-        "--set frontend.output=y"
+        "--set frontend.output=y of build"
     )
 
 
