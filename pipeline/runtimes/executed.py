@@ -1,0 +1,143 @@
+"""What a runtime executes in int8, counted in the graph that it runs on this CPU rather than in the file.
+
+A layer with quantizers on all sides may still be computed in float: a runtime fuses the patterns it knows, on the CPUs
+it has kernels for, and says nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from pipeline.runtimes.base import Placement, Runtime
+
+# Multiply-accumulate operators of ONNX Runtime, float and int8, and of OpenVINO.
+_LAYERS = frozenset(
+    {
+        *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "ConvInteger", "QLinearConv"),
+        *("Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "TransposeMatMul"),
+        *("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul"),
+        *("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected"),
+    }
+)
+# They change the type, the layout or the shape of a tensor, and compute nothing.
+_NO_ARITHMETIC = frozenset(
+    {
+        *("QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Cast", "Convert"),
+        *("Reorder", "ReorderInput", "ReorderOutput", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"),
+        *("Input", "Output", "Const", "Constant", "Result", "Parameter"),
+    }
+)
+_FILE_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add")
+# What ONNX Runtime adds to the name of a node, or of the tensor that a node was renamed after.
+_SUFFIXES = re.compile(r"(_nchwc|_token_\d+)+$")
+
+
+class Executed(TypedDict):
+    """What a runtime does with a model; plain data, to be kept in reports."""
+
+    weighted: int  # convolutions and matrix products that it executes
+    int8: int  # of them those with an int8 kernel
+    float_layers: list[str]  # names of the others, the file's where they can be told
+    other_float: dict[str, int]  # by operator, in the runtime's words: arithmetic from float32 to float32
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation as the runtime executes it."""
+
+    operator: str
+    names: tuple[str, ...]  # of nodes and tensors of the file that became it
+    int8: bool
+    is_float: bool  # reads and writes float32
+
+
+def count_int8(runtime: Runtime, model: Path) -> Executed:
+    """Return what a runtime executes in int8 on this CPU.
+
+    The model is compiled, and in ONNX Runtime run once on a blank image: call this in a process of its own where a
+    runtime that crashes must not take the caller with it.
+
+    Args:
+        runtime: an installed one.
+        model: ONNX file with one input, whose first axis is the batch.
+
+    Raises:
+        BackendError: the runtime refuses the model.
+    """
+    steps = list((_openvino if runtime is Runtime.OPENVINO else _onnxruntime)(model))
+    layers = [step for step in steps if step.operator in _LAYERS]
+    others = (step for step in steps if step.operator not in _LAYERS | _NO_ARITHMETIC and step.is_float)
+    names = _layer_names(model)
+    return Executed(
+        weighted=len(layers),
+        int8=sum(step.int8 for step in layers),
+        float_layers=[_name(step, names) for step in layers if not step.int8],
+        other_float=dict(sorted(Counter(step.operator for step in others).items())),
+    )
+
+
+def _layer_names(model: Path) -> dict[str, str]:
+    """Return the names of a file's layers, by everything that runtimes call them: a fused activation's output too."""
+    try:
+        import onnx
+    except ImportError:  # a machine that only runs packages may have none; the runtime's own names have to do there
+        return {}
+    names: dict[str, str] = {}
+    for node in onnx.load(model, load_external_data=False).graph.node:
+        if node.op_type in _FILE_LAYERS:
+            names.update(dict.fromkeys((*node.output, node.name), node.name))
+        elif node.op_type in _ACTIVATIONS and node.input[0] in names:
+            names[node.output[0]] = names[node.input[0]]
+    return names
+
+
+def _name(step: _Step, names: dict[str, str]) -> str:
+    return next((names[name] for name in step.names if name in names), step.names[0])
+
+
+def _onnxruntime(model: Path) -> Iterator[_Step]:
+    from pipeline.runtimes.ort import open_profiled
+
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_profiled(model, 1, Path(folder) / "profile")
+        given = session.get_inputs()[0]
+        shape = [axis if isinstance(axis, int) else 1 for axis in given.shape]
+        session.run(None, {given.name: np.zeros(shape, np.uint8 if given.type == "tensor(uint8)" else np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            facts = event["args"]
+            reads, writes = (_first_type(facts[key]) for key in ("input_type_shape", "output_type_shape"))
+            name = _SUFFIXES.sub("", event["name"].removesuffix("_kernel_time"))
+            yield _Step(facts["op_name"], (name,), reads in ("uint8", "int8"), reads == writes == "float")
+
+
+def _first_type(tensors: list[dict[str, list[int]]]) -> str:
+    return next(iter(tensors[0])) if tensors else ""
+
+
+def _openvino(model: Path) -> Iterator[_Step]:
+    from pipeline.runtimes.ov import compile_model
+
+    compiled = compile_model(model, 1, Placement(1, 1))
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        layer, kernel, reads, writes, made_of = (
+            str(facts[key].astype(str)) if key in facts else ""
+            for key in ("layerType", "primitiveType", "runtimePrecision", "outputPrecisions", "originalLayersNames")
+        )
+        names = [name.strip() for name in made_of.split(",") if name.strip()] or [node.get_friendly_name()]
+        # Of `fc/WithoutBiases/DequantizationMultiply` the first part is the file's.
+        names += [name.partition("/WithoutBiases")[0] for name in names]
+        int8 = kernel.upper().endswith(("_I8", "_U8"))
+        yield _Step(layer, tuple(names), int8, reads == "f32" and writes.startswith("f32"))
