@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import console
+from pipeline import console, proof
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
 from pipeline.errors import ArtefactError, DataError
@@ -26,6 +26,7 @@ from pipeline.stages import (
     image2npz,
     package,
     pixels,
+    prove,
     quantize,
     rounding,
     sample,
@@ -85,7 +86,10 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
 
 _GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
-_PACKED = ("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "image2npz")
+_PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
+_PACKED = (
+    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "image2npz"),
+)
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images),
@@ -97,10 +101,11 @@ STAGES = (
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=3),
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=3),
-    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=4),
+    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
+    Stage("prove", _PROVEN, prove.identity, prove.run),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
-    Stage("package", _PACKED, package.identity, package.run),
+    Stage("package", _PACKED, package.identity, package.run, version=2),
 )
 
 
@@ -282,6 +287,7 @@ def summary(built: Built) -> list[str]:
         *_tuned(report.get("accuracy")),
         f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
         f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
+        *proof.describe(report["proof"]),
         f"package {built.prefix}   ({built.seconds:.1f} s)",
     ]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.figures import Recorder
 from pipeline.package import Package
 from pipeline.progress import progress_bar
 from pipeline.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime, choose, installed_runtimes
+from pipeline.runtimes.base import Runtime, choose, installed_runtimes, version_of
 from pipeline.user_cache import cache_folder
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -222,15 +221,8 @@ def recall_points(package: Package) -> list[Point]:
 
 
 def _path(package: Package) -> Path:
-    machine = [hardware.describe(), {each.value: _version(each.value) for each in installed_runtimes()}]
+    machine = [hardware.describe(), {each.value: version_of(each) for each in installed_runtimes()}]
     return cache_folder() / "sweeps" / f"{package.digest[:16]}-{fingerprint(machine)[:16]}.json"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # the module of another distribution, as of onnxruntime-gpu
-        return ""
 
 
 def as_dict(package: Package, found: Sweep) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,11 @@ from run_fixtures import SPEC
 
 from pipeline import agreement
 from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data.calibration_list import FITTING_IMAGES, spread
 from pipeline.data.imagenet import list_dataset
-from pipeline.errors import DataError
-from pipeline.runtimes.base import Runtime, installed_runtimes
+from pipeline.runtimes.base import Runtime
 
-CHECK = {"what": "fp16", "advice": "do this"}
-
-
-def test_prepare_gives_the_first_images_in_batches(
-    image_tree: Path, spec: PreprocessSpec, batch_nchw: npt.NDArray[np.float32]
-) -> None:
-    batches = agreement.prepare(list_dataset(image_tree).samples, spec)
-    assert [len(batch) for batch in batches] == [8, 8, 8]
-    np.testing.assert_array_equal(np.concatenate(batches), batch_nchw)
+Float32 = npt.NDArray[np.float32]
 
 
 def test_noise_is_the_same_every_time_and_has_the_size_of_the_input() -> None:
@@ -31,26 +24,33 @@ def test_noise_is_the_same_every_time_and_has_the_size_of_the_input() -> None:
     np.testing.assert_array_equal(batch, agreement.noise(SPEC)[0])
 
 
-def test_check_counts_equal_answers_in_every_runtime(tiny_onnx: Path, batch_nchw: npt.NDArray[np.float32]) -> None:
-    batches = [batch_nchw[:8], batch_nchw[8:10]]
-    expected = agreement.infer(Runtime.ONNXRUNTIME, tiny_onnx, batches)
-    wrong = expected.copy()
-    wrong[:3] *= -1
-    found = agreement.check(tiny_onnx, batches, wrong, **CHECK)
-    assert set(found) == {runtime.value for runtime in installed_runtimes()}
-    assert all(counts == {"images": 10, "agreeing": 7} for counts in found.values())
+def test_choose_takes_images_that_no_weight_was_fitted_to() -> None:
+    chosen = agreement.choose(1000)
+    assert len(chosen) == len(set(chosen)) == 64
+    assert not set(chosen) & set(spread(1000, FITTING_IMAGES))
+    assert max(chosen) - min(chosen) > 800  # over the whole list
+    assert agreement.choose(20) == list(range(20))
 
 
-@pytest.mark.parametrize("right", [0, 4])
-def test_check_refuses_a_model_that_mostly_answers_otherwise(
-    tiny_onnx: Path, batch_nchw: npt.NDArray[np.float32], right: int
+def test_prepare_gives_images_in_batches(image_tree: Path, batch_nchw: Float32, spec: PreprocessSpec) -> None:
+    batches = agreement.prepare(list_dataset(image_tree).samples, spec)
+    assert [len(batch) for batch in batches] == [8, 8, 8]
+    np.testing.assert_array_equal(np.concatenate(batches), batch_nchw)
+
+
+def hang(*_: object) -> None:
+    time.sleep(100)
+
+
+@pytest.mark.openvino
+def test_run_in_ends_a_runtime_that_hangs(
+    tiny_onnx: Path, batch_nchw: Float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = -agreement.infer(Runtime.ONNXRUNTIME, tiny_onnx, [batch_nchw[:8], batch_nchw[8:10]])
-    expected[:right] *= -1
-    with pytest.raises(DataError) as caught:
-        agreement.check(tiny_onnx, [batch_nchw[:8], batch_nchw[8:10]], expected, **CHECK)
-    first = installed_runtimes()[0].value
-    assert str(caught.value) == (
-        f"the fp16 model collapsed: in {first} it gives the answer of float32 on {right} of 10 calibration images; "
-        "do this"
+    monkeypatch.setattr(agreement, "_LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(agreement, "_TIMES_EXACT", 0.0)
+    monkeypatch.setattr(agreement, "_infer", hang)
+    found = agreement.run_in(
+        Runtime.OPENVINO, tiny_onnx, [batch_nchw[:8]], wide_weights=False, counts=False, exact_seconds=0.1
     )
+    assert found.outputs is None
+    assert found.reason == "did not end within 1 s"

@@ -44,7 +44,7 @@ def test_quiet_build_prints_its_result_alone(build_file: Path, run: Run) -> None
     code, out, err = run("build", build_file, "--quiet")
     assert (code, err) == (0, "")
     assert out.startswith("int8 6 of 7 layers, ")
-    assert len(results(out)) == 2
+    assert len(results(out)) == 3
 
 
 def results(out: str) -> list[str]:
@@ -56,21 +56,21 @@ def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_
     code, out, err = run("build", build_file, "--verbose")
     assert code == 0
     lines = [line for line in err.splitlines() if line.startswith("  [")]
-    assert len(lines) == 9
+    assert len(lines) == 10
     for line in lines:
         folder = Path(line.partition(": ")[2])
         assert folder.is_dir()
         assert folder.is_relative_to(tmp_path / "workspace" / ".cache")
-    assert "[1/9] calibset ..." in out
+    assert "[1/10] calibset ..." in out
 
 
 def test_log_json_build_is_events_and_a_result(build_file: Path, run: Run) -> None:
     code, out, err = run("build", build_file, "--log-json")
     assert code == 0
-    assert len(results(out)) == 2
+    assert len(results(out)) == 3
     found = events(err)
     steps = [event["text"] for event in found if event["event"] == "step"]
-    assert steps[0] == "[1/9] calibset ..."
+    assert steps[0] == "[1/10] calibset ..."
     calibrated = [event for event in found if event["event"] == "progress" and event["what"] == "calibrate"]
     assert (calibrated[-1]["done"], calibrated[-1]["total"], calibrated[-1]["unit"]) == (20, 20, "img")
     assert all(str(event["time"]).endswith("+00:00") for event in found)

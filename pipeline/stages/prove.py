@@ -1,0 +1,179 @@
+"""Prove: what a model computes as its file says, and in every installed runtime on this CPU, beside float32.
+
+A runtime that dies, hangs or refuses the model costs that runtime only. A model of no use ends the build here, before
+anything is published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import agreement, hardware, proof
+from pipeline.agreement import Answers, Float32
+from pipeline.artefacts import write_json
+from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision, Target
+from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.errors import DataError
+from pipeline.proof import Figures, Finding, Verdict
+from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, version_of
+from pipeline.stages.artefact_names import CALIBRATION, CHECK, GIVEN, MODEL, OUTPUTS
+
+_TIGHT_PERCENTILE = 99.99  # below it, ranges cut off what networks need
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what this stage's outcome depends on beside its inputs: what is said, and what it is proven on."""
+    machine = {
+        runtime.value: [version_of(runtime), hardware.instruction_sets(runtime.value), hardware.isa_cap(runtime.value)]
+        for runtime in installed_runtimes()
+    }
+    return [cfg.backend.dtype.value, _model_cause(cfg), wide_weights(cfg), to_vdsp_dict(cfg.preprocess), machine]
+
+
+def wide_weights(cfg: BuildConfig) -> bool:
+    """Tell whether the model has int8 weights for CPUs that sum their products in 32 bits."""
+    return cfg.backend.dtype is Precision.INT8 and cfg.backend.target is Target.VNNI
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write the figures and verdicts.
+
+    Raises:
+        DataError: the model is of no use, or no runtime computes it.
+    """
+    precision = cfg.backend.dtype.value
+    model = inputs["quantize" if "quantize" in inputs else "convert"] / MODEL
+    batches, expected = _checked(cfg, inputs)
+    exact = agreement.run_exact(model, batches)
+    exact_figures, found = _prove_exact(cfg, exact, expected)
+    if exact_figures is not None and found.verdict is Verdict.REFUSED:
+        images = "calibration images" if "calibset" in inputs else "images of noise"
+        raise DataError(
+            f"the {precision} model collapsed: in exact arithmetic it gives the answer of float32 on "
+            f"{exact_figures.same_answers} of {exact_figures.images} {images}, "
+            f"{exact_figures.decibels:.1f} dB; {found.cause}"
+        )
+    runtimes: dict[str, dict[str, Any]] = {}
+    for runtime in installed_runtimes():
+        answers = agreement.run_in(
+            runtime,
+            model,
+            batches,
+            wide_weights=wide_weights(cfg),
+            counts=cfg.backend.dtype is Precision.INT8,
+            exact_seconds=exact.seconds,
+        )
+        runtimes[runtime.value] = {
+            **_prove_runtime(cfg, runtime, answers, exact.outputs, expected),
+            "version": version_of(runtime),
+            "instruction_sets": hardware.instruction_sets(runtime.value),
+        }
+    _check_any_is_of_use(precision, runtimes)
+    agreeing = {
+        name: {"images": each["float32"]["images"], "agreeing": each["float32"]["same_answers"]}
+        for name, each in runtimes.items()
+        if "float32" in each
+    }
+    exact_record = proof.record(exact_figures, found) if exact_figures else found.as_dict()
+    proven = {"given": _given(inputs), "exact": exact_record, "runtimes": runtimes}
+    write_json(out / CHECK, {"agreement": agreeing, "proof": proven})
+
+
+def _checked(cfg: BuildConfig, inputs: Mapping[str, Path]) -> tuple[Sequence[Batch], Float32]:
+    """Return the images that the model is checked on, as it takes them, and float32's outputs for them.
+
+    Raises:
+        DataError: an image is gone, or float32 itself cannot be computed.
+    """
+    if "calibset" in inputs:
+        listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
+        chosen = agreement.choose(len(listed))
+        raw = "quantize" in inputs and json.loads((inputs["quantize"] / CHECK).read_text())["input"] == "uint8"
+        batches = agreement.prepare([listed[index] for index in chosen], cfg.preprocess, raw=raw)
+    else:
+        batches = agreement.noise(cfg.preprocess)
+    if "calibrate" in inputs:
+        return batches, np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[chosen]
+    float32 = agreement.run_exact(inputs["export"] / MODEL, batches)
+    if float32.outputs is None:
+        raise DataError(f"{inputs['export'] / MODEL}: the float32 model cannot be computed: it {float32.reason}")
+    return batches, float32.outputs
+
+
+def _prove_exact(cfg: BuildConfig, exact: Answers, expected: Float32) -> tuple[Figures | None, Finding]:
+    if exact.outputs is None:
+        return None, Finding(Verdict.LOST, exact.reason)
+    figures = proof.compare(expected, exact.outputs)
+    return figures, proof.judge_model(figures, _model_cause(cfg))
+
+
+def _prove_runtime(
+    cfg: BuildConfig, runtime: Runtime, answers: Answers, exact: Float32 | None, expected: Float32
+) -> dict[str, Any]:
+    """Return the record of a runtime: beside exact arithmetic, and below `float32` beside float32."""
+    if answers.outputs is None:
+        return Finding(Verdict.LOST, answers.reason).as_dict()
+    beside_float32 = proof.compare(expected, answers.outputs)
+    if exact is None:
+        found, figures = proof.judge_model(beside_float32, _model_cause(cfg)), beside_float32
+    else:
+        figures = proof.compare(exact, answers.outputs)
+        found = proof.judge_runtime(beside_float32, proof.compare(expected, exact), _kernel_cause(cfg, runtime))
+    named = {name: getattr(beside_float32, name) for name in Figures.__dataclass_fields__}
+    return {**proof.record(figures, found), "float32": named, "executed": answers.executed}
+
+
+def _check_any_is_of_use(precision: str, runtimes: Mapping[str, Mapping[str, Any]]) -> None:
+    useless = {Verdict.REFUSED.value, Verdict.LOST.value}
+    if any(each["verdict"] not in useless for each in runtimes.values()):
+        return
+    reasons = []
+    for name, each in runtimes.items():
+        lost = each["verdict"] == Verdict.LOST.value
+        reasons.append(f"{name} {each['cause']}" if lost else f"in {name}, {each['cause']}")
+    raise DataError(f"the {precision} model cannot be used in any installed runtime: {'. '.join(reasons)}")
+
+
+def _given(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Return how the exported model compares with the file it was made of; None where the export had no such file."""
+    path = inputs["export"] / GIVEN
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
+def _model_cause(cfg: BuildConfig) -> str:
+    """Return what noise of the model would most likely come from, and what to do."""
+    if cfg.backend.dtype is Precision.FP32:
+        return "float32 must be equal to float32: report this with the file"
+    if cfg.backend.dtype is Precision.FP16:
+        return "the network needs more range than float16 has: set backend.dtype: fp32"
+    quantize = cfg.backend.quantize
+    if quantize.calibrate_mode is CalibrateMode.PERCENTILE and quantize.percentile < _TIGHT_PERCENTILE:
+        return (
+            "the ranges clip too much of the activations: raise backend.quantize.percentile "
+            f"(now {quantize.percentile:g}) or set calibrate_mode: max"
+        )
+    if not quantize.quantize_per_channel:
+        return "all filters of a layer share a scale: set backend.quantize.quantize_per_channel: true"
+    return (
+        "8 bits are too few for a part of the network: `analyze` shows which; backend.quantize.exclude_layers or "
+        "accuracy.min_agreement leaves it in float"
+    )
+
+
+def _kernel_cause(cfg: BuildConfig, runtime: Runtime) -> str:
+    """Return why a runtime would compute something else than the file says, and what to do."""
+    other = next((each.value for each in installed_runtimes() if each is not runtime), None)
+    use = f"use --runtime {other}" if other else "install another runtime"
+    if wide_weights(cfg) and hardware.saturates(runtime.value):
+        return (
+            "its kernels on this CPU (no VNNI, no AMX) saturate: they sum int8 products in 16 bits and cut off what is "
+            f"larger; {use}, or build with --target avx2"
+        )
+    return f"its kernels compute something else on this CPU than the file says; {use}, and report this with the file"
