@@ -16,9 +16,9 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.calibration_list import FITTING_IMAGES, spread
 from pipeline.data.imagenet import Sample
 from pipeline.errors import BackendError
-from pipeline.hardware import available_cores
+from pipeline.hardware import available_cores, saturates
 from pipeline.progress import progress_bar
-from pipeline.runtimes.base import Batch, Runtime, open_backend, place
+from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, open_backend, place
 from pipeline.runtimes.executed import Executed, count_int8
 
 IMAGES = 64  # that a model is checked on
@@ -82,6 +82,22 @@ def run_in(
     bound = max(_LEAST_SECONDS, _TIMES_EXACT * exact_seconds) if exact_seconds else _EXACT_SECONDS
     what = f"check in {runtime.value}"
     return _attempt(what, bound, batches, _infer, runtime, model, batches, wide_weights, counts)
+
+
+def kernel_cause(runtime: Runtime, wide_weights: bool) -> str:
+    """Return why a runtime would compute something else here than a file says, and what to do.
+
+    Args:
+        wide_weights: as of `open_backend`.
+    """
+    other = next((each.value for each in installed_runtimes() if each is not runtime), None)
+    use = f"use --runtime {other}" if other else "install another runtime"
+    if wide_weights and saturates(runtime.value):
+        return (
+            "its kernels on this CPU (no VNNI, no AMX) saturate: they sum int8 products in 16 bits and cut off what is "
+            f"larger; {use}, or build with --target avx2"
+        )
+    return f"its kernels compute something else on this CPU than the file says; {use}, and report this with the file"
 
 
 def _attempt(

@@ -31,6 +31,7 @@ from pipeline.stages import (
     rounding,
     sample,
     thresholds,
+    trial,
     tune,
 )
 from pipeline.stages.artefact_names import FIGURES
@@ -71,6 +72,10 @@ def _tunes(cfg: BuildConfig) -> bool:
     return _is_int8(cfg) and cfg.accuracy is not None
 
 
+def _is_tried(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and trial.seconds() > 0
+
+
 def _is_float(cfg: BuildConfig) -> bool:
     return not _is_int8(cfg)
 
@@ -88,7 +93,8 @@ _GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
 _PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
 _PACKED = (
-    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "image2npz"),
+    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "trial"),
+    "image2npz",
 )
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
@@ -104,6 +110,7 @@ STAGES = (
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=4),
     Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
     Stage("prove", _PROVEN, prove.identity, prove.run),
+    Stage("trial", ("export", "quantize", "prove"), trial.identity, trial.run, _is_tried),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
     Stage("package", _PACKED, package.identity, package.run, version=2),
 )
@@ -128,6 +135,7 @@ def check(cfg: BuildConfig) -> None:
     """
     cfg.check_inputs()
     export.check(cfg.frontend)
+    trial.seconds()
 
 
 def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
@@ -264,7 +272,8 @@ def _figures(folder: Path) -> str:
     if not path.is_file():
         return ""
     figures = json.loads(path.read_text(encoding="utf-8"))
-    return ", " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items() if name != "seconds")
+    shown = {key: value for key, value in figures.items() if key != "seconds" and not isinstance(value, dict | None)}
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
 def _content(folder: Path) -> dict[str, str]:

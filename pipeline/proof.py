@@ -29,6 +29,7 @@ _FEW = 8  # images, whose answers are too few to count
 # Of a runtime's SQNR below that of exact arithmetic. Kernels round sums and pools otherwise than the file says, which
 # in networks of a few layers costs some dB of the 40 there are; what matters is where it ends.
 _KERNEL_DB, _KERNEL_SOUND_DB, _KERNEL_BROKEN_DB = 3.0, 25.0, 10.0
+_EVALUATION_DB = 6.0  # of an evaluation's SQNR below that of the calibration images
 _PLENTY_DB = 45.0  # what exact arithmetic has beyond it, as float models do, nobody misses
 
 
@@ -119,6 +120,20 @@ def judge_runtime(figures: Figures, exact: Figures, cause: str) -> Finding:
     if lost > _KERNEL_BROKEN_DB or (lost > _KERNEL_DB and figures.decibels < _KERNEL_SOUND_DB):
         return Finding(Verdict.SUSPICIOUS, cause)
     return Finding(Verdict.GOOD)
+
+
+def judge_evaluation(sqnr_db: float, exact_db: float | None) -> str | None:
+    """Return what is to be said of an evaluation's SQNR beside that of exact arithmetic in the build; None: nothing.
+
+    Images of another kind than those of the calibration cost some dB; kernels that cut sums off cost 17.
+    """
+    if exact_db is None or sqnr_db >= _LOW_DB or exact_db - sqnr_db <= _EVALUATION_DB:
+        return None
+    return (
+        f"suspicious: logit SQNR of {sqnr_db:.1f} dB, where the build had {exact_db:.1f} dB in exact arithmetic on "
+        "calibration images: the runtime's kernels cut sums off where the answers were computed, or the images are of "
+        "another kind than those; `analyze` tells the two apart"
+    )
 
 
 def record(figures: Figures, finding: Finding) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import hardware
 from pipeline.artefacts import fingerprint, write_json
+from pipeline.choice import fit_runtimes
 from pipeline.errors import DataError
 from pipeline.figures import Recorder
 from pipeline.package import Package
@@ -77,7 +78,7 @@ def sweep(package: Package, runtime: Runtime, max_latency: float | None, seconds
 
     Args:
         package: what to run.
-        runtime: `AUTO` for all that are installed.
+        runtime: `AUTO` for all that are installed and fit for the package.
         max_latency: ms that 95% of the requests must stay under; None: any.
         seconds: of each measurement.
 
@@ -85,13 +86,20 @@ def sweep(package: Package, runtime: Runtime, max_latency: float | None, seconds
         DataError: no setting stays under the latency.
         PipelineError: a runtime fails.
     """
-    runtimes = installed_runtimes() if runtime is Runtime.AUTO else [choose(runtime)]
+    runtimes = fit_runtimes(package) if runtime is Runtime.AUTO else [choose(runtime)]
     spec = package.preprocess()
     count = len(runtimes) * len(BATCHES) * len(_instances())
     with progress_bar(count, "sweep", "setting") as progress:
 
         def one(setting: Setting) -> Point:
-            plan = Plan(package.model, Runtime(setting.runtime), spec, setting.batch, setting.instances)
+            plan = Plan(
+                package.model,
+                Runtime(setting.runtime),
+                spec,
+                setting.batch,
+                setting.instances,
+                wide_weights=package.has_wide_weights,
+            )
             recorder = Recorder()
             begun = measure(plan, Limit(duration_s=seconds), recorder)
             figures = recorder.figures(begun, steady=True)

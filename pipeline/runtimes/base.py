@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import BackendError
+from pipeline.hardware import is_x86
 
 Output = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
@@ -24,7 +25,7 @@ Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
-    AUTO = "auto"  # OpenVINO where it imports, else ONNX Runtime
+    AUTO = "auto"  # what is usually the faster one; see `choose`, and for a package `pipeline.choice`
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 
@@ -123,13 +124,16 @@ def version_of(runtime: Runtime) -> str:
 
 
 def choose(runtime: Runtime) -> Runtime:
-    """Return the runtime that `auto` stands for here; any other as it is.
+    """Return the runtime that is usually the faster one here for `auto`; any other as it is.
+
+    That is OpenVINO on x86. Elsewhere it computes int8 convolutions in float, and ONNX Runtime does not.
 
     Raises:
         BackendError: the runtime asked for is not installed.
     """
     if runtime is Runtime.AUTO:
-        return Runtime.OPENVINO if importlib.util.find_spec("openvino") else Runtime.ONNXRUNTIME
+        order = (Runtime.OPENVINO, Runtime.ONNXRUNTIME) if is_x86() else (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
+        return next((each for each in order if importlib.util.find_spec(each.value)), Runtime.ONNXRUNTIME)
     if importlib.util.find_spec(runtime.value) is None:
         raise BackendError(f"--runtime {runtime.value}: not installed; run: pip install {runtime.value}")
     return runtime

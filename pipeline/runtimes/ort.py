@@ -40,9 +40,8 @@ class OnnxRuntimeBackend:
         self._batch = batch
         threads = max(1, placement.threads // placement.streams)
         source = _source(model)
-        exact = wide_weights and saturates(self.name)
-        count = 1 if threads == 1 else placement.streams
-        sessions = [_open(model, source, _options(threads, exact=exact)) for _ in range(count)]
+        options = _options(threads, exact=_needs_exact(wide_weights))
+        sessions = [_open(model, source, options) for _ in range(1 if threads == 1 else placement.streams)]
         self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
         self.input = TensorSpec(given.name, _DTYPES.get(given.type, given.type), _shape(given.shape))
@@ -73,13 +72,15 @@ def _source(model: Path) -> str | bytes:
     return for_amx(model) or str(model)  # of what is no model, the session says what is wrong
 
 
-def open_profiled(model: Path, threads: int, prefix: Path) -> onnxruntime.InferenceSession:
+def open_profiled(
+    model: Path, threads: int, prefix: Path, *, wide_weights: bool = False
+) -> onnxruntime.InferenceSession:
     """Open a session that writes what it measures of itself to a file, which `end_profiling` names.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
-    options = _options(threads)
+    options = _options(threads, exact=_needs_exact(wide_weights))
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     return _open(model, _source(model), options)
@@ -115,6 +116,10 @@ def save_ort(model: Path, path: Path) -> None:
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
     _open(model, str(model), options)
+
+
+def _needs_exact(wide_weights: bool) -> bool:
+    return wide_weights and saturates(OnnxRuntimeBackend.name)
 
 
 def _options(threads: int, *, exact: bool = False) -> onnxruntime.SessionOptions:

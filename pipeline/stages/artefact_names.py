@@ -16,6 +16,7 @@ WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding c
 ISLANDS = "islands.json"  # tune: the activations that stay float32, and what each trial bought
 GIVEN = "given.json"  # export of a file, if there: how the exported model compares with it
 CHECK = "check.json"  # quantize: what became of the layers; prove: how the model compares with float32
+MACHINE = "machine.json"  # trial: where speeds were measured
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz
 VAL_LABEL = "val_label.txt"  # image2npz: lines `name index`
 FIGURES = "figures.json"  # any stage: seconds and memory; never part of an artefact's identity

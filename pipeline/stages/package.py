@@ -35,6 +35,8 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         shutil.copyfile(inputs["calibset"] / names.CALIBRATION, out / packages.CALIBRATION)
     if "thresholds" in inputs:
         shutil.copyfile(inputs["thresholds"] / names.THRESHOLDS, out / packages.THRESHOLDS)
+    if "trial" in inputs:
+        shutil.copyfile(inputs["trial"] / names.FIGURES, out / packages.SPEED)
     write_json(out / packages.PREPROCESS, to_vdsp_dict(cfg.preprocess))
     write_json(out / packages.BUILD_FILE, cfg.as_dict())
     report = json.loads((inputs["prove"] / names.CHECK).read_text(encoding="utf-8"))

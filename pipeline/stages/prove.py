@@ -124,7 +124,9 @@ def _prove_runtime(
         found, figures = proof.judge_model(beside_float32, _model_cause(cfg)), beside_float32
     else:
         figures = proof.compare(exact, answers.outputs)
-        found = proof.judge_runtime(beside_float32, proof.compare(expected, exact), _kernel_cause(cfg, runtime))
+        found = proof.judge_runtime(
+            beside_float32, proof.compare(expected, exact), agreement.kernel_cause(runtime, wide_weights(cfg))
+        )
     named = {name: getattr(beside_float32, name) for name in Figures.__dataclass_fields__}
     return {**proof.record(figures, found), "float32": named, "executed": answers.executed}
 
@@ -165,15 +167,3 @@ def _model_cause(cfg: BuildConfig) -> str:
         "8 bits are too few for a part of the network: `analyze` shows which; backend.quantize.exclude_layers or "
         "accuracy.min_agreement leaves it in float"
     )
-
-
-def _kernel_cause(cfg: BuildConfig, runtime: Runtime) -> str:
-    """Return why a runtime would compute something else than the file says, and what to do."""
-    other = next((each.value for each in installed_runtimes() if each is not runtime), None)
-    use = f"use --runtime {other}" if other else "install another runtime"
-    if wide_weights(cfg) and hardware.saturates(runtime.value):
-        return (
-            "its kernels on this CPU (no VNNI, no AMX) saturate: they sum int8 products in 16 bits and cut off what is "
-            f"larger; {use}, or build with --target avx2"
-        )
-    return f"its kernels compute something else on this CPU than the file says; {use}, and report this with the file"
