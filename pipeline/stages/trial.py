@@ -18,7 +18,6 @@ from pipeline.artefacts import write_json
 from pipeline.choice import machine
 from pipeline.config.build_file import BuildConfig, Precision, Target
 from pipeline.errors import BackendError, ConfigError
-from pipeline.progress import progress_bar
 from pipeline.runtimes.base import Runtime
 from pipeline.speed import Candidate, Rates
 from pipeline.stages.artefact_names import CHECK, FIGURES, MACHINE, MODEL
@@ -76,8 +75,7 @@ def measure(candidates: Sequence[Candidate]) -> dict[str, Any] | None:
         if not chosen:
             continue
         try:
-            with progress_bar(None, "speed", "round"):
-                rates: Rates = isolated.call(speed.measure, chosen, seconds(), seconds=4 * seconds() + _MOST_S)
+            rates: Rates = isolated.call(speed.measure, chosen, seconds(), seconds=4 * seconds() + _MOST_S)
         except (isolated.LostError, BackendError) as err:
             console.detail(f"speed in {', '.join(name.value for name in group)} was not measured: {err}")
             continue
