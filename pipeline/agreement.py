@@ -70,7 +70,13 @@ def run_exact(model: Path, batches: Sequence[Batch]) -> Answers:
 
 
 def run_in(
-    runtime: Runtime, model: Path, batches: Sequence[Batch], *, wide_weights: bool, counts: bool, exact_seconds: float
+    runtime: Runtime,
+    model: Path,
+    batches: Sequence[Batch],
+    *,
+    counts: bool,
+    exact_seconds: float,
+    wide_weights: bool = False,
 ) -> Answers:
     """Return a model's outputs in a runtime as it runs on this CPU, on all cores.
 
@@ -84,7 +90,7 @@ def run_in(
     return _attempt(what, bound, batches, _infer, runtime, model, batches, wide_weights, counts)
 
 
-def kernel_cause(runtime: Runtime, wide_weights: bool) -> str:
+def kernel_cause(runtime: Runtime, *, wide_weights: bool = False) -> str:
     """Return why a runtime would compute something else here than a file says, and what to do.
 
     Args:
@@ -95,7 +101,7 @@ def kernel_cause(runtime: Runtime, wide_weights: bool) -> str:
     if wide_weights and saturates(runtime.value):
         return (
             "its kernels on this CPU (no VNNI, no AMX) saturate: they sum int8 products in 16 bits and cut off what is "
-            f"larger; {use}, or build with --target avx2"
+            f"larger; {use}, or build it again: packages now are exact on every CPU"
         )
     return f"its kernels compute something else on this CPU than the file says; {use}, and report this with the file"
 

@@ -97,7 +97,7 @@ def split(package: Package, images: int = IMAGES) -> list[str]:
             lines.append(f"{name}: it {found.reason}")
             continue
         beside_float32 = proof.compare(float32.outputs, found.outputs)
-        judged = proof.judge_runtime(beside_float32, quantized, agreement.kernel_cause(runtime, wide))
+        judged = proof.judge_runtime(beside_float32, quantized, agreement.kernel_cause(runtime, wide_weights=wide))
         verdict = "" if judged.verdict is Verdict.GOOD else f"; {judged.verdict.value}: {judged.cause}"
         beside = f"both together {_decibels(beside_float32)}"
         lines.append(f"{name}: {proof.compare(exact.outputs, found.outputs)}; {beside}{verdict}")

@@ -72,7 +72,7 @@ class Package:
 
     @property
     def has_wide_weights(self) -> bool:
-        """Whether sums of its int8 products need 32 bits, as CPUs with VNNI or AMX have them; of earlier builds only."""
+        """Whether sums of its int8 products need 32 bits, as those of earlier builds may: packages now do not."""
         return self.precision == "int8" and self.facts.get("target", "vnni") == "vnni"
 
     def proven_in(self, runtime: Runtime) -> dict[str, Any] | None:
@@ -94,12 +94,12 @@ class Package:
             if runtime is Runtime.ONNXRUNTIME:
                 return (
                     f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: "
-                    "ONNX Runtime takes slower kernels that are exact; build it again: packages are exact on every CPU now"
+                    "ONNX Runtime takes exact kernels, which are slower; packages built now are exact everywhere"
                 )
             return (
                 f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: "
                 "large sums are cut off, and answers may be wrong; add --runtime onnxruntime, which is exact, or build "
-                "it again: packages are exact on every CPU now"
+                "it again: packages that are built now are exact everywhere"
             )
         proof = self.proven_in(runtime)
         if proof is None:

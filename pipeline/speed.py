@@ -35,7 +35,6 @@ class Candidate:
     runtime: Runtime
     precision: str  # int8, or float32
     model: Path
-    wide_weights: bool = False  # as of `open_backend`
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,7 @@ def _open(opened: ExitStack, candidates: Sequence[Candidate], batch: int, pool: 
     placement = place(available_cores(), available_cores())
     slots = []
     for each in candidates:
-        wide = each.wide_weights
-        backend = open_backend(each.runtime, each.model, batch=batch, placement=placement, wide_weights=wide)
+        backend = open_backend(each.runtime, each.model, batch=batch, placement=placement)
         slots.append(_Slot(opened.enter_context(backend), batch, pool))
     return slots
 

@@ -57,9 +57,7 @@ def test_run_in_ends_a_runtime_that_hangs(
     monkeypatch.setattr(agreement, "_LEAST_SECONDS", 1.0)
     monkeypatch.setattr(agreement, "_TIMES_EXACT", 0.0)
     monkeypatch.setattr(agreement, "_infer", hang)
-    found = agreement.run_in(
-        Runtime.OPENVINO, tiny_onnx, [batch_nchw[:8]], wide_weights=False, counts=False, exact_seconds=0.1
-    )
+    found = agreement.run_in(Runtime.OPENVINO, tiny_onnx, [batch_nchw[:8]], counts=False, exact_seconds=0.1)
     assert found.outputs is None
     assert found.reason == "did not end within 1 s"
 
@@ -133,7 +131,7 @@ def test_runtime_whose_kernels_cut_sums_off_is_refused_with_the_cause(
     assert verdicts[bad].verdict is Verdict.REFUSED
     assert verdicts[bad].cause == (
         "its kernels on this CPU (no VNNI, no AMX) saturate: they sum int8 products in 16 bits and cut off what is "
-        "larger; use --runtime onnxruntime, or build with --target avx2"
+        "larger; use --runtime onnxruntime, or build it again: packages now are exact on every CPU"
     )
 
 

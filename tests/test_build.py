@@ -30,7 +30,19 @@ from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, pl
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
 
-ALL = ("calibset", "export", "pixels", "equalize", "calibrate", "thresholds", "round", "quantize", "prove", "package")
+ALL = (
+    "calibset",
+    "export",
+    "pixels",
+    "equalize",
+    "arrange",
+    "calibrate",
+    "thresholds",
+    "round",
+    "quantize",
+    "prove",
+    "package",
+)
 PACKAGE = "tiny-int8-percentile-3_32_32-vacc"
 
 
@@ -107,7 +119,7 @@ def test_dry_run_prints_a_file_that_builds_the_same(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--dry-run", "--set", "backend.quantize.percentile=99.5"]) == 0
     printed = capsys.readouterr().out
-    assert "# [1/10] calibset: runs" in printed
+    assert "# [1/11] calibset: runs" in printed
     assert not (tmp_path / "workspace").exists()
     (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
     resolved = load_build_file(tmp_path / "printed.yaml")
@@ -140,7 +152,7 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
         ("backend.quantize.quantize_per_channel=false", ("round", "quantize", "prove", "package")),
         ("backend.quantize.exclude_layers=[0]", ("quantize", "prove", "package")),
         ("backend.quantize.weight_rounding=nearest", ("quantize", "prove", "package")),
-        ("backend.quantize.equalization=false", ("calibrate", "thresholds", "round", "quantize", "prove", "package")),
+        ("backend.quantize.equalization=false", ALL[4:]),
         ("backend.quantize.pixel_input=false", ALL[3:]),
         ("graph.extra_ops.type=softmax", ALL[1:]),
         ("dataset.sampler.get_data_num=16", tuple(name for name in ALL if name != "pixels")),
@@ -216,7 +228,7 @@ def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: Ma
     with Image.open(image) as opened:
         rotated = opened.rotate(180)
     rotated.save(image, quality=95)
-    assert build(cfg, quiet).ran[:4] == ("calibset", "export", "equalize", "calibrate")
+    assert build(cfg, quiet).ran[:5] == ("calibset", "export", "equalize", "arrange", "calibrate")
 
 
 def test_build_exports_again_when_the_checkpoint_changes(
@@ -399,7 +411,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_a_file(
     (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
     assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
     assert capsys.readouterr().err == (
-        f"error: [1/10] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
+        f"error: [1/11] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
     )
 
 
@@ -410,14 +422,14 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: [1/10] calibset: /sys/kernel/workspace: ")
+    assert printed.startswith("error: [1/11] calibset: /sys/kernel/workspace: ")
     assert printed.endswith("; mend it and build again\n")
     assert printed.count("\n") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that exists and cannot be read")
 def test_build_gives_an_error_line_when_the_checkpoint_cannot_be_read(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"^\[2/10\] export: .*: Input/output error; mend it and build again$"):
+    with pytest.raises(DataError, match=r"^\[2/11\] export: .*: Input/output error; mend it and build again$"):
         build(make_config("frontend.checkpoint=/proc/self/mem"), quiet)
 
 

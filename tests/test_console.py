@@ -51,12 +51,12 @@ def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_
     code, out, err = run("build", build_file, "--verbose")
     assert code == 0
     lines = [line for line in err.splitlines() if line.startswith("  [")]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line in lines:
         folder = Path(line.partition(": ")[2])
         assert folder.is_dir()
         assert folder.is_relative_to(tmp_path / "workspace" / ".cache")
-    assert "[1/10] calibset ..." in out
+    assert "[1/11] calibset ..." in out
 
 
 def test_log_json_build_is_events_and_a_result(build_file: Path, run: Run) -> None:
@@ -65,7 +65,7 @@ def test_log_json_build_is_events_and_a_result(build_file: Path, run: Run) -> No
     assert len(out.splitlines()) == 3
     found = events(err)
     steps = [event["text"] for event in found if event["event"] == "step"]
-    assert steps[0] == "[1/10] calibset ..."
+    assert steps[0] == "[1/11] calibset ..."
     calibrated = [event for event in found if event["event"] == "progress" and event["what"] == "calibrate"]
     assert (calibrated[-1]["done"], calibrated[-1]["total"], calibrated[-1]["unit"]) == (20, 20, "img")
     assert all(str(event["time"]).endswith("+00:00") for event in found)

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import agreement, hardware, proof
 from pipeline.agreement import Answers, Float32
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision, Target
+from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import DataError
@@ -33,12 +33,7 @@ def identity(cfg: BuildConfig) -> object:
         runtime.value: [version_of(runtime), hardware.instruction_sets(runtime.value), hardware.isa_cap(runtime.value)]
         for runtime in installed_runtimes()
     }
-    return [cfg.backend.dtype.value, _model_cause(cfg), wide_weights(cfg), to_vdsp_dict(cfg.preprocess), machine]
-
-
-def wide_weights(cfg: BuildConfig) -> bool:
-    """Tell whether the model has int8 weights for CPUs that sum their products in 32 bits."""
-    return cfg.backend.dtype is Precision.INT8 and cfg.backend.target is Target.VNNI
+    return [cfg.backend.dtype.value, _model_cause(cfg), to_vdsp_dict(cfg.preprocess), machine]
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
@@ -59,21 +54,9 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
             f"{exact_figures.same_answers} of {exact_figures.images} {images}, "
             f"{exact_figures.decibels:.1f} dB; {found.cause}"
         )
-    runtimes: dict[str, dict[str, Any]] = {}
-    for runtime in installed_runtimes():
-        answers = agreement.run_in(
-            runtime,
-            model,
-            batches,
-            wide_weights=wide_weights(cfg),
-            counts=cfg.backend.dtype is Precision.INT8,
-            exact_seconds=exact.seconds,
-        )
-        runtimes[runtime.value] = {
-            **_prove_runtime(cfg, runtime, answers, exact.outputs, expected),
-            "version": version_of(runtime),
-            "instruction_sets": hardware.instruction_sets(runtime.value),
-        }
+    runtimes = {
+        runtime.value: _prove_runtime(cfg, runtime, model, batches, exact, expected) for runtime in installed_runtimes()
+    }
     _check_any_is_of_use(precision, runtimes)
     agreeing = {
         name: {"images": each["float32"]["images"], "agreeing": each["float32"]["same_answers"]}
@@ -114,21 +97,22 @@ def _prove_exact(cfg: BuildConfig, exact: Answers, expected: Float32) -> tuple[F
 
 
 def _prove_runtime(
-    cfg: BuildConfig, runtime: Runtime, answers: Answers, exact: Float32 | None, expected: Float32
+    cfg: BuildConfig, runtime: Runtime, model: Path, batches: Sequence[Batch], exact: Answers, expected: Float32
 ) -> dict[str, Any]:
     """Return the record of a runtime: beside exact arithmetic, and below `float32` beside float32."""
+    int8 = cfg.backend.dtype is Precision.INT8
+    answers = agreement.run_in(runtime, model, batches, counts=int8, exact_seconds=exact.seconds)
+    setting = {"version": version_of(runtime), "instruction_sets": hardware.instruction_sets(runtime.value)}
     if answers.outputs is None:
-        return Finding(Verdict.LOST, answers.reason).as_dict()
+        return {**Finding(Verdict.LOST, answers.reason).as_dict(), **setting}
     beside_float32 = proof.compare(expected, answers.outputs)
-    if exact is None:
+    if exact.outputs is None:
         found, figures = proof.judge_model(beside_float32, _model_cause(cfg)), beside_float32
     else:
-        figures = proof.compare(exact, answers.outputs)
-        found = proof.judge_runtime(
-            beside_float32, proof.compare(expected, exact), agreement.kernel_cause(runtime, wide_weights(cfg))
-        )
+        figures, wanted = (proof.compare(exact.outputs, answers.outputs), proof.compare(expected, exact.outputs))
+        found = proof.judge_runtime(beside_float32, wanted, agreement.kernel_cause(runtime))
     named = {name: getattr(beside_float32, name) for name in Figures.__dataclass_fields__}
-    return {**proof.record(figures, found), "float32": named, "executed": answers.executed}
+    return {**proof.record(figures, found), "float32": named, "executed": answers.executed, **setting}
 
 
 def _check_any_is_of_use(precision: str, runtimes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import console, hardware, isolated, speed
 from pipeline.artefacts import write_json
 from pipeline.choice import machine
-from pipeline.config.build_file import BuildConfig, Precision, Target
+from pipeline.config.build_file import BuildConfig
 from pipeline.errors import BackendError, ConfigError
 from pipeline.runtimes.base import Runtime
 from pipeline.speed import Candidate, Rates
@@ -52,11 +52,10 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the machine, and what was measured on it."""
     begun = time.perf_counter()
     proven = json.loads((inputs["prove"] / CHECK).read_text(encoding="utf-8"))["proof"]["runtimes"]
-    wide = cfg.backend.dtype is Precision.INT8 and cfg.backend.target is Target.VNNI
     candidates = []
     for name, each in proven.items():
         if each["verdict"] == "good":
-            candidates.append(Candidate(Runtime(name), "int8", inputs["quantize"] / MODEL, wide))
+            candidates.append(Candidate(Runtime(name), "int8", inputs["quantize"] / MODEL))
             candidates.append(Candidate(Runtime(name), "float32", inputs["export"] / MODEL))
     write_json(out / MACHINE, machine())
     found = measure(candidates)
