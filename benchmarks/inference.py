@@ -36,11 +36,11 @@ from pipeline.errors import BackendError, ConfigError
 from pipeline.figures import Recorder
 from pipeline.package import BUILD_FILE, Package, open_package
 from pipeline.progress import progress_bar
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
+from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
 from pipeline.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime, open_backend, place
-from pipeline.sensitivity import work_of_layers
 
 OURS, PEER, _ONE_STREAM = "ours, openvino", "benchmark_app", "1 stream"
 _PEAK_BATCH, _PEAK_CHANNELS, _PEAK_SIDE, _PEAK_LAYERS = 8, 256, 28, 8
@@ -231,7 +231,7 @@ def write_chain(path: Path, kernel: int) -> int:
     made = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", _PEAK_CHANNELS])
     graph = helper.make_graph(nodes, "chain", [given], [made], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    ranges = {name: Range(0.0, 4.0) for name in qdq.observed_tensors(model)}
+    ranges = {name: Range(0.0, 4.0) for name in placement.observed_tensors(model)}
     onnx.save(qdq.insert_qdq(model, ranges, per_channel=True), path)
     return _PEAK_LAYERS * int(np.prod(shape)) * _PEAK_SIDE**2
 

@@ -15,9 +15,10 @@ from pipeline.errors import DataError
 from pipeline.package import CALIBRATION, THRESHOLDS, Package
 from pipeline.progress import progress_bar
 from pipeline.proof import Figures, Verdict
+from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
 from pipeline.runtimes.base import installed_runtimes
-from pipeline.sensitivity import Cost, Kind, Sensitivity, work_of_layers
+from pipeline.sensitivity import Cost, Kind, Sensitivity
 
 IMAGES = 16
 

@@ -7,11 +7,16 @@ and sha256, and its presence means "valid".
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import secrets
 import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,9 @@ from typing import Any
 from pipeline.errors import ArtefactError
 
 MANIFEST = "manifest.json"
+STANDARD_OUTPUT = 1  # its descriptor
 _CHUNK = 1 << 20  # bytes read at a time when hashing
+_MOST_LINKS = 40  # as the kernel follows
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -46,7 +53,32 @@ def _plain(value: object) -> object:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; move it to `path` only if the body succeeds."""
+    """Yield a scratch path; move it to `path` only if the body succeeds.
+
+    A link is followed, so that the file behind it is replaced. What is no regular file (a named pipe, a device, an open
+    descriptor such as /dev/stdout) is not replaced: it gets the bytes when all are there.
+    """
+    try:
+        is_regular = stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:  # not there, as mostly; else making the scratch file says what is wrong
+        is_regular = True
+    if is_regular:
+        with _replaced(path) as scratch:
+            yield scratch
+    elif is_written_through(path):
+        with _written_through(path, open_descriptor(path)) as scratch:
+            yield scratch
+    else:
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        with _replaced(target) as scratch:
+            yield scratch
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path`, which takes its place if the body succeeds."""
     # Not tempfile.mkstemp: its mode would have to be changed, and together that takes longer than a small file's bytes.
     scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -60,6 +92,41 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _written_through(path: Path, descriptor: int | None) -> Iterator[Path]:
+    """Yield a scratch path whose content is written to `path`, or to an open descriptor, if the body succeeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder) / (path.name or "scratch")
+        scratch.touch()
+        yield scratch
+        if descriptor == STANDARD_OUTPUT:
+            sys.stdout.flush()
+        # Opening a pipe waits for its reader, as the shell's `>` does.
+        target = os.dup(descriptor) if descriptor is not None else os.open(path, os.O_WRONLY)
+        with scratch.open("rb") as source, os.fdopen(target, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+
+def open_descriptor(path: Path) -> int | None:
+    """Return the number of the open descriptor that a path names (/dev/stdout, /dev/fd/3); None for other paths."""
+    for _ in range(_MOST_LINKS):
+        if path.name.isdecimal() and (path.parent == Path("/dev/fd") or path.parent.resolve() == _own_descriptors()):
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+    return None
+
+
+def _own_descriptors() -> Path:
+    return Path("/proc/self/fd").resolve()
+
+
+def is_written_through(path: Path) -> bool:
+    """Tell whether there is what no file can take the place of: a named pipe, a device, an open descriptor."""
+    return open_descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -82,9 +82,22 @@ def run() -> NoReturn:
     sys.exit(code)
 
 
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from pipeline.version import NAME, version
+
+        print(f"{NAME} {version()}")
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m pipeline", description="Image classifiers in int8 on CPUs: build, bench, eval.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
+    # Without a command: what there is.
+    parser.set_defaults(run=lambda _: parser.print_help(), quiet=False, verbose=False, log_json=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     for add in (
         add_build,
         add_bench,

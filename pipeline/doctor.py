@@ -145,7 +145,9 @@ def _files() -> Iterator[Finding]:
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     writable = os.access(nearest, os.W_OK)
     advice = (
-        "" if writable else "it cannot be written: --weights auto and bench --sweep need it; set INT8_PIPELINE_CACHE"
+        ""
+        if writable
+        else "it cannot be written: build --weights auto and bench --sweep need it; set INT8_PIPELINE_CACHE"
     )
     yield Finding(State.OK if writable else State.NOTE, f"downloads and sweeps are kept in {folder}", advice)
 

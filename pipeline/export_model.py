@@ -19,9 +19,12 @@ _LEAST_SIZE, _LARGEST_SIZE = 32, 2048
 
 
 def export_model(
-    library: str, name: str, size: int, save_dir: Path, weights: Path, num_classes: int = 1000
+    library: str, name: str, size: int, save_dir: Path, weights: Path, num_classes: int = 1000, key: str | None = None
 ) -> tuple[Path, float]:
     """Write `<save_dir>/<name>_<size>.onnx`, float32 with a free batch axis.
+
+    Args:
+        key: which state dict of the checkpoint, where it holds several.
 
     Returns:
         The file, and its largest difference from torch as a share of the largest logit, on generated images.
@@ -35,7 +38,7 @@ def export_model(
     if weights == AUTO:
         weights = downloads.fetch(row, "--pretrained_weights")
     network = zoo.build_network(row, num_classes)
-    checkpoints.load_strictly(network, checkpoints.read_state_dict(weights), weights, f"{library} {name}")
+    checkpoints.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
     model = exporter.to_onnx(network, (3, size, size))
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])
     error = exporter.check_against_torch(model, network, images)

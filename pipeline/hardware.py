@@ -103,6 +103,10 @@ def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
+def is_arm() -> bool:
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
 def saturates(runtime: str | None = None) -> bool:
     """Tell whether int8 kernels of this CPU sum products by two in 16 bits: an x86 CPU without VNNI and AMX.
 

@@ -17,7 +17,7 @@ _COLUMNS = (
 _NOTE = (
     "MACs: multiply-accumulates of convolutions and the classifier at px x px. The documents count flops otherwise:\n"
     "of the Wide ResNets, MACs with norms and pools; of PaddleClas's, about twice the MACs; iResNets, 2.24 times.\n"
-    "weights: auto: `--weights auto` downloads them; by hand: no hash is known, `models --json` has the address."
+    "weights: auto: `build --weights auto` downloads them; by hand: no hash is known, `models --json` has the address."
 )
 
 

@@ -205,7 +205,7 @@ def check_fits(package: Package, spec: PreprocessSpec, source: object) -> None:
     if package.takes_pixels and not same_normalisation(package.preprocess(), spec):
         raise DataError(
             f"{source}: other means, deviations or colour order than those of {package.prefix}, whose model normalises "
-            "by itself; build with this file, or with --set backend.quantize.pixel_input=false to choose at every run"
+            "by itself; build with this file, or build --set backend.quantize.pixel_input=false to choose at every run"
         )
     height, width = spec.output_hw
     if (height, width) != package.input_chw[1:]:

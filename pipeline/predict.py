@@ -22,6 +22,7 @@ from pipeline import preprocess, sweep
 from pipeline.accuracy import probabilities
 from pipeline.choice import choose_for
 from pipeline.data import npz
+from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.sources import MAX_IMAGE_FILE_BYTES
 from pipeline.data.storage import Location, Url
 from pipeline.errors import DataError
@@ -31,7 +32,7 @@ from pipeline.runtimes.base import Backend, Runtime, open_backend, place
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Url | Image.Image | npt.NDArray[np.uint8]"
 
-SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz"})
+SUFFIXES = IMAGE_SUFFIXES | {".npz"}
 _WAITING = 2  # batches that are read ahead for each thread
 
 

@@ -138,7 +138,16 @@ def judge_evaluation(sqnr_db: float, exact_db: float | None) -> str | None:
 
 def record(figures: Figures, finding: Finding) -> dict[str, Any]:
     """Return both as plain data, for reports."""
-    return {**asdict(figures), **finding.as_dict()}
+    return {**plain(figures), **finding.as_dict()}
+
+
+def plain(figures: Figures) -> dict[str, Any]:
+    """Return figures as plain data, rounded: the last bits of a sum depend on how threads shared it."""
+    digits = {"kl": "{:.3e}", "sqnr_db": "{:.2f}", "largest_difference": "{:.3e}", "largest_output": "{:.3e}"}
+    return {
+        name: float(digits[name].format(value)) if name in digits and value is not None else value
+        for name, value in asdict(figures).items()
+    }
 
 
 def describe(proof: Mapping[str, Any]) -> list[str]:
@@ -154,7 +163,12 @@ def warnings(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     given = proof.get("given") or {}
     if given.get("verdict", "good") != "good":
-        found.append((given["verdict"], f"the float32 model beside the file as it was given: {given.get('cause', '')}"))
+        found.append(
+            (
+                given["verdict"],
+                f"the float32 model beside the file as it was given: {given.get('cause') or 'no cause was found'}",
+            )
+        )
     exact = proof["exact"]
     if exact["verdict"] == Verdict.LOST.value:
         found.append(("not checked", f"exact arithmetic {exact['cause']}"))

@@ -6,7 +6,6 @@ runs again. Noises so small add up: the sum of their powers is close to what the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,9 +20,10 @@ from onnx import numpy_helper
 from pipeline.accuracy import Divergence
 from pipeline.hardware import available_cores
 from pipeline.preprocess import Prepared
-from pipeline.quant import qdq
+from pipeline.quant import placement
+from pipeline.quant.activations import covered_ranges
 from pipeline.quant.bias_correction import Dequantized
-from pipeline.quant.graphs import constants
+from pipeline.quant.graphs import WEIGHTED, constants, not_float32
 from pipeline.quant.qmath import Range
 from pipeline.runtimes.activations import ActivationReader
 
@@ -56,9 +56,10 @@ class Sensitivity:
 
     def __init__(self, float32: onnx.ModelProto, int8: onnx.ModelProto, ranges: Mapping[str, Range]) -> None:
         self._model = float32
-        self._ranges = ranges
+        self._ranges = covered_ranges(float32, ranges)
         self._known = constants(float32)
-        self._sources = qdq.range_sources(float32)
+        self._other_types = not_float32(float32.graph)
+        self._sources = placement.range_sources(float32)
         self._output = float32.graph.output[0].name
         quantized = {node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"}
         active = {source for name, source in self._sources.items() if name in quantized}
@@ -106,12 +107,12 @@ class Sensitivity:
         for name in (name for name in dict.fromkeys(self._sources.values()) if name in active):
             shared = {each for each, source in self._sources.items() if source == name}
             nodes = self._after({name}, ())
-            readers = [node.name for node in nodes if node.op_type in qdq.WEIGHTED and node.input[0] in shared]
+            readers = [node.name for node in nodes if node.op_type in WEIGHTED and shared.intersection(node.input)]
             yield _Suffix(Kind.ACTIVATION, name, tuple(readers), nodes, self._inputs(nodes), {})
 
     def _weight_suffixes(self, int8: Dequantized) -> Iterator[_Suffix]:
         for node in self._model.graph.node:
-            if node.op_type not in qdq.WEIGHTED or node.input[1] not in self._known:
+            if node.op_type not in WEIGHTED or node.input[1] not in self._known:
                 continue
             replaced = int8.constants_of(node.name)
             if replaced is None:
@@ -121,13 +122,22 @@ class Sensitivity:
             yield _Suffix(Kind.WEIGHTS, node.name, (node.name,), nodes, self._inputs(nodes), made)
 
     def _after(self, tensors: set[str], including: Sequence[str]) -> list[onnx.NodeProto]:
-        """Return the nodes that tensors reach, in graph order, and those named."""
-        reached, found = set(tensors), []
-        for node in self._model.graph.node:
+        """Return the nodes that tensors reach, in graph order, and those named.
+
+        With them those that compute shapes for them, or convert to float64: only float32 tensors can cross a cut.
+        """
+        graph = self._model.graph
+        reached, found = set(tensors), set()
+        for index, node in enumerate(graph.node):
             if node.name in including or reached.intersection(node.input):
                 reached.update(node.output)
-                found.append(node)
-        return found
+                found.add(index)
+        wanted = {name for index in found for name in graph.node[index].input} & self._other_types
+        for index in reversed(range(len(graph.node))):
+            if wanted.intersection(graph.node[index].output):
+                found.add(index)
+                wanted.update(self._other_types.intersection(graph.node[index].input))
+        return [graph.node[index] for index in sorted(found)]
 
     def _inputs(self, nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
         made = {name for node in nodes for name in node.output}
@@ -161,23 +171,6 @@ class _Suffix:
             initializers,
         )
         return onnx.helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version)
-
-
-def work_of_layers(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the multiply-accumulates of each layer for one image; 0 where shapes are not known."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {
-        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-    }
-    known = constants(model)
-    work = {}
-    for node in model.graph.node:
-        if node.op_type in qdq.WEIGHTED and node.input[1] in known:
-            dims = known[node.input[1]].dims
-            positions = math.prod(shapes.get(node.output[0], [0, 0, 0])[2:]) if node.op_type == "Conv" else 1
-            work[node.name] = math.prod(dims) * positions
-    return work
 
 
 def fake_quantize(values: Float32, covered: Range) -> Float32:

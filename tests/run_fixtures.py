@@ -24,7 +24,7 @@ from pipeline.config.vdsp import PreprocessSpec, ResizeMode, to_vdsp_dict
 from pipeline.data import npz
 from pipeline.data.labels import classes_of, write_classes
 from pipeline.package import Package, open_package
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
 from pipeline.quant.qmath import Range
 from pipeline.results import open_run
 
@@ -109,7 +109,7 @@ def float32_model(seed: int = 0) -> onnx.ModelProto:
 
 def int8_model(model: onnx.ModelProto, images: npt.NDArray[np.generic] | None = None) -> onnx.ModelProto:
     """The same quantized, with the ranges that some images, or else noise, give."""
-    observed = qdq.observed_tensors(model)
+    observed = placement.observed_tensors(model)
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in observed if name != "image")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
+import stat
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -11,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from pipeline import artefacts
-from pipeline.artefacts import fingerprint, install, is_published, publish, read_manifest, verify, whole_file
+from pipeline.artefacts import (
+    fingerprint,
+    install,
+    is_published,
+    open_descriptor,
+    publish,
+    read_manifest,
+    verify,
+    whole_file,
+)
 from pipeline.errors import ArtefactError
 
 
@@ -62,6 +73,97 @@ def test_whole_file_leaves_the_old_file_when_the_body_fails(tmp_path: Path) -> N
     assert path.read_text(encoding="utf-8") == "old"
     assert names(path.parent) == ["file.txt"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def write(path: Path, content: bytes) -> None:
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content)
+
+
+def test_whole_file_follows_a_link_and_replaces_the_file_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    real, link, chain = tmp_path / "far" / "real", tmp_path / "link", tmp_path / "chain"
+    real.write_bytes(b"old")
+    link.symlink_to("far/real")
+    chain.symlink_to(link)
+    inode = real.stat().st_ino
+    write(chain, b"new")
+    assert (chain.is_symlink(), link.is_symlink(), real.is_symlink()) == (True, True, False)
+    assert (real.read_bytes(), real.stat().st_ino == inode) == (b"new", False)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["chain", "far", "link", "real"]
+
+
+def test_whole_file_makes_the_file_that_a_dangling_link_names(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("far/real")
+    write(tmp_path / "link", b"new")
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "far" / "real").read_bytes()) == (True, b"new")
+
+
+def test_whole_file_leaves_the_file_behind_a_link_when_the_body_fails(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "link") as scratch:
+        scratch.write_bytes(b"half")
+        raise RuntimeError
+    assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == [("link", b"old"), ("real", b"old")]
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_whole_file_writes_through_a_named_pipe_and_leaves_it(tmp_path: Path, through_link: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to("pipe")
+    content = b"x" * 200_000  # more than a pipe holds
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(pipe.read_bytes)
+        write(tmp_path / "link" if through_link else pipe, content)
+        assert reader.result(30) == content
+    assert stat.S_ISFIFO(os.lstat(pipe).st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_whole_file_opens_no_pipe_when_the_body_fails(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "pipe") as scratch:  # there is no reader: it would wait
+        scratch.write_bytes(b"half")
+        raise RuntimeError
+    assert stat.S_ISFIFO(os.lstat(tmp_path / "pipe").st_mode)
+
+
+def test_whole_file_writes_through_a_device() -> None:
+    ours, theirs = os.openpty()
+    path = Path(os.ttyname(theirs))
+    try:
+        write(path, b"text")
+        assert os.read(ours, 10) == b"text"
+        assert stat.S_ISCHR(os.lstat(path).st_mode)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_whole_file_writes_to_an_open_descriptor_where_it_stands(tmp_path: Path, folder: str) -> None:
+    """As `> file` of a shell: what was written before stays, and the file is not replaced."""
+    with (tmp_path / "out").open("wb", buffering=0) as stream:
+        stream.write(b"before ")
+        write(Path(f"{folder}/{stream.fileno()}"), b"between")
+        stream.write(b" after")
+    assert (tmp_path / "out").read_bytes() == b"before between after"
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("/dev/stdout", 1), ("/dev/stderr", 2), ("/dev/fd/7", 7), ("/dev/null", None)]
+)
+def test_open_descriptor_knows_the_names_of_descriptors(name: str, number: int | None) -> None:
+    assert open_descriptor(Path(name)) == number
+
+
+def test_whole_file_says_so_when_links_go_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links"):
+        write(tmp_path / "a", b"x")
 
 
 def test_publish_writes_a_manifest_of_every_file(tmp_path: Path) -> None:

@@ -280,8 +280,8 @@ def test_build_gives_every_fault_of_the_inputs_when_files_are_missing(make_confi
     with pytest.raises(ConfigError) as caught:
         check(make_config(*overrides))
     assert [line.partition(": ")[2] for line in str(caught.value).splitlines()] == [
-        f"{tmp_path}/gone.onnx: no such file; give --weights FILE",
-        f"{tmp_path}/gone: no such folder or tar file; give --dataset DIR",
+        f"{tmp_path}/gone.onnx: no such file",
+        f"{tmp_path}/gone: no such folder or tar file",
     ]
 
 
@@ -429,7 +429,9 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that exists and cannot be read")
 def test_build_gives_an_error_line_when_the_checkpoint_cannot_be_read(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"^\[2/11\] export: .*: Input/output error; mend it and build again$"):
+    with pytest.raises(
+        ConfigError, match=r"^frontend.checkpoint: /proc/self/mem: cannot be read \(Input/output error\)$"
+    ):
         build(make_config("frontend.checkpoint=/proc/self/mem"), quiet)
 
 

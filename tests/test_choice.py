@@ -60,11 +60,11 @@ def test_auto_takes_the_runtime_that_was_faster_on_this_machine(tiny: TinyWorksp
 
 
 @BOTH
-@pytest.mark.parametrize(("x86", "usual"), [(True, Runtime.OPENVINO), (False, Runtime.ONNXRUNTIME)])
+@pytest.mark.parametrize(("arm", "usual"), [(False, Runtime.OPENVINO), (True, Runtime.ONNXRUNTIME)])
 def test_auto_takes_the_usual_runtime_where_nothing_is_known(
-    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch, x86: bool, usual: Runtime
+    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch, arm: bool, usual: Runtime
 ) -> None:
-    monkeypatch.setattr(base, "is_x86", lambda: x86)
+    monkeypatch.setattr(base, "is_arm", lambda: arm)
     other = next(each.value for each in installed_runtimes() if each is not usual)
     assert choose_for(package_with(tiny), Runtime.AUTO).runtime is usual
     assert choose_for(package_with(tiny, speed=measured(None)), Runtime.AUTO).runtime is usual

@@ -203,7 +203,6 @@ SEE_BENCH = "; see python -m pipeline bench --help\n"
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ("", "the following arguments are required: COMMAND; see python -m pipeline --help\n"),
         ("bench --data x", "unrecognized arguments: --data x; see python -m pipeline --help\n"),
         ("bench --bach 3", "unrecognized arguments: --bach 3; see python -m pipeline --help\n"),
         ("bench -b two", f"argument -b/--batch: invalid int value: 'two'{SEE_BENCH}"),
@@ -482,6 +481,57 @@ def test_another_environment_is_told_what_it_lacks(tiny: TinyWorkspace, tmp_path
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: this command needs pillow, which is not installed; run: pip install pillow\n"
+
+
+def run_hiding(hidden: Path, names: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in an environment that lacks these packages."""
+    hidden.mkdir(exist_ok=True)
+    for name in names:
+        (hidden / f"{name}.py").write_text(f"raise ModuleNotFoundError('hidden', name='{name}')")
+    environment = {**os.environ, "PYTHONPATH": f"{hidden}:{REPOSITORY}"}
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("lacking", ["grpc", "uvicorn", "fastapi", "kserve", "prometheus_client", "orjson"])
+def test_serve_without_its_extra_is_told_what_to_install(tmp_path: Path, lacking: str) -> None:
+    done = run_hiding(tmp_path / "hidden", (lacking,), "serve", "-m", "nothing")
+    assert done.returncode == 2
+    assert done.stderr == f"error: serve needs {lacking}, which is not installed; run: pip install '.[serve]'\n"
+
+
+def test_version_is_the_projects(main: object) -> None:
+    found = re.search(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    done = main("--version")  # type: ignore[operator]
+    assert (done.code, done.out, done.err) == (0, f"int8-classifier-pipeline {found[1]}\n", "")
+
+
+def test_no_command_shows_what_there_is(main: object) -> None:
+    done = main()  # type: ignore[operator]
+    assert (done.code, done.err) == (0, "")
+    assert done.out == make_parser().format_help()
+    assert "build" in done.out
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--weights gone.pth --dataset .", "--weights gone.pth: no such file"),
+        ("--weights . --dataset .", "--weights .: is a folder, expected a file"),
+        ("--weights auto --dataset gone", "--dataset gone: no such folder or tar file"),
+        ("--set frontend.checkpoint=gone.pth --dataset .", "--set frontend.checkpoint: gone.pth: no such file"),
+        ("--weights auto --dataset . --target sse", "argument --target: invalid choice: 'sse'"),
+    ],
+)
+def test_a_wrong_flag_of_build_is_named_once(
+    main: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = main("build", "timm_resnet18.yaml", *line.split())  # type: ignore[operator]
+    assert done.code == 2
+    assert done.err.startswith(f"error: {text}")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: TinyWorkspace, tmp_path: Path) -> None:

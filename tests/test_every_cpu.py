@@ -21,7 +21,7 @@ from pipeline import hardware
 from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.package import open_package
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
 from pipeline.quant.int8_weights import quantized_weights
 from pipeline.quant.neighbours import largest_sums
 from pipeline.quant.qmath import Range
@@ -60,7 +60,7 @@ def summing_model() -> onnx.ModelProto:
         [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(fc, "fc")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    ranges = {name: Range(0.0, 1.0 if name == "image" else 1300.0) for name in qdq.observed_tensors(model)}
+    ranges = {name: Range(0.0, 1.0 if name == "image" else 1300.0) for name in placement.observed_tensors(model)}
     return qdq.insert_qdq(model, ranges, per_channel=True, float_activations=["p"])
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pipeline"
 # From the map, top to bottom: a module imports from rows above its own, or from its own folder. Modules that the map
 # does not name stand where what they import lets them.
 ROWS = (
-    {"errors"},
+    {"errors", "version"},
     {"console"},
     {"user_cache", "config", "artefacts", "hardware", "progress", "processes", "accuracy"},
     {"cluster", "worker_pool", "isolated"},

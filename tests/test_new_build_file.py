@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,7 @@ def test_init_finds_the_network_the_classes_and_the_kind_of_images(
     save_weights(Path("w.pth"), "torchvision", "resnet18")
     assert main(["init", "pets.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "20 png images of 5 classes in pets",
+        "21 images (20 png, 1 JPEG) of 5 classes in pets",
         "w.pth fits torchvision/resnet18 (or timm/resnet18: --model says which), 5 classes",
         "Resize 73, CenterCrop 64, ImageNet's mean and std: change them in the file where the network was trained "
         "otherwise",
@@ -53,7 +56,7 @@ def test_init_finds_the_network_the_classes_and_the_kind_of_images(
     ]
     cfg = load_build_file("pets.yaml")
     assert (cfg.name, cfg.frontend.model, cfg.frontend.chw) == ("pets", "resnet18", (3, 64, 64))
-    assert (cfg.frontend.num_classes, cfg.dataset.sampler.get_data_num) == (5, 20)
+    assert (cfg.frontend.num_classes, cfg.dataset.sampler.get_data_num) == (5, 21)
     assert cfg.preprocess.output_hw == (64, 64)
 
 
@@ -91,10 +94,10 @@ def test_init_tells_networks_apart(
         (("--model", "timm/resnet34"), "w.pth: is not of timm/resnet34; it fits torchvision/resnet18, timm/resnet18"),
         (("--model", "timm/resnet19"), "timm has no network 'resnet19'; did you mean"),
         (("--dataset", "nowhere"), "nowhere"),
-        (("--dataset", "empty"), "empty: no images; give a folder with a folder a class"),
+        (("--dataset", "empty"), "empty: no images; give the folder of the images"),
         (("--weights", "ten.pth"), "ten.pth: has 10 classes, but pets has 5"),
         (("--weights", "odd.pth"), "odd.pth: fits no network of the table"),
-        (("--weights", "bad.onnx"), "bad.onnx: not an ONNX model"),
+        (("--weights", "bad.onnx"), "bad.onnx: is a text file that begins with 'no model'"),
         (("--size", "0"), "--size: must be in 1..16384, got 0"),
     ],
 )
@@ -126,3 +129,39 @@ def test_init_overwrites_nothing(images: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["init", str(tmp_path / "x.yaml"), "--weights", str(weights), "--dataset", str(images)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "x.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_init_writes_through_a_pipe_and_follows_a_link(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    flags = ["--weights", "w.pth", "--dataset", "pets", "--size", "64"]
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(Path("pipe").read_text)
+        assert main(["init", "pipe", *flags]) == 0
+        content = reader.result(30)
+    assert stat.S_ISFIFO(os.lstat("pipe").st_mode)
+    Path("link.yaml").symlink_to("w.yaml")
+    assert main(["init", "link.yaml", *flags]) == 0
+    assert Path("link.yaml").is_symlink()
+    assert Path("w.yaml").read_text() == content.replace("name: w", "name: link")
+
+
+def test_init_keeps_the_key_of_the_weights_it_was_told_to_take(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), len(CLASSES)).state_dict()
+    torch.save({"model": state, "model_ema": state}, "w.pth")
+    flags = ["--weights", "w.pth", "--dataset", "pets", "--size", "64"]
+    assert main(["init", "a.yaml", *flags]) == 0
+    assert capsys.readouterr().err == (
+        "note: w.pth: the averaged weights 'model_ema' taken, not 'model'; frontend.checkpoint_key (--checkpoint_key "
+        "of init and export) takes the other\n"
+    )
+    assert load_build_file("a.yaml").frontend.checkpoint_key is None
+    assert main(["init", "b.yaml", *flags, "--checkpoint_key", "model"]) == 0
+    assert capsys.readouterr().err == ""
+    assert load_build_file("b.yaml").frontend.checkpoint_key == "model"

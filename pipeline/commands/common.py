@@ -75,9 +75,16 @@ def cluster_of(args: argparse.Namespace) -> Cluster | None:
     return None
 
 
+def is_standard_output(path: Path | None) -> bool:
+    """Tell whether a flag's file is standard output: -, or /dev/stdout by any of its names."""
+    from pipeline.artefacts import STANDARD_OUTPUT, open_descriptor
+
+    return path is not None and (path == Path("-") or open_descriptor(path) == STANDARD_OUTPUT)
+
+
 def sayer(json_path: Path | None) -> Callable[[str], None]:
     """Return what prints lines for people: on standard error where JSON has standard output."""
-    stream = sys.stderr if json_path == Path("-") else sys.stdout
+    stream = sys.stderr if is_standard_output(json_path) else sys.stdout
     return lambda text: print(text, file=stream, flush=True)
 
 
@@ -98,7 +105,7 @@ def check_json_path(path: Path | None) -> None:
 def print_json(path: Path | None, value: object) -> None:
     from pipeline.artefacts import write_json
 
-    if path == Path("-"):
+    if is_standard_output(path):
         print(json.dumps(value, indent=1, sort_keys=True))
     elif path is not None:
         try:

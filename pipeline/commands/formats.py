@@ -24,7 +24,7 @@ def add_package(commands: Any) -> None:
     served = parser.add_argument_group("of triton and kserve")
     served.add_argument("--backend", choices=("onnxruntime", "openvino"), help="which runs it there (onnxruntime)")
     served.add_argument(
-        "-b", "--batch", type=count, metavar="N", help="images put together (what --sweep found, else 32)"
+        "-b", "--batch", type=count, metavar="N", help="images put together (what bench --sweep found, else 32)"
     )
     served.add_argument(
         "-i", "--instances", type=count, metavar="N", help="models side by side (one a core of this machine)"

@@ -20,14 +20,13 @@ from pipeline.commands.common import (
     cluster_of,
     count,
     file_here,
+    is_standard_output,
     place,
 )
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.predict import Prediction
-
-_STANDARD_OUTPUT = Path("-")
 
 
 def add_predict(commands: Any) -> None:
@@ -125,7 +124,7 @@ def _output(flag: str, path: Path) -> Iterator[IO[str]]:
     """Yield standard output for `-`, else a file that appears when all is written."""
     from pipeline.artefacts import whole_file
 
-    if path == _STANDARD_OUTPUT:
+    if is_standard_output(path):
         yield sys.stdout
         return
     if path.is_dir():

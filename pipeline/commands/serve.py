@@ -11,6 +11,8 @@ from pipeline.commands.common import RUNTIMES, add_command, count
 from pipeline.errors import ConfigError
 
 _MIB = 1 << 20
+# What the extra `serve` brings, as far as it is imported here.
+_EXTRA = ("fastapi", "grpc", "grpc_interceptor", "kserve", "orjson", "prometheus_client", "starlette", "uvicorn")
 
 
 def add_serve(commands: Any) -> None:
@@ -60,8 +62,13 @@ def _serve(args: argparse.Namespace) -> None:
     from pipeline.hardware import available_cores
     from pipeline.package import open_package
     from pipeline.runtimes.base import Runtime
-    from pipeline.serve.server import Settings, serve
 
+    try:
+        from pipeline.serve.server import Settings, serve
+    except ModuleNotFoundError as err:
+        if err.name not in _EXTRA:
+            raise
+        raise ConfigError(f"serve needs {err.name}, which is not installed; run: pip install '.[serve]'") from None
     if args.http_port == args.grpc_port != 0:
         raise ConfigError(f"--grpc_port {args.grpc_port}: is that of HTTP; give another")
     package = open_package(args.model)

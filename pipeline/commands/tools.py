@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place
+from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place, sayer
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -27,13 +27,26 @@ def add_export(commands: Any) -> None:
         "--pretrained_weights", type=Path, required=True, metavar="FILE", help="checkpoint, or auto: the published one"
     )
     parser.add_argument("--num_classes", type=int, default=1000, help="classes of the checkpoint (1000)")
+    _add_checkpoint_key(parser)
+
+
+def _add_checkpoint_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint_key", metavar="KEY", help="which weights of the checkpoint (the averaged ones, or all there are)"
+    )
 
 
 def _export(args: argparse.Namespace) -> None:
     from pipeline.export_model import export_model
 
     path, error = export_model(
-        args.model_library, args.model_name, args.size, args.save_dir, args.pretrained_weights, args.num_classes
+        args.model_library,
+        args.model_name,
+        args.size,
+        args.save_dir,
+        args.pretrained_weights,
+        args.num_classes,
+        args.checkpoint_key,
     )
     print(f"{path}: largest difference from torch {error:.1e} of the largest logit")
 
@@ -49,9 +62,13 @@ def add_calibset(commands: Any) -> None:
     parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
     parser.add_argument("--num", type=int, default=1000, help="images to choose (1000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another choice (0)")
-    parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
+    _add_suffix(parser)
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat folder: lines 'name index'")
     parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="(calibration.txt)")
+
+
+def _add_suffix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suffix", default="any", help="of the image files: JPEG (.jpg too), png, ... (any)")
 
 
 def _calibset(args: argparse.Namespace) -> None:
@@ -81,7 +98,7 @@ def add_image2npz(commands: Any) -> None:
     parser.add_argument(
         "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
     )
-    parser.add_argument("--suffix", default="JPEG", help="of the image files (JPEG, which takes .jpg and .jpeg)")
+    _add_suffix(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
     add_engine_flags(parser)
 
@@ -173,12 +190,15 @@ def add_init(commands: Any) -> None:
         "write a build file for your own weights and images",
         "python -m pipeline init mynet.yaml --weights mynet.pth --dataset images/train --evaluation images/val",
     )
-    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write")
+    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write, - for standard output")
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="checkpoint, or an ONNX model")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="a folder a class, or a tar of that")
     parser.add_argument("--evaluation", type=Path, metavar="DIR", help="the same of images to evaluate on")
     parser.add_argument("--model", metavar="LIBRARY/NAME", help="as `models` lists it (found out from the weights)")
     parser.add_argument("--size", type=int, metavar="PX", help="height and width of the input (the network's usual)")
+    _add_checkpoint_key(parser)
+    _add_suffix(parser)
+    parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of the dataset: lines 'name index'")
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -186,6 +206,18 @@ def _init(args: argparse.Namespace) -> None:
 
     if args.size is not None and not 1 <= args.size <= 16384:
         raise ConfigError(f"--size: must be in 1..16384, got {args.size}")
-    given = new_build_file.Given(args.out, args.weights, args.dataset, args.evaluation, args.model, args.size)
-    print("\n".join(new_build_file.write(given)))
-    print(f"{args.out} written; next: python -m pipeline build {args.out}")
+    given = new_build_file.Given(
+        args.out,
+        args.weights,
+        args.dataset,
+        args.evaluation,
+        args.model,
+        args.size,
+        args.checkpoint_key,
+        args.suffix,
+        args.val_label,
+    )
+    say = sayer(args.out)
+    say("\n".join(new_build_file.write(given)))
+    if args.out.is_file():
+        say(f"{args.out} written; next: python -m pipeline build {args.out}")

@@ -70,6 +70,13 @@ class ExtraOp(Enum):
     SOFTMAX = "softmax"
 
 
+class BackgroundClass(Enum):
+    """Where an ONNX file has one class more than the data set, which no image shows: TensorFlow's 1001 of ImageNet."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
 class BackendType(Enum):
     TVM_VACC = "tvm_vacc"
 
@@ -93,10 +100,13 @@ class FrontendConfig:
     type: Frontend
     model: str | None = None  # None only for frontends whose checkpoint is the graph
     checkpoint: Path | None = None
+    checkpoint_key: str | None = None  # which of several state dicts of the checkpoint; None: the averaged, or the only
     input_name: str = "input"
     shape: tuple[int, int, int, int]  # [N, C, H, W]; N is 1 or, for any batch, -1
     dtype: Precision = Precision.FP32
     num_classes: int | None = None  # None: as the model says
+    output: str | None = None  # of an ONNX file with several, the one with the scores; None: its only one
+    background: BackgroundClass | None = None  # a class of an ONNX file that is cut off
 
     @property
     def chw(self) -> tuple[int, int, int]:
@@ -151,7 +161,7 @@ class GraphConfig:
 class SamplerConfig:
     """Section `dataset.sampler:`."""
 
-    suffix: str = "JPEG"
+    suffix: str = "any"  # of the image files; JPEG takes .jpg and .jpeg, any every kind
     get_data_num: int = 1000  # calibration images, >= 1
     seed: int = 0
     cover_classes: bool = True  # refuse a choice without an image of every class
@@ -271,10 +281,15 @@ class BuildConfig:
         )
         for key, path, check in named:
             wrong = None if path is None else check(path)
-            if wrong:
+            flag = self.document.flags.get(tuple(key.split(".")), "--set")
+            if wrong and flag != "--set":
+                yield Fault(f"{flag} {path}", None, "", wrong)
+            elif wrong:
                 yield self._fault(key, f"{path}: {wrong}")
 
     def _fault(self, key: str, message: str) -> Fault:
+        if tuple(key.split(".")) in self.document.flags:  # the flag that gave it is named already
+            return self.document.at(tuple(key.split(".")), message)
         flag = FLAGS.get(key)
         metavar = "FILE" if key == "frontend.checkpoint" else "DIR"
         hint = f"; give {flag} {metavar}" if flag else f"; give --set {key}=FILE"

@@ -13,6 +13,7 @@ from pipeline.config.build_config import (
     AccuracyConfig,
     BackendConfig,
     BackendType,
+    BackgroundClass,
     BuildConfig,
     CalibrateMode,
     DatasetConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "GRAPH_FILES",
     "AccuracyConfig",
     "BackendConfig",
+    "BackgroundClass",
     "BuildConfig",
     "CalibrateMode",
     "DatasetConfig",
@@ -176,22 +178,25 @@ def _read_frontend(section: Section) -> FrontendConfig:
     model = section.text("model", None)
     if model is None and kind not in GRAPH_FILES:
         section.fault("model", f"missing; a frontend of type {kind.value} needs the model's name")
-    input_name, shape = _read_shape(section)
+    input_name, shape = _read_shape(section, kind)
     config = FrontendConfig(
         type=kind,
         model=model,
         checkpoint=section.path("checkpoint", None),
+        checkpoint_key=section.text("checkpoint_key", None),
         input_name=input_name,
         shape=shape,
         dtype=section.choice("dtype", (Precision.FP32, Precision.FP16), Precision.FP32),
         num_classes=section.integer("num_classes", None, low=1),
+        output=section.text("output", None),
+        background=section.choice("background", BackgroundClass, None),
     )
     section.done()
     return config
 
 
-def _read_shape(section: Section) -> tuple[str, tuple[int, int, int, int]]:
-    """Name and [N, C, H, W] of the one input."""
+def _read_shape(section: Section, kind: Frontend) -> tuple[str, tuple[int, int, int, int]]:
+    """Name and [N, C, H, W] of the one input; an ONNX file's may be given as [N, H, W, C], as the file has it."""
     value = section.take("shape", required=True)
     name, shape = "input", (1, 3, 1, 1)
     wanted = "one input as {name: [N, C, H, W]}"
@@ -205,6 +210,8 @@ def _read_shape(section: Section) -> tuple[str, tuple[int, int, int, int]]:
         section.fault_below("shape", name, f"expected 4 integers [N, C, H, W], got {shown(sizes)}")
         return name, shape
     batch, channels, height, width = sizes
+    if kind is Frontend.ONNX and width == 3 and channels != 3:
+        channels, height, width = width, channels, height
     if batch not in (1, -1):
         section.fault_below("shape", name, f"expected N of 1, or -1 for any batch, got {shown(sizes)}")
     elif channels != 3:

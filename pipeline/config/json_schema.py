@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config.build_config import (
     AccuracyConfig,
     BackendType,
+    BackgroundClass,
     CalibrateMode,
     DatasetType,
     ExtraOp,
@@ -98,12 +99,15 @@ def values(key: str) -> list[str]:
 def _frontend() -> Schema:
     shape = {
         "type": "object",
-        "description": "the one input: {name: [1, 3, H, W]}",
+        "description": "the one input: {name: [1, 3, H, W]}, of an ONNX file also [1, H, W, 3]",
         "minProperties": 1,
         "maxProperties": 1,
         "additionalProperties": {
             "type": "array",
-            "prefixItems": [{"enum": [1, -1]}, {"const": 3}, _SIDE, _SIDE],
+            "anyOf": [
+                {"prefixItems": [{"enum": [1, -1]}, {"const": 3}, _SIDE, _SIDE]},
+                {"prefixItems": [{"enum": [1, -1]}, _SIDE, _SIDE, {"const": 3}]},
+            ],
             "minItems": 4,
             "maxItems": 4,
         },
@@ -113,11 +117,17 @@ def _frontend() -> Schema:
         type={**_values(Frontend), "description": "the library of the network, or onnx"},
         model=_nullable(_text("the network's name, as `models` lists it")),
         checkpoint=_path(
-            ".pth .pt .safetensors .pdparams .onnx, auto: the published one, null: the sample (--weights)"
+            "PyTorch, safetensors, PaddlePaddle or ONNX file, auto: the published one, null: the sample (--weights)"
         ),
+        checkpoint_key=_nullable(_text("which weights of the checkpoint; null: the averaged (EMA), or all there are")),
         shape=shape,
         dtype=_choice((Precision.FP32, Precision.FP16), "of the checkpoint; without effect", Precision.FP32),
         num_classes=_nullable({"type": "integer", "minimum": 1, "description": "null: as the model says"}),
+        output=_nullable(_text("of an ONNX file with several outputs, the one with the scores")),
+        background={
+            "enum": [*_values(BackgroundClass)["enum"], None],
+            "description": "a class of an ONNX file that no image shows and that is cut off",
+        },
     )
     return {**section, "type": "object", "required": ["type", "shape"]}
 
@@ -163,7 +173,7 @@ def _dataset() -> Schema:
         vdsp_params=_nullable(_text("preprocessing as a vdsp_params file; must agree with process_ops")),
         sampler=_section(
             "which images",
-            suffix=_text("of the image files; JPEG takes .jpg and .jpeg", default=SamplerConfig.suffix),
+            suffix=_text("of the image files; JPEG takes .jpg and .jpeg, any every kind", default=SamplerConfig.suffix),
             get_data_num={
                 "type": "integer",
                 "minimum": 1,

@@ -35,10 +35,12 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        if self.line is not None:
+        if self.path.startswith("--") and self.path != "--set":
+            where = self.path  # a flag of its own says which key it is
+        elif self.line is not None:
             where = f"{self.path}:{self.line} {self.key}"
         else:
-            where = f"{self.path}{' ' if self.path.startswith('--') else ':'}{self.key}"
+            where = f"{self.path}{' ' if self.path == '--set' else ':'}{self.key}"
         return f"{where.rstrip(' :')}: {self.message}"
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import console
+from pipeline.data.image_kinds import ANY, count_kinds, describe, spellings
 from pipeline.data.labels import (
-    IMAGE_SUFFIXES,
     ClassInfo,
     LabelLine,
     classes_of,
+    classes_of_list,
     ground_truth,
     image_stem,
     imagenet_classes,
@@ -19,6 +20,7 @@ from pipeline.data.labels import (
     read_label_lines,
     read_label_list,
     sample_key,
+    usual_classes,
     validation_label,
 )
 from pipeline.data.sources import ImageSource, Listing, scan
@@ -39,7 +41,9 @@ __all__ = [
     "sample_key",
 ]
 
-_JPEG = (".jpeg", ".jpg")
+# Where a user gives these: keys of the build file, and the flags of those commands that have one.
+_SUFFIX_KEY = "dataset.sampler.suffix (--suffix of calibset, image2npz and init)"
+_LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
 _SPLITS = frozenset({"train", "val", "test"})
 LIST_NAMES = ("val_label.txt", "val_list.txt")
 
@@ -74,21 +78,24 @@ class Dataset:
 
 def list_dataset(
     path: Path,
-    suffix: str = "JPEG",
+    suffix: str = ANY,
     val_label: Path | None = None,
     class_ids: Sequence[str] | None = None,
     *,
+    class_count: int | None = None,
     require_labels: bool = True,
 ) -> Dataset:
     """List the images below `path` with their labels.
 
     Args:
         path: a tree of class folders, a flat folder with a label list, or a tar of either.
-        suffix: of the image files, in any case; JPEG takes .jpg and .jpeg.
-        val_label: label list that overrides folders; a flat folder without it looks for `<folder>_list.txt`,
+        suffix: of the image files, in any case: JPEG takes .jpg and .jpeg, any every kind. What is left out is said.
+        val_label: label list that overrides folders, and says which images are meant where its classes are not
+            ImageNet's: others are left out, which is said. A flat folder without it looks for `<folder>_list.txt`,
             `val_label.txt` and `val_list.txt` (`_label` and `_list` of either name) inside and beside itself.
         class_ids: the classes of the network in its order. Without them: ImageNet's where all class folders are its
-            wnids or labels come from a list, else the sorted folder names.
+            wnids, else the sorted folder names; of a list, what `labels.classes_of_list` says.
+        class_count: how many classes the network has, if that is known; of use where a list has the labels.
         require_labels: False keeps images whose label is not known, with class_index None.
 
     Raises:
@@ -101,10 +108,16 @@ def list_dataset(
     if tree is not None:
         return _from_tree(listing, images, tree, classes, require_labels)
     labels_file = val_label if val_label is not None else _find_label_list(listing, images)
-    return _from_list(listing, images, labels_file, classes or imagenet_classes(), require_labels)
+    lines = None if labels_file is None else read_label_lines(labels_file, None if classes is None else len(classes))
+    if classes is None and labels_file is not None and lines is not None:
+        classes = classes_of_list(labels_file, lines, class_count)
+    classes = classes or (usual_classes(class_count) if class_count else imagenet_classes())
+    if val_label is not None and lines is not None and not is_imagenet(classes):
+        images = _select_listed(listing, images, val_label, lines)
+    return _from_list(listing, images, labels_file, lines or {}, classes, require_labels)
 
 
-def list_images(path: Location, suffix: str = "JPEG") -> tuple[Sample, ...]:
+def list_images(path: Location, suffix: str = ANY) -> tuple[Sample, ...]:
     """List the images below `path`, in any layout, without looking at labels.
 
     Raises:
@@ -114,16 +127,39 @@ def list_images(path: Location, suffix: str = "JPEG") -> tuple[Sample, ...]:
 
 
 def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
-    wanted = f".{suffix.lower().lstrip('.')}"
-    spellings = _JPEG if wanted in _JPEG else (wanted,)
-    images = [file for file in listing.files if file.name.lower().endswith(spellings)]
+    endings = spellings(suffix)
+    images = [file for file in listing.files if file.name.lower().endswith(endings)]
+    others = count_kinds(file.name for file in listing.files) - count_kinds(image.name for image in images)
+    takes_any = suffix.lower() == ANY
     if not images:
-        found = Counter(Path(file.name).suffix.lower() for file in listing.files)
-        others = {name: count for name, count in sorted(found.items()) if name in IMAGE_SUFFIXES}
-        counts = ", ".join(f"{count} {name}" for name, count in others.items())
-        hint = "set dataset.sampler.suffix (--suffix) to one of them" if others else "give the folder of the images"
-        raise DataError(f"{listing.root}: no {' or '.join(spellings)} images, found {counts or 'no images'}; {hint}")
+        readable = any(f".{kind.lower()}" in spellings(ANY) for kind in others)
+        hint = f"set {_SUFFIX_KEY} to any" if readable else "give the folder of the images"
+        wanted = "" if takes_any else f" {' or '.join(endings)}"
+        found = f", found {describe(others)}" if others else ""
+        raise DataError(f"{listing.root}: no{wanted} images{found}; {hint}")
+    if others:
+        way = "convert them to take them" if takes_any else f"{_SUFFIX_KEY} any takes every kind"
+        console.note(f"note: {listing.root}: {len(images)} images, left out {describe(others)} images; {way}")
     return images
+
+
+def _select_listed(
+    listing: Listing, images: list[ImageSource], labels_file: Path, lines: Mapping[str, LabelLine]
+) -> list[ImageSource]:
+    """Return the images that a list names, as PaddleClas's train_list.txt and val_list.txt share one folder."""
+    listed = [image for image in images if _line_of(image, lines) is not None]
+    if not listed:
+        return images
+    if len(listed) < len(images):
+        console.note(
+            f"note: {listing.root}: {len(listed)} images of {labels_file}, {len(images) - len(listed)} others left out"
+        )
+    return listed
+
+
+def _line_of(image: ImageSource, lines: Mapping[str, LabelLine]) -> LabelLine | None:
+    stem = image_stem(image.name)
+    return lines.get(f"{image.folder}/{stem}") or lines.get(stem)
 
 
 def _folder_of(name: str) -> str:
@@ -156,7 +192,7 @@ def _class_tree(
     raise DataError(
         f"{listing.root}: {len(flat) or len(images)} images lie outside the class folders (first: {first});"
         " move them into class folders (data_prep/valprep.sh does it for ILSVRC2012_img_val),"
-        " or give a list of all labels with --val_label FILE"
+        f" or give a list of all labels by {_LABELS_KEY}"
     )
 
 
@@ -186,7 +222,7 @@ def _from_tree(
     if unknown and require_labels:
         raise DataError(
             f"{listing.root}: {len(unknown)} folders with images are none of the {len(classes)} classes"
-            f" (first: {unknown[0]}); move them away, or give labels with --val_label FILE"
+            f" (first: {unknown[0]}); move them away, or give labels by {_LABELS_KEY}"
         )
     return Dataset(listing.root, tuple(samples), classes)
 
@@ -222,17 +258,16 @@ def _from_list(
     listing: Listing,
     images: Sequence[ImageSource],
     labels_file: Path | ImageSource | None,
+    lines: Mapping[str, LabelLine],
     classes: tuple[ClassInfo, ...],
     require_labels: bool,
 ) -> Dataset:
     """Label images by a list; without one, by the official labels if they are ILSVRC2012_val_* images."""
-    lines = {} if labels_file is None else read_label_lines(labels_file, len(classes))
     official = labels_file is None and is_imagenet(classes)
     samples = []
     for image in images:
-        stem = image_stem(image.name)
-        line = lines.get(f"{image.folder}/{stem}") or lines.get(stem)
-        index = line.index if line is not None else validation_label(stem) if official else None
+        line = _line_of(image, lines)
+        index = line.index if line is not None else validation_label(image_stem(image.name)) if official else None
         samples.append(make_sample(image, index))
     if require_labels:
         _check_all_labelled(listing, samples, labels_file)
@@ -248,7 +283,7 @@ def _check_all_labelled(listing: Listing, samples: Sequence[Sample], labels_file
     if labels_file is None:
         raise DataError(
             f"{listing.root}: {first}: neither class folders nor a list {' or '.join(LIST_NAMES)} here or in"
-            f" {listing.root.parent}; give the labels with --val_label FILE, lines 'name index'"
+            f" {listing.root.parent}; give a list of lines 'name index' by {_LABELS_KEY}"
         )
     raise DataError(f"{listing.root}: {first} in {labels_file}; add lines 'name index', or remove the images")
 
@@ -265,7 +300,7 @@ def _check_all_present(
         raise DataError(
             f"{labels_file}:{absent[0].line}: {absent[0].name} is not in {listing.root}"
             f" ({len(absent)} of {len(lines)} listed images are missing);"
-            " fetch them, or give a list of the images that are there with --val_label FILE"
+            f" fetch them, or give a list of the images that are there by {_LABELS_KEY}"
         )
 
 

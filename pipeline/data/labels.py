@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from pipeline.config.documents import find_data_file
+from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.sources import ImageSource
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 MAX_LIST_BYTES = 256 << 20  # ImageNet's training list has 1.3 million lines of 45 bytes
 _DATA_PREP = "data_prep"
 _VALIDATION_STEM = re.compile(r"ILSVRC2012_val_(\d{8})", re.ASCII)
@@ -40,10 +40,14 @@ class LabelLine:
         return image_stem(self.name)
 
     @property
+    def folder(self) -> str:
+        """The name of the folder that the line gives the image, or nothing."""
+        return PurePosixPath(self.name).parent.name
+
+    @property
     def key(self) -> str:
         """The stem with its folder, where one is written."""
-        folder = PurePosixPath(self.name).parent.name
-        return f"{folder}/{self.stem}" if folder else self.stem
+        return f"{self.folder}/{self.stem}" if self.folder else self.stem
 
 
 @lru_cache(maxsize=1)
@@ -140,11 +144,8 @@ def read_label_lines(path: Path | ImageSource, class_count: int | None = None) -
     """Return the lines of a label list by image; see `read_label_list`."""
     by_key: dict[str, LabelLine] = {}
     for label in _parse_label_lines(path):
-        if class_count is not None and label.index >= class_count:
-            raise DataError(
-                f"{path}:{label.line}: class index {label.index}, expected 0 to {class_count - 1}"
-                f" ({class_count} classes); indices count from 0"
-            )
+        if class_count is not None:
+            _check_index(path, label, class_count)
         _check_same_index(path, by_key.setdefault(label.key, label), label)
     if not by_key:
         raise DataError(f"{path}: holds no labels, expected lines 'name index'")
@@ -158,6 +159,64 @@ def read_label_lines(path: Path | ImageSource, class_count: int | None = None) -
         if label.stem in by_key:  # a name without folder may mean any image of that stem
             _check_same_index(path, first, label)
     return {label.key if label.stem in ambiguous else label.stem: label for label in by_key.values()}
+
+
+def _check_index(path: Path | ImageSource, label: LabelLine, class_count: int) -> None:
+    if label.index >= class_count:
+        raise DataError(
+            f"{path}:{label.line}: class index {label.index}, expected 0 to {class_count - 1}"
+            f" ({class_count} classes); indices count from 0"
+        )
+
+
+def classes_of_list(
+    path: Path | ImageSource, lines: Mapping[str, LabelLine], class_count: int | None = None
+) -> tuple[ClassInfo, ...]:
+    """Return the classes that a label list means.
+
+    ImageNet's, where `class_count` or the highest index say so, the images are ImageNet's by their names, or the list
+    has so few of its indices that it can only be a part of ImageNet; else those from 0 to the highest index. They are
+    called as the folders in the list, where each class has one of its own, else by their numbers.
+
+    Args:
+        path, lines: as `read_label_lines` takes and gives.
+        class_count: of the network, where it is known.
+
+    Raises:
+        DataError: an index is beyond the classes.
+    """
+    indices = {label.index for label in lines.values()}
+    imagenet = imagenet_classes()
+    count = class_count or max(indices) + 1
+    is_part = class_count is None and (2 * len(indices) < count or _names_imagenet(lines.values()))
+    if count == len(imagenet) or is_part:
+        for label in sorted(lines.values(), key=lambda label: label.line):
+            _check_index(path, label, len(imagenet))
+        return imagenet
+    for label in sorted(lines.values(), key=lambda label: label.line):
+        _check_index(path, label, count)
+    folders = _folders_of_classes(lines.values())
+    # Not the number alone: a folder of that name may hold another class, where folders count from 1.
+    known = (ClassInfo(f"class_{index}", str(index)) for index in range(count))
+    return tuple(
+        classes_of([folders[each]])[0] if each in folders else known_class for each, known_class in enumerate(known)
+    )
+
+
+def _names_imagenet(labels: Iterable[LabelLine]) -> bool:
+    """Tell whether every image is one of ImageNet by its name: an official one, or in a folder of the right wnid."""
+    ids = [known.id for known in imagenet_classes()]
+    return all(
+        validation_label(label.stem) == label.index or (label.index < len(ids) and label.folder == ids[label.index])
+        for label in labels
+    )
+
+
+def _folders_of_classes(labels: Iterable[LabelLine]) -> dict[int, str]:
+    """Return the folder of each class, if every image has one, no class two, and no two classes the same."""
+    pairs = {(label.index, label.folder) for label in labels}
+    indices, folders = {index for index, _ in pairs}, {folder for _, folder in pairs}
+    return dict(pairs) if len(pairs) == len(indices) == len(folders) > 1 and "" not in folders else {}
 
 
 def _check_same_index(path: Path | ImageSource, first: LabelLine, second: LabelLine) -> None:

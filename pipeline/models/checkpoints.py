@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,60 +15,106 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pipeline import console
 from pipeline.errors import DataError
-from pipeline.models import zoo
-from pipeline.models.pdparams import read_pdparams
+from pipeline.models import state_dicts, zoo
+from pipeline.models.file_kinds import FileKind, kind_of, why_not_weights
+from pipeline.models.pdparams import MoreThanArraysError, read_pdparams
+from pipeline.models.tensor_reader import HostileError, read_tensors
 
 _PADDLE = ".pdparams"
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
+_COUNTER = "num_batches_tracked"
+_GIVE = "give the file by frontend.checkpoint (--weights of build and init, --pretrained_weights of export)"
+_AGAIN = "copy or download it again"
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name, on the CPU.
+def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, on the CPU; say on standard error what was passed over.
 
-    `.pth`/`.pt` files may hold the state dict itself or wrap it (`{"state_dict": ...}`, `{"model": ...}`), and its
-    names may carry the prefix that DataParallel (`module.`) or `torch.compile` (`_orig_mod.`) adds. Names and layout
-    are the file's own: what PaddlePaddle's `.pdparams` have otherwise is undone by `load_strictly`.
+    The content decides what the file is, not its suffix: PyTorch's formats, safetensors, PaddlePaddle's `.pdparams`. It
+    may hold the state dict itself or wrap it (`{"state_dict": ...}`, `{"model": ...}`) beside anything else, and its
+    names may carry the prefix that DataParallel (`module.`), `torch.compile` (`_orig_mod.`) or Lightning (`model.`)
+    adds. Names and layout are the file's own: what PaddlePaddle's have otherwise is undone by `load_strictly`.
+
+    Args:
+        path: the file.
+        key: which state dict to take where there are several, as `model_ema` (frontend.checkpoint_key).
 
     Raises:
-        DataError: the file is missing, of another kind, damaged, or holds more than tensors.
+        DataError: the file is missing, of another kind or damaged, or holds no tensors by name.
     """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give the file of the weights in it")
     if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; give the file with --weights FILE or frontend.checkpoint")
-    if path.suffix == ".onnx":
-        raise DataError(f"{path}: is a whole model; build it with frontend.type onnx, or give weights alone")
-    if path.suffix not in zoo.WEIGHTS_SUFFIXES:
-        raise DataError(f"{path}: unknown kind of checkpoint; wanted one of {', '.join(zoo.WEIGHTS_SUFFIXES)}")
-    read = {".safetensors": _read_safetensors, _PADDLE: _read_paddle}.get(path.suffix, _read_torch)
-    return _strip_prefixes(_unwrap(path, read(path)))
-
-
-def _read_safetensors(path: Path) -> object:
+        raise DataError(f"{path}: no such checkpoint; {_GIVE}")
     try:
-        return safetensors.torch.load_file(path)
+        kind = kind_of(path)
+        if not kind.is_weights:
+            raise DataError(f"{path}: {why_not_weights(path, kind)}")
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror})") from None
+    read = {FileKind.SAFETENSORS: _read_safetensors, FileKind.PICKLE: _read_pickle}.get(kind, _read_torch)
+    loaded, passed_over = read(path, kind)
+    chosen = state_dicts.choose(path, loaded, key)
+    if passed_over:
+        names = state_dicts.shorten(passed_over)
+        console.note(f"note: {path}: objects that are no tensors were passed over: {names}")
+    for note in chosen.notes:
+        console.note(f"note: {note}")
+    for detail in chosen.details:
+        console.detail(detail)
+    return chosen.tensors
+
+
+_Read = tuple[object, tuple[str, ...]]  # the content, and the types of objects that were passed over
+
+
+def _read_safetensors(path: Path, _: FileKind) -> _Read:
+    try:
+        return safetensors.torch.load_file(path), ()
     except safetensors.SafetensorError as err:
-        raise DataError(f"{path}: not a whole safetensors file ({err}); copy or download it again") from None
+        raise DataError(f"{path}: not a whole safetensors file ({err}); {_AGAIN}") from None
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(path: Path, kind: FileKind) -> _Read:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        # Not PyTorch's own text: it tells the user to load the file with weights_only=False.
-        found = re.search(r"GLOBAL (\S+)", str(err))
-        reason = f"it calls {found[1]}" if found else "its pickle is not one of tensors"
-        raise DataError(
-            f"{path}: holds more than tensors, or is not a checkpoint ({reason}); save it again with "
-            "torch.save(model.state_dict(), FILE)"
-        ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True), ()
+    except pickle.UnpicklingError:  # its own text tells the user to load the file with weights_only=False
+        return _read_restricted(path, kind)
     except Exception as err:  # a damaged pickle surfaces as any of a dozen kinds
-        reason = str(err).partition("\n")[0] or type(err).__name__
-        raise DataError(f"{path}: not a whole checkpoint ({reason}); copy or download it again") from None
+        raise DataError(f"{path}: not a whole checkpoint ({_reason(err)}); {_AGAIN}") from None
 
 
-def _read_paddle(path: Path) -> object:
-    return _tensors(path, read_pdparams(path), "")
+def _read_pickle(path: Path, kind: FileKind) -> _Read:
+    try:
+        return _tensors(path, read_pdparams(path), ""), ()
+    except MoreThanArraysError:
+        if path.suffix == _PADDLE:
+            raise
+        return _read_restricted(path, kind)
+
+
+def _read_restricted(path: Path, kind: FileKind) -> _Read:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read_tensors(path, kind)
+    except HostileError as err:
+        raise DataError(
+            f"{path}: names {err}, which runs programs or code and is in no checkpoint; do not use this file, or save "
+            "it again with torch.save(model.state_dict(), FILE) where you trust its origin"
+        ) from None
+    except Exception as err:  # as above
+        raise DataError(f"{path}: not a whole checkpoint ({_reason(err)}); {_AGAIN}") from None
+
+
+def _reason(err: Exception) -> str:
+    """Return the first line of a library's error, without the libraries' own advice."""
+    reason = str(err).partition("\n")[0].partition("weights_only")[0] or type(err).__name__
+    return "its zip directory is missing" if "central directory" in reason or "zip file" in reason else reason
 
 
 def _tensors(path: Path, value: object, name: str) -> object:
@@ -80,27 +127,6 @@ def _tensors(path: Path, value: object, name: str) -> object:
         raise DataError(f"{path}: tensor {name} is uint16, as Paddle saves bfloat16; save it again as float32")
     # A copy: PyTorch wants memory that may be written, in the machine's byte order.
     return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
-
-
-def _unwrap(path: Path, loaded: object) -> dict[str, Tensor]:
-    for _ in range(3):  # {"model": {"state_dict": ...}} is the deepest nesting met
-        if not isinstance(loaded, Mapping):
-            break
-        tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            if tensors and len(tensors) == len(loaded):
-                return {str(name): value for name, value in tensors.items()}
-            break
-        loaded = inner
-    found = sorted(str(key) for key in loaded)[:5] if isinstance(loaded, Mapping) else type(loaded).__name__
-    raise DataError(f"{path}: no state dict in it (found {found}); wanted tensors by name, or wrapped in 'state_dict'")
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if state and all(name.startswith(p) for name in state)), ""):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
 
 
 @dataclass(frozen=True)
@@ -125,13 +151,13 @@ class _Misfit:
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
     """Copy `state` into `network`; every name and shape must fit.
 
-    The names and layout of a `.pdparams` file are PaddlePaddle's: `_mean` and `_variance` in a batch norm, and the
-    weight of a linear layer as [in, out].
+    A state dict with PaddlePaddle's `_mean` and `_variance` in its batch norms has the weights of its linear layers as
+    [in, out].
 
     Raises:
         DataError: what does not fit is listed; or a tensor holds NaN or Inf.
     """
-    entries = _entries(network, path)
+    entries = _entries(network, state)
     misfit = _compare(network, state, entries)
     if misfit:
         raise DataError(f"{path}: {_describe(misfit, state, path, model)}")
@@ -147,15 +173,22 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     network.load_state_dict(loaded, strict=True)
 
 
-def fits(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> bool:
-    """Tell whether `load_strictly` would find every name and shape."""
-    return _compare(network, state, _entries(network, path)) is None
+def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Return how many classes a checkpoint of this network has; None if it is of another network.
+
+    Names and shapes decide, whatever their order; the network may be on the meta device, with any number of classes.
+    """
+    misfit = _compare(network, state, _entries(network, state))
+    if misfit is not None:
+        return misfit.classes[0] if misfit.classes else None
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    return linear[-1].out_features if linear else None
 
 
-def _entries(network: nn.Module, path: Path) -> dict[str, _Entry]:
+def _entries(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
     """Return where each tensor of the network stands in the file."""
     tensors = network.state_dict()
-    if path.suffix != _PADDLE:
+    if not any(name.endswith(_PADDLE_NAMES) for name in state):
         return {name: _Entry(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
     linear = {f"{name}.weight" for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
     renamed = {name: re.sub(r"\.running_(mean|var)$", _paddle_name, name) for name in tensors}
@@ -173,9 +206,8 @@ def _compare(network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[s
     """Return what does not fit; None where everything does."""
     wanted = {entry.name: entry for entry in entries.values()}
     # PyTorch before 0.4.1 did not save this counter, Paddle has none; it takes no part in inference.
-    optional = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(state) - optional)
-    unexpected = sorted(set(state) - set(wanted))
+    missing = sorted(name for name in set(wanted) - set(state) if not name.endswith(_COUNTER))
+    unexpected = sorted(name for name in set(state) - set(wanted) if not name.endswith(_COUNTER))
     wrong = [entry for name, entry in wanted.items() if name in state and tuple(state[name].shape) != entry.shape]
     if not missing and not unexpected and not wrong:
         return None
@@ -204,7 +236,7 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
         found, wanted = misfit.classes
         return (
             f"has {found} classes, wanted {wanted}; give images of its {found} classes (without images: "
-            f"frontend.num_classes={found}, to export: --num_classes {found}), or a checkpoint of {wanted}"
+            f"frontend.num_classes={found}, or --num_classes {found} of export), or a checkpoint of {wanted}"
         )
     faults = []
     if misfit.missing:
@@ -217,18 +249,31 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
             f"{len(misfit.wrong)} of another shape (first: {entry.name} is {list(state[entry.name].shape)}, "
             f"wanted {list(entry.shape)})"
         )
-    known = _known_networks(state, path)
+    known = _known_networks(state)
     advice = f"it fits {', '.join(known)}" if known else "check frontend.model"
     return f"not a checkpoint of {model}: {', '.join(faults)}; {advice}"
 
 
-def _known_networks(state: Mapping[str, Tensor], path: Path) -> list[str]:
+def _known_networks(state: Mapping[str, Tensor]) -> list[str]:
     """Return the networks of the table that the checkpoint fits, with any number of classes."""
-    fitting = []
+    return [f"{row.library} {row.name}" for row in networks_of(state)[0]]
+
+
+def networks_of(state: Mapping[str, Tensor]) -> tuple[list[zoo.Model], int]:
+    """Return the rows of the table that a state dict fits, in their order, and how many classes it has (or 0).
+
+    Args:
+        state: as `read_state_dict` gives it.
+    """
+    classes: dict[object, int | None] = {}
+    found = []
     for row in zoo.MODELS:
-        with torch.device("meta"):  # shapes without memory
-            network = zoo.build_network(row)
-        misfit = _compare(network, state, _entries(network, path))
-        if misfit is None or misfit.classes:
-            fitting.append(f"{row.library} {row.name}")
-    return fitting
+        made = (row.design, row.depths, row.bottleneck)
+        # Rows of equal networks, as those of torchvision and timm, are tried once.
+        if made not in classes:
+            with torch.device("meta"):  # shapes without memory
+                network = zoo.build_network(row)
+            classes[made] = classes_of(network, state)
+        if classes[made] is not None:
+            found.append(row)
+    return found, next((count for count in classes.values() if count is not None), 0)

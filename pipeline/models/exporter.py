@@ -41,15 +41,20 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     return onnx.load_from_string(stream.getvalue())
 
 
+def answers(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the network's own output for one batch, computed by torch: [N, C, H, W] -> [N, classes]."""
+    with torch.inference_mode():
+        outputs: npt.NDArray[np.float32] = network.eval()(torch.from_numpy(batch_nchw)).numpy()
+    return outputs
+
+
 def check_against_torch(model: onnx.ModelProto, network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> float:
     """Return the relative error of ONNX Runtime against torch on real images, float32 [N, C, H, W].
 
     Raises:
         PipelineError: it is too large, so the export is wrong.
     """
-    with torch.inference_mode():
-        expected = network(torch.from_numpy(batch_nchw)).numpy()
-    error = onnx_classifier.relative_error(expected, onnx_classifier.run(model, batch_nchw))
+    error = onnx_classifier.relative_error(answers(network, batch_nchw), onnx_classifier.run(model, batch_nchw))
     if not error <= _TOLERANCE:
         raise PipelineError(
             f"the exported model differs from torch by {error:.1e} of the largest logit (at most {_TOLERANCE:.0e} is "

@@ -13,7 +13,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,21 +32,26 @@ class _Refused(pickle.UnpicklingError):
     """The file names something that no array needs."""
 
 
+class MoreThanArraysError(DataError):
+    """The file is whole, as far as it was read, and needs more than arrays to be built."""
+
+
 def read_pdparams(path: Path) -> object:
     """Return what a `.pdparams` file holds: dictionaries, numbers, text, and numpy arrays (read-only).
 
     Protocols 2 to 5 are read, arrays in slices, and tensors as the pairs (name, array) of nested dictionaries.
 
     Raises:
-        DataError: the file is damaged, or needs more than arrays to be built.
+        MoreThanArraysError: the file needs more than arrays to be built.
+        DataError: the file is damaged.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _check_opcodes(content)
+            check_opcodes(content)
             content.seek(0)
-            return _plain(_Reader(content, size=len(content)).load())
+            return _plain(ArrayReader(content, size=len(content)).load())
     except _Refused as err:
-        raise DataError(
+        raise MoreThanArraysError(
             f"{path}: holds more than arrays ({err}); save it again with paddle.save(model.state_dict(), FILE)"
         ) from None
     except Exception as err:  # a damaged pickle surfaces as any of a dozen kinds
@@ -54,7 +59,7 @@ def read_pdparams(path: Path) -> object:
         raise DataError(f"{path}: not a whole checkpoint ({reason}); copy or download it again") from None
 
 
-def _check_opcodes(content: mmap.mmap) -> None:
+def check_opcodes(content: mmap.mmap | IO[bytes]) -> None:
     """Raise where the file ends early, or numbers its memory so that unpickling would reserve more than it fills."""
     # `read` and `readline` are all that it calls of a file.
     for before, (opcode, argument, _) in enumerate(pickletools.genops(content)):  # type: ignore[arg-type]
@@ -86,7 +91,7 @@ class _Array:
 
     __slots__ = ("_reader", "values")
 
-    def __init__(self, reader: _Reader) -> None:
+    def __init__(self, reader: ArrayReader) -> None:
         self._reader = reader
         self.values: Array | None = None
 
@@ -95,7 +100,7 @@ class _Array:
         self.values = self._reader.array(content, dtype, shape, "F" if is_fortran else "C")
 
 
-class _StandIn:
+class StandIn:
     """A callable without attributes, so that a file cannot change it."""
 
     __slots__ = ("_make",)
@@ -107,12 +112,21 @@ class _StandIn:
         return self._make(*args)
 
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, content: mmap.mmap, size: int) -> None:
+class ArrayReader(pickle.Unpickler):
+    """Builds dictionaries, arrays, numbers and text, and refuses what needs more."""
+
+    def __init__(self, content: mmap.mmap | IO[bytes], size: int) -> None:
         super().__init__(content, encoding="latin1")  # what Python 2 wrote as text or bytes
         self._left = size  # bytes that arrays may still claim: no file can fill more than it holds
 
     def find_class(self, module: str, name: str, /) -> Any:
+        maker = self.array_maker(module, name)
+        if maker is None:
+            raise _Refused(f"it calls {module}.{name}")
+        return maker
+
+    def array_maker(self, module: str, name: str) -> StandIn | None:
+        """Return what stands in for a function that arrays and their names are built by; None for any other."""
         where = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         makers: dict[str, Callable[..., object]] = {
             "numpy.core.multiarray._reconstruct": lambda *_: _Array(self),
@@ -125,9 +139,8 @@ class _Reader(pickle.Unpickler):
             "builtins.bytes": _empty_bytes,
             "builtins.tuple": tuple,
         }
-        if f"{where}.{name}" not in makers:
-            raise _Refused(f"it calls {module}.{name}")
-        return _StandIn(makers[f"{where}.{name}"])
+        made = makers.get(f"{where}.{name}")
+        return None if made is None else StandIn(made)
 
     def array(self, content: object, dtype: object, shape: object, order: object) -> Array:
         """Return an array over `content`, whose length must be that of `shape`."""
@@ -144,6 +157,13 @@ class _Reader(pickle.Unpickler):
         if self._left < 0:
             raise pickle.UnpicklingError("arrays larger than the file")
         return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+def finished(value: object) -> Array | None:
+    """Return the array that was read; None for anything else."""
+    if isinstance(value, _Array):
+        return value.values
+    return value if isinstance(value, np.ndarray) else None
 
 
 def _no_call(*_: object) -> object:
@@ -166,9 +186,10 @@ def _plain(value: object, nesting: int = 0) -> object:
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):  # a tensor inside a dictionary
         value = value[1] if isinstance(value[1], (_Array, np.ndarray)) else value
     if isinstance(value, _Array):
-        if value.values is None:
+        array = finished(value)
+        if array is None:
             raise pickle.UnpicklingError("an array without content")
-        return value.values
+        return array
     if isinstance(value, dict) and nesting < _MAX_NESTING:
         kept = {key: item for key, item in value.items() if key not in (_NAME_TABLE, _SLICES)}
         plain = {key: _plain(item, nesting + 1) for key, item in kept.items()}

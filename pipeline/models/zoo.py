@@ -110,9 +110,6 @@ MODELS: tuple[Model, ...] = (
     _row("paddleclas", "ResNet200_vd", Design.PADDLE_VD, 80.9, 95.3, 30.530, 74.740),
 )
 
-# Suffixes of files that hold weights alone, without the graph.
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pdparams")
-
 
 def find_model(library: str, name: str) -> Model:
     """Return the row of a network.

@@ -63,14 +63,6 @@ def round_to_nearest(matrix: Float32, scales: Float32, pairs: Pairs) -> Int8:
             found[row, place] -= np.sign(found[row, place])
 
 
-def bounded_scales(model: onnx.ModelProto, *, per_channel: bool) -> dict[str, tuple[Float32, int]]:
-    """Return by initializer the scales of a float32 model's weights and the axis they are along."""
-    return {
-        weights.tensor: (scales_of(weights.matrix, weights.pairs, per_channel=per_channel), weights.output_axis)
-        for weights in weights_of(model)
-    }
-
-
 def round_all_to_nearest(int8: onnx.ModelProto, float32: onnx.ModelProto) -> None:
     """Round the weights of a QDQ model anew, in place: the tool that made it knows nothing of neighbours."""
     for weights, tensor, scales in quantized_weights(int8, float32):

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from pipeline.quant.graphs import constants
+from pipeline.quant.graphs import WEIGHTED, constants
 from pipeline.quant.neighbours import Pairs, weight_pairs
 
 Float32 = npt.NDArray[np.float32]
-
-WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,16 @@ class LayerWeights:
 def weights_of(model: onnx.ModelProto) -> Iterator[LayerWeights]:
     """Yield the weights of every layer that has constant ones, in graph order.
 
-    A MatMul whose constant has more than two axes, or stands on the left, is left out: it has no one row an output.
+    A MatMul whose constant has more than two axes, or stands on the left, is left out: it has no one row an output. So
+    is a layer in another type than float32, whose input no quantizer and no buffer of float32 takes.
     """
     known = constants(model)
     for node in model.graph.node:
         if node.op_type not in WEIGHTED or node.input[1] not in known or node.input[0] in known:
             continue
         tensor = known[node.input[1]]
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
         stored = numpy_helper.to_array(tensor)
         settings = attributes(node)
         if node.op_type == "Conv":
@@ -66,8 +67,7 @@ def weights_of(model: onnx.ModelProto) -> Iterator[LayerWeights]:
             pairs = weight_pairs(rows.shape)
         else:
             continue
-        matrix = rows.astype(np.float32, copy=False)
-        yield LayerWeights(node.name, node.input[1], matrix, tuple(stored.shape), transposed, pairs)
+        yield LayerWeights(node.name, node.input[1], rows, tuple(stored.shape), transposed, pairs)
 
 
 @dataclass(frozen=True)

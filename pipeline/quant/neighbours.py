@@ -5,10 +5,15 @@ products of two neighbouring inputs in 16 bits and cuts the sum off at -32768 an
 is cut off while the weights of a pair that have the same sign sum to at most 128 in magnitude: 255 * 128 = 32640. A
 bound on pairs costs less than weights of 7 bits (64 + 64), the `reduce_range` of other tools.
 
-Which weights are neighbours was found by enumerating all pairs in both runtimes (benchmarks/emulated.py): channels
-(2c, 2c + 1) of a group at one kernel position, and in ONNX Runtime, and OpenVINO's matrix products, consecutive weights
-in the order row, column, channel. The two are the same for even channel counts. Depthwise convolutions of one filter a
-channel have kernels of their own, exact on every CPU.
+Which weights are neighbours was found by enumerating all pairs in both runtimes (benchmarks/emulated.py; ONNX Runtime
+1.32.0, OpenVINO 2026.4.1):
+
+- channels (2c, 2c + 1) of a group at one kernel position, in OpenVINO's convolutions;
+- consecutive weights in the order row, column, channel, in ONNX Runtime and in OpenVINO's matrix products (the same for
+  an even number of channels);
+- of one channel with several filters: rows, columns or lines, by kernel size, stride and CPU, so every pair is bounded;
+- of one channel with one filter: none, such depthwise convolutions are exact on every CPU;
+- OpenVINO splits matrix products of 257 to 511 inputs in two halves, whose pairs are counted anew.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ import numpy.typing as npt
 
 PAIR_LIMIT = 128  # steps: what two neighbouring weights of the same sign may sum to, in magnitude
 
+_SPLIT = range(257, 512)  # inputs of the matrix products that OpenVINO computes in two halves
+
 Pairs = npt.NDArray[np.intp]  # [pairs, 2]: two weights of an output, by their place in its row; the first is lower
 
 
@@ -32,19 +39,27 @@ def weight_pairs(shape: Sequence[int], groups: int = 1) -> Pairs:
         groups: of the convolution.
 
     Returns:
-        Places in a row of `weights.reshape(outputs, -1)`, sorted. For an odd number of channels a weight may be in two
-        pairs. Empty for depthwise convolutions with one filter a channel.
+        Places in a row of `weights.reshape(outputs, -1)`, sorted. A weight may be in several pairs. Empty for depthwise
+        convolutions with one filter a channel.
     """
     outputs, channels, *kernel = shape
     positions = math.prod(kernel)
     if channels == 1 and groups > 1 and outputs == groups:
         return np.empty((0, 2), np.intp)
+    if channels == 1:
+        return np.stack(np.triu_indices(positions, k=1), axis=1)
     places = np.arange(channels * positions).reshape(channels, positions)
     even = channels - channels % 2
     by_channel = np.stack([places[0:even:2].reshape(-1), places[1:even:2].reshape(-1)], axis=1)
     in_order = places.T.reshape(-1)  # row, column, channel
-    in_order = in_order[: in_order.size - in_order.size % 2].reshape(-1, 2)
-    return np.unique(np.sort(np.concatenate([by_channel, in_order]), axis=1), axis=0).astype(np.intp)
+    found = [by_channel, _in_twos(in_order)]
+    if (not kernel or groups > 1) and in_order.size in _SPLIT:
+        found.append(_in_twos(in_order[(in_order.size + 1) // 2 :]))
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+
+def _in_twos(places: npt.NDArray[np.intp]) -> Pairs:
+    return places[: places.size - places.size % 2].reshape(-1, 2)
 
 
 def largest_sums(rows: npt.NDArray[np.generic], pairs: Pairs) -> npt.NDArray[np.float64]:

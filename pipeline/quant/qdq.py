@@ -1,115 +1,33 @@
-"""Where quantizers stand: which tensors to observe, and the QDQ model from their ranges.
+"""The QDQ model from the ranges of its activations, and what the build file's layer numbers mean.
 
-QDQ nodes are inserted by `onnxruntime.quantization`; which ranges it gets is decided here. The placement is ONNX
-Runtime's: everything between the input and the classifier is quantized on both sides, residual additions and pooling
-included, since it fuses nothing less. The classifier's own output stays float32: eight bits would tie the best answers.
+QDQ nodes are inserted by `onnxruntime.quantization`; which ranges and scales it gets is decided here, and where they
+stand in `placement`.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.quant import pixels
-from pipeline.quant.graphs import constants
-from pipeline.quant.int8_weights import bounded_scales, round_all_to_nearest
+from pipeline.quant import activations, pixels
+from pipeline.quant.float_layers import keep_in_float
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, weighted_nodes
+from pipeline.quant.int8_weights import round_all_to_nearest, scales_of
+from pipeline.quant.layers import attributes, weights_of
+from pipeline.quant.placement import NORM, QUANTIZED_OPS, observed_tensors, range_sources
 from pipeline.quant.qmath import Range
+from pipeline.quant.scales import check_finite, fit_to_bias
 
-# Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
-_SAME_SCALE = frozenset(
-    {"MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
-)
-_ACTIVATIONS = frozenset({"Relu", "Clip"})
-_MATRIX = ("Gemm", "MatMul")
-WEIGHTED = ("Conv", *_MATRIX)
-_NORM = "BatchNormalization"
-QUANTIZED_OPS = (
-    *("Conv", _NORM, "Relu", "Clip", "Add", "Mul", "Concat", "Pad", "GlobalAveragePool", "ReduceMean"),
-    *_MATRIX,
-    *sorted(_SAME_SCALE - {"Identity"}),
-)
-
-
-def range_sources(model: onnx.ModelProto) -> dict[str, str]:
-    """Return for each float activation the activation whose values set its range.
-
-    A convolution that only a ReLU reads takes the ReLU's range (the quantizer's lower bound then does the ReLU's work),
-    and an operator that only moves values takes its input's. All others are their own source, also those that a float
-    operator (Sigmoid, LayerNormalization, ...) makes for a quantized one to read. The classifier's output and what
-    follows it are left out: they stay float32.
-    """
-    graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    constants.update(node.output[0] for node in graph.node if node.op_type == "Constant")
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {value.name for value in graph.output}
-    border = pixels.border_nodes(model)
-    read = {name for node in graph.node if node.name not in border for name in node.input}
-    sources = {value.name: value.name for value in graph.input if value.name in read - constants}
-    float_or_constant = outputs | constants | _shape_arithmetic(graph) | {""}
-    for node in graph.node:
-        makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
-        if node.name in border or node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in _MATRIX):
-            continue
-        if node.op_type not in _ACTIVATIONS:  # which take what they get
-            sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
-        if makes_float:
-            continue
-        inherits = node.op_type in _SAME_SCALE and node.input[0] in sources
-        sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
-    for node in graph.node:
-        source, target = node.input[0] if node.input else "", node.output[0]
-        if node.op_type in _ACTIVATIONS and len(readers[source]) == 1 and {source, target} <= sources.keys():
-            sources[source] = target
-    return sources
-
-
-def _shape_arithmetic(graph: onnx.GraphProto) -> set[str]:
-    """Return the integer tensors: what is computed from shapes and constants, by operators that activations use too."""
-    integers = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT64}
-    for node in graph.node:
-        if node.op_type == "Shape" or (node.input and node.input[0] in integers):
-            integers.update(node.output)
-    return integers
-
-
-def observed_tensors(model: onnx.ModelProto) -> list[str]:
-    """Return the activations that calibration has to observe, in graph order, the model's input first."""
-    sources = range_sources(model)
-    return [name for name in sources if name in set(sources.values())]
-
-
-def layer_inputs(model: onnx.ModelProto) -> list[str]:
-    """Return the activations that convolutions and Gemms read, each once, in graph order; channels are their axis 1."""
-    known = constants(model)
-    read = dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm"))
-    return [name for name in read if name not in known]
-
-
-def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
-    """Return the observed activation that only the classifier reads, if there is one; the classifier is the last layer.
-
-    Left in float32 (with the classifier, some thousandth of a ResNet's work), it loses nothing next to the answers.
-    """
-    sources = range_sources(model)
-    weighted = list(_weighted_nodes(model))
-    if not weighted or weighted[-1].op_type not in _MATRIX:
-        return frozenset()
-    source = sources.get(weighted[-1].input[0])
-    shared = {name for name, each in sources.items() if each == source}
-    readers = [node for node in model.graph.node if shared.intersection(node.input)]
-    only = all(node is weighted[-1] or node.op_type in (*_SAME_SCALE, *_ACTIVATIONS) for node in readers)
-    return frozenset({source} if source is not None and only else ())
+_LEVELS = 255  # steps of a uint8 activation
 
 
 def insert_qdq(
@@ -130,14 +48,15 @@ def insert_qdq(
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
 
     Raises:
-        DataError: a tensor has no range.
+        DataError: a tensor has no range, or weights hold NaN or Inf.
     """
     wanted = observed_tensors(model)
     missing = [name for name in wanted if name not in ranges]
     if missing:
         raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
     sources = range_sources(model)
-    data = {name: _tensor_data(ranges[source]) for name, source in sources.items()}
+    covered = activations.covered_ranges(model, ranges)
+    data = {name: covered[source] for name, source in sources.items()}
     unquantized = {name for name, source in sources.items() if source in float_activations}
     border = pixels.border_nodes(model)
     excluded = {*float_layers, *_island(model, unquantized)}
@@ -152,21 +71,25 @@ def insert_qdq(
         False,
         QuantType.QInt8,
         QuantType.QUInt8,
-        TensorsData(CalibrationMethod.MinMax, data),
+        TensorsData(CalibrationMethod.MinMax, {name: _tensor_data(each) for name, each in data.items()}),
         [],
         [node.name for node in prepared.graph.node if _stays_float(node, data, excluded) or node.name in border],
-        [op for op in QUANTIZED_OPS if op != _NORM],
+        [op for op in QUANTIZED_OPS if op != NORM],
         {
             "WeightSymmetric": True,
             "ActivationSymmetric": False,
-            "OpTypesToExcludeOutputQuantization": list(_MATRIX),
-            "TensorQuantOverrides": _weight_scales(prepared, per_channel),
+            "OpTypesToExcludeOutputQuantization": list(MATRIX),
+            "QDQKeepRemovableActivations": True,  # it would remove those too whose work no quantizer does
+            "QDQDisableWeightAdjustForInt32Bias": True,  # the scales below fit their biases
+            "TensorQuantOverrides": _weight_scales(prepared, data, excluded, per_channel=per_channel),
         },
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     _remove_quantizers(quantized.graph, unquantized)
+    keep_in_float(quantized)
+    activations.remove_redundant(quantized, excluded)
     round_all_to_nearest(quantized, float32)
     if pixels.are_input_of(quantized):
         pixels.take_uint8(quantized)
@@ -175,22 +98,47 @@ def insert_qdq(
     return quantized
 
 
-def _weight_scales(model: onnx.ModelProto, per_channel: bool) -> dict[str, list[dict[str, object]]]:
-    """Return the scales of all weights as `onnxruntime.quantization` takes them."""
-    found: dict[str, list[dict[str, object]]] = {}
+def _weight_scales(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], float_layers: Collection[str], *, per_channel: bool
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the scales of all int8 weights as `onnxruntime.quantization` takes them: by tensor, one an output channel.
+
+    Raises:
+        DataError: weights or a bias hold NaN or Inf.
+    """
+    known = constants(model)
     stored = {tensor.name for tensor in model.graph.initializer}
-    for name, (scales, axis) in bounded_scales(model, per_channel=per_channel).items():
-        if name not in stored:  # behind Identity: `onnxruntime.quantization` leaves it in float
+    nodes = {node.name: node for node in model.graph.node}
+    chosen: dict[str, tuple[int, np.ndarray]] = {}
+    for weights in weights_of(model):
+        node = nodes[weights.layer]
+        # Behind Identity `onnxruntime.quantization` leaves weights in float.
+        if weights.layer in float_layers or node.input[0] not in ranges or weights.tensor not in stored:
             continue
-        along: dict[str, object] = {"axis": axis} if per_channel else {}
-        found[name] = [{**along, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
-    return found
+        bias = None
+        if len(node.input) > 2 and node.input[2] in known:
+            beta = np.float32(attributes(node).get("beta", 1.0))
+            bias = numpy_helper.to_array(known[node.input[2]]).reshape(-1) * beta
+            bias = np.broadcast_to(bias, len(weights.matrix)) if bias.size in (1, len(weights.matrix)) else None
+        check_finite(node.name, weights.matrix, bias)
+        scales = scales_of(weights.matrix, weights.pairs, per_channel=per_channel)
+        scales = fit_to_bias(scales, weights.matrix, bias, _scale(ranges[node.input[0]]))
+        axis, shared = weights.output_axis, chosen.get(weights.tensor)
+        if shared is not None and shared[0] == axis:
+            scales = np.maximum(scales, shared[1])
+        chosen[weights.tensor] = axis, scales
+    return {name: _overrides(scales, axis if per_channel else None) for name, (axis, scales) in chosen.items()}
+
+
+def _overrides(scales: np.ndarray, axis: int | None) -> list[dict[str, Any]]:
+    along = {} if axis is None else {"axis": axis}
+    return [{**along, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
 
 
 def _island(model: onnx.ModelProto, unquantized: Collection[str]) -> Iterator[str]:
     """Yield the nodes that compute in float where some activations stay float: those that read or pass them on."""
     for node in model.graph.node:
-        makes = node.output[0] in unquantized and node.op_type not in (*WEIGHTED, _NORM)
+        makes = node.output[0] in unquantized and node.op_type not in (*WEIGHTED, NORM)
         if makes or any(name in unquantized for name in node.input):
             yield node.name
 
@@ -211,7 +159,7 @@ def _remove_quantizers(graph: onnx.GraphProto, unquantized: Collection[str]) -> 
 
 
 def _stays_float(node: onnx.NodeProto, ranged: Collection[str], float_layers: Collection[str]) -> bool:
-    return node.name in float_layers or (node.output[0] not in ranged and node.op_type not in _MATRIX)
+    return node.name in float_layers or (node.output[0] not in ranged and node.op_type not in MATRIX)
 
 
 def _norms_to_convolutions(model: onnx.ModelProto, float_layers: Collection[str]) -> None:
@@ -227,15 +175,15 @@ def _norms_to_convolutions(model: onnx.ModelProto, float_layers: Collection[str]
     }
     for node in graph.node:
         statistics = [known[name] for name in node.input[1:] if name in known]
-        convertible = node.op_type == _NORM and len(statistics) == 4 and ranks.get(node.input[0]) == 4
+        convertible = node.op_type == NORM and len(statistics) == 4 and ranks.get(node.input[0]) == 4
         if not convertible or node.name in float_layers:
             continue
-        scale, offset, mean, variance = (onnx.numpy_helper.to_array(tensor) for tensor in statistics)
+        scale, offset, mean, variance = (numpy_helper.to_array(tensor) for tensor in statistics)
         epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
         factor = scale / np.sqrt(variance + np.float32(epsilon))
         made = {f"{node.name}.weight": factor.reshape(-1, 1, 1, 1), f"{node.name}.bias": offset - mean * factor}
         graph.initializer.extend(
-            onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in made.items()
+            numpy_helper.from_array(value.astype(np.float32), name) for name, value in made.items()
         )
         node.CopyFrom(
             onnx.helper.make_node(
@@ -257,8 +205,8 @@ def find_layers(
     Raises:
         ConfigError: there is no such layer.
     """
-    weighted = [node.name for node in _weighted_nodes(model)]
-    convs = [node.name for node in _weighted_nodes(model) if node.op_type == "Conv"]
+    weighted = [node.name for node in weighted_nodes(model)]
+    convs = [node.name for node in weighted_nodes(model) if node.op_type == "Conv"]
     everything = [node.name for node in model.graph.node]
     found = set()
     for key, wanted, numbered in (("skip_conv_layers", convolutions, convs), ("exclude_layers", layers, weighted)):
@@ -274,9 +222,20 @@ def find_layers(
     return frozenset(found)
 
 
+def _quantized_range(covered: Range) -> Range:
+    """Return the range that a quantizer takes: of a tensor that is zero everywhere, any."""
+    return covered if covered.high > covered.low else Range(0.0, float(_LEVELS))
+
+
+def _scale(covered: Range) -> float:
+    taken = _quantized_range(covered)
+    scale = (taken.high - taken.low) / _LEVELS
+    return scale if scale >= np.finfo(np.float32).tiny else 1.0  # as the quantizer has it
+
+
 def _tensor_data(covered: Range) -> TensorData:
-    low, high = (covered.low, covered.high) if covered.high > covered.low else (0.0, 255.0)
-    return TensorData(lowest=np.float32(low), highest=np.float32(high))
+    taken = _quantized_range(covered)
+    return TensorData(lowest=np.float32(taken.low), highest=np.float32(taken.high))
 
 
 def count_quantized(model: onnx.ModelProto) -> dict[str, int]:
@@ -286,9 +245,5 @@ def count_quantized(model: onnx.ModelProto) -> dict[str, int]:
     def is_quantized(node: onnx.NodeProto) -> bool:
         return all(name in producers and producers[name].op_type == "DequantizeLinear" for name in node.input[:2])
 
-    weighted = list(_weighted_nodes(model))
+    weighted = list(weighted_nodes(model))
     return {"weighted": len(weighted), "quantized": sum(map(is_quantized, weighted))}
-
-
-def _weighted_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    return (node for node in model.graph.node if node.op_type in WEIGHTED)

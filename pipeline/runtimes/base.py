@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import BackendError
-from pipeline.hardware import is_x86
+from pipeline.hardware import is_arm
 
 Output = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
@@ -25,7 +25,7 @@ Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
-    AUTO = "auto"  # what is usually the faster one; see `choose`, and for a package `pipeline.choice`
+    AUTO = "auto"  # what `default_runtime` returns; for a package, see `pipeline.choice`
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 
@@ -123,17 +123,21 @@ def version_of(runtime: Runtime) -> str:
         return ""
 
 
-def choose(runtime: Runtime) -> Runtime:
-    """Return the runtime that is usually the faster one here for `auto`; any other as it is.
+def default_runtime() -> Runtime:
+    """Return the installed runtime that computes int8 models in int8 here: OpenVINO, on ARM ONNX Runtime."""
+    if importlib.util.find_spec("openvino") is None or (is_arm() and importlib.util.find_spec("onnxruntime")):
+        return Runtime.ONNXRUNTIME
+    return Runtime.OPENVINO
 
-    That is OpenVINO on x86. Elsewhere it computes int8 convolutions in float, and ONNX Runtime does not.
+
+def choose(runtime: Runtime) -> Runtime:
+    """Return the runtime that `auto` stands for here where no package says more; any other as it is.
 
     Raises:
         BackendError: the runtime asked for is not installed.
     """
     if runtime is Runtime.AUTO:
-        order = (Runtime.OPENVINO, Runtime.ONNXRUNTIME) if is_x86() else (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
-        return next((each for each in order if importlib.util.find_spec(each.value)), Runtime.ONNXRUNTIME)
+        return default_runtime()
     if importlib.util.find_spec(runtime.value) is None:
         raise BackendError(f"--runtime {runtime.value}: not installed; run: pip install {runtime.value}")
     return runtime

@@ -36,10 +36,10 @@ _NO_ARITHMETIC = frozenset(
         *("Input", "Output", "Const", "Constant", "Result", "Parameter"),
     }
 )
+_SUBGRAPH = "Subgraph"  # of OpenVINO: operators that it compiles together, matrix products among them
 _FILE_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Add")
 # What ONNX Runtime adds to the name of a node, or of the tensor that a node was renamed after.
-_SUFFIXES = re.compile(r"(_nchwc|_token_\d+)+$")
+_ADDED = re.compile(r"^fused |(_nchwc|_token_\d+)+$")
 
 
 class Executed(TypedDict):
@@ -74,35 +74,54 @@ def count_int8(runtime: Runtime, model: Path) -> Executed:
     Raises:
         BackendError: the runtime refuses the model.
     """
-    steps = list((_openvino if runtime is Runtime.OPENVINO else _onnxruntime)(model))
+    executed = list((_openvino if runtime is Runtime.OPENVINO else _onnxruntime)(model))
+    file = _File(model)
+    steps = [part for step in executed for part in file.split(step)]
     layers = [step for step in steps if step.operator in _LAYERS]
     others = (step for step in steps if step.operator not in _LAYERS | _NO_ARITHMETIC and step.is_float)
-    names = _layer_names(model)
     return Executed(
         weighted=len(layers),
         int8=sum(step.int8 for step in layers),
-        float_layers=[_name(step, names) for step in layers if not step.int8],
+        float_layers=[file.name(step) for step in layers if not step.int8],
         other_float=dict(sorted(Counter(step.operator for step in others).items())),
     )
 
 
-def _layer_names(model: Path) -> dict[str, str]:
-    """Return the names of a file's layers, by everything that runtimes call them: a fused activation's output too."""
-    try:
-        import onnx
-    except ImportError:  # a machine that only runs packages may have none; the runtime's own names have to do there
-        return {}
-    names: dict[str, str] = {}
-    for node in onnx.load(model, load_external_data=False).graph.node:
-        if node.op_type in _FILE_LAYERS:
-            names.update(dict.fromkeys((*node.output, node.name), node.name))
-        elif node.op_type in _ACTIVATIONS and node.input[0] in names:
-            names[node.output[0]] = names[node.input[0]]
-    return names
+class _File:
+    """The layers of a model's file, and what runtimes call them."""
 
+    def __init__(self, model: Path) -> None:
+        self._layers: dict[str, bool] = {}  # by name, whether it reads quantized tensors
+        self._names: dict[str, str] = {}  # of each layer by everything that was fused into it
+        try:
+            import onnx
+        except ImportError:  # a machine that only runs packages may have none; the runtime's own names have to do there
+            return
+        dequantized: set[str] = set()
+        for node in onnx.load(model, load_external_data=False).graph.node:
+            if node.op_type == "DequantizeLinear":
+                dequantized.update(node.output)
+            if node.op_type in _FILE_LAYERS:
+                self._layers[node.name] = dequantized.issuperset(node.input[:2])
+                self._names.update(dict.fromkeys((*node.output, node.name), node.name))
+            elif node.input and node.input[0] in self._names:
+                self._names[node.output[0]] = self._names[node.input[0]]
 
-def _name(step: _Step, names: dict[str, str]) -> str:
-    return next((names[name] for name in step.names if name in names), step.names[0])
+    def name(self, step: _Step) -> str:
+        return next((self._names[name] for name in step.names if name in self._names), step.names[0])
+
+    def split(self, step: _Step) -> Iterator[_Step]:
+        """Yield the layers of a step that OpenVINO made of several.
+
+        It tells the precision of the first alone; of the others the file has to tell it.
+        """
+        names = dict.fromkeys(step.names) if step.operator == _SUBGRAPH else ()
+        inside = [name for name in names if name in self._layers]
+        for position, name in enumerate(inside):
+            int8 = self._layers[name] and (step.int8 or position > 0)
+            yield _Step("MatMul", (name,), int8, not int8)
+        if not inside:
+            yield step
 
 
 def _onnxruntime(model: Path) -> Iterator[_Step]:
@@ -118,8 +137,9 @@ def _onnxruntime(model: Path) -> Iterator[_Step]:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             facts = event["args"]
             reads, writes = (_first_type(facts[key]) for key in ("input_type_shape", "output_type_shape"))
-            name = _SUFFIXES.sub("", event["name"].removesuffix("_kernel_time"))
-            yield _Step(facts["op_name"], (name,), reads in ("uint8", "int8"), reads == writes == "float")
+            name = _ADDED.sub("", event["name"].removesuffix("_kernel_time"))
+            names = (name, name.removesuffix("/MatMulAddFusion"))  # of a MatMul and what is added to it
+            yield _Step(facts["op_name"], names, reads in ("uint8", "int8"), reads == writes == "float")
 
 
 def _first_type(tensors: list[dict[str, list[int]]]) -> str:

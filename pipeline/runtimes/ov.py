@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BackendError
-from pipeline.hardware import MAX_ISA
+from pipeline.hardware import MAX_ISA, is_arm
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 # With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps
@@ -20,6 +20,12 @@ if os.environ.get(MAX_ISA):  # read when the first model is compiled
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", os.environ[MAX_ISA])
 
 import openvino  # noqa: E402
+
+# On ARM its passes for int8 leave what no kernel takes: "Convolution input precision should be single" where a layer
+# reads uint8 pixels; where an input is signed, "object is not initialized" on CPUs without float16, and a float16
+# reference kernel on others. Without them QDQ models are computed in float32, and right: OpenVINO 2024.6 to 2026.4,
+# emulated by benchmarks/emulated.py.
+_IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
 
 
 class OpenVinoBackend:
@@ -84,6 +90,7 @@ def compile_model(
             "INFERENCE_NUM_THREADS": placement.threads,
             # Otherwise it computes float parts, and a whole float32 model, in bfloat16 on CPUs that have it.
             "INFERENCE_PRECISION_HINT": "f32",
+            **(_IN_FLOAT if is_arm() else {}),
             **(more or {}),
         }
         return core.compile_model(network, "CPU", settings)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 
-from pipeline.errors import ConfigError
-
 # KServe parses the arguments of whatever program imports it.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
@@ -23,9 +21,8 @@ try:
     from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
     from kserve.protocol.grpc.servicer import InferenceServicer
     from kserve.protocol.infer_type import RequestedOutput
+    from kserve.protocol.rest.v2_datamodels import ModelMetadataResponse
     from kserve.protocol.rest.v2_endpoints import V2Endpoints
-except ModuleNotFoundError as err:
-    raise ConfigError(f"serve needs {err.name}, which is not installed; run: pip install '.[serve]'") from None
 finally:
     sys.argv = _arguments
 
@@ -52,6 +49,7 @@ __all__ = [
     "Internal",
     "InvalidInput",
     "Model",
+    "ModelMetadataResponse",
     "ModelNotFound",
     "ModelRepository",
     "RequestedOutput",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -29,17 +29,28 @@ from pipeline.serve.kserve import (
     Internal,
     InvalidInput,
     Model,
+    ModelNotFound,
     RequestedOutput,
     Unavailable,
 )
 
+VERSION = "1"  # of a package: there is one
 ENCODED = "encoded_image"  # the input that takes files
 PROBABILITIES = "probabilities"  # the output beside the model's own
+_SHARED_MEMORY = "shared_memory_region"  # Triton's extension that is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
 
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 
 Array = npt.NDArray[Any]
+
+
+class VersionNotFound(ModelNotFound):  # type: ignore[misc]
+    """A request names a version of the model that is not served."""
+
+    def __init__(self, name: str, version: str) -> None:
+        super().__init__(name)
+        self.reason = f"model {name!r} has no version {version!r:.80}; it has version {VERSION}"
 
 
 class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
@@ -67,6 +78,11 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """Answer no more requests but those under way."""
         self._refusing = True
 
+    def check_version(self, version: str | None) -> None:
+        """Raise VersionNotFound where a request names another version than the one there is; none will do."""
+        if version not in (None, "", VERSION):
+            raise VersionNotFound(self.name, str(version))
+
     def get_input_types(self) -> list[dict[str, Any]]:
         """Return both inputs; a request has one of them."""
         return [
@@ -82,10 +98,12 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """Answer one request.
 
         Raises:
+            VersionNotFound: it is for a version that is not served.
             InvalidInput: it is no request for this model, or an image cannot be decoded.
             Unavailable: the queue is full, or the server is stopping.
             Internal: the runtime fails.
         """
+        self.check_version(payload.model_version)
         wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
         self._check_outputs(wanted)
         with self._one_more():
@@ -95,6 +113,7 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
             payload.id or "",
             self.name,
             outputs,
+            model_version=VERSION,
             use_binary_outputs=payload.use_binary_outputs,
             requested_outputs=payload.request_outputs,
         )
@@ -129,10 +148,12 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         if len(payload.inputs) != 1:
             raise InvalidInput(f"expected one input, {self._takes.name!r} or {ENCODED!r}, got {len(payload.inputs)}")
         given = payload.inputs[0]
+        refuse_shared_memory(f"input {given.name!r}", given.parameters)
         if given.name == ENCODED:
-            if given.datatype != "BYTES" or len(given.shape) != 1:
+            # As a column too: so MLServer's codec for base64 writes it.
+            if given.datatype != "BYTES" or list(given.shape[1:]) not in ([], [1]):
                 raise InvalidInput(f"input {ENCODED!r}: expected BYTES [N], got {given.datatype} {list(given.shape)}")
-            contents = _array(given)
+            contents = _array(given).ravel()
             return await self._decoded(list(contents), [f"{ENCODED}[{number}]" for number in range(len(contents))])
         if given.name != self._takes.name:
             raise InvalidInput(f"no input {given.name!r}; expected {self._takes.name!r} or {ENCODED!r}")
@@ -180,8 +201,9 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         for each in wanted:
             if each.name not in (self._gives.name, PROBABILITIES):
                 raise InvalidInput(f"no output {each.name!r}; expected {self._gives.name!r} or {PROBABILITIES!r}")
-            classes = (each.parameters or {}).get(_CLASSIFICATION, 0)
-            if not isinstance(classes, int) or classes < 0:
+            refuse_shared_memory(f"output {each.name!r}", each.parameters)
+            classes = whole_number((each.parameters or {}).get(_CLASSIFICATION, 0))
+            if classes is None or classes < 0:
                 raise InvalidInput(f"output {each.name!r}: {_CLASSIFICATION}: expected a number of classes")
 
     def _output(self, wanted: RequestedOutput, scores: Output) -> InferOutput:
@@ -199,6 +221,21 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """Return `value:class:label`, best first, as Triton's classification extension has it."""
         best = np.argsort(-row, kind="stable")[:count]
         return [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in best]
+
+
+def refuse_shared_memory(where: str, parameters: Mapping[str, object] | None) -> None:
+    """Raise InvalidInput where a tensor is to be read from shared memory, or written there: a client would read what
+    lay there before.
+    """
+    if _SHARED_MEMORY in (parameters or {}):
+        raise InvalidInput(f"{where}: {_SHARED_MEMORY}: shared memory is not supported; send the tensor in the request")
+
+
+def whole_number(value: object) -> int | None:
+    """Return a number without a fraction; None for anything else. The protocol's own client writes 217.0 for 217."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _array(given: InferInput) -> Array:

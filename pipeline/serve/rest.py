@@ -12,7 +12,8 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,13 +26,15 @@ from pipeline.serve.kserve import (
     InferRequest,
     Internal,
     InvalidInput,
+    ModelMetadataResponse,
     ModelNotFound,
     RequestedOutput,
     ServerNotReady,
     Unavailable,
     V2Endpoints,
 )
-from pipeline.serve.model import PackageModel
+from pipeline.serve.model import PackageModel, refuse_shared_memory, whole_number
+from pipeline.serve.unpacking import Unpacking
 
 _JSON_LENGTH = "inference-header-content-length"  # of the binary tensor extension
 _DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
@@ -53,7 +56,21 @@ def make_app(
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
     health = V2Endpoints(plane)
 
-    async def infer(request: Request, model_name: str) -> Response:
+    def check(model_name: str, model_version: str | None) -> None:
+        if plane.model_registry.get_model(model_name) is None:
+            raise ModelNotFound(model_name)
+        model.check_version(model_version)
+
+    async def metadata(model_name: str, model_version: str | None = None) -> object:
+        check(model_name, model_version)
+        return await health.model_metadata(model_name)
+
+    async def ready(model_name: str, model_version: str | None = None) -> object:
+        check(model_name, model_version)
+        return await health.model_ready(model_name)
+
+    async def infer(request: Request, model_name: str, model_version: str | None = None) -> Response:
+        check(model_name, model_version)
         json_length = request.headers.get(_JSON_LENGTH)
         payload = parse(await request.body(), json_length, model_name)
         response, _ = await plane.infer(model_name, payload)
@@ -62,31 +79,36 @@ def make_app(
             return Response(orjson.dumps(content), media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={_JSON_LENGTH: str(head)})
 
-    async def classify(request: Request, model_name: str, topk: int = _TOPK) -> Response:
-        if plane.model_registry.get_model(model_name) is None:
-            raise ModelNotFound(model_name)
+    async def classify(
+        request: Request, model_name: str, model_version: str | None = None, topk: int = _TOPK
+    ) -> Response:
+        check(model_name, model_version)
         if topk < 1:
             raise InvalidInput(f"topk: expected 1 or more, got {topk}")
         found = [as_dict(each) for each in await model.classify(await _uploads(request), topk)]
         return Response(orjson.dumps(found), media_type="application/json")
 
-    async def show_metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    async def show_metrics(request: Request) -> Response:
+        generate, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(generate(REGISTRY), headers={"content-type": kind})
 
-    models = "/v2/models/{model_name}"
-    app.add_api_route("/v2", health.metadata, methods=["GET"])
-    app.add_api_route("/v2/health/live", health.live, methods=["GET"])
-    app.add_api_route("/v2/health/ready", health.ready, methods=["GET"])
-    app.add_api_route("/v2/models", health.models, methods=["GET"])
-    app.add_api_route(models, health.model_metadata, methods=["GET"], response_model_exclude_none=True)
-    app.add_api_route(f"{models}/ready", health.model_ready, methods=["GET"])
-    app.add_api_route(f"{models}/infer", infer, methods=["POST"])
-    app.add_api_route(f"{models}/classify", classify, methods=["POST"])
-    app.add_api_route("/metrics", show_metrics, methods=["GET"])
+    probes = ["GET", "HEAD"]
+    app.add_api_route("/v2", health.metadata, methods=probes)
+    app.add_api_route("/v2/health/live", health.live, methods=probes)
+    app.add_api_route("/v2/health/ready", health.ready, methods=probes)
+    app.add_api_route("/v2/models", health.models, methods=probes)
+    for of_model in ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"):
+        shown = {"response_model": ModelMetadataResponse, "response_model_exclude_none": True}
+        app.add_api_route(of_model, metadata, methods=probes, **shown)
+        app.add_api_route(f"{of_model}/ready", ready, methods=probes)
+        app.add_api_route(f"{of_model}/infer", infer, methods=["POST"])
+        app.add_api_route(f"{of_model}/classify", classify, methods=["POST"])
+    app.add_api_route("/metrics", show_metrics, methods=probes)
     for fault, status in _STATUS.items():
         app.add_exception_handler(fault, _answering(status))
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misparsed)
+    app.add_middleware(Unpacking, max_body=max_body)
     app.add_middleware(_Limits, max_body=max_body, max_requests=max_requests, stopping=stopping)
     return app
 
@@ -138,7 +160,7 @@ def parse(body: bytes, json_length: str | None, model_name: str) -> InferRequest
     return InferRequest(
         model_name,
         [given],
-        request_id=_text(document, "id", ""),
+        request_id="" if document.get("id") is None else _text(document, "id"),
         raw_inputs=None if raw is None else [raw],
         parameters=_object(document, "parameters"),
         request_outputs=_outputs(document.get("outputs")),
@@ -148,18 +170,24 @@ def parse(body: bytes, json_length: str | None, model_name: str) -> InferRequest
 def _input(tensor: dict[str, Any], behind: memoryview) -> tuple[InferInput, bytes | None]:
     """Return a tensor, and its bytes if it is not in the JSON."""
     name, datatype = _text(tensor, "name"), _text(tensor, "datatype")
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(axis) is int and axis >= 0 for axis in shape):
-        raise InvalidInput(f"input {name!r}: shape: expected a list of numbers, got {shape!r:.80}")
-    size = (_object(tensor, "parameters") or {}).get("binary_data_size")
-    expected = 0 if size is None else size
-    if type(expected) is not int or expected != len(behind):
+    shape, parameters = _shape(name, tensor.get("shape")), _object(tensor, "parameters") or {}
+    refuse_shared_memory(f"input {name!r}", parameters)
+    size = parameters.get("binary_data_size")
+    if whole_number(0 if size is None else size) != len(behind):
         raise InvalidInput(f"input {name!r}: binary_data_size: {len(behind)} bytes follow the JSON, got {size!r:.80}")
     given = InferInput(name, shape, datatype)
     if size is not None:
         return given, bytes(behind)
     given.set_data_from_numpy(_from_json(name, datatype, shape, tensor.get("data")))
     return given, None
+
+
+def _shape(name: str, shape: object) -> list[int]:
+    axes = [whole_number(axis) for axis in shape] if isinstance(shape, list) else [None]
+    known = [axis for axis in axes if axis is not None and axis >= 0]
+    if len(known) != len(axes):
+        raise InvalidInput(f"input {name!r}: shape: expected a list of numbers, got {shape!r:.80}")
+    return known
 
 
 def _from_json(name: str, datatype: str, shape: list[int], data: object) -> np.ndarray[Any, Any]:
@@ -172,7 +200,8 @@ def _from_json(name: str, datatype: str, shape: list[int], data: object) -> np.n
         if datatype not in _DTYPES:
             raise InvalidInput(f"input {name!r}: datatype: expected UINT8, FP32 or BYTES, got {datatype!r:.80}")
         values = np.array(data)
-        if values.dtype.kind not in ("iu" if datatype == "UINT8" else "iuf"):
+        is_whole = datatype != "UINT8" or values.dtype.kind != "f" or bool((values == np.rint(values)).all())
+        if values.dtype.kind not in "iuf" or not is_whole:  # 217.0 will do for 217
             raise InvalidInput(f"input {name!r}: data: expected numbers of {datatype}")
         if datatype == "UINT8" and values.size and not 0 <= values.min() <= values.max() <= 255:
             raise InvalidInput(f"input {name!r}: data: expected 0 to 255, got {values.min()} to {values.max()}")
@@ -189,8 +218,8 @@ def _outputs(asked: object) -> list[RequestedOutput] | None:
     return [RequestedOutput(_text(each, "name"), _object(each, "parameters")) for each in asked]
 
 
-def _text(given: dict[str, Any], key: str, absent: str | None = None) -> str:
-    value = given.get(key, absent)
+def _text(given: dict[str, Any], key: str) -> str:
+    value = given.get(key)
     if not isinstance(value, str):
         raise InvalidInput(f"{key}: expected text, got {value!r:.80}")
     return value

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import grpc
@@ -32,9 +31,9 @@ from pipeline.serve.kserve import (
     Unimplemented,
     add_GRPCInferenceServiceServicer_to_server,
 )
-from pipeline.serve.model import PackageModel
+from pipeline.serve.model import VERSION, PackageModel
+from pipeline.version import NAME, version
 
-_NAME = "int8-classifier-pipeline"
 _BACKLOG = 2048  # connections that wait to be accepted
 _LAST_WORDS = 1  # s, for requests that were on their way to be refused, and for answers to be sent
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -123,10 +122,32 @@ class _Plane(DataPlane):  # type: ignore[misc]
     def metadata(self) -> dict[str, Any]:
         """Return who this is, and which extensions of the protocol it has."""
         extensions = ["binary_tensor_data", "classification"]
-        return {"name": _NAME, "version": _our_version(), "extensions": extensions}
+        return {"name": NAME, "version": version(), "extensions": extensions}
 
     async def ready(self) -> bool:
         return not self.stopping
+
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        return {**await super().model_metadata(model_name), "versions": [VERSION]}
+
+
+class _Servicer(InferenceServicer):  # type: ignore[misc]
+    """KServe's answers over gRPC, which take any version of a model for the one there is."""
+
+    def __init__(self, plane: DataPlane, repository: object, model: PackageModel) -> None:
+        super().__init__(plane, repository)
+        self._model = model
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.name == self._model.name:
+            self._model.check_version(request.version)
+        return await super().ModelReady(request, context)
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        answer = await super().ModelMetadata(request, context)
+        self._model.check_version(request.version)
+        answer.versions.append(VERSION)
+        return answer
 
 
 class _NoRepository:
@@ -217,7 +238,7 @@ class _Server:
             options=[("grpc.max_receive_message_length", self._settings.max_body), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=self._max_requests,
         )
-        add_GRPCInferenceServiceServicer_to_server(InferenceServicer(self._plane, _NoRepository()), rpc)
+        add_GRPCInferenceServiceServicer_to_server(_Servicer(self._plane, _NoRepository(), self._model), rpc)
         host, port = self._settings.host, self._settings.grpc_port
         try:
             return rpc, rpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
@@ -229,10 +250,3 @@ def _say(text: str) -> None:
     """Say how the end goes on; whoever read the output may be gone by then, and the clients are not."""
     with contextlib.suppress(OSError):
         console.step(text)
-
-
-def _our_version() -> str:
-    try:
-        return metadata.version(_NAME)
-    except metadata.PackageNotFoundError:  # a clone that was not installed
-        return "not installed"

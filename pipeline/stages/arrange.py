@@ -9,7 +9,7 @@ import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.quant import qdq
+from pipeline.quant import placement
 from pipeline.quant.channel_order import order_channels
 from pipeline.quant.layers import weights_of
 from pipeline.stages.artefact_names import FIGURES, MODEL, float32_model
@@ -23,8 +23,8 @@ def identity(cfg: BuildConfig) -> object:
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model with its channels in another order."""
     model = onnx.load(float32_model(inputs))
-    in_float = qdq.classifier_inputs(model) if cfg.backend.quantize.float_classifier else frozenset()
-    sources = qdq.range_sources(model)
+    in_float = placement.classifier_inputs(model) if cfg.backend.quantize.float_classifier else frozenset()
+    sources = placement.range_sources(model)
     readers = {node.name for node in model.graph.node if sources.get(node.input[0]) in in_float}
     layers = {weights.layer for weights in weights_of(model)} - readers
     changed = order_channels(model, layers)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
+GIVEN = "given.json"  # export: how the float32 model answers beside the file, or the network, that it was made of
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
@@ -14,7 +15,6 @@ OUTPUTS = "outputs.npy"  # calibrate: float32 [images, classes], the float32 mod
 THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
 ISLANDS = "islands.json"  # tune: the activations that stay float32, and what each trial bought
-GIVEN = "given.json"  # export of a file, if there: how the exported model compares with it
 CHECK = "check.json"  # quantize: what became of the layers; prove: how the model compares with float32
 MACHINE = "machine.json"  # trial: where speeds were measured
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz

@@ -26,7 +26,7 @@ from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memor
 from pipeline.models import onnx_classifier
 from pipeline.preprocess import Prepared
 from pipeline.progress import progress_bar
-from pipeline.quant import pixels, qdq
+from pipeline.quant import pixels, placement
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, OBSERVERS, OUTPUTS, float32_model
@@ -87,7 +87,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
     begun = saved = time.perf_counter()
     reset_peak_memory()
     model = onnx.load(model_file)
-    observers, outputs = _resume(out, qdq.observed_tensors(model))
+    observers, outputs = _resume(out, placement.observed_tensors(model))
     seen = sum(map(len, outputs))
     collector = _Collector(model, observers)
     raw = pixels.are_input_of(model)
@@ -159,7 +159,7 @@ class _Collector:
         self.workers = min(available_cores(), _MAX_WORKERS)
         self._observers = observers
         self._output = model.graph.output[0].name
-        self._averaged = qdq.layer_inputs(model)
+        self._averaged = placement.layer_inputs(model)
         wanted = [*observers.observers, *self._averaged, self._output]
         self._reader = ActivationReader(model, wanted, threads=available_cores() // self.workers)
 

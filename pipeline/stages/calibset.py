@@ -36,6 +36,7 @@ def identity(cfg: BuildConfig) -> object:
         sampler.get_data_num,
         sampler.seed,
         _covers(cfg),
+        cfg.frontend.num_classes,
     ]
 
 
@@ -53,7 +54,13 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         dataset = list_dataset(inputs["sample"] / _SAMPLE_SPLIT, class_ids=folders)
         classes = tuple(ClassInfo(folder, name) for folder, name in zip(folders, names, strict=True))
     else:
-        dataset = list_dataset(cfg.dataset.path, sampler.suffix, cfg.dataset.val_label, require_labels=_covers(cfg))
+        dataset = list_dataset(
+            cfg.dataset.path,
+            sampler.suffix,
+            cfg.dataset.val_label,
+            class_count=cfg.frontend.num_classes,
+            require_labels=_covers(cfg),
+        )
         classes = dataset.classes
     count = sampler.get_data_num
     if cfg.backend.dtype is not Precision.INT8:
@@ -90,7 +97,7 @@ def choose(dataset: Dataset, count: int, seed: int = 0, cover_classes: bool = Tr
     if count > len(dataset.samples):
         raise DataError(
             f"{dataset.path}: holds {len(dataset.samples)} images, sampler.get_data_num asks for {count};"
-            " ask for fewer (--num) or give a larger data set"
+            " ask for fewer (--num of calibset) or give a larger data set"
         )
     shares = _share_out({index: len(samples) for index, samples in by_class.items()}, count, seed)
     chosen = []
@@ -106,7 +113,7 @@ def _check_coverage(dataset: Dataset, by_class: Mapping[int, Sequence[Sample]], 
     if count < total:
         raise DataError(
             f"sampler.get_data_num {count} is less than the {total} classes of {dataset.path}: set dataset.sampler."
-            f"get_data_num (--num) to {total} or more, or dataset.sampler.cover_classes to false"
+            f"get_data_num (--num of calibset) to {total} or more, or dataset.sampler.cover_classes to false"
         )
     empty = [known.id for index, known in enumerate(dataset.classes) if index not in by_class]
     if empty:

@@ -15,7 +15,7 @@ from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.hardware import available_cores
 from pipeline.progress import progress_bar
-from pipeline.quant import equalization, pixels, qdq
+from pipeline.quant import equalization, pixels, placement
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
 
@@ -29,7 +29,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rescaled model."""
     model = onnx.load(float32_model(inputs))
     raw = pixels.are_input_of(model)
-    names = list(equalization.scaled_tensors(model, qdq.observed_tensors(model)))
+    names = list(equalization.scaled_tensors(model, placement.observed_tensors(model)))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
     reader = ActivationReader(model, names, threads=available_cores())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,21 +12,31 @@ import numpy.typing as npt
 import onnx
 
 from pipeline import preprocess
-from pipeline.artefacts import file_digest
+from pipeline.artefacts import file_digest, write_json
 from pipeline.config.build_config import AUTO
-from pipeline.config.build_file import GRAPH_FILES, BuildConfig, ExtraOp, Frontend, FrontendConfig
+from pipeline.config.build_file import (
+    GRAPH_FILES,
+    BackgroundClass,
+    BuildConfig,
+    ExtraOp,
+    Frontend,
+    FrontendConfig,
+)
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
-from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import downloads, onnx_classifier, zoo
-from pipeline.stages.artefact_names import CALIBRATION, CLASSES, MODEL
+from pipeline.models.file_kinds import FileKind, kind_of, why_not_weights
+from pipeline.models.onnx_given import Given, check_given, compare
+from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL
 
 if TYPE_CHECKING:
     from torch import nn
 
-_CHECK_IMAGES = 4
+_CHECKED_IMAGES = 4  # alone and in a batch
+_COMPARED_IMAGES = 16  # with what the model was made of
 
 
 def identity(cfg: BuildConfig) -> object:
@@ -34,7 +44,9 @@ def identity(cfg: BuildConfig) -> object:
     frontend = with_weights(cfg.frontend)
     weights = _digests(frontend) if frontend.checkpoint else "sample"
     network = [frontend.type.value, frontend.model, frontend.num_classes, list(frontend.chw), frontend.input_name]
-    return [network, weights, cfg.graph.extra_op is not None, to_vdsp_dict(cfg.preprocess)]
+    network += [frontend.checkpoint_key] if frontend.checkpoint_key else []
+    scores = [frontend.output, frontend.background and frontend.background.value]
+    return [network, scores, weights, cfg.graph.extra_op is not None, to_vdsp_dict(cfg.preprocess)]
 
 
 def _digests(frontend: FrontendConfig) -> object:
@@ -54,10 +66,15 @@ def check(frontend: FrontendConfig) -> None:
     if frontend.type is Frontend.ONNX:
         _check_graph_file(frontend.checkpoint)
         return
+    for key, value in (("output", frontend.output), ("background", frontend.background)):
+        if value is not None:
+            raise ConfigError(
+                f"frontend.{key}: is for ONNX files; a frontend of type {frontend.type.value} has no use of it"
+            )
     row = zoo.find_model(frontend.type.value, frontend.model or "")
     if frontend.checkpoint == AUTO:
         downloads.check(row, "frontend.checkpoint")
-    elif frontend.checkpoint is not None and frontend.checkpoint.suffix == ".onnx":
+    elif _kind_of(frontend.checkpoint) is FileKind.ONNX:
         raise ConfigError(
             f"frontend.checkpoint: {frontend.checkpoint} is a whole model, a frontend of type {frontend.type.value} "
             "wants weights alone; set frontend.type to onnx, or give another file"
@@ -67,11 +84,31 @@ def check(frontend: FrontendConfig) -> None:
 def _check_graph_file(checkpoint: Path | None) -> None:
     if checkpoint == AUTO:
         raise ConfigError("frontend.checkpoint: auto, but a frontend of type onnx has no published file; give one")
-    if checkpoint is not None and checkpoint.suffix in zoo.WEIGHTS_SUFFIXES:
+    kind = _kind_of(checkpoint)
+    if kind is not None and kind.is_weights:
         raise ConfigError(
             f"frontend.checkpoint: {checkpoint} holds weights alone, a frontend of type onnx wants a whole model; set "
             "frontend.type and frontend.model to the network's, or give an .onnx file"
         )
+    if checkpoint is not None and checkpoint.is_file():
+        onnx_classifier.check(checkpoint)
+
+
+def _kind_of(checkpoint: Path | None) -> FileKind | None:
+    """Return what a checkpoint is.
+
+    Raises:
+        ConfigError: it is a file that no network can be read from, such as a failed download.
+    """
+    if checkpoint is None or not checkpoint.is_file():
+        return None
+    try:
+        kind = kind_of(checkpoint)
+    except OSError as err:
+        raise ConfigError(f"frontend.checkpoint: {checkpoint}: cannot be read ({err.strerror})") from None
+    if not kind.is_weights and kind not in (FileKind.ONNX, FileKind.UNKNOWN):
+        raise ConfigError(f"frontend.checkpoint: {checkpoint}: {why_not_weights(checkpoint, kind)}")
+    return kind
 
 
 def with_weights(frontend: FrontendConfig) -> FrontendConfig:
@@ -90,28 +127,39 @@ def is_to_be_fetched(frontend: FrontendConfig) -> bool:
 
 
 def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the model; calibration images, else noise, check it, and fit the sample weights where there are no others.
+    """Write the model and how it answers beside what it was made of, on calibration images or else on noise.
 
-    The classes of a build without images are the network's own, and written here.
+    Sample weights are fitted where there are no others. The classes of a build without images are the network's own,
+    and written here.
     """
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION) if "calibset" in inputs else []
     classes = len(read_classes(inputs["calibset"] / CLASSES)) if samples else cfg.frontend.num_classes
     # Spread over the list, so that the images show different classes.
-    chosen = samples[:: max(1, len(samples) // _CHECK_IMAGES)][:_CHECK_IMAGES]
+    chosen = [samples[index] for index in spread(len(samples), _COMPARED_IMAGES)]
     pixels = [preprocess.decode(sample.source.content()) for sample in chosen]
-    pixels = pixels or [preprocess.synthetic(cfg.preprocess, seed) for seed in range(_CHECK_IMAGES)]
+    pixels = pixels or [preprocess.synthetic(cfg.preprocess, seed) for seed in range(_COMPARED_IMAGES)]
     images = np.stack([preprocess.apply(cfg.preprocess, image_chw) for image_chw in pixels])
     if cfg.frontend.num_classes not in (None, classes):
         raise ConfigError(
             f"frontend.num_classes: {cfg.frontend.num_classes}, but the data set has {classes} classes; set it to "
             "the data set's, or give the data set the model was trained on"
         )
-    model, found = export(cfg.frontend, images, cfg.preprocess, samples, num_classes=classes)
+    exported = export(cfg.frontend, images, cfg.preprocess, samples, num_classes=classes)
     if not samples:
-        write_classes(out / CLASSES, usual_classes(found))
+        write_classes(out / CLASSES, usual_classes(exported.classes))
     if cfg.graph.extra_op is ExtraOp.SOFTMAX:
-        onnx_classifier.append_softmax(model)
-    onnx.save(model, out / MODEL)
+        onnx_classifier.append_softmax(exported.model)
+    onnx.save(exported.model, out / MODEL)
+    write_json(out / GIVEN, exported.given.as_dict())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The float32 model, how many classes it has, and how it answers beside what it was made of."""
+
+    model: onnx.ModelProto
+    classes: int
+    given: Given
 
 
 def export(
@@ -120,8 +168,8 @@ def export(
     spec: PreprocessSpec,
     fit_on: Sequence[Sample],
     num_classes: int | None,
-) -> tuple[onnx.ModelProto, int]:
-    """Return the float32 model of a build file's frontend section, and its number of classes.
+) -> Exported:
+    """Return the float32 model of a build file's frontend section.
 
     Args:
         frontend: what to export.
@@ -130,24 +178,53 @@ def export(
         num_classes: that the model must have; None: as many as an ONNX model has, ImageNet's 1000 of a named network.
 
     Raises:
-        DataError: the checkpoint does not fit the network, or the model the classes.
+        DataError: the checkpoint does not fit the network, or the model the classes; or the model made of a file
+            computes something else than the file.
         PipelineError: the exported model computes something else than the network.
     """
     frontend = with_weights(frontend)
     if frontend.type is Frontend.ONNX:
-        assert frontend.checkpoint is not None, "checked by BuildConfig.check_inputs"
-        model = onnx_classifier.load(frontend.checkpoint, frontend.chw)
-    else:
-        from pipeline.models import exporter
+        return _from_file(frontend, images_nchw, num_classes, "the data set has" if fit_on else None)
+    from pipeline.models import exporter
 
-        network = _network(frontend, spec, fit_on, num_classes or len(imagenet_classes()))
-        model = exporter.to_onnx(network, frontend.chw, frontend.input_name)
-        exporter.check_against_torch(model, network, images_nchw)
-    found = onnx_classifier.check_batch(model, images_nchw, frontend.checkpoint or Path(f"{frontend.model}"))
-    if num_classes not in (None, found):
-        wanted = "the data set has" if fit_on else "frontend.num_classes is"
-        raise DataError(f"{frontend.checkpoint}: has {found} classes, but {wanted} {num_classes}")
-    return model, found
+    network = _network(frontend, spec, fit_on, num_classes or len(imagenet_classes()))
+    model = exporter.to_onnx(network, frontend.chw, frontend.input_name)
+    checked = images_nchw[:_CHECKED_IMAGES]
+    exporter.check_against_torch(model, network, checked)
+    name = frontend.checkpoint or Path(f"{frontend.model}")
+    found = onnx_classifier.check_batch(model, checked, name)
+    _check_classes(name, found, num_classes, "the data set has" if fit_on else None)
+    given, _ = compare(
+        "torch", exporter.answers(network, images_nchw), onnx_classifier.run_in_chunks(model, images_nchw)
+    )
+    return Exported(model, found, given)
+
+
+def _from_file(
+    frontend: FrontendConfig, images_nchw: npt.NDArray[np.float32], num_classes: int | None, wanted_by: str | None
+) -> Exported:
+    path = frontend.checkpoint
+    assert path is not None, "checked by BuildConfig.check_inputs"
+    model = onnx_classifier.load(path, frontend.chw, frontend.output)
+    found = onnx_classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
+    given = check_given(path, frontend.output, model, images_nchw)
+    if frontend.background is not None:
+        onnx_classifier.cut_class(model, 0 if frontend.background is BackgroundClass.FIRST else -1, found)
+        found = onnx_classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
+    _check_classes(path, found, num_classes, wanted_by)
+    return Exported(model, found, given)
+
+
+def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | None) -> None:
+    if wanted in (None, found):
+        return
+    line = f"{path}: has {found} classes, but {wanted_by or 'frontend.num_classes is'} {wanted}"
+    if found == (wanted or 0) + 1 and path.suffix == ".onnx":
+        line += (
+            "; where one of them is a background class that no image shows (the first, in TensorFlow's networks), cut "
+            "it off with --set frontend.background=first (or last)"
+        )
+    raise DataError(line)
 
 
 def _network(frontend: FrontendConfig, spec: PreprocessSpec, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
@@ -165,6 +242,6 @@ def _network(frontend: FrontendConfig, spec: PreprocessSpec, fit_on: Sequence[Sa
             [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
         )
     else:
-        state = checkpoints.read_state_dict(frontend.checkpoint)
+        state = checkpoints.read_state_dict(frontend.checkpoint, frontend.checkpoint_key)
         checkpoints.load_strictly(network, state, frontend.checkpoint, f"{frontend.type.value} {frontend.model}")
     return network

@@ -14,6 +14,7 @@ from pipeline import preprocess
 from pipeline.artefacts import file_digest, fingerprint
 from pipeline.cluster import Cluster
 from pipeline.config.build_file import BuildConfig
+from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
@@ -70,7 +71,8 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     if evaluation.path is None:
         dataset = list_dataset(inputs["sample"] / "evaluation", class_ids=class_ids)
     else:
-        dataset = list_dataset(evaluation.path, cfg.dataset.sampler.suffix, evaluation.val_label, class_ids)
+        suffix, count = cfg.dataset.sampler.suffix, cfg.frontend.num_classes
+        dataset = list_dataset(evaluation.path, suffix, evaluation.val_label, class_ids, class_count=count)
     wanted = min(evaluation.num or len(dataset.samples), len(dataset.samples))
     samples = [dataset.samples[index * len(dataset.samples) // wanted] for index in range(wanted)]
     scratch_list = out / f".{DATALIST}"
@@ -87,7 +89,7 @@ def convert(
     images: Location | Sequence[Sample],
     target: Location,
     datalist: Path,
-    suffix: str = "JPEG",
+    suffix: str = ANY,
     workers: int | None = None,
     cluster: Cluster | None = None,
 ) -> Report:
@@ -101,7 +103,7 @@ def convert(
         target: folder of the npz files. In a store nothing keeps another run from writing there, and an npz is kept
             that is younger than its image: the store's time cannot be set to the image's.
         datalist: written last: absolute paths in the order of the images.
-        suffix: of the image files below a folder or tar.
+        suffix: of the image files below a folder or tar; `any`: of every kind.
         workers: processes; None takes as many as there are cores for this process, or in the cluster.
         cluster: where to compute; its nodes must see the images and the target by the same names. None: here.
 
@@ -142,7 +144,8 @@ def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:
         first = taken.setdefault(sample.key, sample.source)
         if first is not sample.source:
             raise DataError(
-                f"{first} and {sample.source} would both become {target}/{sample.key}.npz; rename one of them"
+                f"{first} and {sample.source} would both become {target}/{sample.key}.npz; rename one of them, or "
+                "take one kind of images by dataset.sampler.suffix (--suffix of image2npz)"
             )
     return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz") for sample in samples]
 
@@ -169,7 +172,9 @@ def _sole_writer(target: Location) -> Iterator[None]:
         target.mkdir(parents=True, exist_ok=True)
         handle = os.open(target, os.O_RDONLY)
     except OSError as err:
-        raise DataError(f"{target}: cannot be made a folder ({err.strerror}); give another --target_path") from None
+        raise DataError(
+            f"{target}: cannot be made a folder ({err.strerror}); give another (--target_path of image2npz)"
+        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,7 +206,7 @@ def _run(
             workers=min(workers or available_cores(), len(jobs)),
             name="image2npz",
             hint=f"the files in {target} are whole, run the same command again to go on "
-            "(fewer --workers need less memory)",
+            "(fewer --workers of image2npz need less memory)",
         )
         return
     with cluster.connect() as nodes:

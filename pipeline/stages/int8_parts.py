@@ -11,7 +11,7 @@ import onnx
 
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
-from pipeline.quant import pixels, qdq
+from pipeline.quant import pixels, placement, qdq
 from pipeline.quant.assemble import Parts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
@@ -46,6 +46,6 @@ def load(cfg: BuildConfig, inputs: Mapping[str, Path], float32: onnx.ModelProto)
         per_channel=quantize.quantize_per_channel,
         rounded=read_rounded(inputs["round"] / WEIGHTS) if "round" in inputs else {},
         means=means,
-        float_activations=qdq.classifier_inputs(float32) if quantize.float_classifier else frozenset(),
+        float_activations=placement.classifier_inputs(float32) if quantize.float_classifier else frozenset(),
         float_layers=qdq.find_layers(float32, quantize.skip_conv_layers, quantize.exclude_layers),
     )

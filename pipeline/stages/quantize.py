@@ -13,6 +13,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
+from pipeline.quant.classifier import find_classifier
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CHECK, ISLANDS, MODEL, float32_model
 
@@ -34,6 +35,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     report = {
         "input": "uint8" if pixels.are_input_of(float32) else "float32",
         "layers": qdq.count_quantized(made.model),
+        "classifier": [node.name for node in find_classifier(float32)],
         "corrected_biases": made.corrected_biases,
         "rounded_weights": made.rounded_weights,
         "accuracy": tuned or None,

@@ -117,7 +117,7 @@ def test_load_build_file_gives_defaults_when_sections_are_absent(here: Path) -> 
     cfg = load(TEXT)
     assert (cfg.backend.dtype, cfg.backend.quantize.percentile) == (Precision.INT8, 99.9999)
     assert cfg.backend.quantize.quantize_per_channel is True
-    assert (cfg.dataset.sampler.suffix, cfg.dataset.sampler.get_data_num, cfg.dataset.sampler.seed) == ("JPEG", 1000, 0)
+    assert (cfg.dataset.sampler.suffix, cfg.dataset.sampler.get_data_num, cfg.dataset.sampler.seed) == ("any", 1000, 0)
     assert cfg.dataset.sampler.cover_classes is True
     assert (cfg.evaluation.path, cfg.graph.extra_op, cfg.frontend.num_classes) == (None, None, None)
     assert cfg.workspace.path == Path("./deploy_weights/")
@@ -502,8 +502,8 @@ def test_check_inputs_names_every_flag_when_files_are_missing(here: Path) -> Non
     assert str(error.value).splitlines() == [
         "b.yaml:4 frontend.checkpoint: w.pth: no such file; give --weights FILE",
         "b.yaml:12 dataset.val_label: l.txt: no such file; give --set dataset.val_label=FILE",
-        "--dataset dataset.path: images: no such folder or tar file; give --dataset DIR",
-        "--evaluation evaluation.path: b.yaml: is neither a folder nor a tar file; give --evaluation DIR",
+        "--dataset images: no such folder or tar file",
+        "--evaluation b.yaml: is neither a folder nor a tar file",
     ]
 
 
@@ -559,8 +559,11 @@ def test_as_dict_is_plain_json_when_dumped(here: Path) -> None:
         "type": "timm",
         "model": "resnet18",
         "checkpoint": "w.pth",
+        "checkpoint_key": None,
         "dtype": "fp32",
         "num_classes": None,
+        "output": None,
+        "background": None,
         "shape": {"input": [1, 3, 224, 224]},
     }
     assert set(values) == {

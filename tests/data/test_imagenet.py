@@ -20,6 +20,9 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
 
 
+LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
+
+
 def make_files(root: Path, *names: str) -> Path:
     """Make files whose content is their own name: listings look at names alone."""
     for name in names:
@@ -87,7 +90,7 @@ def test_list_dataset_uses_the_networks_classes_when_ids_are_given(tmp_path: Pat
     make_files(tmp_path, "fish/1.JPEG")
     assert error_of(tmp_path, class_ids=["dog", "bird", "cat"]) == (
         f"{tmp_path}: 1 folders with images are none of the 3 classes (first: fish);"
-        " move them away, or give labels with --val_label FILE"
+        f" move them away, or give labels by {LABELS_KEY}"
     )
 
 
@@ -144,19 +147,105 @@ def test_list_dataset_names_the_path_when_it_is_missing(tmp_path: Path) -> None:
 
 def test_list_dataset_counts_other_suffixes_when_none_matches(tmp_path: Path) -> None:
     make_files(tmp_path, "a/1.png", "a/2.png", "b/1.bmp", "b/notes.txt")
-    assert error_of(tmp_path) == (
-        f"{tmp_path}: no .jpeg or .jpg images, found 1 .bmp, 2 .png;"
-        " set dataset.sampler.suffix (--suffix) to one of them"
+    assert error_of(tmp_path, "JPEG") == (
+        f"{tmp_path}: no .jpeg or .jpg or .jpe or .jfif images, found 2 png, 1 bmp;"
+        " set dataset.sampler.suffix (--suffix of calibset, image2npz and init) to any"
     )
-    assert error_of(tmp_path, "webp").startswith(f"{tmp_path}: no .webp images, found 1 .bmp, 2 .png;")
+    assert error_of(tmp_path, "webp").startswith(f"{tmp_path}: no .webp images, found 2 png, 1 bmp;")
+
+
+def test_list_dataset_takes_every_kind_of_image_that_pillow_reads(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "a/2.PNG", "a/3.webp", "b/4.JPEG", "b/5.bmp", "b/6.tif", "b/7.ppm", "b/8.jfif", "b/9.gif"]
+    make_files(tmp_path, *names, "b/notes.txt")
+    assert [sample.source.name for sample in list_dataset(tmp_path).samples] == sorted(names)
+
+
+def test_list_dataset_counts_what_a_suffix_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_files(tmp_path, "a/1.jpg", "a/2.jpeg", "a/3.png", "b/4.JPG", "b/5.png", "b/6.webp", "b/notes.txt")
+    assert len(list_dataset(tmp_path, "JPEG").samples) == 3
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path}: 3 images, left out 2 png, 1 webp images; dataset.sampler.suffix (--suffix of"
+        " calibset, image2npz and init) any takes every kind\n"
+    )
+
+
+def test_list_dataset_counts_photos_that_pillow_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_files(tmp_path, "a/1.jpg", "a/2.HEIC", "b/3.dng", "b/4.jpg", "b/5.heic")
+    assert len(list_dataset(tmp_path).samples) == 2
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path}: 2 images, left out 2 heic, 1 dng images; convert them to take them\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "count", "ids"),
+    [
+        ("jpg/a.jpg 0\njpg/b.jpg 1\njpg/c.jpg 2\n", None, ["class_0", "class_1", "class_2"]),
+        ("a 0\nb 2\nc 2\n", None, ["class_0", "class_1", "class_2"]),  # most of the indices: class 1 is missing
+        ("a 0\nb 1\nc 1\n", 4, ["class_0", "class_1", "class_2", "class_3"]),
+        ("x/rose/a.jpg 0\nx/tulip/b.jpg 1\nx/tulip/c.jpg 1\n", None, ["rose", "tulip"]),
+        ("x/2/a.jpg 0\nx/1/b.jpg 1\nx/1/c.jpg 1\n", None, ["2", "1"]),
+        ("x/2/a.jpg 0\nx/1/b.jpg 1\nx/2/c.jpg 1\n", None, ["class_0", "class_1"]),
+    ],
+)
+def test_list_dataset_takes_the_classes_of_a_list(
+    tmp_path: Path, lines: str, count: int | None, ids: list[str]
+) -> None:
+    names = [line.split()[0].rpartition("/")[2].removesuffix(".jpg") for line in lines.splitlines()]
+    make_files(tmp_path / "jpg", *(f"{name}.jpg" for name in names))
+    (tmp_path / "train_list.txt").write_text(lines)
+    dataset = list_dataset(tmp_path / "jpg", val_label=tmp_path / "train_list.txt", class_count=count)
+    assert [known.id for known in dataset.classes] == ids
+    wanted = [int(line.split()[1]) for line in lines.splitlines()]
+    assert [sample.class_index for sample in dataset.samples] == wanted
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ("a 65\nb 970\n", None),  # so few of the indices can only be a part
+        ("".join(f"i{index} {index}\n" for index in range(1000)), None),
+        ("a 0\nb 1\n", 1000),
+        ("n01440764/a.JPEG 0\nn01443537/b.JPEG 1\n", None),  # by the wnids
+        ("ILSVRC2012_val_00000001 65\nILSVRC2012_val_00000002.JPEG 970\n", None),
+    ],
+)
+def test_list_dataset_takes_imagenets_classes_when_a_list_is_of_them(
+    tmp_path: Path, lines: str, count: int | None
+) -> None:
+    names = [line.split()[0].rpartition("/")[2].removesuffix(".JPEG") for line in lines.splitlines()]
+    make_files(tmp_path / "set", *(f"{name}.JPEG" for name in names))
+    (tmp_path / "list.txt").write_text(lines)
+    dataset = list_dataset(tmp_path / "set", val_label=tmp_path / "list.txt", class_count=count)
+    assert dataset.classes == imagenet_classes()
+
+
+def test_list_dataset_takes_the_listed_images_alone_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The layout of PaddleClas's flowers102: train_list.txt and val_list.txt over one folder."""
+    make_files(tmp_path / "jpg", *(f"{name}.jpg" for name in "abcde"))
+    (tmp_path / "train_list.txt").write_text("jpg/a.jpg 0\njpg/c.jpg 1\njpg/e.jpg 2\n")
+    dataset = list_dataset(tmp_path / "jpg", val_label=tmp_path / "train_list.txt")
+    assert [(sample.name, sample.class_index) for sample in dataset.samples] == [("a", 0), ("c", 1), ("e", 2)]
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path}/jpg: 3 images of {tmp_path}/train_list.txt, 2 others left out\n"
+    )
+
+
+def test_list_dataset_takes_as_many_classes_as_the_network_has_when_nothing_is_labelled(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.jpg", "b.png")
+    dataset = list_dataset(tmp_path, class_count=3, require_labels=False)
+    assert ([known.id for known in dataset.classes], len(dataset.samples)) == (["0", "1", "2"], 2)
 
 
 def test_list_dataset_says_so_when_a_flat_folder_has_no_label_list(tmp_path: Path) -> None:
     make_files(tmp_path / "set", "a.JPEG", "b.JPEG")
     assert error_of(tmp_path / "set") == (
         f"{tmp_path}/set: 2 of 2 images have no label (first: a.JPEG): neither class folders nor a list"
-        f" val_label.txt or val_list.txt here or in {tmp_path}; give the labels with --val_label FILE,"
-        " lines 'name index'"
+        f" val_label.txt or val_list.txt here or in {tmp_path}; give a list of lines 'name index' by {LABELS_KEY}"
     )
 
 
@@ -164,7 +253,7 @@ def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Pat
     make_files(tmp_path, "n01440764/a.JPEG", "stray.JPEG")
     assert error_of(tmp_path) == (
         f"{tmp_path}: 1 images lie outside the class folders (first: stray.JPEG); move them into class folders"
-        " (data_prep/valprep.sh does it for ILSVRC2012_img_val), or give a list of all labels with --val_label FILE"
+        f" (data_prep/valprep.sh does it for ILSVRC2012_img_val), or give a list of all labels by {LABELS_KEY}"
     )
 
 
@@ -180,10 +269,10 @@ def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Pat
         (
             "a.JPEG 1\nc.JPEG 2\nb.JPEG 3\n",
             "{}:2: c.JPEG is not in {root} (1 of 3 listed images are missing); fetch them, or give a list of the images"
-            " that are there with --val_label FILE",
+            f" that are there by {LABELS_KEY}",
         ),
         (
-            "a.JPEG 1\n",
+            "a.JPEG 970\n",
             "{root}: 1 of 2 images have no label (first: b.JPEG) in {}; add lines 'name index', or remove the images",
         ),
     ],

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.models import checkpoints, zoo
+from pipeline.models import checkpoints, exporter, zoo
 
 State = dict[str, Tensor]
 
@@ -94,15 +95,28 @@ def test_read_state_dict_keeps_a_prefix_that_not_all_names_have(tmp_path: Path, 
 
 def test_read_state_dict_says_which_flag_when_the_file_is_missing(tmp_path: Path) -> None:
     assert error_of(tmp_path / "gone.pth") == (
-        f"{tmp_path}/gone.pth: no such checkpoint; give the file with --weights FILE or frontend.checkpoint"
+        f"{tmp_path}/gone.pth: no such checkpoint; give the file by frontend.checkpoint (--weights of build and "
+        "init, --pretrained_weights of export)"
     )
 
 
-def test_read_state_dict_lists_suffixes_when_it_is_another(tmp_path: Path) -> None:
-    (tmp_path / "weights.h5").write_bytes(b"")
-    assert error_of(tmp_path / "weights.h5") == (
-        f"{tmp_path}/weights.h5: unknown kind of checkpoint; wanted one of .pth, .pt, .bin, .safetensors, .pdparams"
-    )
+@pytest.mark.parametrize("name", ["w.pth.tar", "epoch=3.ckpt", "w.th", "w.bin", "w.model", "weights", "w.onnx"])
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle", "safetensors"])
+def test_read_state_dict_goes_by_the_content_whatever_the_suffix(
+    tmp_path: Path, state: State, name: str, form: str
+) -> None:
+    path = tmp_path / name
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    elif form == "pickle":
+        path.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
+    assert_same(checkpoints.read_state_dict(path), state)
+
+
+def test_read_state_dict_says_so_when_it_is_given_a_folder(tmp_path: Path) -> None:
+    assert error_of(tmp_path) == f"{tmp_path}: is a folder; give the file of the weights in it"
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
@@ -118,7 +132,10 @@ def test_read_state_dict_says_so_when_the_file_is_cut_short(
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept) if kept == 0.5 else int(kept)])
     message = error_of(path)
-    assert message.startswith((f"{path}: not a whole ", f"{path}: holds more than tensors, or is not a checkpoint"))
+    assert message.startswith(
+        (f"{path}: not a whole ", f"{path}: is no checkpoint, or not a whole one", f"{path}: is ")
+    )
+    assert ("is empty" in message) == (kept == 0)
     assert "weights_only" not in message
     assert "\n" not in message
 
@@ -142,12 +159,11 @@ def test_read_state_dict_raises_nothing_else_when_bytes_are_damaged(tmp_path: Pa
     assert refused > 100
 
 
-def test_read_state_dict_does_not_suggest_an_unsafe_load_when_the_file_is_text(tmp_path: Path) -> None:
+def test_read_state_dict_says_so_when_the_file_is_a_failed_download(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"<!DOCTYPE html><html>404</html>")
     assert error_of(path) == (
-        f"{path}: holds more than tensors, or is not a checkpoint (its pickle is not one of tensors); save it again "
-        "with torch.save(model.state_dict(), FILE)"
+        f"{path}: is an HTML page, as a failed download leaves; download it again, or copy the file itself"
     )
 
 
@@ -171,11 +187,10 @@ def test_read_state_dict_runs_nothing_when_the_file_is_hostile(tmp_path: Path, s
         torch.save(content, path, pickle_protocol=2, _use_new_zipfile_serialization=form == "torch")
     message = error_of(path)
     assert not trap.exists()
-    if form != "pickle":
-        assert message == (
-            f"{path}: holds more than tensors, or is not a checkpoint (it calls posix.system); save it again with "
-            "torch.save(model.state_dict(), FILE)"
-        )
+    assert message == (
+        f"{path}: names posix.system, which runs programs or code and is in no checkpoint; do not use this file, or "
+        "save it again with torch.save(model.state_dict(), FILE) where you trust its origin"
+    )
     # The trap does work: this is what the loader must not do.
     if form == "pickle":
         pickle.loads(path.read_bytes())
@@ -189,7 +204,8 @@ def test_read_state_dict_runs_nothing_when_the_file_is_hostile(tmp_path: Path, s
         ([1, 2], "list"),
         (torch.zeros(3), "Tensor"),
         ({}, "[]"),
-        ({"state_dict": {"epoch": 1}}, "['epoch']"),
+        ({"state_dict": {"epoch": 1}}, "['state_dict']"),
+        ({"optimizer": {"state": {"a.b": torch.zeros(3)}}}, "['optimizer']"),
     ],
 )
 def test_read_state_dict_says_what_it_found_when_there_is_no_state_dict(
@@ -230,18 +246,19 @@ def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
     )
 
 
-def test_read_state_dict_says_what_to_do_when_the_file_is_a_whole_model(tmp_path: Path) -> None:
-    (tmp_path / "net.onnx").write_bytes(b"")
-    assert error_of(tmp_path / "net.onnx") == (
-        f"{tmp_path}/net.onnx: is a whole model; build it with frontend.type onnx, or give weights alone"
+@pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net"])
+def test_read_state_dict_says_what_to_do_when_the_file_is_a_whole_model(tmp_path: Path, name: str) -> None:
+    onnx.save(exporter.to_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)), tmp_path / name)
+    assert error_of(tmp_path / name) == (
+        f"{tmp_path}/{name}: is a whole model; build it with frontend.type onnx, or give weights alone"
     )
 
 
 def test_load_strictly_says_how_many_when_the_number_of_classes_differs(state: State) -> None:
     state["fc.weight"], state["fc.bias"] = torch.zeros(7, 4), torch.zeros(7)
     assert load_error(state) == (
-        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, to "
-        "export: --num_classes 7), or a checkpoint of 5"
+        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, or "
+        "--num_classes 7 of export), or a checkpoint of 5"
     )
 
 
@@ -258,6 +275,30 @@ def test_load_strictly_names_the_networks_that_a_checkpoint_fits(classes: int) -
             zoo.build_network(zoo.find_model("timm", "resnet18")), other, Path("w.pth"), "timm resnet18"
         )
     assert str(caught.value).endswith("; it fits torchvision resnet34, timm resnet34")
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [("torchvision", "resnet18"), ("official", "iresnet18"), ("timm", "resnet50d")]
+)
+def test_networks_of_finds_network_and_classes_whatever_the_order_of_names(library: str, name: str) -> None:
+    state = zoo.build_network(zoo.find_model(library, name), 7).state_dict()
+    names = sorted(state)
+    for order in (names, names[::-1], random.Random(4).sample(names, len(names))):
+        rows, classes = checkpoints.networks_of({each: state[each] for each in order})
+        assert f"{library}/{name}" in {f"{row.library}/{row.name}" for row in rows}
+        assert classes == 7
+
+
+def test_networks_of_finds_none_when_a_shape_differs() -> None:
+    state = zoo.build_network(zoo.find_model("timm", "resnet18"), 7).state_dict()
+    assert checkpoints.networks_of({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}) == ([], 0)
+
+
+def test_load_strictly_passes_over_counters_that_the_network_has_not(state: State) -> None:
+    target = network()
+    changed = {**state, "fc.weight": state["fc.weight"] + 1, "bn2.num_batches_tracked": torch.tensor(3)}
+    checkpoints.load_strictly(target, changed, Path("w.pth"), "timm tiny")
+    assert torch.equal(target.state_dict()["fc.weight"], state["fc.weight"] + 1)
 
 
 def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State) -> None:

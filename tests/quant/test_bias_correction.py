@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from pipeline.models import exporter, onnx_classifier
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
 from pipeline.quant.bias_correction import correct_biases
 from pipeline.quant.qmath import Range, max_range
 
@@ -59,14 +59,14 @@ def values_of(model: onnx.ModelProto, names: list[str], images: Float32) -> dict
 
 @pytest.fixture(scope="module")
 def ranges(model: onnx.ModelProto, images: Float32) -> dict[str, Range]:
-    names = [name for name in qdq.observed_tensors(model) if name != "input"]
+    names = [name for name in placement.observed_tensors(model) if name != "input"]
     seen = {"input": images, **values_of(model, names, images)}
     return {name: max_range(float(values.min()), float(values.max())) for name, values in seen.items()}
 
 
 @pytest.fixture(scope="module")
 def means(model: onnx.ModelProto, images: Float32) -> dict[str, npt.NDArray[np.float64]]:
-    names = [name for name in qdq.layer_inputs(model) if name != "input"]
+    names = [name for name in placement.layer_inputs(model) if name != "input"]
     seen = {"input": images, **values_of(model, names, images)}
     return {name: values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64) for name, values in seen.items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.models import exporter, onnx_classifier
 from pipeline.models.resnet import BasicBlock, conv1x1
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
 from pipeline.quant.equalization import equalize, scaled_tensors
 from pipeline.quant.qmath import max_range
 from pipeline.quant.streams import FACTORS, streams
@@ -109,7 +109,7 @@ def largest_of(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, Float6
 def equalized(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, float]]:
     """Return what the stage makes of a model; the argument is not changed."""
     after = copy_of(model)
-    spread = equalize(after, largest_of(model, list(scaled_tensors(model, qdq.observed_tensors(model)))))
+    spread = equalize(after, largest_of(model, list(scaled_tensors(model, placement.observed_tensors(model)))))
     onnx.checker.check_model(after)
     return after, spread
 
@@ -143,7 +143,7 @@ def test_equalize_changes_no_answer_but_the_weights(name: str, request: pytest.F
 
 def test_equalize_changes_no_answer_of_the_fitted_network(tiny_model: onnx.ModelProto, batch_nchw: Float32) -> None:
     after = copy_of(tiny_model)
-    names = list(scaled_tensors(tiny_model, qdq.observed_tensors(tiny_model)))
+    names = list(scaled_tensors(tiny_model, placement.observed_tensors(tiny_model)))
     reader = ActivationReader(tiny_model, names, threads=1)
     values = reader.read(batch_nchw[0])
     equalize(
@@ -161,7 +161,7 @@ def test_equalize_changes_no_answer_of_the_fitted_network(tiny_model: onnx.Model
 @pytest.mark.parametrize("name", ["residual", "iresnet"])
 def test_equalize_brings_the_ranges_of_channels_closer(name: str, request: pytest.FixtureRequest) -> None:
     model: onnx.ModelProto = request.getfixturevalue(name)
-    names = list(scaled_tensors(model, qdq.observed_tensors(model)))
+    names = list(scaled_tensors(model, placement.observed_tensors(model)))
     before, after = largest_of(model, names), largest_of(equalized(model)[0], names)
     assert len(names) >= 4
 
@@ -178,7 +178,7 @@ def test_equalize_makes_the_int8_model_better(residual: onnx.ModelProto) -> None
     expected = onnx_classifier.run(residual, images())
 
     def error(model: onnx.ModelProto) -> float:
-        names = qdq.observed_tensors(model)
+        names = placement.observed_tensors(model)
         reader = ActivationReader(model, [*names, "output"], threads=1)
         values = [dict(reader.read(image)) for image in images()[:1]]
         low, high = ({name: f(value) for name, value in values[0].items()} for f in (np.min, np.max))

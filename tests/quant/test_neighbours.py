@@ -53,9 +53,31 @@ def test_weight_pairs_hold_both_pairings_when_the_number_of_channels_is_odd() ->
     assert weight_pairs((2, 5)).tolist() == [[0, 1], [2, 3]]
 
 
-def test_weight_pairs_are_consecutive_positions_when_there_is_one_channel() -> None:
-    assert weight_pairs((4, 1, 1, 5)).tolist() == [[0, 1], [2, 3]]
-    assert weight_pairs((8, 1, 1, 4), groups=4).tolist() == [[0, 1], [2, 3]]  # two filters a channel
+def test_weight_pairs_are_all_there_are_when_one_channel_has_several_filters() -> None:
+    """Kernels pair rows, columns or lines, by size, stride and CPU."""
+    assert weight_pairs((4, 1, 1, 3)).tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert weight_pairs((8, 1, 2, 2), groups=4).tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "more"),
+    [
+        ((2, 298), 1, [[149, 150], [151, 152]]),  # halves of 149: the second begins at an odd place
+        ((2, 297), 1, [[149, 150], [151, 152]]),
+        ((2, 300), 1, []),  # at an even place: the same pairs
+        ((2, 256), 1, []),
+        ((2, 514), 1, []),
+        ((4, 298, 1, 1), 2, [[149, 150], [151, 152]]),
+        ((4, 298, 1, 1), 1, []),  # a convolution of one group is no matrix product
+    ],
+)
+def test_weight_pairs_hold_those_of_the_second_half_when_openvino_splits_the_product(
+    shape: tuple[int, ...], groups: int, more: list[list[int]]
+) -> None:
+    inputs = shape[1]
+    found = weight_pairs(shape, groups).tolist()
+    assert [pair for pair in found if pair[0] % 2][:2] == more
+    assert [pair for pair in found if not pair[0] % 2] == [[place, place + 1] for place in range(0, inputs - 1, 2)]
 
 
 def test_weight_pairs_are_none_when_each_channel_has_one_filter() -> None:

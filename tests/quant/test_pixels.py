@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline import preprocess
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.models import onnx_classifier
-from pipeline.quant import pixels, qdq
+from pipeline.quant import pixels, placement, qdq
 from pipeline.quant.bias_correction import Dequantized
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range, max_range
@@ -71,7 +71,7 @@ def one_convolution(with_bias: bool = True, channels: int = 3, **attributes: obj
 
 
 def ranges_of(model: onnx.ModelProto, batch: npt.NDArray[np.float32 | np.uint8]) -> dict[str, Range]:
-    seen = ObserverSet(qdq.observed_tensors(model))
+    seen = ObserverSet(placement.observed_tensors(model))
     collector = _Collector(model, seen)
     for image in batch:
         collector.observe(image)

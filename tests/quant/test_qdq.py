@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import exporter, onnx_classifier
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
 from pipeline.quant.neighbours import largest_sums, weight_pairs
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range, max_range
@@ -37,7 +37,7 @@ CONVS = (
 
 def ranges_of(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
     """Return the range of everything seen in a batch, by the collector and observers of the calibration."""
-    names = qdq.observed_tensors(model)
+    names = placement.observed_tensors(model)
     seen = ObserverSet(names)
     collector = _Collector(model, seen)
     for image in batch_nchw:
@@ -80,7 +80,7 @@ class Graph:
 def test_observed_tensors_are_the_input_and_what_is_quantized_apart_from_folded_relus(
     tiny_model: onnx.ModelProto,
 ) -> None:
-    names = qdq.observed_tensors(tiny_model)
+    names = placement.observed_tensors(tiny_model)
     makers = {name: node.op_type for node in tiny_model.graph.node for name in node.output}
     assert names[0] == "input"
     # A ReLU stands for its convolution; the pooling after the stem and Flatten take the scale of their input.
@@ -94,7 +94,7 @@ def test_observed_tensors_are_the_input_and_what_is_quantized_apart_from_folded_
 
 
 def test_range_sources_follow_relus_back_and_pooling_forward(tiny_model: onnx.ModelProto) -> None:
-    sources = qdq.range_sources(tiny_model)
+    sources = placement.range_sources(tiny_model)
     nodes = {node.name: node for node in tiny_model.graph.node}
     stem, relu = nodes["/conv1/Conv"].output[0], nodes["/relu/Relu"].output[0]
     assert sources[stem] == relu
@@ -293,7 +293,7 @@ def test_shape_arithmetic_is_not_quantized_when_the_model_computes_shapes(batch_
         },
     )
     images = np.ascontiguousarray(batch_nchw[:4, :, :8, :8])
-    assert qdq.observed_tensors(model) == ["x", "r", "g"]
+    assert placement.observed_tensors(model) == ["x", "r", "g"]
     quantized = qdq.insert_qdq(model, ranges_of(model, images), per_channel=True)
     assert qdq.count_quantized(quantized) == {"weighted": 2, "quantized": 2}
     error = onnx_classifier.relative_error(onnx_classifier.run(model, images), onnx_classifier.run(quantized, images))

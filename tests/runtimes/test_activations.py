@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from pipeline.quant import qdq
+from pipeline.quant import placement
 from pipeline.runtimes.activations import ActivationReader
 
 Float32 = npt.NDArray[np.float32]
@@ -82,7 +82,7 @@ def test_read_gives_each_thread_its_own_values_when_two_read_at_once(
     tiny_model: onnx.ModelProto, batch_nchw: Float32
 ) -> None:
     """Both have read before either looks at what it got, every time."""
-    names = qdq.observed_tensors(tiny_model)[1:]
+    names = placement.observed_tensors(tiny_model)[1:]
     reader = ActivationReader(tiny_model, names, threads=1)
     expected = [dict(zip(names, plain(tiny_model, names, image), strict=True)) for image in batch_nchw]
     both = threading.Barrier(2, timeout=30)

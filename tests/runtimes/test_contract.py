@@ -22,7 +22,7 @@ from run_fixtures import CLASS_IDS, REPOSITORY, Float32, TinyWorkspace, float32_
 from pipeline.errors import BackendError
 from pipeline.quant import pixels
 from pipeline.runtimes import base
-from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec, choose, open_backend, place
+from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec, choose, default_runtime, open_backend, place
 
 BATCH = 4
 RUNTIMES = [
@@ -176,6 +176,28 @@ def test_model_that_reads_pixels_takes_uint8_in_batches_of_any_size(open_tiny: O
             np.testing.assert_allclose(backend.infer(images[:count]), whole[:count], atol=1e-5)
         with pytest.raises(BackendError, match=r"expected uint8 \[N, 3, 32, 32\], got float32"):
             backend.infer(noise(1))
+
+
+@pytest.mark.parametrize(
+    ("machine", "installed", "expected"),
+    [
+        ("x86_64", {"openvino", "onnxruntime"}, Runtime.OPENVINO),
+        ("AMD64", {"openvino"}, Runtime.OPENVINO),
+        ("x86_64", {"onnxruntime"}, Runtime.ONNXRUNTIME),
+        ("aarch64", {"openvino", "onnxruntime"}, Runtime.ONNXRUNTIME),
+        ("arm64", {"openvino", "onnxruntime"}, Runtime.ONNXRUNTIME),
+        ("aarch64", {"openvino"}, Runtime.OPENVINO),
+        ("aarch64", set(), Runtime.ONNXRUNTIME),
+    ],
+)
+def test_default_runtime_is_the_one_with_most_int8_kernels_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, machine: str, installed: set[str], expected: Runtime
+) -> None:
+    finder = SimpleNamespace(find_spec=lambda name: name if name in installed else None)
+    monkeypatch.setattr(base, "importlib", SimpleNamespace(util=finder))
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert default_runtime() is expected
+    assert choose(Runtime.AUTO) is expected
 
 
 def test_choose_says_how_to_install_a_runtime_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quant.test_qdq import ranges_of
+from small_graphs import Builder, between_convolutions, images, ranges_seen
 
 from pipeline.errors import BackendError
 from pipeline.quant import qdq
@@ -121,6 +122,40 @@ def test_count_int8_counts_float_operators_when_they_stand_between_layers(tmp_pa
     found = count_int8(Runtime.ONNXRUNTIME, tmp_path / "m.onnx")
     assert (found["weighted"], found["int8"]) == (1, 1)
     assert found["other_float"] == {"ReduceMean": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "inputs"),
+    [
+        ("Resize", {"mode": "linear"}, ["", "scales"]),
+        ("HardSigmoid", {}, []),
+        ("ReduceMax", {"axes": [2], "keepdims": 1}, []),
+    ],
+)
+def test_count_int8_names_the_operator_when_onnxruntime_has_it_in_float_alone(
+    tmp_path: Path, kind: str, attributes: dict[str, object], inputs: list[str]
+) -> None:
+    def part(made: Builder, x: str) -> str:
+        scales = made.constant([1, 1, 2, 2])
+        return made.op(kind, x, *(scales if name == "scales" else name for name in inputs), **attributes)
+
+    model = between_convolutions(part)
+    onnx.save(qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True), tmp_path / "m.onnx")
+    found = count_int8(Runtime.ONNXRUNTIME, tmp_path / "m.onnx")
+    assert (found["weighted"], found["int8"], found["other_float"]) == (4, 4, {kind: 1})
+
+
+def test_count_int8_counts_layers_that_openvino_compiles_together(tmp_path: Path) -> None:
+    """A hidden layer and the one after it become one Subgraph there, which tells the precision of the first alone."""
+    pytest.importorskip("openvino")
+    made = Builder()
+    pooled = made.pooled(made.op("Relu", made.conv("x", 3, 8)))
+    model = made.model(made.gemm(made.op("Relu", made.gemm(pooled, 8, 8)), 8, 5))
+    ranges = ranges_seen(model, images())
+    for left, wanted in (([], 3), (["gemm1"], 2), (["gemm0", "gemm1"], 1)):
+        onnx.save(qdq.insert_qdq(model, ranges, per_channel=True, float_layers=left), tmp_path / "m.onnx")
+        found = count_int8(Runtime.OPENVINO, tmp_path / "m.onnx")
+        assert (found["weighted"], found["int8"], found["float_layers"]) == (3, wanted, left)
 
 
 @pytest.mark.parametrize("runtime", BOTH)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.client
 import importlib.util
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -255,7 +258,7 @@ NOT_AN_IMAGE = np.array([b"no image"], dtype=object)
         ("image", np.zeros((1, 3, 32, 32), np.float32), "FP32", "scores", "no output 'scores'; expected 'logits'"),
         ("image", np.full((1, 3, 32, 32), np.nan, np.float32), "FP32", "logits", "NaN"),
         ("encoded_image", NOT_AN_IMAGE, "BYTES", "logits", "encoded_image[0]: image of 8 bytes: cannot be decoded"),
-        ("encoded_image", NOT_AN_IMAGE[None], "BYTES", "logits", "expected BYTES [N], got BYTES [1, 1]"),
+        ("encoded_image", NOT_AN_IMAGE.repeat(2)[None], "BYTES", "logits", "expected BYTES [N], got BYTES [1, 2]"),
     ],
 )
 def test_a_wrong_request_is_answered_in_a_line(
@@ -281,6 +284,7 @@ def in_json(**changes: Any) -> dict[str, Any]:
 
 FILE = {"name": "encoded_image", "datatype": "BYTES", "shape": [1], "data": ["%"]}
 FITS = body(in_json())
+SHARED = {"shared_memory_region": "region", "shared_memory_byte_size": 40}
 
 
 @pytest.mark.parametrize(
@@ -314,6 +318,16 @@ FITS = body(in_json())
         (body(in_json(), outputs={"name": "logits"}), None, "outputs: expected a list of objects"),
         (body(in_json(), outputs=[{"name": 3}]), None, "name: expected text, got 3"),
         (body(in_json(), outputs=[{"name": "logits", "parameters": {"classification": "2"}}]), None, "a number of"),
+        (body(in_json(), outputs=[{"name": "logits", "parameters": {"classification": True}}]), None, "a number of"),
+        (body(in_json(), outputs=[{"name": "logits", "parameters": {"classification": 1.5}}]), None, "a number of"),
+        (body(in_json(), outputs=[{"name": "logits", "parameters": SHARED}]), None, "shared memory is not supported"),
+        (
+            body(in_json(data=None, parameters=SHARED)),
+            None,
+            "input 'image': shared_memory_region: shared memory is not",
+        ),
+        (body(in_json(shape=[1.5, 3, 32, 32])), None, "shape: expected a list of numbers"),
+        (body(in_json(datatype="UINT8", data=[0.5] * 3072)), None, "expected numbers of UINT8"),
         (body(in_json(), id=3), None, "id: expected text, got 3"),
     ],
 )
@@ -323,6 +337,137 @@ def test_what_is_no_request_is_said_in_a_line(server: Server, content: bytes, le
     assert (status, list(answer)) == (400, ["error"])
     assert text in answer["error"]
     assert "\n" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        body(in_json(shape=[1.0, 3.0, 32.0, 32.0]), outputs=[{"name": "logits"}]),  # as the generated client writes
+        body(in_json(), outputs=[{"name": "logits"}], id=None),
+        body(in_json(), outputs=[{"name": "logits", "parameters": {"classification": 0.0}}]),
+    ],
+)
+def test_what_clients_write_otherwise_gets_the_same_answer(server: Server, changed: bytes) -> None:
+    infer = f"/v2/models/{NAME}/infer"
+    wanted = server.post(infer, body(in_json(), outputs=[{"name": "logits"}]))[1]["outputs"]
+    status, answer = server.post(infer, changed)
+    assert (status, answer["outputs"], answer["model_version"]) == (200, wanted, "1")
+
+
+@both
+def test_the_version_that_there_is_answers_and_no_other(
+    server: Server, images: list[np.ndarray], wanted: np.ndarray, module: ModuleType
+) -> None:
+    client = client_of(module, server)
+    assert client.is_model_ready(NAME, "1")
+    given = [tensor(module, images[0][None])]
+    answer = client.infer(NAME, given, model_version="1")
+    np.testing.assert_allclose(answer.as_numpy("logits"), wanted[:1], rtol=1e-5, atol=1e-5)
+    about = client.get_model_metadata(NAME, "1", **({} if module is triton_http else {"as_json": True}))
+    assert about["versions"] == ["1"]
+    text = f"model '{NAME}' has no version '2'; it has version 1"
+    for ask in (
+        lambda: client.infer(NAME, given, model_version="2"),
+        lambda: client.get_model_metadata(NAME, "2"),
+    ):
+        with pytest.raises(InferenceServerException) as caught:
+            ask()
+        assert caught.value.message() == text
+        assert caught.value.status() in ("StatusCode.NOT_FOUND", "404")
+    if module is triton_http:
+        assert not client.is_model_ready(NAME, "2")
+        assert server.post(f"/v2/models/{NAME}/versions/2/infer", FITS) == (404, {"error": text})
+        assert json.loads(server.get(f"/v2/models/{NAME}/versions/2/ready")[1]) == {"error": text}
+    else:
+        with pytest.raises(InferenceServerException, match="has no version '2'"):
+            client.is_model_ready(NAME, "2")
+
+
+def test_uploads_to_a_version(server: Server) -> None:
+    assert server.post(f"/v2/models/{NAME}/versions/1/classify", encoded(0))[0] == 200
+    assert server.post(f"/v2/models/{NAME}/versions/3/classify", encoded(0))[0] == 404
+
+
+@both
+def test_files_in_a_column_are_taken(server: Server, wanted: np.ndarray, module: ModuleType) -> None:
+    files = np.array([[encoded(index)] for index in range(3)], dtype=object)
+    answer = client_of(module, server).infer(NAME, [tensor(module, files, "encoded_image", "BYTES")])
+    np.testing.assert_allclose(answer.as_numpy("logits"), wanted[:3], rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_an_output_asked_for_in_shared_memory_is_refused(
+    server: Server, images: list[np.ndarray], module: ModuleType
+) -> None:
+    asked = module.InferRequestedOutput("logits")
+    asked.set_shared_memory("region", 40)
+    with pytest.raises(InferenceServerException, match="output 'logits': shared_memory_region: shared memory is not"):
+        client_of(module, server).infer(NAME, [tensor(module, images[0][None])], outputs=[asked])
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_requests_get_the_same_answer(
+    server: Server, images: list[np.ndarray], wanted: np.ndarray, algorithm: str
+) -> None:
+    given = [tensor(triton_http, np.stack(images[:2]))]
+    client = client_of(triton_http, server)
+    answer = client.infer(NAME, given, request_compression_algorithm=algorithm)
+    np.testing.assert_allclose(answer.as_numpy("logits"), wanted[:2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "status", "text"),
+    [
+        (gzip.compress(b" " * (2 << 20)), "gzip", 413, "the unpacked body has more than 1048576 bytes"),
+        (gzip.compress(FITS)[:-9], "gzip", 400, "the body is not whole gzip data"),
+        (FITS, "gzip", 400, "the body is no gzip data"),
+        (FITS, "br", 415, "content-encoding: expected gzip, deflate or none, got 'br'"),
+        (random.Random(1).randbytes((1 << 20) + 1), "gzip", 413, "the body has more than 1048576 bytes"),
+    ],
+)
+def test_a_compressed_body_that_cannot_be_taken_is_refused(
+    server: Server, content: bytes, encoding: str, status: int, text: str
+) -> None:
+    found, answer = server.post(f"/v2/models/{NAME}/infer", content, content_encoding=encoding)
+    assert (found, list(answer)) == (status, ["error"])
+    assert text in answer["error"]
+
+
+def test_unpack_reads_every_form_of_the_two_encodings() -> None:
+    from pipeline.serve.unpacking import unpack
+
+    text = bytes(range(256)) * 50
+    raw = zlib.compressobj(wbits=-15)
+    assert unpack(gzip.compress(text), "gzip", len(text)) == text
+    assert unpack(gzip.compress(text[:99]) + gzip.compress(text[99:]), "x-gzip", len(text)) == text
+    assert unpack(zlib.compress(text), "deflate", len(text)) == text
+    assert unpack(raw.compress(text) + raw.flush(), "deflate", len(text)) == text
+    assert unpack(b"", "gzip", 5) == b""
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models", "/metrics", ""])
+def test_probes_may_ask_for_the_head_alone(server: Server, path: str) -> None:
+    connection = http.client.HTTPConnection(server.http, timeout=30)
+    for each in [path] if path else [f"/v2/models/{NAME}", f"/v2/models/{NAME}/versions/1/ready"]:
+        connection.request("HEAD", each)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind", "end"),
+    [
+        ("", "text/plain; version=0.0.4", ""),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", "# EOF\n"),
+    ],
+)
+def test_metrics_come_in_the_form_that_is_asked_for(server: Server, accept: str, kind: str, end: str) -> None:
+    connection = http.client.HTTPConnection(server.http, timeout=30)
+    connection.request("GET", "/metrics", headers={"accept": accept} if accept else {})
+    answer = connection.getresponse()
+    assert (answer.headers["content-type"].startswith(kind), answer.read().decode().endswith(end)) == (True, True)
+    connection.close()
 
 
 _JSON = st.recursive(
@@ -386,6 +531,7 @@ def test_bodies_that_are_cut_or_lie_are_refused(server: Server) -> None:
 
 
 def test_limits(server: Server, images: list[np.ndarray]) -> None:
+    before = server.metric('pipeline_refused_requests_total{reason="body too large"}')
     infer = f"/v2/models/{NAME}/infer"
     assert server.post(infer, b" " * (1 << 20) + b"{")[0] == 413
     with pytest.raises(InferenceServerException, match="larger than max"):
@@ -393,7 +539,7 @@ def test_limits(server: Server, images: list[np.ndarray]) -> None:
     for module in (triton_grpc, triton_http):
         with pytest.raises(InferenceServerException, match="17 images; expected at most 16 a request"):
             client_of(module, server).infer(NAME, [tensor(module, np.stack([images[0]] * 17))])
-    assert server.metric('pipeline_refused_requests_total{reason="body too large"}') == 1
+    assert server.metric('pipeline_refused_requests_total{reason="body too large"}') == before + 1
 
 
 def test_what_does_not_fit_in_the_queue_is_refused_and_counted(server: Server, images: list[np.ndarray]) -> None:
@@ -463,6 +609,12 @@ def test_pixels_for_a_model_that_takes_them(make_config: MakeConfig, runtime: st
             pixel_tensor = tensor(module, pixels, name[0], "UINT8")
             found = client_of(module, server).infer(package.name, [pixel_tensor]).as_numpy(name[1])
             np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5)
+        # As the client writes that is generated from the protocol: 217.0 for 217.
+        numbers = {"name": name[0], "datatype": "UINT8", "shape": [1.0, 3.0, 32.0, 32.0]}
+        asked = body({**numbers, "data": [float(value) for value in pixels[3].ravel()]}, outputs=[{"name": name[1]}])
+        status, answer = server.post(f"/v2/models/{package.name}/infer", asked)
+        assert status == 200
+        np.testing.assert_allclose(answer["outputs"][0]["data"], scores[3], rtol=1e-5, atol=1e-5)
         assert server.stop() == (0, "stopping: clients have 2 s to leave\nstopped\n")
 
 

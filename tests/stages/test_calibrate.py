@@ -22,7 +22,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import DataError
 from pipeline.models import onnx_classifier
-from pipeline.quant import qdq, qmath
+from pipeline.quant import placement, qmath
 from pipeline.quant.observers import ObserverSet
 from pipeline.stages import calibrate, calibset, export
 
@@ -65,7 +65,7 @@ def test_run_counts_what_a_slow_reference_counts(
     """
     found = run(make_config(), inputs, tmp_path / "out")
     model = onnx.load(inputs["export"] / "model.onnx")
-    names = qdq.observed_tensors(model)
+    names = placement.observed_tensors(model)
     assert list(found.observers) == names
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -83,7 +83,7 @@ def test_run_counts_what_a_slow_reference_counts(
         found.observers["input"].counts, np.bincount(qmath.float_keys(images.reshape(-1)), minlength=qmath.BINS)
     )
     # What the layers read: the input and the ReLUs, but for the pooled ones, which take their input's range.
-    assert list(found.mean_sums) == qdq.layer_inputs(model)
+    assert list(found.mean_sums) == placement.layer_inputs(model)
     for name in set(found.mean_sums) & set(names):
         wanted = values[names.index(name)]
         np.testing.assert_allclose(found.mean_sums[name] / 22, wanted.mean(axis=(0, 2, 3)), rtol=1e-4)

@@ -16,7 +16,7 @@ from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.models import exporter, onnx_classifier
 from pipeline.package import open_package
-from pipeline.quant import qdq
+from pipeline.quant import placement
 from pipeline.quant.equalization import scaled_tensors
 from pipeline.quant.neighbours import largest_sums, weight_pairs
 from pipeline.runtimes.activations import ActivationReader
@@ -46,7 +46,7 @@ def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> tuple[onnx.Mode
 
 
 def ranges(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Float32]:
-    names = list(scaled_tensors(model, qdq.observed_tensors(model)))
+    names = list(scaled_tensors(model, placement.observed_tensors(model)))
     reader = ActivationReader(model, names, threads=1)
     seen = [{name: value.copy() for name, value in reader.read(image).items()} for image in batch_nchw]
     return {
@@ -62,7 +62,7 @@ def test_run_writes_the_same_function_with_channels_of_like_ranges(
     expected = onnx_classifier.run(before, batch_nchw)
     assert onnx_classifier.relative_error(expected, onnx_classifier.run(after, batch_nchw)) < 1e-5
     assert [node.name for node in after.graph.node] == [node.name for node in before.graph.node]
-    assert qdq.observed_tensors(after) == qdq.observed_tensors(before)
+    assert placement.observed_tensors(after) == placement.observed_tensors(before)
     old, new = ranges(before, batch_nchw), ranges(after, batch_nchw)
     assert len(old) > 5
     evenness = [np.mean([(each / each.max()).mean() for each in found.values()]) for found in (old, new)]
@@ -89,7 +89,7 @@ def test_run_leaves_the_model_as_it_is_when_no_channel_can_be_rescaled(
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), activation, *head)
     onnx.save(exporter.to_onnx(network, (3, 32, 32)), inputs["export"] / "model.onnx")
     before, after = run(make_config(), inputs, tmp_path / "out")
-    assert list(scaled_tensors(before, qdq.observed_tensors(before))) == []
+    assert list(scaled_tensors(before, placement.observed_tensors(before))) == []
     assert list(after.graph.node) == list(before.graph.node)
     weights = [{tensor.name: tensor for tensor in model.graph.initializer} for model in (before, after)]
     assert weights[0] == weights[1]

@@ -6,14 +6,17 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
+from torch import nn
 
 from pipeline import build, user_cache
 from pipeline.config.build_config import AUTO, Frontend, FrontendConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError, DataError
 from pipeline.export_model import export_model
-from pipeline.models import downloads, zoo
+from pipeline.models import downloads, exporter, zoo
 from pipeline.stages import export
 
 
@@ -27,18 +30,33 @@ def error_of(config: FrontendConfig) -> str:
     return str(caught.value)
 
 
-def test_check_says_so_when_a_model_is_given_for_weights() -> None:
-    assert error_of(frontend(Frontend.TIMM, "resnet18", Path("net.onnx"))) == (
-        "frontend.checkpoint: net.onnx is a whole model, a frontend of type timm wants weights alone; set "
+@pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net"])
+def test_check_says_so_when_a_model_is_given_for_weights(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    onnx.save(exporter.to_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)), path)
+    assert error_of(frontend(Frontend.TIMM, "resnet18", path)) == (
+        f"frontend.checkpoint: {path} is a whole model, a frontend of type timm wants weights alone; set "
         "frontend.type to onnx, or give another file"
     )
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.pdparams"])
-def test_check_says_so_when_weights_are_given_for_a_model(name: str) -> None:
-    assert error_of(frontend(Frontend.ONNX, None, Path(name))) == (
-        f"frontend.checkpoint: {name} holds weights alone, a frontend of type onnx wants a whole model; set "
+@pytest.mark.parametrize("name", ["w.pth", "w.onnx", "w"])
+def test_check_says_so_when_weights_are_given_for_a_model(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    torch.save({"a": torch.ones(1)}, path)
+    assert error_of(frontend(Frontend.ONNX, None, path)) == (
+        f"frontend.checkpoint: {path} holds weights alone, a frontend of type onnx wants a whole model; set "
         "frontend.type and frontend.model to the network's, or give an .onnx file"
+    )
+
+
+@pytest.mark.parametrize("kind", [Frontend.ONNX, Frontend.TIMM])
+def test_check_names_a_git_lfs_pointer(tmp_path: Path, kind: Frontend) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert error_of(frontend(kind, "resnet18", path)) == (
+        f"frontend.checkpoint: {path}: is a Git LFS pointer, the file itself is not here; run git lfs pull in its "
+        "repository"
     )
 
 

@@ -72,6 +72,21 @@ def test_convert_writes_what_pillow_decodes_in_the_data_sets_order(images: Path,
     assert sorted(path for path in (tmp_path / "npz").rglob("*") if path.is_file()) == paths
 
 
+def test_convert_takes_every_kind_of_image_or_the_one_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (3, 9, 7, 3), np.uint8)
+    (tmp_path / "mixed" / "a").mkdir(parents=True)
+    for name, image in zip(("1.jpg", "2.png", "3.webp"), pixels, strict=True):
+        Image.fromarray(image).save(tmp_path / "mixed" / "a" / name)
+    report = convert(tmp_path / "mixed", tmp_path / "npz", tmp_path / "list.txt", workers=1)
+    assert (report.converted, [path.stem for path in read_datalist(report.datalist)]) == (3, ["1", "2", "3"])
+    assert "left out" not in capsys.readouterr().err
+    report = convert(tmp_path / "mixed", tmp_path / "png", tmp_path / "png.txt", "png", workers=1)
+    assert [path.stem for path in read_datalist(report.datalist)] == ["2"]
+    assert "1 images, left out 1 JPEG, 1 webp images;" in capsys.readouterr().err
+
+
 def test_convert_needs_no_labels(tmp_path: Path) -> None:
     put(tmp_path / "set", "b.JPEG", jpeg(0))
     put(tmp_path / "set", "part/a.JPEG", jpeg(1))
@@ -138,14 +153,14 @@ def test_convert_refuses_two_images_of_one_npz_before_any_work(images: Path, tmp
         convert(images, tmp_path / "npz", tmp_path / "list.txt")
     assert str(caught.value) == (
         f"{images}/n01443537/a.JPEG and {images}/n01443537/a.jpg would both become {tmp_path}/npz/n01443537/a.npz;"
-        " rename one of them"
+        " rename one of them, or take one kind of images by dataset.sampler.suffix (--suffix of image2npz)"
     )
     assert not (tmp_path / "npz").exists()
 
 
 def test_convert_says_so_when_the_target_cannot_be_written(images: Path, tmp_path: Path) -> None:
     put(tmp_path, "npz", b"a file")
-    with pytest.raises(DataError, match=r"npz: cannot be made a folder \(File exists\); give another --target_path"):
+    with pytest.raises(DataError, match=r"npz: cannot be made a folder \(File exists\); give another "):
         convert(images, tmp_path / "npz", tmp_path / "list.txt")
     put(tmp_path, "other/n01443537", b"a file in the way of a folder")
     with pytest.raises(DataError, match=r"n01443537: cannot be written \(.*\); mend that, then run again"):

@@ -74,7 +74,7 @@ def test_run_proves_the_file_and_every_runtime(
     names = sorted(runtime.value for runtime in installed_runtimes())
     found = check["proof"]
     assert sorted(found) == ["exact", "given", "runtimes"]
-    assert found["given"] is None
+    assert found["given"]["verdict"] == "good"
     assert sorted(found["runtimes"]) == sorted(check["agreement"]) == names
     expected = np.load(inputs["calibrate"] / "outputs.npy")
     cfg, listed = make_config(), (inputs["calibset"] / "calibration.txt").read_text().splitlines()
@@ -83,7 +83,7 @@ def test_run_proves_the_file_and_every_runtime(
     exact = answers(inputs["quantize"] / "model.onnx", images)
     assert found["exact"]["sqnr_db"] == pytest.approx(sqnr_db(expected, exact), abs=0.01)
     assert found["exact"]["verdict"] == "good"
-    assert found["exact"]["largest_output"] == pytest.approx(float(np.abs(expected).max()))
+    assert found["exact"]["largest_output"] == pytest.approx(float(np.abs(expected).max()), rel=1e-3)
     for name, each in found["runtimes"].items():
         assert each["verdict"] == "good"
         assert each["version"] == version_of(Runtime(name))

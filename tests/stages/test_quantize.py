@@ -43,6 +43,7 @@ def test_run_writes_the_model_and_counts_its_layers(
 ) -> None:
     model, check = run(make_config(), inputs, tmp_path / "out")
     assert qdq.count_quantized(model) == check["layers"] == {"weighted": 7, "quantized": 6}  # all but the classifier
+    assert check["classifier"] == ["/fc/Gemm"]
 
 
 def test_run_quantizes_with_the_thresholds_it_was_given(

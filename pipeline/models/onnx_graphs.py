@@ -1,0 +1,209 @@
+"""What the steps that bring an ONNX file in share: walking a graph, its constants, new names and nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import AttributeProto, helper, numpy_helper
+
+Array = npt.NDArray[np.generic]
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graph and the graphs inside its nodes (branches of If, bodies of Loop and Scan), outermost first."""
+    yield graph
+    for node in graph.node:
+        for body in bodies_of(node):
+            yield from graphs_of(body)
+
+
+def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that are attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, object]:
+    """Return the attributes that are given, by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Return an integer attribute."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+
+
+def number(node: onnx.NodeProto, name: str, default: float) -> float:
+    """Return a float attribute."""
+    return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), default)
+
+
+def text(node: onnx.NodeProto, name: str, default: str) -> str:
+    """Return a text attribute."""
+    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == name), default)
+
+
+def integers(node: onnx.NodeProto, name: str) -> list[int] | None:
+    """Return a list of integers, None where the attribute is not given."""
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), None)
+
+
+def remove_attributes(node: onnx.NodeProto, *names: str) -> None:
+    """Remove the attributes of these names, where they are given."""
+    kept = [attribute for attribute in node.attribute if attribute.name not in names]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that do not depend on the input, by name: initializers, Constant nodes, Identities of them."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensor = _value(node)
+            if tensor is not None:
+                found[node.output[0]] = tensor
+        elif node.op_type == "Identity" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    attribute: onnx.AttributeProto = node.attribute[0]
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), np.float32))
+    if attribute.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), np.int64))
+    return None
+
+
+class Names:
+    """The names that a model uses, to find free ones."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._taken = {""}
+        for graph in graphs_of(model.graph):
+            self._taken.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
+            for node in graph.node:
+                self._taken.update((node.name, *node.input, *node.output))
+
+    def free(self, wanted: str) -> str:
+        """Return `wanted`, or a name like it that nothing has; it is taken from then on."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def add_constant(graph: onnx.GraphProto, names: Names, wanted: str, values: npt.ArrayLike) -> str:
+    """Add an initializer under a free name and return it."""
+    name = names.free(wanted)
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def integers_tensor(graph: onnx.GraphProto, names: Names, wanted: str, values: Sequence[int]) -> str:
+    """Add an int64 [len(values)] initializer under a free name and return it."""
+    return add_constant(graph, names, wanted, np.array(values, np.int64))
+
+
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Let every reader of `old` read `new`, also in graphs inside nodes and at the outputs of those."""
+    for each in graphs_of(graph):
+        for node in each.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+        if each is not graph:
+            for value in each.output:
+                value.name = new if value.name == old else value.name
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Set the nodes of a graph; they may be its own."""
+    kept = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        kept.append(copy)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and initializers that no output depends on; readers inside nested graphs count."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+            needed.update(
+                name
+                for body in bodies_of(node)
+                for each in graphs_of(body)
+                for name in (*(name for inner in each.node for name in inner.input), *(v.name for v in each.output))
+            )
+    if len(kept) < len(graph.node):
+        replace_nodes(graph, kept[::-1])
+    used = [tensor for tensor in graph.initializer if tensor.name in needed]
+    if len(used) < len(graph.initializer):
+        copies = []
+        for tensor in used:
+            copy = onnx.TensorProto()
+            copy.CopyFrom(tensor)
+            copies.append(copy)
+        del graph.initializer[:]
+        graph.initializer.extend(copies)
+
+
+def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelProto:
+    """Return a copy whose initializers of more than `largest` bytes are inputs, for shape inference: it copies all."""
+    light = onnx.ModelProto()
+    light.ir_version = max(model.ir_version, 4)
+    light.opset_import.extend(model.opset_import)
+    graph = light.graph
+    graph.name = model.graph.name or "graph"
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= largest:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return light
+
+
+def shapes_of(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:
+    """Return what shape inference knows: a list of sizes, names of free axes, or None, for each tensor with a rank."""
+    return {
+        value.name: [_dim(dim) for dim in value.type.tensor_type.shape.dim]
+        for value in _inferred(model)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def kinds_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type of each tensor, as far as shape inference knows it."""
+    return {value.name: int(value.type.tensor_type.elem_type) for value in _inferred(model)}
+
+
+def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    try:
+        light = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    except (RuntimeError, ValueError):  # an inference that fails knows nothing
+        return []
+    return [*light.graph.input, *light.graph.value_info, *light.graph.output]
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None

@@ -1,0 +1,78 @@
+"""Running a loaded classifier in float32, and what every one has to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from pipeline.errors import DataError
+
+Float32 = npt.NDArray[np.float32]
+RUNTIME_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+_CHUNK = 4
+
+
+def run(model: onnx.ModelProto, batch_nchw: Float32) -> Float32:
+    """Return the model's output for one batch, computed in float32: [N, C, H, W] -> [N, classes].
+
+    Raises:
+        DataError: the model cannot take this batch.
+    """
+    return run_each(model, [batch_nchw])[0]
+
+
+def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32]) -> list[Float32]:
+    """Return `run` of every batch; the model is loaded once."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    outputs: list[Float32] = []
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for batch_nchw in batches_nchw:
+            outputs.append(session.run(None, {model.graph.input[0].name: batch_nchw})[0])
+    except RUNTIME_ERRORS as err:
+        size = len(batches_nchw[len(outputs)])
+        raise DataError(f"model does not take a batch of {size}: {str(err).strip()}") from None
+    return outputs
+
+
+def run_in_chunks(model: onnx.ModelProto, images_nchw: Float32) -> Float32:
+    """Return `run` of any number of images, a few at a time."""
+    chunks = [images_nchw[start : start + _CHUNK] for start in range(0, len(images_nchw), _CHUNK)]
+    return np.concatenate(run_each(model, chunks))
+
+
+def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
+    """Check that images in a batch get the answers they get alone; return the number of classes.
+
+    Raises:
+        DataError: the batch axis is not free, the output is not [N, classes], or holds NaN or Inf.
+    """
+    try:
+        *single, together = run_each(model, [*(image[None] for image in batch_nchw), batch_nchw])
+    except DataError as err:
+        raise DataError(f"{path}: {err}; export it with a free batch axis") from None
+    if together.ndim != 2 or len(together) != len(batch_nchw) or together.shape[1] < 2:
+        raise DataError(f"{path}: output is {list(together.shape)} for {len(batch_nchw)} images; wanted [N, classes]")
+    if not np.isfinite(together).all():
+        raise DataError(f"{path}: output holds NaN or Inf on real images; check the weights and the preprocessing")
+    if relative_error(np.concatenate(single), together) > 1e-3:
+        raise DataError(f"{path}: images in a batch get other answers than alone; export it with a free batch axis")
+    return int(together.shape[1])
+
+
+def relative_error(reference: Float32, other: Float32) -> float:
+    """Return the largest difference as a share of the largest reference value."""
+    return float(np.abs(reference - other).max() / max(float(np.abs(reference).max()), 1e-12))

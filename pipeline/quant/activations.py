@@ -1,0 +1,140 @@
+"""ReLU and Clip in an int8 model: left out where the quantizer behind them does their work to the bit, else kept.
+
+A quantizer saturates at both ends of its range. After values were cut off at `low` and `high` it gives the same as
+without, for every value, exactly where it maps `low` to its least level and `high` to its greatest. For a ReLU that is
+a zero point of 0; for Clip(0.5, 3) it is never so, since every range holds zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from pipeline.quant.graphs import constants, readers_of
+from pipeline.quant.placement import ACTIVATIONS
+from pipeline.quant.qmath import Range
+
+# Of a range: where a bound of a Clip falls midway between two levels, this decides that it rounds outwards.
+_INWARDS = 1e-4
+_LEVELS = 255  # steps of a uint8 activation
+_LEAST_STEPS = 8  # from zero to a bound: of fewer, a range that puts it on a level could be an eighth too wide and more
+
+Bounds = tuple[float, float]
+
+
+def bounds_of(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> Bounds | None:
+    """Return the two values at which a ReLU or Clip cuts off, infinite where it does not; None where they are computed.
+
+    Args:
+        known: the model's constants by name.
+    """
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    attributes = {each.name: each.f for each in node.attribute}  # up to opset 10
+    bounds = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]
+    for position, name in enumerate(node.input[1:3]):
+        if name and name not in known:
+            return None
+        if name:
+            bounds[position] = float(numpy_helper.to_array(known[name]).reshape(()))
+    low, high = bounds
+    return min(low, high), high  # of crossed bounds the upper one wins
+
+
+def within_bounds(covered: Range, bounds: Bounds | None) -> Range:
+    """Return the range of what comes out of a ReLU or Clip, such that its quantizer cuts where they do, if any can.
+
+    A ReLU's begins at 0 exactly: with a zero point of 1, ONNX Runtime would compute the ReLU by itself, in float. Where
+    zero lies outside the bounds, the nearer of them is put on a level: a large share of the values may have it.
+    """
+    if bounds is None:
+        return covered
+    low, high = max(covered.low, min(bounds[0], 0.0)), min(covered.high, max(bounds[1], 0.0))
+    if low < 0.0 < high:
+        low, high = low * (1 - _INWARDS), high * (1 - _INWARDS)
+    elif 0.0 < bounds[0] < high:
+        high = _with_level_at(bounds[0], high)
+    elif low < bounds[1] < 0.0:
+        low = -_with_level_at(-bounds[1], -low)
+    return Range(low, high)
+
+
+def covered_ranges(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Return what quantizers cover, by tensor: the ranges found, those of ReLUs and Clips `within_bounds`."""
+    known = constants(model)
+    bounds = {node.output[0]: bounds_of(node, known) for node in model.graph.node if node.op_type in ACTIVATIONS}
+    return {name: within_bounds(covered, bounds.get(name)) for name, covered in ranges.items()}
+
+
+def _with_level_at(bound: float, extent: float) -> float:
+    """Return how far a range must go from zero, at least `extent`, to have a level at `bound`."""
+    steps = math.floor(_LEVELS * bound / extent)
+    return bound * _LEVELS / steps if steps >= _LEAST_STEPS else extent
+
+
+def remove_redundant(model: onnx.ModelProto, kept: Collection[str]) -> None:
+    """Remove the ReLUs and Clips of a QDQ model whose quantizer cuts where they do, in place.
+
+    Args:
+        kept: names of nodes to be left as they are.
+    """
+    graph = model.graph
+    for node in [node for node in graph.node if node.op_type in ACTIVATIONS and node.name not in kept]:
+        _remove_one(model, node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    graph = model.graph
+    known = constants(model)
+    readers = readers_of(graph)
+    makers = {name: maker for maker in graph.node for name in maker.output}
+    bounds = bounds_of(node, known)
+    after = readers.get(node.output[0], [])
+    if bounds is None or [reader.op_type for reader in after] != ["QuantizeLinear"]:
+        return
+    if any(value.name == node.output[0] for value in graph.output) or not _cuts_at(after[0], bounds, known):
+        return
+    source, removed = node.input[0], [node]
+    maker = makers.get(source)
+    if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in makers:
+        quantizer = makers[maker.input[0]]
+        if len(readers[source]) > 1 or len(readers[maker.input[0]]) > 1:
+            return
+        source = quantizer.input[0]
+        removed += [quantizer, maker]
+    # The maker's output takes the name of what it stands for now; a network's input keeps its own.
+    if source not in makers or len(readers[source]) > 1 or any(value.name == source for value in graph.output):
+        return
+    outputs = makers[source].output
+    outputs[list(outputs).index(source)] = node.output[0]
+    for each in removed:
+        graph.node.remove(each)
+    for value in [value for value in graph.value_info if value.name == source]:
+        graph.value_info.remove(value)
+
+
+def _cuts_at(quantizer: onnx.NodeProto, bounds: Bounds, known: Mapping[str, onnx.TensorProto]) -> bool:
+    """Tell whether a quantizer gives its least level at the lower bound and its greatest at the upper one."""
+    scale, zero_point = (numpy_helper.to_array(known[name]) for name in quantizer.input[1:3])
+    limits = np.iinfo(zero_point.dtype)
+    levels = quantize(np.array(bounds, np.float32), scale, zero_point)
+    return bool(levels[0] == limits.min and levels[1] == limits.max)
+
+
+def quantize(
+    values: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], zero_point: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float32]:
+    """Return the levels of values, as QuantizeLinear computes them: float32, whole numbers within the type's limits."""
+    limits = np.iinfo(zero_point.dtype)
+    levels: npt.NDArray[np.float32] = np.clip(
+        np.rint(values / scale) + zero_point.astype(np.float32), limits.min, limits.max
+    )
+    return levels

@@ -1,0 +1,53 @@
+"""The classifier, found by structure: the layers after which no other layer comes before the network's output.
+
+Networks end in many ways: one Gemm, a MatMul with an addition, a 1x1 convolution before or after the pooling, two heads
+whose scores are added, a Softmax behind any of them. What they share is that nothing with weights follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+from pipeline.quant.graphs import WEIGHTED, constants
+
+# Their result tells a shape, not values: who reads it does not read the tensor.
+SHAPE_READERS = frozenset({"Shape", "Size"})
+
+
+def find_classifier(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the layers that make the scores, in graph order: none where the network ends without weights of its own.
+
+    A layer counts when the output hears of it, and nothing after it has weights or multiplies activations.
+    """
+    known = constants(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    waiting = [value.name for value in model.graph.output]
+    seen: set[str] = set()
+    found: list[str] = []
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or node.output[0] in seen or node.op_type in SHAPE_READERS:
+            continue
+        seen.add(node.output[0])
+        if node.op_type not in WEIGHTED:
+            waiting.extend(name for name in node.input if name not in known)
+        elif node.input[1] in known or node.input[0] in known:
+            found.append(node.output[0])
+    layers = [node for node in model.graph.node if node.output[0] in found]
+    return [node for node in layers if not _leads_to_layers(model, node)]
+
+
+def _leads_to_layers(model: onnx.ModelProto, layer: onnx.NodeProto) -> bool:
+    following = tail_tensors(model, [layer])
+    return any(node.op_type in WEIGHTED and following.intersection(node.input) for node in model.graph.node)
+
+
+def tail_tensors(model: onnx.ModelProto, layers: Iterable[onnx.NodeProto]) -> set[str]:
+    """Return what some layers make and what is made of it, up to the network's output."""
+    reached = {name for node in layers for name in node.output}
+    for node in model.graph.node:
+        if node.op_type not in SHAPE_READERS and reached.intersection(node.input):
+            reached.update(node.output)
+    return reached

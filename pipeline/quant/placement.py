@@ -1,0 +1,145 @@
+"""Where quantizers stand: which tensors to observe, whose range each takes, and what stays in float32.
+
+The placement is ONNX Runtime's: everything between the input and the classifier is quantized on both sides, residual
+additions and pooling included, since it fuses nothing less. The classifier's own output stays float32: eight bits would
+tie the best answers.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from pipeline.quant import pixels
+from pipeline.quant.classifier import SHAPE_READERS, find_classifier, tail_tensors
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, readers_of, work_of_layers
+
+# Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
+SAME_SCALE = frozenset(
+    {"MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+)
+# Of them those that change no value: cutting values off before them is the same as after them.
+_MOVES = SAME_SCALE - {"AveragePool"}
+ACTIVATIONS = frozenset({"Relu", "Clip"})
+NORM = "BatchNormalization"
+QUANTIZED_OPS = (
+    *("Conv", NORM, "Relu", "Clip", "Add", "Mul", "Concat", "Pad", "GlobalAveragePool", "ReduceMean"),
+    *MATRIX,
+    *sorted(SAME_SCALE - {"Identity"}),
+)
+# A convolution over a whole map may be the classifier, with the pooling after it. Beyond this share of the network's
+# work it stays in int8: float32 would cost more time than its scores gain.
+_FLOAT_SHARE = 0.05
+
+
+def range_sources(model: onnx.ModelProto) -> dict[str, str]:
+    """Return for each float32 activation the activation whose values set its range.
+
+    What only a ReLU or a Clip reads takes that one's range: what the quantizer cuts off beyond it would be cut off
+    next. An operator that only moves values takes its input's. All others are their own source, also those that a float
+    operator (Sigmoid, LayerNormalization, ...) makes for a quantized one to read. The classifier's output and what
+    follows it are left out: they stay float32.
+    """
+    graph = model.graph
+    readers = readers_of(graph)
+    known = {tensor.name for tensor in graph.initializer}
+    known.update(node.output[0] for node in graph.node if node.op_type == "Constant")
+    outputs = {value.name for value in graph.output}
+    border = pixels.border_nodes(model)
+    read = {name for node in graph.node if node.name not in border for name in node.input}
+    sources = {value.name: value.name for value in graph.input if value.name in read - known}
+    scores = tail_tensors(model, (node for node in find_classifier(model) if node.op_type in MATRIX))
+    float_or_constant = outputs | known | not_float32(graph) | scores | {""}
+    for node in graph.node:
+        makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
+        if node.name in border or node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in MATRIX):
+            continue
+        if node.op_type not in ACTIVATIONS:  # which take what they get
+            sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
+        if makes_float:
+            continue
+        inherits = node.op_type in SAME_SCALE and node.input[0] in sources
+        sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
+    # From the end, so that of a chain of activations everything takes the range of the last.
+    for node in reversed(graph.node):
+        passes = node.op_type in ACTIVATIONS | _MOVES and {node.input[0], node.output[0]} <= sources.keys()
+        if passes and len(readers[node.input[0]]) == 1 and node.input[0] not in outputs:
+            sources[node.input[0]] = sources[node.output[0]]
+    return sources
+
+
+def observed_tensors(model: onnx.ModelProto) -> list[str]:
+    """Return the activations that calibration has to observe, in graph order, the model's input first."""
+    sources = range_sources(model)
+    return [name for name in sources if name in set(sources.values())]
+
+
+def layer_inputs(model: onnx.ModelProto) -> list[str]:
+    """Return the activations that convolutions and Gemms read, each once, in graph order; channels are their axis 1."""
+    known = constants(model)
+    other = not_float32(model.graph)
+    read = dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm"))
+    return [name for name in read if name not in known and name not in other]
+
+
+def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the observed activations that stay in float32 with the classifier; none where that would cost too much.
+
+    Those that only the classifier reads, and what a convolution as classifier makes. Left in float32 (with the
+    classifier, some thousandth of a ResNet's work) they lose nothing next to the answers.
+    """
+    sources = range_sources(model)
+    work = work_of_layers(model)
+    affordable = _FLOAT_SHARE * sum(work.values())
+    layers = find_classifier(model)
+    names = {node.name for node in layers}
+    found: set[str] = set()
+    for layer in layers:
+        source = _float32_source(model, layer.input[0], sources)
+        alone = source is not None and _is_read_by(model, source, sources, names)
+        # What a layer makes in float it computes in float, in ONNX Runtime; a matrix product has a float output anyway.
+        in_float = _makers(model, source, sources) if source is not None and alone else set()
+        is_matrix = layer.op_type in MATRIX
+        if (
+            sum(work[name] for name in in_float if name not in names) + (0 if is_matrix else work[layer.name])
+            > affordable
+        ):
+            continue
+        if source is not None and alone:
+            found.add(source)
+        if alone or is_matrix:
+            found.update(sources[name] for name in tail_tensors(model, [layer]) if name in sources)
+    return frozenset(found)
+
+
+def _makers(model: onnx.ModelProto, source: str, sources: dict[str, str]) -> set[str]:
+    """Return the layers that make the values of a source, activations and moves between them left aside."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    waiting = [name for name, each in sources.items() if each == source]
+    found: set[str] = set()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type in WEIGHTED:
+            found.add(node.name)
+        elif node is not None and node.op_type in ACTIVATIONS | SAME_SCALE:
+            waiting.append(node.input[0])
+    return found
+
+
+def _float32_source(model: onnx.ModelProto, name: str, sources: dict[str, str]) -> str | None:
+    """Return the source of what a layer reads, before any conversion to float64."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    while name not in sources and name in makers and makers[name].op_type in _MOVES | {"Cast"}:
+        name = makers[name].input[0]
+    return sources.get(name)
+
+
+def _is_read_by(model: onnx.ModelProto, source: str, sources: dict[str, str], layers: set[str]) -> bool:
+    """Tell whether the values of a source end in some layers and nowhere else; their shape may be read by others."""
+    shared = {name for name, each in sources.items() if each == source}
+    for node in model.graph.node:
+        if not shared.intersection(node.input) or node.name in layers or node.op_type in SHAPE_READERS:
+            continue
+        if node.op_type not in SAME_SCALE | ACTIVATIONS | {"Cast"}:
+            return False
+        shared.update(node.output)
+    return True

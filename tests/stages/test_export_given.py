@@ -1,0 +1,125 @@
+"""What the export stage writes of how the float32 model answers beside what it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from pipeline import build
+from pipeline.config.build_file import BuildConfig
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import onnx_classifier
+from pipeline.stages import calibset, export
+from pipeline.stages.artefact_names import GIVEN, MODEL
+
+MakeConfig = Callable[..., BuildConfig]
+KEYS = {"source", "images", "same_answers", "sqnr_db", "largest_difference", "largest_output", "verdict", "cause"}
+
+
+def run(cfg: BuildConfig, out: Path, *, images: bool = True) -> Path:
+    folders: dict[str, Path] = {}
+    for name, stage in (("calibset", calibset.run), ("export", export.run)):
+        if name == "export" or images:
+            (out / name).mkdir(parents=True)
+            stage(cfg, folders, out / name)
+            folders[name] = out / name
+    return folders["export"]
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_run_compares_a_file_with_its_model(make_config: MakeConfig, tmp_path: Path, images: bool) -> None:
+    folder = run(make_config("backend.dtype=fp32"), tmp_path / "stages", images=images)
+    given = json.loads((folder / GIVEN).read_text(encoding="utf-8"))
+    assert set(given) == KEYS
+    assert (given["source"], given["images"], given["same_answers"]) == ("file", 16, 16)
+    assert (given["verdict"], given["cause"]) == ("good", None)
+    assert given["largest_difference"] < 1e-5 * given["largest_output"]
+
+
+def test_run_compares_a_network_with_its_model(make_config: MakeConfig, tmp_path: Path) -> None:
+    cfg = make_config("frontend.type=torchvision", "frontend.model=resnet18", "frontend.checkpoint=null")
+    given = json.loads((run(cfg, tmp_path / "stages") / GIVEN).read_text(encoding="utf-8"))
+    assert set(given) == KEYS
+    assert (given["source"], given["images"], given["verdict"]) == ("torch", 16, "good")
+
+
+def with_more_classes(source: Path, target: Path) -> None:
+    """Give the classifier one more class before the others, of a bias that always wins."""
+    model = onnx.load(source)
+    graph = model.graph
+    gemm = next(node for node in graph.node if node.op_type == "Gemm")
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for name, first in ((gemm.input[1], np.zeros((1, 16), np.float32)), (gemm.input[2], np.array([99], np.float32))):
+        kept = next(tensor for tensor in graph.initializer if tensor.name == name)
+        kept.CopyFrom(numpy_helper.from_array(np.concatenate([first, arrays[name]]), name))
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    graph.node.append(helper.make_node("Softmax", [gemm.output[0]], ["scores"], name="softmax", axis=1))
+    graph.output[0].name = "scores"
+    onnx.save(model, target)
+
+
+def test_run_cuts_a_background_class_off_when_told_to(
+    make_config: MakeConfig, tmp_path: Path, tiny_onnx: Path, batch_nchw: np.ndarray
+) -> None:
+    path = tmp_path / "background.onnx"
+    with_more_classes(tiny_onnx, path)
+    with pytest.raises(DataError) as caught:
+        run(make_config(f"frontend.checkpoint={path}"), tmp_path / "refused")
+    assert str(caught.value) == (
+        f"{path}: has 5 classes, but the data set has 4; where one of them is a background class that no image shows "
+        "(the first, in TensorFlow's networks), cut it off with --set frontend.background=first (or last)"
+    )
+    folder = run(make_config(f"frontend.checkpoint={path}", "frontend.background=first"), tmp_path / "stages")
+    assert json.loads((folder / GIVEN).read_text(encoding="utf-8"))["verdict"] == "good"
+    logits = onnx_classifier.run(onnx.load(tiny_onnx), batch_nchw)
+    scores = onnx_classifier.run(onnx.load(folder / MODEL), batch_nchw)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(scores, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_run_takes_the_output_that_is_named(make_config: MakeConfig, tmp_path: Path, tiny_onnx: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    features = next(node for node in model.graph.node if node.op_type == "Gemm").input[0]
+    model.graph.output.append(helper.make_tensor_value_info(features, onnx.TensorProto.FLOAT, ["N", 16]))
+    path = tmp_path / "two.onnx"
+    onnx.save(model, path)
+    with pytest.raises(DataError, match=r"2 outputs .* --set frontend.output=output"):
+        run(make_config(f"frontend.checkpoint={path}"), tmp_path / "refused")
+    folder = run(make_config(f"frontend.checkpoint={path}", "frontend.output=output"), tmp_path / "stages")
+    assert [value.name for value in onnx.load(folder / MODEL).graph.output] == ["output"]
+
+
+def test_identity_changes_with_output_and_background(make_config: MakeConfig) -> None:
+    base = export.identity(make_config())
+    assert export.identity(make_config("frontend.output=output")) != base
+    assert export.identity(make_config("frontend.background=last")) != base
+
+
+@pytest.mark.parametrize("key", ["output=x", "background=first"])
+def test_check_refuses_what_only_onnx_files_have(make_config: MakeConfig, key: str) -> None:
+    cfg = make_config("frontend.type=timm", "frontend.model=resnet18", "frontend.checkpoint=null", f"frontend.{key}")
+    with pytest.raises(
+        ConfigError, match=f"^frontend.{key.partition('=')[0]}: is for ONNX files; a frontend of type timm"
+    ):
+        export.check(cfg.frontend)
+
+
+def test_plan_refuses_an_opset_that_no_runtime_has_before_any_work(
+    make_config: MakeConfig, tmp_path: Path, tiny_onnx: Path
+) -> None:
+    model = onnx.load(tiny_onnx)
+    model.opset_import[0].version = onnx.defs.onnx_opset_version() + 1
+    path = tmp_path / "later.onnx"
+    onnx.save(model, path)
+    with pytest.raises(DataError, match="the latest known here is"):
+        build.plan(make_config(f"frontend.checkpoint={path}"))
+
+
+def test_load_takes_the_shape_of_channels_last(make_config: MakeConfig) -> None:
+    assert make_config("frontend.shape={x: [1, 32, 32, 3]}").frontend.shape == (1, 3, 32, 32)

@@ -1,0 +1,152 @@
+"""What messages advise: every flag that one names is a flag of the command whose user reads it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import make_parser
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pipeline"
+_FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+# `--num of calibset`, `--weights of build and init`, `--num_classes 7 of export`: of these commands alone.
+_OF = re.compile(r"(--[a-z][\w-]*)(?: \S+)? of ((?:\w+)(?:(?:, | and )\w+)*)")
+
+# Whose users read the messages of a module; the longest name counts. A flag must be one of every command here, unless
+# the message itself says of which it is.
+READERS: dict[str, tuple[str, ...]] = {
+    "": (),  # what follows names them all: a new module needs a row, or names no flag
+    "analyze": ("analyze",),
+    "bench": ("bench",),
+    "cli": ("",),
+    "cluster": ("bench", "image2npz", "predict"),
+    "completion": ("build", "config show"),
+    "config": ("build",),
+    "data.imagenet": ("build", "init", "calibset", "image2npz"),
+    "data.labels": ("eval",),
+    "doctor": ("doctor",),
+    "evaluate": ("eval",),
+    "export_model": ("export",),
+    "formats": ("package",),
+    "models.checkpoints": ("build", "init", "export"),
+    "models.file_kinds": ("build", "init", "export"),
+    "models.onnx_classifier": ("build",),
+    "models.state_dicts": ("build", "init", "export"),
+    "new_build_file": ("init",),
+    "package": ("bench", "eval", "predict", "serve", "analyze", "package"),
+    "predict": ("predict",),
+    "reports": ("build", "bench", "eval"),
+    "results": ("bench", "eval"),
+    "runtimes": ("bench", "predict", "serve", "analyze"),
+    "serve": ("serve",),
+    "stages": ("build",),
+    "stages.calibset": ("build", "calibset"),
+    "stages.image2npz": ("build", "image2npz"),
+    "sweep": ("bench",),
+    "commands.analyze": ("analyze",),
+    "commands.common": ("analyze", "bench", "eval", "build"),
+    "commands.config": ("config show",),
+    "commands.formats": ("package",),
+    "commands.packages": ("build", "bench", "eval"),
+    "commands.predict": ("predict",),
+    "commands.serve": ("serve",),
+    "commands.tools": ("export", "calibset", "image2npz", "check", "models", "doctor", "init"),
+}
+# Modules whose functions are each of one of these commands: there a flag must be one of any of them.
+SHARED = frozenset({"results", "commands.common", "commands.packages", "commands.tools", "package", "cluster"})
+OTHER_PROGRAMS = frozenset({"--head", "--port"})  # of `ray start`, in the advice of `cluster`
+
+
+def flags_of(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield each command with its flags."""
+    yield name, frozenset(flag for action in parser._actions for flag in action.option_strings)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below, sub in action.choices.items():
+                yield from flags_of(sub, f"{name} {below}".strip())
+
+
+FLAGS = dict(flags_of(make_parser()))
+
+
+def literals(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a file that are no docstrings, each f-string as one, with `{}` for what is put in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parts: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                parts.add(first.value)
+        if isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
+            texts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            yield node.lineno, "".join(map(str, texts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+            yield node.lineno, node.value
+
+
+def readers_of(module: str) -> str:
+    """Return the row of READERS for a module."""
+    names = module.split(".")
+    return next(row for end in range(len(names), -1, -1) if (row := ".".join(names[:end])) in READERS)
+
+
+def wrong_flags(text: str, module: str) -> list[str]:
+    """Return the flags in a message that its readers' command does not have."""
+    wrong = []
+    said: set[str] = set()
+    for flag, commands in _OF.findall(text):
+        named = re.split(r", | and ", commands)
+        if all(name in FLAGS for name in named):
+            said.add(flag)
+            wrong += [f"{flag} of {name}" for name in named if flag not in FLAGS[name]]
+    for found in _FLAG.finditer(text):  # `bench --sweep`, `build with --target avx2`: a command line to type
+        before = re.findall(r"\w+", text[: found.start()])[-2:]
+        said |= {found[0] for command in before if found[0] in FLAGS.get(command, ())}
+    row = readers_of(module)
+    for flag in set(_FLAG.findall(text)) - said - OTHER_PROGRAMS:
+        having = [flag in FLAGS[command] for command in READERS[row]]
+        if not having or not (any(having) if row in SHARED else all(having)):
+            wrong.append(flag)
+    return wrong
+
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "_data" not in path.parts
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_flag_in_a_message_is_one_of_its_readers_command(module: str) -> None:
+    found = [
+        f"{MODULES[module].name}:{line}: {wrong} in {text!r}"
+        for line, text in literals(MODULES[module])
+        if " " in text and (wrong := wrong_flags(text, module))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "wrong"),
+    [
+        ("give fewer (--num)", "stages.calibset", ["--num"]),
+        ("give fewer (--num of calibset)", "stages.calibset", []),
+        ("give fewer (--num of build)", "stages.calibset", ["--num of build"]),
+        ("measure it by bench --reference", "stages.calibset", []),
+        ("measure it by bench --weights", "stages.calibset", ["--weights"]),
+        ("give --weights FILE", "stages.export", []),
+        ("give --wieghts FILE", "stages.export", ["--wieghts"]),
+        ("give --weights FILE", "console", ["--weights"]),
+    ],
+)
+def test_wrong_flags_finds_what_a_command_does_not_have(text: str, module: str, wrong: list[str]) -> None:
+    assert wrong_flags(text, module) == wrong
