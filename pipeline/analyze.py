@@ -9,13 +9,15 @@ from typing import Any
 
 import onnx
 
-from pipeline import preprocess
+from pipeline import agreement, preprocess, proof
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.errors import DataError
 from pipeline.package import CALIBRATION, THRESHOLDS, Package
 from pipeline.progress import progress_bar
+from pipeline.proof import Figures, Verdict
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
+from pipeline.runtimes.base import installed_runtimes
 from pipeline.sensitivity import Cost, Kind, Sensitivity
 
 IMAGES = 16
@@ -65,6 +67,46 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
         )
         for cost in costs
     ]
+
+
+def split(package: Package, images: int = IMAGES) -> list[str]:
+    """Return a line on what quantization costs, and one a runtime on what its kernels cost on this CPU.
+
+    Raises:
+        DataError: as `analyze`.
+    """
+    model = package.workspace_file("float32_model")
+    if model is None:
+        raise DataError(f"-m {package.prefix}: its float32 model is not here; build it on this machine")
+    spec, scores = package.preprocess(), package.scores
+    listed = read_calibration_list(package.folder / CALIBRATION)
+    chosen = [listed[index] for index in spread(len(listed), images)]
+    float32 = agreement.run_exact(model, agreement.prepare(chosen, spec))
+    batches = agreement.prepare(chosen, spec, raw=package.takes_pixels)
+    exact = agreement.run_exact(package.model, batches)
+    if float32.outputs is None or exact.outputs is None:
+        return [f"exact arithmetic cannot be computed here: it {exact.reason or float32.reason}"]
+    quantized = proof.compare(float32.outputs, exact.outputs, scores)
+    lines = [f"quantization (exact arithmetic beside float32): {quantized}"]
+    for runtime in installed_runtimes():
+        wide = package.has_wide_weights
+        found = agreement.run_in(
+            runtime, package.model, batches, wide_weights=wide, counts=False, exact_seconds=exact.seconds
+        )
+        name = f"kernels of this CPU ({runtime.value} beside exact arithmetic)"
+        if found.outputs is None:
+            lines.append(f"{name}: it {found.reason}")
+            continue
+        beside_float32 = proof.compare(float32.outputs, found.outputs, scores)
+        judged = proof.judge_runtime(beside_float32, quantized, agreement.kernel_cause(runtime, wide_weights=wide))
+        verdict = "" if judged.verdict is Verdict.GOOD else f"; {judged.verdict.value}: {judged.cause}"
+        beside = f"both together {_decibels(beside_float32)}"
+        lines.append(f"{name}: {proof.compare(exact.outputs, found.outputs, scores)}; {beside}{verdict}")
+    return lines
+
+
+def _decibels(figures: Figures) -> str:
+    return f"{figures.sqnr_db:.1f} dB" if figures.sqnr_db is not None else str(figures)
 
 
 def describe(rows: Sequence[Row], count: int) -> list[str]:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from pipeline import hardware, results
+from pipeline.choice import runtime_for
 from pipeline.cluster import Cluster
 from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import read_datalist
@@ -18,10 +19,8 @@ from pipeline.figures import Figures, Recorder
 from pipeline.package import Package, check_fits
 from pipeline.progress import progress_bar
 from pipeline.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime, choose
+from pipeline.runtimes.base import Runtime
 
-_SHORT_LOOK = 1.0  # s, of a measurement that only says whether something is wrong
-_TOO_SMALL = 500.0  # images/s of a core in float32
 _COMPARED_ROUNDS = 3
 
 
@@ -120,29 +119,10 @@ def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Li
     measured, float32 = [], []
     for number in range(1, _COMPARED_ROUNDS + 1):
         measured.append(_measure(plan, limit, f"{package.precision} {number}/{_COMPARED_ROUNDS}"))
-        float32.append(_measure(replace(plan, model=model), limit, f"float32 {number}/{_COMPARED_ROUNDS}"))
+        float32.append(
+            _measure(replace(plan, model=model, wide_weights=False), limit, f"float32 {number}/{_COMPARED_ROUNDS}")
+        )
     return Comparison(package.precision, tuple(measured), tuple(float32))
-
-
-def speedup(package: Package) -> float | None:
-    """Return how many times as fast as its float32 model a package runs here, by a short look.
-
-    One image a request, a request a core, in the runtime that is used by default. None where the float32 model is not
-    here, or so small that requests cost more than computing does.
-    """
-    model = package.workspace_file("float32_model")
-    if model is None:
-        return None
-    load = Load(batch=1, instances=hardware.available_cores())
-    plan = _plan(package, load, package.preprocess())
-
-    def rate(of: Path) -> float:
-        recorder = Recorder()
-        begun = measure(replace(plan, model=of), Limit(duration_s=_SHORT_LOOK), recorder)
-        return recorder.figures(begun, steady=True).throughput
-
-    float32 = rate(model)
-    return None if float32 > _TOO_SMALL * load.instances else rate(package.model) / float32
 
 
 def _measure(plan: Plan, limit: Limit, what: str) -> Figures:
@@ -178,11 +158,12 @@ def run_accuracy(
 def _plan(package: Package, load: Load, spec: PreprocessSpec) -> Plan:
     return Plan(
         model=package.model,
-        runtime=choose(load.runtime),
+        runtime=runtime_for(package, load.runtime),
         spec=spec,
         batch=load.batch,
         instances=load.instances,
         processes=load.processes,
+        wide_weights=package.has_wide_weights,
     )
 
 
@@ -201,7 +182,7 @@ def report(
         "sample": package.uses_sample,
         "machine": hardware.describe(),
         "cluster": str(cluster) if cluster else None,
-        "load": {**asdict(load), "runtime": choose(load.runtime).value},
+        "load": {**asdict(load), "runtime": runtime_for(package, load.runtime).value},
         "performance": asdict(performance) if performance else None,
         "comparison": comparison.as_dict() if comparison else None,
         "accuracy_run": asdict(accuracy) if accuracy else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import console
+from pipeline import console, proof
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
 from pipeline.errors import ArtefactError, DataError
@@ -26,10 +26,12 @@ from pipeline.stages import (
     image2npz,
     package,
     pixels,
+    prove,
     quantize,
     rounding,
     sample,
     thresholds,
+    trial,
     tune,
 )
 from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
@@ -70,6 +72,10 @@ def _tunes(cfg: BuildConfig) -> bool:
     return _is_int8(cfg) and cfg.accuracy is not None
 
 
+def _is_tried(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and trial.seconds() > 0
+
+
 def _is_float(cfg: BuildConfig) -> bool:
     return not _is_int8(cfg)
 
@@ -85,7 +91,11 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
 
 _GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
 _QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
-_PACKED = ("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "image2npz")
+_PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
+_PACKED = (
+    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "trial"),
+    "image2npz",
+)
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
@@ -99,8 +109,10 @@ STAGES = (
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True, version=2),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=5),
     Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
+    Stage("prove", _PROVEN, prove.identity, prove.run),
+    Stage("trial", ("export", "quantize", "prove"), trial.identity, trial.run, _is_tried),
     Stage("image2npz", ("sample", "calibset"), image2npz.identity, image2npz.run, _has_evaluation, keep_partial=True),
-    Stage("package", _PACKED, package.identity, package.run),
+    Stage("package", _PACKED, package.identity, package.run, version=2),
 )
 
 
@@ -123,6 +135,7 @@ def check(cfg: BuildConfig) -> None:
     """
     cfg.check_inputs()
     export.check(cfg.frontend)
+    trial.seconds()
 
 
 def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
@@ -261,7 +274,8 @@ def _figures(folder: Path) -> str:
     if not path.is_file():
         return ""
     figures = json.loads(path.read_text(encoding="utf-8"))
-    return ", " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in figures.items() if name != "seconds")
+    shown = {key: value for key, value in figures.items() if key != "seconds" and not isinstance(value, dict | None)}
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
 def _content(folder: Path) -> dict[str, str]:
@@ -284,6 +298,7 @@ def summary(built: Built) -> list[str]:
         *_tuned(report.get("accuracy")),
         f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
         f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
+        *proof.describe(report["proof"]),
         f"package {built.prefix}   ({built.seconds:.1f} s)",
     ]
 

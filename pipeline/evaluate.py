@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import results
+from pipeline import proof, results
 from pipeline.accuracy import Accuracy, Divergence, drop_interval, mcnemar_p
 from pipeline.artefacts import file_digest, fingerprint
 from pipeline.config.documents import find_file
@@ -32,7 +32,7 @@ from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.models.scores import Scores
-from pipeline.package import Package, open_package
+from pipeline.package import REPORT, Package, open_package
 from pipeline.runner import Plan, Sample
 from pipeline.runtimes.base import Runtime, choose
 
@@ -88,6 +88,7 @@ class Evaluation:
     top5: Accuracy
     reference: Comparison | None
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]  # reasons not to trust the answers, with their likely cause and what to do
     package: Package | None  # that made the results, if it is still there
     classes: tuple[ClassInfo, ...]
 
@@ -224,9 +225,26 @@ def evaluate(request: Request) -> Evaluation:
         top5=Accuracy(int((ranks == truth[:, None]).any(axis=1).sum()), len(truth)),
         reference=comparison,
         notes=tuple(notes),
+        doubts=tuple(_doubts(package, run.facts, comparison)),
         package=package,
         classes=classes,
     )
+
+
+def _doubts(package: Package | None, facts: Mapping[str, Any], comparison: Comparison | None) -> Iterator[str]:
+    """Yield what the package's proof says against these answers, or they against it."""
+    if package is None:
+        return
+    proven = package.report().get("proof") if (package.folder / REPORT).is_file() else None
+    if proven is not None:
+        yield from (f"{verdict}: {sentence}" for verdict, sentence in proof.warnings({**proven, "runtimes": {}}))
+    known = [runtime for runtime in Runtime if runtime.value == facts.get("runtime") and runtime is not Runtime.AUTO]
+    misfits = [misfit for runtime in known if (misfit := package.misfit(runtime))]
+    yield from misfits
+    if proven is not None and comparison is not None and "sqnr_db" in proven["exact"]:
+        lower = proof.judge_evaluation(comparison.divergence.sqnr_db, proven["exact"]["sqnr_db"])
+        if lower:
+            yield lower
 
 
 def _package_of(facts: Mapping[str, Any]) -> Package | None:
@@ -313,7 +331,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "run": dict(evaluation.facts),
         evaluation.precision: {"top1": evaluation.top1.as_dict(), "top5": evaluation.top5.as_dict()},
         "float32": None,
-        "notes": list(evaluation.notes),
+        "notes": [*evaluation.notes, *evaluation.doubts],
     }
     if reference is not None:
         outcome["float32"] = {"top1": reference.top1.as_dict(), "top5": reference.top5.as_dict()}
@@ -358,4 +376,4 @@ def describe(evaluation: Evaluation) -> list[str]:
             lines.append(
                 "         of sigmoids: the sum of the divergences of the labels, and the SQNR of their own logits"
             )
-    return [*lines, *evaluation.notes]
+    return [*lines, *evaluation.notes, *(f"note: {doubt}" for doubt in evaluation.doubts)]

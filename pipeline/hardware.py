@@ -19,6 +19,21 @@ _INT8_FLAGS = {
     "asimddp": "dot product",
     "i8mm": "int8 matrix multiply",
 }
+# Holds the product to fewer instruction sets, by oneDNN's names: OpenVINO then uses no others, and ONNX Runtime, which
+# asks the CPU itself, is treated as on a CPU that has no others.
+MAX_ISA = "INT8_PIPELINE_MAX_ISA"
+_ONEDNN_MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_AVX512 = frozenset({"avx2", "avx512f"})
+_CAPS = {  # what each value leaves; other values leave everything
+    **dict.fromkeys(("SSE41", "AVX"), frozenset[str]()),
+    "AVX2": frozenset({"avx2"}),
+    **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({"avx2", "avx_vnni"})),
+    "AVX512_CORE": _AVX512,
+    **dict.fromkeys(
+        ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"),
+        _AVX512 | {"avx_vnni", "avx512_vnni"},
+    ),
+}
 
 
 def available_cores() -> int:
@@ -57,24 +72,51 @@ def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
-def instruction_sets() -> list[str]:
-    """Return the instruction sets that matter to int8, slowest first, e.g. ["AVX2", "AVX-512", "AVX-512 VNNI"]."""
+def instruction_sets(runtime: str | None = None) -> list[str]:
+    """Return the instruction sets that matter to int8, slowest first, e.g. ["AVX2", "AVX-512", "AVX-512 VNNI"].
+
+    Those of the CPU, as far as `INT8_PIPELINE_MAX_ISA` lets them count: in emulators and some virtual machines
+    /proc/cpuinfo names more than programs may use. Runtimes differ in what else they obey.
+
+    Args:
+        runtime: openvino, which uses no more than oneDNN's variable allows either; any other, or None, which has no
+            such variable.
+    """
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
+    for variable in (MAX_ISA, *(_ONEDNN_MAX_ISA if runtime == "openvino" else ())):
+        flags &= _CAPS.get(os.environ.get(variable, "").upper(), flags)
     return [name for flag, name in _INT8_FLAGS.items() if flag in flags]
+
+
+def isa_cap(runtime: str | None = None) -> str:
+    """Return the value of the variable that holds a runtime to fewer instruction sets; "" where none does.
+
+    Args:
+        runtime: as of `instruction_sets`.
+    """
+    variables = (*(_ONEDNN_MAX_ISA if runtime == "openvino" else ()), MAX_ISA)
+    return next((os.environ[name] for name in variables if os.environ.get(name)), "")
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def is_arm() -> bool:
     return platform.machine().lower() in ("aarch64", "arm64")
 
 
-def saturates() -> bool:
+def saturates(runtime: str | None = None) -> bool:
     """Tell whether int8 kernels of this CPU sum products by two in 16 bits: an x86 CPU without VNNI and AMX.
+
+    Args:
+        runtime: as of `instruction_sets`.
 
     Sources: oneDNN's "Nuances of int8 computations"; ONNX Runtime's "Quantize ONNX models", on reduce_range.
     """
     exact = {_INT8_FLAGS[flag] for flag in ("avx_vnni", "avx512_vnni", "amx_int8")}
-    return platform.machine().lower() in ("x86_64", "amd64") and not exact.intersection(instruction_sets())
+    return is_x86() and not exact.intersection(instruction_sets(runtime))
 
 
 def reset_peak_memory() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import hardware
+from pipeline.choice import runtime_for
 from pipeline.package import Package
-from pipeline.runtimes.base import Runtime, choose
+from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.profile import LayerTime, Work, profile
 
 RUNS = 20
@@ -27,7 +28,8 @@ def measure(package: Package, runtime: Runtime, batch: int, runs: int = RUNS) ->
     """
     dtype = np.uint8 if package.takes_pixels else np.float32
     images = np.zeros((batch, *package.input_chw), dtype)
-    return profile(choose(runtime), package.model, images, threads=hardware.available_cores(), runs=runs)
+    chosen, wide = runtime_for(package, runtime), package.has_wide_weights
+    return profile(chosen, package.model, images, threads=hardware.available_cores(), runs=runs, wide_weights=wide)
 
 
 def describe(times: Sequence[LayerTime], count: int) -> list[str]:

@@ -13,8 +13,9 @@ from pipeline import artefacts
 from pipeline.config.vdsp import PreprocessSpec, load_vdsp, same_normalisation
 from pipeline.data.labels import ClassInfo, read_classes
 from pipeline.errors import ArtefactError, DataError
-from pipeline.hardware import saturates
+from pipeline.hardware import instruction_sets, saturates
 from pipeline.models.scores import Scores, find_scores
+from pipeline.runtimes.base import Runtime, version_of
 
 PREPROCESS = "preprocess.json"  # a vdsp_params file
 CLASSES = "classes.tsv"  # a line a class, in index order: id, name
@@ -22,6 +23,7 @@ BUILD_FILE = "build.json"  # the whole build file, resolved
 REPORT = "report.json"  # what each stage measured
 CALIBRATION = "calibration.txt"  # the images it was calibrated and checked on; float packages may have none
 THRESHOLDS = "thresholds.json"  # the range of every quantized activation, of int8 packages
+SPEED = "figures.json"  # what the build measured of its speed, and on which machine; differs from build to build
 FACTS = "package.json"  # name, dtype, input, versions, ...
 
 DEFAULT_WORKSPACE = Path("deploy_weights")
@@ -88,14 +90,62 @@ class Package:
         """Whether weights and images are the embedded sample's."""
         return bool(self.facts["sample"])
 
-    def misfit(self) -> str | None:
-        """Return what is wrong with running this package on this CPU, if anything is."""
-        if self.precision != "int8" or self.facts.get("target", "vnni") != "vnni" or not saturates():
+    @property
+    def has_wide_weights(self) -> bool:
+        """Whether sums of its int8 products need 32 bits, as those of earlier builds may: packages now do not."""
+        return self.precision == "int8" and self.facts.get("target", "vnni") == "vnni"
+
+    def proven_in(self, runtime: Runtime) -> dict[str, Any] | None:
+        """Return version, instruction sets, verdict and cause of the proof of a runtime; None where there was none.
+
+        Earlier builds kept neither verdict nor cause: they ended where a runtime failed.
+        """
+        if "proven" in self.facts:
+            found: dict[str, Any] | None = self.facts["proven"].get(runtime.value)
+            return found
+        if "checked_on" not in self.facts:
+            return None
+        version = self.facts.get("versions", {}).get(runtime.value)
+        return {"version": version, "instruction_sets": self.facts["checked_on"], "verdict": "good", "cause": ""}
+
+    def misfit(self, runtime: Runtime) -> str | None:
+        """Return a line on what is doubtful about running this package in a runtime on this CPU; None: nothing."""
+        if self.has_wide_weights and saturates(runtime.value):
+            if runtime is Runtime.ONNXRUNTIME:
+                return (
+                    f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: "
+                    "ONNX Runtime takes exact kernels, which are slower; packages built now are exact everywhere"
+                )
+            return (
+                f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: "
+                "large sums are cut off, and answers may be wrong; add --runtime onnxruntime, which is exact, or build "
+                "it again: packages that are built now are exact everywhere"
+            )
+        proof = self.proven_in(runtime)
+        if proof is None:
+            known = "proven" in self.facts
+            return (
+                f"{self.prefix} was not proven in {runtime.value}; build it where that is installed" if known else None
+            )
+        if proof["verdict"] == "lost":
+            return f"{self.prefix}: {runtime.value} {proof['cause']} when the package was built; use another --runtime"
+        if proof["verdict"] != "good":
+            return f"{self.prefix}: {proof['verdict']} in {runtime.value} when it was built: {proof['cause']}"
+        here = (version_of(runtime), instruction_sets(runtime.value))
+        if here == (proof["version"], proof["instruction_sets"]):
             return None
         return (
-            f"{self.prefix} has 8-bit weights, and this CPU (no VNNI, no AMX) sums their products in 16 bits: large "
-            "sums are cut off, and answers may be wrong; build it again: packages are exact on every CPU now"
+            f"{self.prefix} was proven with {_setting(runtime, proof['version'], proof['instruction_sets'])}, and here "
+            f"is {_setting(runtime, *here)}: answers may differ; build it here, or compare by bench and eval"
         )
+
+    def speed(self) -> dict[str, Any] | None:
+        """Return what the build measured of its speed; None where it measured nothing."""
+        path = self.folder / SPEED
+        if not path.is_file():
+            return None
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("speed")
+        return found
 
     def preprocess(self) -> PreprocessSpec:
         return load_vdsp(self.folder / PREPROCESS)
@@ -151,6 +201,10 @@ def open_package(prefix: Path | None) -> Package:
     if prefix is not None and prefix.name not in (package.name, folder.name):
         raise ArtefactError(f"-m {prefix}: {folder} holds the model {package.name!r}; give {package.prefix}")
     return package
+
+
+def _setting(runtime: Runtime, version: str | None, sets: list[str]) -> str:
+    return f"{runtime.value} {version or '(version unknown)'} on {', '.join(sets) or 'no int8 instructions'}"
 
 
 def _packages(workspace: Path) -> Iterator[Path]:

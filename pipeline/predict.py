@@ -20,6 +20,7 @@ from PIL import Image
 
 from pipeline import preprocess, sweep
 from pipeline.accuracy import probabilities
+from pipeline.choice import choose_for
 from pipeline.data import npz
 from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.sources import MAX_IMAGE_FILE_BYTES
@@ -27,7 +28,7 @@ from pipeline.data.storage import Location, Url
 from pipeline.errors import DataError
 from pipeline.hardware import available_cores
 from pipeline.package import open_package
-from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
+from pipeline.runtimes.base import Backend, Runtime, open_backend, place
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Url | Image.Image | npt.NDArray[np.uint8]"
 
@@ -68,8 +69,8 @@ class Classifier:
 
         Args:
             model: `folder/name`, or the folder; None: the one built last under deploy_weights/.
-            runtime: auto, openvino or onnxruntime; auto is what `bench --sweep` found best, else OpenVINO, else ONNX
-                Runtime.
+            runtime: auto, openvino or onnxruntime; auto is what `bench --sweep` found best, else what the build did,
+                else OpenVINO on x86 and ONNX Runtime elsewhere.
             batch: images computed at once; 0: what `bench --sweep` found best, else 8.
             cores: of this machine to compute on; None: all that this process may use.
 
@@ -82,7 +83,8 @@ class Classifier:
         wanted = Runtime(runtime)
         self.package = open_package(None if model is None else Path(model))
         swept = sweep.recall_for(self.package, wanted)
-        self.runtime = choose(Runtime(swept.runtime) if swept else wanted)
+        chosen = choose_for(self.package, Runtime(swept.runtime) if swept else wanted)
+        self.runtime, self.notes = chosen.runtime, chosen.notes  # lines on what is doubtful about it here
         self._batch = batch or (swept.batch if swept else sweep.UNSWEPT_BATCH)
         self._cores = cores or available_cores()
         self._spec = self.package.preprocess()
@@ -160,7 +162,8 @@ class Classifier:
     def _backend(self, batch: int, streams: int) -> Backend:
         if (batch, streams) not in self._backends:
             placement = place(streams, self._cores)
-            opened = open_backend(self.runtime, self.package.model, batch=batch, placement=placement)
+            wide = self.package.has_wide_weights
+            opened = open_backend(self.runtime, self.package.model, batch=batch, placement=placement, wide_weights=wide)
             self._backends[batch, streams] = self._opened.enter_context(opened)
         return self._backends[batch, streams]
 

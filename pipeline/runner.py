@@ -45,6 +45,7 @@ class Plan:
     instances: int = 1  # requests in flight (-i)
     processes: int = 1  # worker processes (-p)
     cores: int = 0  # 0: all that this process may use
+    wide_weights: bool = False  # as of `open_backend`
 
     def share(self, worker: int) -> Plan:
         """Return the part of worker number `worker`: its requests in flight and cores, at least one of each."""
@@ -175,7 +176,8 @@ def _run(work: Callable[..., None], tasks: Sequence[tuple[Plan, Any]], on_messag
 @contextlib.contextmanager
 def _open(plan: Plan) -> Iterator[Backend]:
     begun = time.perf_counter()
-    with open_backend(plan.runtime, plan.model, batch=plan.batch, placement=plan.placement()) as backend:
+    placement, wide = plan.placement(), plan.wide_weights
+    with open_backend(plan.runtime, plan.model, batch=plan.batch, placement=placement, wide_weights=wide) as backend:
         opened = time.perf_counter()
         _warm_up(backend, plan.batch)
         warm = time.perf_counter()

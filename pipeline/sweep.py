@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pipeline import hardware
 from pipeline.artefacts import fingerprint, write_json
+from pipeline.choice import fit_runtimes
 from pipeline.errors import DataError
 from pipeline.figures import Recorder
 from pipeline.package import Package
 from pipeline.progress import progress_bar
 from pipeline.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime, choose, installed_runtimes
+from pipeline.runtimes.base import Runtime, choose, installed_runtimes, version_of
 from pipeline.user_cache import cache_folder
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -78,7 +78,7 @@ def sweep(package: Package, runtime: Runtime, max_latency: float | None, seconds
 
     Args:
         package: what to run.
-        runtime: `AUTO` for all that are installed.
+        runtime: `AUTO` for all that are installed and fit for the package.
         max_latency: ms that 95% of the requests must stay under; None: any.
         seconds: of each measurement.
 
@@ -86,13 +86,20 @@ def sweep(package: Package, runtime: Runtime, max_latency: float | None, seconds
         DataError: no setting stays under the latency.
         PipelineError: a runtime fails.
     """
-    runtimes = installed_runtimes() if runtime is Runtime.AUTO else [choose(runtime)]
+    runtimes = fit_runtimes(package) if runtime is Runtime.AUTO else [choose(runtime)]
     spec = package.preprocess()
     count = len(runtimes) * len(BATCHES) * len(_instances())
     with progress_bar(count, "sweep", "setting") as progress:
 
         def one(setting: Setting) -> Point:
-            plan = Plan(package.model, Runtime(setting.runtime), spec, setting.batch, setting.instances)
+            plan = Plan(
+                package.model,
+                Runtime(setting.runtime),
+                spec,
+                setting.batch,
+                setting.instances,
+                wide_weights=package.has_wide_weights,
+            )
             recorder = Recorder()
             begun = measure(plan, Limit(duration_s=seconds), recorder)
             figures = recorder.figures(begun, steady=True)
@@ -222,15 +229,8 @@ def recall_points(package: Package) -> list[Point]:
 
 
 def _path(package: Package) -> Path:
-    machine = [hardware.describe(), {each.value: _version(each.value) for each in installed_runtimes()}]
+    machine = [hardware.describe(), {each.value: version_of(each) for each in installed_runtimes()}]
     return cache_folder() / "sweeps" / f"{package.digest[:16]}-{fingerprint(machine)[:16]}.json"
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # the module of another distribution, as of onnxruntime-gpu
-        return ""
 
 
 def as_dict(package: Package, found: Sweep) -> dict[str, Any]:

@@ -74,6 +74,12 @@ def no_user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path_factory.getbasetemp() / "user_cache"))
 
 
+@pytest.fixture(autouse=True)
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of tests measure no speed, but those that are about it."""
+    monkeypatch.setenv("INT8_PIPELINE_TRIAL_SECONDS", "0")
+
+
 @pytest.fixture(scope="session")
 def image_tree_master(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of class folders, to be read only; `image_tree` is a copy to change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pipeline.build import build
 from pipeline.cli import main
 from pipeline.config.build_file import BuildConfig
+from pipeline.runtimes.base import installed_runtimes
 
 MakeConfig = Callable[..., BuildConfig]
 
@@ -27,7 +29,15 @@ def test_analyze_names_every_quantizer_and_its_share(
     out = tmp_path / "costs.json"
     assert main(["analyze", "-m", str(prefix), "--top", "3", "--images", "5", "--json", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6  # the package, the header, three rows, the rest
+    runtimes = installed_runtimes()
+    assert len(lines) == 7 + len(runtimes)  # package, quantization, kernels, header, three rows, the rest
+    assert re.fullmatch(
+        r"quantization \(exact arithmetic beside float32\): \d+\.\d dB, KL [\d.]+, 5/5 answers", lines[1]
+    )
+    for line, runtime in zip(lines[2:], runtimes, strict=False):
+        assert line.startswith(f"kernels of this CPU ({runtime.value} beside exact arithmetic): ")
+        assert "; both together " in line
+        assert "refused" not in line
     rows = json.loads(out.read_text(encoding="utf-8"))
     assert f"in {len(rows) - 3} others" in lines[-1]
     assert sum(row["noise_percent"] for row in rows) == pytest.approx(100, abs=0.01)

@@ -14,7 +14,7 @@ from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, to_v
 from pipeline.errors import ConfigError, DataError
 from pipeline.package import open_package
 from pipeline.results import read_run
-from pipeline.runner import Limit, Plan
+from pipeline.runner import Limit
 from pipeline.runtimes.base import Runtime
 
 
@@ -154,28 +154,3 @@ def test_run_comparison_says_what_to_do_when_the_float32_model_is_gone(tiny: Tin
     assert str(raised.value) == (
         f"--reference: the float32 model of {tiny.prefix} is not here; build it on this machine"
     )
-
-
-def test_speedup_is_none_where_requests_cost_more_than_computing(tiny: TinyWorkspace) -> None:
-    assert bench.speedup(tiny.package) is None
-    tiny.float32_model.unlink()
-    assert bench.speedup(tiny.package) is None
-
-
-def test_speedup_compares_the_package_with_its_float32_model(
-    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench, "_TOO_SMALL", float("inf"))
-    monkeypatch.setattr(bench, "_SHORT_LOOK", 0.1)
-    measured: list[Path] = []
-    measure = bench.measure
-
-    def record(plan: Plan, *rest: object) -> float:
-        measured.append(plan.model)
-        return measure(plan, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(bench, "measure", record)
-    ratio = bench.speedup(tiny.package)
-    assert ratio is not None
-    assert 0.05 < ratio < 20
-    assert sorted(measured) == sorted([tiny.package.model, tiny.float32_model.resolve()])

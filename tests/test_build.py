@@ -32,7 +32,19 @@ from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, pl
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
 
-ALL = ("calibset", "export", "pixels", "equalize", "calibrate", "thresholds", "round", "quantize", "package")
+ALL = (
+    "calibset",
+    "export",
+    "pixels",
+    "equalize",
+    "arrange",
+    "calibrate",
+    "thresholds",
+    "round",
+    "quantize",
+    "prove",
+    "package",
+)
 PACKAGE = "tiny-int8-percentile-3_32_32-vacc"
 
 
@@ -66,7 +78,8 @@ def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConf
     assert onnx.load(float32).graph.input[0].name == "input"
     last = summary(built)
     assert last[0].startswith("int8 6 of 7 layers, 0.0 MB; answers of float32 on calibration images: ")
-    assert last[1].startswith(f"package {built.prefix}   (")
+    assert last[1].startswith("logit SQNR beside float32: ")
+    assert last[2].startswith(f"package {built.prefix}   (")
 
 
 def test_build_runs_nothing_when_everything_is_up_to_date(make_config: MakeConfig) -> None:
@@ -89,7 +102,7 @@ def test_plan_says_what_a_build_then_does(make_config: MakeConfig, tmp_path: Pat
     assert after == [*(f"[{number}/{len(ALL)}] {name}: up to date" for number, name in enumerate(ALL, 1)), target]
     changed = plan(make_config("backend.quantize.percentile=99"))
     assert [line.split()[1].rstrip(":") for line in changed if line.endswith("runs")] == [
-        *("thresholds", "quantize", "package"),
+        *("thresholds", "quantize", "prove", "package"),
     ]
 
 
@@ -108,7 +121,7 @@ def test_dry_run_prints_a_file_that_builds_the_same(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--dry-run", "--set", "backend.quantize.percentile=99.5"]) == 0
     printed = capsys.readouterr().out
-    assert "# [1/9] calibset: runs" in printed
+    assert "# [1/11] calibset: runs" in printed
     assert not (tmp_path / "workspace").exists()
     (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
     resolved = load_build_file(tmp_path / "printed.yaml")
@@ -135,13 +148,13 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
 @pytest.mark.parametrize(
     ("override", "reruns"),
     [
-        ("backend.quantize.percentile=99.0", ("thresholds", "quantize", "package")),
+        ("backend.quantize.percentile=99.0", ("thresholds", "quantize", "prove", "package")),
         # So few values that 99.9999% of them are all: the same thresholds, hence the same model.
         ("backend.quantize.calibrate_mode=max", ("thresholds", "package")),
-        ("backend.quantize.quantize_per_channel=false", ("round", "quantize", "package")),
-        ("backend.quantize.exclude_layers=[0]", ("quantize", "package")),
-        ("backend.quantize.weight_rounding=nearest", ("quantize", "package")),
-        ("backend.quantize.equalization=false", ("calibrate", "thresholds", "round", "quantize", "package")),
+        ("backend.quantize.quantize_per_channel=false", ("round", "quantize", "prove", "package")),
+        ("backend.quantize.exclude_layers=[0]", ("quantize", "prove", "package")),
+        ("backend.quantize.weight_rounding=nearest", ("quantize", "prove", "package")),
+        ("backend.quantize.equalization=false", ALL[4:]),
         ("backend.quantize.pixel_input=false", ALL[3:]),
         ("graph.extra_ops.type=softmax", ALL[1:]),
         ("dataset.sampler.get_data_num=16", tuple(name for name in ALL if name != "pixels")),
@@ -217,7 +230,7 @@ def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: Ma
     with Image.open(image) as opened:
         rotated = opened.rotate(180)
     rotated.save(image, quality=95)
-    assert build(cfg, quiet).ran[:4] == ("calibset", "export", "equalize", "calibrate")
+    assert build(cfg, quiet).ran[:5] == ("calibset", "export", "equalize", "arrange", "calibrate")
 
 
 def test_build_exports_again_when_the_checkpoint_changes(
@@ -243,16 +256,16 @@ def test_build_refuses_a_collapsed_model_and_leaves_no_package_when_the_percenti
 ) -> None:
     with pytest.raises(DataError) as caught:
         build(make_config("backend.quantize.percentile=50.1"), quiet)
-    runtime = installed_runtimes()[0].value
     agreeing = str(caught.value).partition(" of 20 ")[0].rpartition(" ")[2]
     assert int(agreeing) < 10
     assert str(caught.value) == (
-        f"the int8 model collapsed: in {runtime} it gives the answer of float32 on {agreeing} of 20 calibration "
-        "images; raise backend.quantize.percentile (now 50.1) or set calibrate_mode: max"
+        f"the int8 model collapsed: in exact arithmetic it gives the answer of float32 on {agreeing} of 20 calibration "
+        "images, -1.0 dB; the ranges clip too much of the activations: raise backend.quantize.percentile (now 50.1) or "
+        "set calibrate_mode: max"
     )
     workspace = tmp_path / "workspace"
     assert [path.name for path in workspace.iterdir()] == [".cache"]
-    assert not [path for path in (workspace / ".cache" / "quantize").iterdir() if path.is_dir()]
+    assert not [path for path in (workspace / ".cache" / "prove").iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize("mode", ["kl_divergence", "mse", "max"])
@@ -260,7 +273,7 @@ def test_build_repeats_nothing_before_the_thresholds_when_the_mode_changes(make_
     build(make_config(), quiet)
     other = build(make_config(f"backend.quantize.calibrate_mode={mode}"), quiet)
     # Where the mode gives the same ranges, as percentile and max do on few values, the model is up to date too.
-    assert other.ran in (("thresholds", "quantize", "package"), ("thresholds", "package"))
+    assert other.ran in (("thresholds", "quantize", "prove", "package"), ("thresholds", "package"))
     assert other.prefix.parent.name == f"tiny-int8-{mode}-3_32_32-vacc"
 
 
@@ -280,7 +293,7 @@ def test_build_makes_a_float_package_when_the_precision_is_a_float(
 ) -> None:
     cfg = make_config(f"backend.dtype={dtype}", "graph.extra_ops.type=softmax", "backend.quantize.calibrate_mode=mse")
     built = build(cfg, quiet)
-    assert built.ran == ("calibset", "export", "convert", "package")
+    assert built.ran == ("calibset", "export", "convert", "prove", "package")
     assert built.prefix.parent.name == f"tiny-{dtype}-none-3_32_32-vacc"
     package = open_package(built.prefix)
     assert package.precision == dtype
@@ -296,7 +309,7 @@ def test_build_makes_a_float_package_when_the_precision_is_a_float(
 
 def test_build_needs_no_images_when_the_precision_is_a_float(make_config: MakeConfig) -> None:
     built = build(make_config("backend.dtype=fp16", "dataset.path=null"), quiet)
-    assert built.ran == ("export", "convert", "package")
+    assert built.ran == ("export", "convert", "prove", "package")
     package = open_package(built.prefix)
     assert [known.id for known in package.classes()] == ["0", "1", "2", "3"]
     assert not package.has_images
@@ -306,7 +319,7 @@ def test_build_needs_no_images_when_the_precision_is_a_float(make_config: MakeCo
 def test_build_labels_evaluation_images_when_it_has_no_others(make_config: MakeConfig, image_tree: Path) -> None:
     cfg = make_config("backend.dtype=fp16", "dataset.path=null", f"evaluation.path={image_tree}")
     built = build(cfg, quiet)
-    assert built.ran == ("export", "convert", "image2npz", "package")
+    assert built.ran == ("export", "convert", "prove", "image2npz", "package")
     labels = open_package(built.prefix).workspace_file("val_label")
     assert labels is not None
     assert [line.rpartition(" ")[2] for line in labels.read_text().splitlines()] == [
@@ -319,7 +332,7 @@ def test_build_labels_evaluation_images_when_it_has_no_others(make_config: MakeC
 
 def test_build_covers_no_classes_when_nothing_is_calibrated(make_config: MakeConfig) -> None:
     overrides = ("dataset.sampler.get_data_num=3", "backend.dtype=fp32")
-    assert build(make_config(*overrides), quiet).ran == ("calibset", "export", "convert", "package")
+    assert build(make_config(*overrides), quiet).ran == ("calibset", "export", "convert", "prove", "package")
 
 
 def test_float_package_is_measured_and_scored_by_its_precision(
@@ -377,7 +390,7 @@ def test_build_keeps_finished_stages_when_a_later_one_fails(make_config: MakeCon
     with pytest.raises(ConfigError) as caught:
         build(make_config("backend.quantize.exclude_layers=[7]"), quiet)
     assert str(caught.value) == ("backend.quantize.exclude_layers: the model has no layer 7; numbers go from 0 to 6")
-    assert build(make_config(), quiet).ran == ("quantize", "package")
+    assert build(make_config(), quiet).ran == ("quantize", "prove", "package")
 
 
 def test_build_succeeds_twice_when_two_run_at_once_in_one_workspace(
@@ -400,7 +413,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_a_file(
     (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
     assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
     assert capsys.readouterr().err == (
-        f"error: [1/9] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
+        f"error: [1/11] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
     )
 
 
@@ -411,7 +424,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: [1/9] calibset: /sys/kernel/workspace: ")
+    assert printed.startswith("error: [1/11] calibset: /sys/kernel/workspace: ")
     assert printed.endswith("; mend it and build again\n")
     assert printed.count("\n") == 1
 

@@ -118,7 +118,7 @@ def test_build_keeps_every_pair_of_weights_within_the_bound(make_config: MakeCon
 def test_saturates_tells_cpus_without_int8_sums(
     monkeypatch: pytest.MonkeyPatch, sets: list[str], saturating: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "instruction_sets", lambda: sets)
+    monkeypatch.setattr(hardware, "instruction_sets", lambda runtime: sets)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert hardware.saturates() is saturating
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")

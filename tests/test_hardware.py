@@ -87,3 +87,37 @@ def test_peak_memory_grows_with_what_is_used_and_is_forgotten_on_reset(start_pyt
     assert 190 < held < 230, errors
     assert freed > 190
     assert after_reset < 50
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the names are of x86")
+@pytest.mark.parametrize(
+    ("variable", "value", "openvino", "onnxruntime"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", ["AVX2"], None),
+        ("ONEDNN_MAX_CPU_ISA", "avx512_core", ["AVX2", "AVX-512"], None),
+        ("DNNL_MAX_CPU_ISA", "AVX2_VNNI", ["AVX2", "AVX-VNNI"], None),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI", ["AVX2", "AVX-512", "AVX-VNNI", "AVX-512 VNNI"], None),
+        ("ONEDNN_MAX_CPU_ISA", "ALL", None, None),
+        ("INT8_PIPELINE_MAX_ISA", "AVX2", ["AVX2"], ["AVX2"]),
+    ],
+)
+def test_instruction_sets_are_those_that_a_variable_allows_each_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    openvino: list[str] | None,
+    onnxruntime: list[str] | None,
+) -> None:
+    everything = "avx2 avx512f avx_vnni avx512_vnni amx_int8"
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: {"flags": everything})
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "INT8_PIPELINE_MAX_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    whole = hardware.instruction_sets()
+    assert len(whole) == 5
+    monkeypatch.setenv(variable, value)
+    assert hardware.instruction_sets("openvino") == (openvino or whole)
+    assert hardware.instruction_sets("onnxruntime") == hardware.instruction_sets() == (onnxruntime or whole)
+    assert hardware.isa_cap("openvino") == value
+    assert hardware.isa_cap("onnxruntime") == (value if onnxruntime else "")
+    assert hardware.saturates("openvino") == (openvino in (["AVX2"], ["AVX2", "AVX-512"]))
+    assert hardware.saturates("onnxruntime") == (onnxruntime == ["AVX2"])

@@ -177,6 +177,6 @@ def test_init_says_how_folders_are_sorted_when_they_are_numbers(
     assert main(["init", "pets.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == (
         "class folders are numbers, sorted as text (1, 10, 11, 2, 3), as torchvision does; in numeric order they are "
-        "1, 2, 3, 10, 11: set dataset.class_order: numeric in the build file if the network was trained so, else text; build "
-        "measures which it is"
+        "1, 2, 3, 10, 11: set dataset.class_order: numeric in the build file if the network was trained so, else text; "
+        "build measures which it is"
     )

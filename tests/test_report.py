@@ -146,7 +146,7 @@ def test_page_of_a_build_shows_each_layer_and_activation(
         assert f"{layer.sqnr_db:.1f} dB" in words
     assert package.digest in words
     main(["build", str(tmp_path / "tiny.yaml"), "--report", str(page)])
-    assert page.read_text(encoding="utf-8").count("up to date") == 9
+    assert page.read_text(encoding="utf-8").count("up to date") == 11
 
 
 def test_thresholds_stand_where_they_are_in_the_histogram() -> None:
@@ -219,3 +219,33 @@ def test_browser_shows_flips_and_the_curve(tiny: TinyWorkspace, out: Path, tmp_p
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 1000
     reports_sweep.write(tiny.package, found, tmp_path / "sweep.html")
     assert drawn(screenshot(tmp_path / "sweep.html"), markup._COLOURS["openvino"]) > 100
+
+
+def test_page_and_lines_of_a_build_show_a_verdict_that_is_not_good(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_config()
+    page = tmp_path / "build.html"
+    clipped = ["--set", "backend.quantize.percentile=90"]
+    assert main(["build", str(tmp_path / "tiny.yaml"), *clipped, "--report", str(page)]) == 0
+    advice = "the ranges clip too much of the activations: raise backend.quantize.percentile (now 90) or set"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("suspicious: ")]
+    assert re.search(r"^suspicious: 11\.\d dB, KL 0\.\d+, \d+/20 answers beside float32 in exact arithmetic: ", line)
+    assert advice in line
+    text = page.read_text(encoding="utf-8")
+    Page(text)
+    assert f'<p class="bad">{markup.text(line)}</p>' in text
+    assert text.index('class="bad"') < text.index("<h2>")
+
+
+def test_page_of_a_sound_build_shows_figures_of_every_runtime(make_config: MakeConfig, tmp_path: Path) -> None:
+    make_config()
+    page = tmp_path / "build.html"
+    assert main(["build", str(tmp_path / "tiny.yaml"), "--report", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert 'class="bad"' not in text
+    proven = open_package(tmp_path / "workspace" / "tiny-int8-percentile-3_32_32-vacc").report()["proof"]
+    for name, each in proven["runtimes"].items():
+        figures = each["float32"]
+        assert f"<td>{name}</td><td>good</td><td>20 of 20</td><td>{figures['sqnr_db']:.1f} dB</td>" in text
+        assert f"<td>{each['executed']['int8']} of {each['executed']['weighted']}</td>" in text

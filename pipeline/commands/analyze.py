@@ -22,7 +22,7 @@ def add_analyze(commands: Any) -> None:
     parser.add_argument("--images", type=count, default=None, metavar="N", help="calibration images to measure on (16)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table (20)")
     parser.add_argument("--time", action="store_true", help="measure time in place of accuracy")
-    parser.add_argument("--runtime", choices=RUNTIMES, help="of --time (auto: OpenVINO, else ONNX Runtime)")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="of --time (auto: the one that the build found faster)")
     parser.add_argument("-b", "--batch", type=count, metavar="N", help="of --time: images a request (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
@@ -40,9 +40,10 @@ def _analyze(args: argparse.Namespace) -> None:
     say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
     if args.time:
         from pipeline import layer_times
-        from pipeline.runtimes.base import Runtime, choose
+        from pipeline.choice import runtime_for
+        from pipeline.runtimes.base import Runtime
 
-        runtime = choose(Runtime(args.runtime or "auto"))
+        runtime = runtime_for(package, Runtime(args.runtime or "auto"))
         times = layer_times.measure(package, runtime, args.batch or 1)
         say(
             "\n".join(
@@ -54,5 +55,6 @@ def _analyze(args: argparse.Namespace) -> None:
         from pipeline import analyze
 
         rows = analyze.analyze(package, args.images or analyze.IMAGES)
+        say("\n".join(analyze.split(package, args.images or analyze.IMAGES)))
         say("\n".join(analyze.describe(rows, args.top)))
         print_json(args.json, analyze.as_dict(rows))

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from pipeline.package import Package
 
 
-_WORTH_IT = 1.1  # times as fast as float32; below it, a short look cannot tell the two apart
-
-
 def add_build(commands: Any) -> None:
     parser = add_command(
         commands,
@@ -95,21 +92,25 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _say_speed(prefix: Path) -> None:
-    """Look shortly whether int8 is worth it on this machine."""
-    from pipeline import bench
+    """Say how fast int8 was in the trial, in the runtime that `auto` takes, and why that one."""
+    from pipeline import speed
+    from pipeline.choice import runtime_for
     from pipeline.package import open_package
+    from pipeline.runtimes.base import Runtime
 
     package = open_package(prefix)
-    ratio = bench.speedup(package) if package.precision == "int8" else None
-    if ratio is None:
+    measured = package.speed()
+    if measured is None:
         return
-    if ratio < _WORTH_IT:
-        console.warning(
-            f"warning: int8 runs {ratio:.2f}x as fast as float32 here, so it is not worth it: `doctor` says whether "
-            "this CPU has int8 instructions, `analyze --time` where the time goes"
-        )
+    chosen = runtime_for(package, Runtime.AUTO)
+    slower, line = speed.describe(measured, chosen)
+    if slower:
+        console.warning(f"warning: {line}")
     else:
-        print(f"int8 runs {ratio:.1f}x as fast as float32 here, by a short look (bench --reference measures it)")
+        print(line)
+    beside = speed.describe_choice(measured, chosen)
+    if beside:
+        print(beside)
 
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,9 @@ def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-b", "--batch", type=int, help=f"images a request ({found}, else 1)")
     parser.add_argument("-i", "--instances", type=int, help=f"requests in flight ({found}, else 1)")
     parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes (1)")
-    parser.add_argument("--runtime", choices=RUNTIMES, help=f"auto: OpenVINO, else ONNX Runtime ({found}, else auto)")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, help=f"auto: the one that the build found faster ({found}, else auto)"
+    )
 
 
 def _shape(text: str) -> list[int]:
@@ -176,6 +179,7 @@ def add_bench(commands: Any) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from pipeline import bench
+    from pipeline.choice import choose_for
     from pipeline.package import open_package
     from pipeline.runner import Limit
 
@@ -197,8 +201,7 @@ def _bench(args: argparse.Namespace) -> None:
     bench.check_shape(package, args.shape)
     spec, notes = bench.resolve_preprocess(package, args.vdsp_params)
     load, found = (given, []) if given else _swept_load(package, args.processes)
-    misfit = package.misfit()
-    notes += [*found, *([misfit] if misfit else [])]
+    notes += [*found, *choose_for(package, load.runtime).notes]
     # The documents' long form measures speed, or with --datalist makes results; the short form does both.
     datalist = args.datalist
     if datalist is None and (args.model is None or args.path_output is not None):
@@ -238,18 +241,19 @@ def _load(args: argparse.Namespace) -> Load | None:
         return None
     batch = 1 if args.batch is None else args.batch
     instances = 1 if args.instances is None else args.instances
-    runtime = choose(Runtime(args.runtime or "auto"))
+    runtime = Runtime(args.runtime or "auto")
+    choose(runtime)  # says where it is not installed
     return bench.Load(batch=batch, instances=instances, processes=args.processes, runtime=runtime)
 
 
 def _swept_load(package: Package, processes: int) -> tuple[Load, list[str]]:
     """Return the load that a sweep found best here, or the least there is, and what the user should know of it."""
     from pipeline import bench, sweep
-    from pipeline.runtimes.base import Runtime, choose
+    from pipeline.runtimes.base import Runtime
 
     found = sweep.recall(package)
     if found is None:
-        return bench.Load(processes=processes, runtime=choose(Runtime.AUTO)), []
+        return bench.Load(processes=processes), []
     setting, path = found
     runtime = Runtime(setting.runtime)
     load = bench.Load(batch=setting.batch, instances=setting.instances, processes=processes, runtime=runtime)

@@ -73,9 +73,8 @@ def _predict(args: argparse.Namespace) -> None:
         _writer(args) as write,
         progress_bar(len(paths), "predict", "img", shown=not shows_lines) as progress,
     ):
-        misfit = classifier.package.misfit()
-        if misfit:
-            console.warning(f"note: {misfit}")
+        for note in classifier.notes:
+            console.warning(f"note: {note}")
         if classifier.package.uses_sample:
             console.warning("sample weights, sample images: the answers to photos mean nothing")
         passing = skip if args.skip_bad else None

@@ -58,6 +58,7 @@ def _seconds(text: str) -> float:
 
 def _serve(args: argparse.Namespace) -> None:
     from pipeline import sweep
+    from pipeline.choice import choose_for
     from pipeline.hardware import available_cores
     from pipeline.package import open_package
     from pipeline.runtimes.base import Runtime
@@ -72,8 +73,9 @@ def _serve(args: argparse.Namespace) -> None:
         raise ConfigError(f"--grpc_port {args.grpc_port}: is that of HTTP; give another")
     package = open_package(args.model)
     found = sweep.recall_for(package, Runtime(args.runtime))
+    chosen = choose_for(package, Runtime(found.runtime if found else args.runtime))
     settings = Settings(
-        runtime=Runtime(found.runtime if found else args.runtime),
+        runtime=chosen.runtime,
         batch=args.batch or (found.batch if found else 8),
         instances=args.instances or (found.instances if found else available_cores()),
         host=args.host,
@@ -86,9 +88,8 @@ def _serve(args: argparse.Namespace) -> None:
     )
     if settings.max_queue < settings.batch:
         raise ConfigError(f"--max_queue {args.max_queue}: fewer than the {settings.batch} images of a batch; give more")
-    misfit = package.misfit()
-    if misfit:
-        console.warning(f"note: {misfit}")
+    for note in chosen.notes:
+        console.warning(f"note: {note}")
     if package.uses_sample:
         console.warning("sample weights, sample images: the answers to photos mean nothing")
     serve(package, settings)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import proof
 from pipeline.build import Built
 from pipeline.package import THRESHOLDS, Package, open_package
 from pipeline.quant.observers import ObserverSet
@@ -29,22 +30,20 @@ def _body(built: Built, package: Package) -> Iterator[str]:
     yield f"<h1>{markup.text(package.name)}: {markup.text(package.precision)} package</h1>"
     if package.uses_sample:
         yield markup.note("Sample weights, sample images: the accuracy is that of the sample.")
-    yield markup.built(package)
     report = package.report()
-    yield from _agreement(package, report)
+    for verdict, sentence in proof.warnings(report["proof"]):
+        yield markup.warning(f"{verdict}: {sentence}")
+    yield markup.built(package)
+    yield from _proof(package, report)
     yield from _search(report.get("accuracy"))
     yield from _stages(built)
     yield from _layers(built.stages)
     yield from _activations(built.stages, package)
 
 
-def _agreement(package: Package, report: Mapping[str, Any]) -> Iterator[str]:
+def _proof(package: Package, report: Mapping[str, Any]) -> Iterator[str]:
     images = "calibration images" if package.has_images else "noise"
-    rows = [
-        [runtime, f"{counts['agreeing']} of {counts['images']} {images}"]
-        for runtime, counts in report["agreement"].items()
-    ]
-    yield "<h2>Same answer as float32</h2>" + markup.table(["", ""], rows)
+    yield f"<h2>Beside float32, on {images}</h2>{markup.proof(report['proof'])}"
     yield "<p>A check of the build's own; the accuracy is <code>eval --report</code>'s to say.</p>"
 
 

@@ -34,6 +34,7 @@ def _body(evaluation: Evaluation, title: str) -> Iterator[str]:
     yield f"<h1>{markup.text(title)}: {markup.text(evaluation.precision)} beside float32</h1>"
     if evaluation.facts["sample"]:
         yield markup.note("Sample weights, sample images: the accuracy is that of the sample.")
+    yield from map(markup.warning, evaluation.doubts)
     yield from map(markup.note, evaluation.notes)
     yield from _accuracy(evaluation)
     if evaluation.reference is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import DataError
@@ -26,6 +27,7 @@ th { font-weight: 600; color: #57626d; } td { font-variant-numeric: tabular-nums
 figure img { width: 128px; height: 128px; object-fit: contain; background: #eef1f4; display: block; }
 figure.wide { width: 14rem; overflow-wrap: anywhere; } summary { cursor: pointer; }
 .won { color: #1a7f37; } .lost { color: #b3261e; } .note { background: #fff6d6; padding: .5rem .8rem; }
+.bad { background: #fbe3e1; border-left: .4rem solid #b3261e; padding: .6rem .8rem; font-weight: 600; }
 .mono { font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere; }
 """
 
@@ -52,6 +54,30 @@ def text(content: str) -> str:
 
 def note(content: str) -> str:
     return f'<p class="note">{text(content)}</p>'
+
+
+def warning(content: str) -> str:
+    """Return what must not be overlooked."""
+    return f'<p class="bad">{text(content)}</p>'
+
+
+def proof(proven: Mapping[str, Any]) -> str:
+    """Return the table of a report's `proof`: float32 beside the file in exact arithmetic, and in each runtime."""
+    rows = []
+    for name, each in [("exact arithmetic", proven["exact"]), *proven["runtimes"].items()]:
+        figures = each.get("float32", each)
+        shown = [each["verdict"], "", "", "", ""]
+        if "images" in figures:
+            decibels = "no noise" if figures["sqnr_db"] is None else f"{figures['sqnr_db']:.1f} dB"
+            kl = "-" if figures["kl"] is None else f"{figures['kl']:.5f}"
+            beside = "" if each is figures else "equal" if each["sqnr_db"] is None else f"{each['sqnr_db']:.1f} dB"
+            shown[1:] = [f"{figures['same_answers']} of {figures['images']}", decibels, kl, beside]
+        executed = each.get("executed")
+        layers = f"{executed['int8']} of {executed['weighted']}" if executed else ""
+        made = " ".join([each.get("version", ""), ", ".join(each.get("instruction_sets", []))]).strip()
+        rows.append([name, *shown, layers, made])
+    titles = ["", "verdict", "answers of float32", "logit SQNR", "KL", "beside exact arithmetic"]
+    return table([*titles, "executed in int8", "proven with"], rows)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

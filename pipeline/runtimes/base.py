@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from importlib import metadata
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -24,7 +25,7 @@ Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
-    AUTO = "auto"  # what `default_runtime` returns
+    AUTO = "auto"  # what `default_runtime` returns; for a package, see `pipeline.choice`
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 
@@ -114,6 +115,14 @@ def installed_runtimes() -> list[Runtime]:
     return [runtime for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME) if importlib.util.find_spec(runtime.value)]
 
 
+def version_of(runtime: Runtime) -> str:
+    """Return the version of an installed runtime; "" where it is the module of another distribution."""
+    try:
+        return metadata.version(runtime.value)
+    except metadata.PackageNotFoundError:  # as of onnxruntime-gpu
+        return ""
+
+
 def default_runtime() -> Runtime:
     """Return the installed runtime that computes int8 models in int8 here: OpenVINO, on ARM ONNX Runtime."""
     if importlib.util.find_spec("openvino") is None or (is_arm() and importlib.util.find_spec("onnxruntime")):
@@ -122,7 +131,7 @@ def default_runtime() -> Runtime:
 
 
 def choose(runtime: Runtime) -> Runtime:
-    """Return the runtime that `auto` stands for here; any other as it is.
+    """Return the runtime that `auto` stands for here where no package says more; any other as it is.
 
     Raises:
         BackendError: the runtime asked for is not installed.
@@ -148,8 +157,14 @@ def survives_fork(runtime: Runtime, placement: Placement) -> bool:
 
 
 @contextmanager
-def open_backend(runtime: Runtime, model: Path, *, batch: int, placement: Placement) -> Iterator[Backend]:
+def open_backend(
+    runtime: Runtime, model: Path, *, batch: int, placement: Placement, wide_weights: bool = False
+) -> Iterator[Backend]:
     """Load a model for batches of at most `batch` images; it is freed at the end of the `with`.
+
+    Args:
+        wide_weights: its int8 weights were made for CPUs that sum their products in 32 bits. On others ONNX Runtime
+            then takes its exact kernels, which are slower; OpenVINO has none and cuts large sums off.
 
     Raises:
         BackendError: the runtime is not installed, or refuses the model.
@@ -162,7 +177,7 @@ def open_backend(runtime: Runtime, model: Path, *, batch: int, placement: Placem
     else:
         from pipeline.runtimes.ort import OnnxRuntimeBackend
 
-        opened = OnnxRuntimeBackend(model, batch, placement)
+        opened = OnnxRuntimeBackend(model, batch, placement, wide_weights=wide_weights)
     try:
         yield opened
     finally:

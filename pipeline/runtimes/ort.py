@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
-from pipeline.hardware import instruction_sets
+from pipeline.hardware import instruction_sets, saturates
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -33,12 +34,14 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     version = onnxruntime.__version__
 
-    def __init__(self, model: Path, batch: int, placement: Placement) -> None:
+    def __init__(self, model: Path, batch: int, placement: Placement, *, wide_weights: bool = False) -> None:
+        """Open the model; `wide_weights` is explained at `open_backend`."""
         self.placement = placement
         self._batch = batch
         threads = max(1, placement.threads // placement.streams)
         source = _source(model)
-        sessions = [_open(model, source, _options(threads)) for _ in range(1 if threads == 1 else placement.streams)]
+        options = _options(threads, exact=_needs_exact(wide_weights))
+        sessions = [_open(model, source, options) for _ in range(1 if threads == 1 else placement.streams)]
         self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
         self.input = TensorSpec(given.name, _DTYPES.get(given.type, given.type), _shape(given.shape))
@@ -69,16 +72,37 @@ def _source(model: Path) -> str | bytes:
     return for_amx(model) or str(model)  # of what is no model, the session says what is wrong
 
 
-def open_profiled(model: Path, threads: int, prefix: Path) -> onnxruntime.InferenceSession:
+def open_profiled(
+    model: Path, threads: int, prefix: Path, *, wide_weights: bool = False
+) -> onnxruntime.InferenceSession:
     """Open a session that writes what it measures of itself to a file, which `end_profiling` names.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
     """
-    options = _options(threads)
+    options = _options(threads, exact=_needs_exact(wide_weights))
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     return _open(model, _source(model), options)
+
+
+def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
+    """Return a model's outputs, float32 [images, classes], as its file says, whatever this CPU's int8 kernels do.
+
+    Without graph optimizations each node of the file is computed by itself: between quantizers in float32, on values of
+    their grids, whose sums of products it holds exactly up to 24 bits, and to 1e-7 beyond.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model, or fails.
+    """
+    options = _options(threads)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _open(model, str(model), options)
+    name = session.get_inputs()[0].name
+    try:
+        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+    except _ERRORS as err:
+        raise BackendError(f"{model}: ONNX Runtime fails without optimizations ({_reason(err)})") from None
 
 
 def save_ort(model: Path, path: Path) -> None:
@@ -94,13 +118,24 @@ def save_ort(model: Path, path: Path) -> None:
     _open(model, str(model), options)
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _needs_exact(wide_weights: bool) -> bool:
+    return wide_weights and saturates(OnnxRuntimeBackend.name)
+
+
+def _options(threads: int, *, exact: bool = False) -> onnxruntime.SessionOptions:
+    """Return the options of a session of so many threads.
+
+    Args:
+        exact: where x86 kernels sum products in 16 bits, store int8 weights beyond 64 as uint8, whose kernels do not.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised as well
     # Threads that spin while they wait take cores from decoding, and from other containers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

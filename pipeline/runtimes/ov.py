@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BackendError
-from pipeline.hardware import is_arm
+from pipeline.hardware import MAX_ISA, is_arm
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 # With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps
 # files in the home folder. Where the package does not import, it uses a stub of its own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+if os.environ.get(MAX_ISA):  # read when the first model is compiled
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", os.environ[MAX_ISA])
 
 import openvino  # noqa: E402
 

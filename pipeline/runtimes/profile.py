@@ -41,14 +41,21 @@ _QUANTIZERS = ("FakeQuantize", "QuantizeLinear", "DequantizeLinear")
 _LAYERS = ("Conv", "Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Gemm", "FusedConv", "FusedGemm")
 
 
-def profile(runtime: Runtime, model: Path, images: Batch, *, threads: int, runs: int) -> list[LayerTime]:
+def profile(
+    runtime: Runtime, model: Path, images: Batch, *, threads: int, runs: int, wide_weights: bool = False
+) -> list[LayerTime]:
     """Return the times of a model's operations on one batch, the longest first; the first run is left out.
+
+    Args:
+        wide_weights: as of `open_backend`.
 
     Raises:
         BackendError: the runtime refuses the model.
     """
-    measured = _openvino if runtime is Runtime.OPENVINO else _onnxruntime
-    found = measured(model, images, threads, runs)
+    if runtime is Runtime.OPENVINO:
+        found = _openvino(model, images, threads, runs)
+    else:
+        found = _onnxruntime(model, images, threads, runs, wide_weights)
     return sorted(found, key=lambda time: -time.seconds)
 
 
@@ -72,11 +79,11 @@ def _openvino(model: Path, images: Batch, threads: int, runs: int) -> list[Layer
     ]
 
 
-def _onnxruntime(model: Path, images: Batch, threads: int, runs: int) -> list[LayerTime]:
+def _onnxruntime(model: Path, images: Batch, threads: int, runs: int, wide_weights: bool) -> list[LayerTime]:
     from pipeline.runtimes.ort import open_profiled
 
     with tempfile.TemporaryDirectory() as folder:
-        session = open_profiled(model, threads, Path(folder) / "profile")
+        session = open_profiled(model, threads, Path(folder) / "profile", wide_weights=wide_weights)
         feed = {session.get_inputs()[0].name: images}
         for _ in range(runs + 1):
             session.run(None, feed)

@@ -16,10 +16,11 @@ import grpc
 import uvicorn
 
 from pipeline import console
+from pipeline.choice import runtime_for
 from pipeline.errors import BackendError
 from pipeline.hardware import available_cores
 from pipeline.package import Package
-from pipeline.runtimes.base import Backend, Placement, Runtime, choose, open_backend, place
+from pipeline.runtimes.base import Backend, Placement, Runtime, open_backend, place
 from pipeline.serve import rest
 from pipeline.serve.batching import Batcher
 from pipeline.serve.kserve import (
@@ -87,13 +88,17 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
 @contextlib.contextmanager
 def _open(package: Package, settings: Settings, placement: Placement) -> Iterator[tuple[Backend, Backend]]:
     """Yield the model for full batches, and for single images."""
-    runtime = choose(settings.runtime)
+    runtime = runtime_for(package, settings.runtime)
+    wide = package.has_wide_weights
     with ExitStack() as opened:
-        full = opened.enter_context(open_backend(runtime, package.model, batch=settings.batch, placement=placement))
+        full = opened.enter_context(
+            open_backend(runtime, package.model, batch=settings.batch, placement=placement, wide_weights=wide)
+        )
         if settings.batch == 1 or runtime is Runtime.ONNXRUNTIME:  # its sessions take any batch
             yield full, full
         else:
-            yield full, opened.enter_context(open_backend(runtime, package.model, batch=1, placement=placement))
+            single = open_backend(runtime, package.model, batch=1, placement=placement, wide_weights=wide)
+            yield full, opened.enter_context(single)
 
 
 @contextlib.contextmanager

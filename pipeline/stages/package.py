@@ -35,14 +35,18 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         shutil.copyfile(inputs["calibset"] / names.CALIBRATION, out / packages.CALIBRATION)
     if "thresholds" in inputs:
         shutil.copyfile(inputs["thresholds"] / names.THRESHOLDS, out / packages.THRESHOLDS)
+    if "trial" in inputs:
+        shutil.copyfile(inputs["trial"] / names.FIGURES, out / packages.SPEED)
     write_json(out / packages.PREPROCESS, to_vdsp_dict(cfg.preprocess))
     write_json(out / packages.BUILD_FILE, cfg.as_dict())
-    report = json.loads((converted / names.CHECK).read_text(encoding="utf-8"))
+    report = json.loads((inputs["prove"] / names.CHECK).read_text(encoding="utf-8"))
+    if "quantize" in inputs:
+        report |= json.loads((inputs["quantize"] / names.CHECK).read_text(encoding="utf-8"))
     write_json(out / packages.REPORT, report)
-    write_json(out / packages.FACTS, _facts(cfg, inputs, report.get("input", "float32")))
+    write_json(out / packages.FACTS, _facts(cfg, inputs, report))
 
 
-def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> dict[str, Any]:
+def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], report: Mapping[str, Any]) -> dict[str, Any]:
     quantize = cfg.backend.quantize
     calibration = {
         "calibrate_mode": quantize.calibrate_mode.value,
@@ -59,11 +63,15 @@ def _facts(cfg: BuildConfig, inputs: Mapping[str, Path], input_dtype: str) -> di
         "name": cfg.name,
         "dtype": cfg.backend.dtype.value,
         "input": list(cfg.frontend.chw),
-        "input_dtype": input_dtype,
+        "input_dtype": report.get("input", "float32"),
         "scores": names.read_scores(inputs["export"]).value,
         **(calibration if cfg.backend.dtype is Precision.INT8 else {"calibrate_mode": "none"}),
         "sample": cfg.uses_sample,
         "checked_on": instruction_sets(),
+        "proven": {
+            name: {key: each[key] for key in ("version", "instruction_sets", "verdict", "cause")}
+            for name, each in report["proof"]["runtimes"].items()
+        },
         "versions": _versions(),
         # From the package's folder in the workspace; they exist only where it was built.
         "workspace": {key: str(Path("..") / path.relative_to(path.parents[3])) for key, path in workspace.items()},

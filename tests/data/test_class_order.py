@@ -39,7 +39,8 @@ def test_note_says_nothing_when_both_orders_are_one(names: list[str]) -> None:
 def test_note_shows_both_orders_and_how_to_choose() -> None:
     assert note(sorted(map(str, range(12)))) == (
         "class folders are numbers, sorted as text (0, 1, 10, 11, 2, ...), as torchvision does; in numeric order they "
-        "are 0, 1, 2, 3, 4, ...: set dataset.class_order: numeric in the build file if the network was trained so, else text"
+        "are 0, 1, 2, 3, 4, ...: set dataset.class_order: numeric in the build file if the network was trained so, "
+        "else text"
     )
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from onnx import TensorProto
 
 from pipeline.config.build_file import BuildConfig
-from pipeline.runtimes.base import installed_runtimes
 from pipeline.stages import calibset, convert, export
 
 MakeConfig = Callable[..., BuildConfig]
@@ -29,16 +27,10 @@ def run(cfg: BuildConfig, out: Path, *, images: bool = True) -> dict[str, Path]:
     return folders
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-@pytest.mark.parametrize(("images", "checked_on"), [(True, 20), (False, 8)])
-def test_run_checks_the_model_on_what_images_there_are(
-    make_config: MakeConfig, tmp_path: Path, dtype: str, images: bool, checked_on: int
-) -> None:
-    folders = run(make_config(f"backend.dtype={dtype}"), tmp_path / "stages", images=images)
-    check = json.loads((folders["convert"] / "check.json").read_text(encoding="utf-8"))
-    assert set(check) == {"agreement"}
-    assert set(check["agreement"]) == {runtime.value for runtime in installed_runtimes()}
-    assert all(counts["images"] == checked_on for counts in check["agreement"].values())
+@pytest.mark.parametrize("images", [True, False])
+def test_run_needs_no_images(make_config: MakeConfig, tmp_path: Path, images: bool) -> None:
+    folders = run(make_config("backend.dtype=fp16"), tmp_path / "stages", images=images)
+    assert [path.name for path in folders["convert"].iterdir()] == ["model.onnx"]
     assert (folders["export"] / CLASSES).is_file() is not images
 
 
@@ -53,8 +45,7 @@ def test_run_halves_the_weights_of_a_float16_model(make_config: MakeConfig, tmp_
     assert not [weight.name for weight in weights if weight.data_type == TensorProto.FLOAT]
 
 
-def test_identity_changes_with_precision_and_preprocessing_only(make_config: MakeConfig) -> None:
+def test_identity_changes_with_precision_only(make_config: MakeConfig) -> None:
     base = convert.identity(make_config("backend.dtype=fp16"))
     assert convert.identity(make_config("backend.dtype=fp16", "name=other", "dataset.sampler.seed=3")) == base
     assert convert.identity(make_config("backend.dtype=fp32")) != base
-    assert convert.identity(make_config("backend.dtype=fp16", "dataset.process_ops.1.size=40")) != base

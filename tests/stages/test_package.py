@@ -13,6 +13,7 @@ from pipeline.build import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.hardware import instruction_sets
 from pipeline.package import open_package
+from pipeline.runtimes.base import installed_runtimes, version_of
 from pipeline.stages import package
 
 MakeConfig = Callable[..., BuildConfig]
@@ -32,6 +33,16 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
     facts = read(folder / "package.json")
     versions = facts.pop("versions")
     workspace = facts.pop("workspace")
+    proven = facts.pop("proven")
+    assert proven == {
+        runtime.value: {
+            "version": version_of(runtime),
+            "instruction_sets": instruction_sets(runtime.value),
+            "verdict": "good",
+            "cause": "",
+        }
+        for runtime in installed_runtimes()
+    }
     assert facts == {
         "name": "tiny",
         "dtype": "int8",

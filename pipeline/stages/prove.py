@@ -1,0 +1,181 @@
+"""Prove: what a model computes as its file says, and in every installed runtime on this CPU, beside float32.
+
+A runtime that dies, hangs or refuses the model costs that runtime only. A model of no use ends the build here, before
+anything is published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import agreement, hardware, proof
+from pipeline.agreement import Answers, Float32
+from pipeline.artefacts import write_json
+from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
+from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.label_check import find_doubts
+from pipeline.data.labels import read_classes
+from pipeline.errors import DataError
+from pipeline.models.scores import Scores
+from pipeline.proof import Figures, Finding, Verdict
+from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, version_of
+from pipeline.stages.artefact_names import (
+    CALIBRATION,
+    CHECK,
+    CLASSES,
+    GIVEN,
+    MODEL,
+    OUTPUTS,
+    read_scores,
+    write_notes,
+)
+
+_TIGHT_PERCENTILE = 99.99  # below it, ranges cut off what networks need
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what this stage's outcome depends on beside its inputs: what is said, and what it is proven on."""
+    machine = {
+        runtime.value: [version_of(runtime), hardware.instruction_sets(runtime.value), hardware.isa_cap(runtime.value)]
+        for runtime in installed_runtimes()
+    }
+    return [cfg.backend.dtype.value, _model_cause(cfg), to_vdsp_dict(cfg.preprocess), machine]
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write the figures and verdicts.
+
+    Raises:
+        DataError: the model is of no use, or no runtime computes it.
+    """
+    precision = cfg.backend.dtype.value
+    model = inputs["quantize" if "quantize" in inputs else "convert"] / MODEL
+    checked = _checked(cfg, inputs)
+    if "calibset" in inputs and "calibrate" not in inputs:  # which looks at the labels of all images
+        listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
+        shown = [listed[index] for index in agreement.choose(len(listed))]
+        write_notes(out, find_doubts(shown, checked.expected, read_classes(inputs["calibset"] / CLASSES)))
+    exact = agreement.run_exact(model, checked.batches)
+    exact_figures, found = _prove_exact(cfg, checked, exact)
+    if exact_figures is not None and found.verdict is Verdict.REFUSED:
+        images = "calibration images" if "calibset" in inputs else "images of noise"
+        raise DataError(
+            f"the {precision} model collapsed: in exact arithmetic it gives the answer of float32 on "
+            f"{exact_figures.same_answers} of {exact_figures.images} {images}, "
+            f"{exact_figures.decibels:.1f} dB; {found.cause}"
+        )
+    runtimes = {runtime.value: _prove_runtime(cfg, runtime, model, checked, exact) for runtime in installed_runtimes()}
+    _check_any_is_of_use(precision, runtimes)
+    agreeing = {
+        name: {"images": each["float32"]["images"], "agreeing": each["float32"]["same_answers"]}
+        for name, each in runtimes.items()
+        if "float32" in each
+    }
+    exact_record = proof.record(exact_figures, found) if exact_figures else found.as_dict()
+    proven = {"given": _given(inputs), "exact": exact_record, "runtimes": runtimes}
+    write_json(out / CHECK, {"agreement": agreeing, "proof": proven})
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What a model is checked on."""
+
+    batches: Sequence[Batch]  # images as the model takes them
+    expected: Float32  # float32's outputs for them, [images, classes]
+    scores: Scores  # what the outputs are
+
+    def compare(self, reference: Float32, outputs: Float32) -> Figures:
+        return proof.compare(reference, outputs, self.scores)
+
+
+def _checked(cfg: BuildConfig, inputs: Mapping[str, Path]) -> _Checked:
+    """Return the images that the model is checked on, and float32's outputs for them.
+
+    Raises:
+        DataError: an image is gone, or float32 itself cannot be computed.
+    """
+    scores = read_scores(inputs["export"])
+    if "calibset" in inputs:
+        listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
+        chosen = agreement.choose(len(listed))
+        raw = "quantize" in inputs and json.loads((inputs["quantize"] / CHECK).read_text())["input"] == "uint8"
+        batches = agreement.prepare([listed[index] for index in chosen], cfg.preprocess, raw=raw)
+    else:
+        batches = agreement.noise(cfg.preprocess)
+    if "calibrate" in inputs:
+        return _Checked(batches, np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[chosen], scores)
+    float32 = agreement.run_exact(inputs["export"] / MODEL, batches)
+    if float32.outputs is None:
+        raise DataError(f"{inputs['export'] / MODEL}: the float32 model cannot be computed: it {float32.reason}")
+    return _Checked(batches, float32.outputs, scores)
+
+
+def _prove_exact(cfg: BuildConfig, checked: _Checked, exact: Answers) -> tuple[Figures | None, Finding]:
+    if exact.outputs is None:
+        return None, Finding(Verdict.LOST, exact.reason)
+    figures = checked.compare(checked.expected, exact.outputs)
+    return figures, proof.judge_model(figures, _model_cause(cfg))
+
+
+def _prove_runtime(
+    cfg: BuildConfig, runtime: Runtime, model: Path, checked: _Checked, exact: Answers
+) -> dict[str, Any]:
+    """Return the record of a runtime: beside exact arithmetic, and below `float32` beside float32."""
+    int8 = cfg.backend.dtype is Precision.INT8
+    answers = agreement.run_in(runtime, model, checked.batches, counts=int8, exact_seconds=exact.seconds)
+    setting = {"version": version_of(runtime), "instruction_sets": hardware.instruction_sets(runtime.value)}
+    if answers.outputs is None:
+        return {**Finding(Verdict.LOST, answers.reason).as_dict(), **setting}
+    beside_float32 = checked.compare(checked.expected, answers.outputs)
+    if exact.outputs is None:
+        found, figures = proof.judge_model(beside_float32, _model_cause(cfg)), beside_float32
+    else:
+        figures = checked.compare(exact.outputs, answers.outputs)
+        wanted = checked.compare(checked.expected, exact.outputs)
+    record = {**proof.record(figures, found), "float32": proof.plain(beside_float32)}
+    return {**record, "executed": answers.executed, **setting}
+
+
+def _check_any_is_of_use(precision: str, runtimes: Mapping[str, Mapping[str, Any]]) -> None:
+    useless = {Verdict.REFUSED.value, Verdict.LOST.value}
+    if any(each["verdict"] not in useless for each in runtimes.values()):
+        return
+    reasons = []
+    for name, each in runtimes.items():
+        lost = each["verdict"] == Verdict.LOST.value
+        reasons.append(f"{name} {each['cause']}" if lost else f"in {name}, {each['cause']}")
+    raise DataError(f"the {precision} model cannot be used in any installed runtime: {'. '.join(reasons)}")
+
+
+def _given(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Return how the exported model compares with the file it was made of; None where the export had no such file."""
+    path = inputs["export"] / GIVEN
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
+def _model_cause(cfg: BuildConfig) -> str:
+    """Return what noise of the model would most likely come from, and what to do."""
+    if cfg.backend.dtype is Precision.FP32:
+        return "float32 must be equal to float32: report this with the file"
+    if cfg.backend.dtype is Precision.FP16:
+        return "the network needs more range than float16 has: set backend.dtype: fp32"
+    quantize = cfg.backend.quantize
+    if quantize.calibrate_mode is CalibrateMode.PERCENTILE and quantize.percentile < _TIGHT_PERCENTILE:
+        return (
+            "the ranges clip too much of the activations: raise backend.quantize.percentile "
+            f"(now {quantize.percentile:g}) or set calibrate_mode: max"
+        )
+    if not quantize.quantize_per_channel:
+        return "all filters of a layer share a scale: set backend.quantize.quantize_per_channel: true"
+    return (
+        "8 bits are too few for a part of the network: `analyze` shows which; backend.quantize.exclude_layers or "
+        "accuracy.min_agreement leaves it in float"
+    )

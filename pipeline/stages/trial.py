@@ -1,0 +1,91 @@
+"""Trial: how fast the int8 model is here, beside float32 and in each runtime that its proof left.
+
+The figures differ from run to run, so they are no part of the artefact's identity; the machine is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import console, hardware, isolated, speed
+from pipeline.artefacts import write_json
+from pipeline.choice import machine
+from pipeline.config.build_file import BuildConfig
+from pipeline.errors import BackendError, ConfigError
+from pipeline.runtimes.base import Runtime
+from pipeline.speed import Candidate, Rates
+from pipeline.stages.artefact_names import CHECK, FIGURES, MACHINE, MODEL
+
+SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # that a build may spend on it, of the environment; 0: none
+_SECONDS = 15.0
+_MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
+
+
+def seconds() -> float:
+    """Return how long a trial may take, in s.
+
+    Raises:
+        ConfigError: the environment says something else than a number.
+    """
+    text = os.environ.get(SECONDS, "")
+    try:
+        value = float(text) if text else _SECONDS
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 3600:
+        raise ConfigError(f"{SECONDS}: expected 0 to 3600 seconds, got {text!r}")
+    return value
+
+
+def identity(cfg: BuildConfig) -> object:
+    """Return what this stage's outcome depends on beside its inputs: the machine."""
+    return [machine(), [hardware.isa_cap(runtime.value) for runtime in Runtime], seconds()]
+
+
+def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+    """Write the machine, and what was measured on it."""
+    begun = time.perf_counter()
+    proven = json.loads((inputs["prove"] / CHECK).read_text(encoding="utf-8"))["proof"]["runtimes"]
+    candidates = []
+    for name, each in proven.items():
+        if each["verdict"] == "good":
+            candidates.append(Candidate(Runtime(name), "int8", inputs["quantize"] / MODEL))
+            candidates.append(Candidate(Runtime(name), "float32", inputs["export"] / MODEL))
+    write_json(out / MACHINE, machine())
+    found = measure(candidates)
+    if found is not None:
+        found["machine"] = machine()
+    write_json(out / FIGURES, {"speed": found, "seconds": round(time.perf_counter() - begun, 1)})
+
+
+def measure(candidates: Sequence[Candidate]) -> dict[str, Any] | None:
+    """Measure candidates in a process of its own, each runtime by itself if they do not go together; None: neither."""
+    names = list(dict.fromkeys(each.runtime for each in candidates))
+    groups = [names] if len(names) < 2 else [names, *([name] for name in names)]
+    alone: list[dict[str, Any]] = []
+    for group in groups:
+        chosen = [each for each in candidates if each.runtime in group]
+        if not chosen:
+            continue
+        try:
+            rates: Rates = isolated.call(speed.measure, chosen, seconds(), seconds=4 * seconds() + _MOST_S)
+        except (isolated.LostError, BackendError) as err:
+            console.detail(f"speed in {', '.join(name.value for name in group)} was not measured: {err}")
+            continue
+        if not rates.rounds[0]:
+            continue
+        found = speed.record(chosen, rates)
+        if len(group) == len(names):
+            return found
+        alone.append(found)
+    if not alone:
+        return None
+    # Measured one after the other, they are not compared.
+    runtimes = {name: each for found in alone for name, each in found["runtimes"].items()}
+    return {**alone[0], "runtimes": runtimes, "fastest": alone[0]["fastest"] if len(alone) == 1 else None}
