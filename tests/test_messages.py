@@ -22,6 +22,7 @@ _OF = re.compile(r"(--[a-z][\w-]*)(?: \S+)? of ((?:\w+)(?:(?:, | and )\w+)*)")
 # the message itself says of which it is.
 READERS: dict[str, tuple[str, ...]] = {
     "": (),  # what follows names them all: a new module needs a row, or names no flag
+    "agreement": ("bench", "predict", "serve"),
     "analyze": ("analyze",),
     "bench": ("bench",),
     "cli": ("",),
@@ -48,6 +49,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "results": ("bench", "eval"),
     "runtimes": ("bench", "predict", "serve", "analyze"),
     "serve": ("serve",),
+    "speed": ("build",),
     "stages": ("build",),
     "stages.calibset": ("build", "calibset"),
     "stages.image2npz": ("build", "image2npz"),

@@ -139,6 +139,7 @@ def _prove_runtime(
     else:
         figures = checked.compare(exact.outputs, answers.outputs)
         wanted = checked.compare(checked.expected, exact.outputs)
+        found = proof.judge_runtime(beside_float32, wanted, agreement.kernel_cause(runtime))
     record = {**proof.record(figures, found), "float32": proof.plain(beside_float32)}
     return {**record, "executed": answers.executed, **setting}
 
