@@ -105,7 +105,7 @@ def _say_speed(prefix: Path) -> None:
     chosen = runtime_for(package, Runtime.AUTO)
     slower, line = speed.describe(measured, chosen)
     if slower:
-        console.warning(f"warning: {line}")
+        console.warning(f"note: {line}")
     else:
         print(line)
     beside = speed.describe_choice(measured, chosen)
