@@ -157,7 +157,7 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
         ("backend.quantize.equalization=false", ALL[4:]),
         ("backend.quantize.pixel_input=false", ALL[3:]),
         ("graph.extra_ops.type=softmax", ALL[1:]),
-        ("dataset.sampler.get_data_num=16", tuple(name for name in ALL if name != "pixels")),
+        ("dataset.sampler.get_data_num=16", ALL),
         ("name=other", ("package",)),
     ],
 )
@@ -230,7 +230,7 @@ def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: Ma
     with Image.open(image) as opened:
         rotated = opened.rotate(180)
     rotated.save(image, quality=95)
-    assert build(cfg, quiet).ran[:5] == ("calibset", "export", "equalize", "arrange", "calibrate")
+    assert build(cfg, quiet).ran == ALL
 
 
 def test_build_exports_again_when_the_checkpoint_changes(
