@@ -27,31 +27,34 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pip
 from common import exit_code
 
 from pipeline import preprocess
 from pipeline.data import npz
 from pipeline.errors import BackendError, DataError
+from pipeline.hardware import available_cores
 from pipeline.package import Package, open_package
 from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.ort import run_exact
 
 REPOSITORY = Path(__file__).parents[1]
 SUITE = "bookworm"
 CORES = 2
 SECONDS = 3600  # a run that takes longer hangs
 
-# Runs in the emulated machine: runtime, model, images in, answers out.
+# Runs in the emulated machine: runtime, package, images in, answers out.
 GUEST = """
 import sys
 from pathlib import Path
 import numpy as np
 from pipeline import hardware
+from pipeline.package import open_package
 from pipeline.runtimes.base import Runtime, open_backend, place
-name, model, images, answers = sys.argv[1:]
-batches = np.load(images)
-with open_backend(Runtime(name), Path(model), batch=1, placement=place(1, 1)) as backend:
+name, prefix, images, answers = sys.argv[1:]
+batches, package = np.load(images), open_package(Path(prefix))
+wide = package.has_wide_weights
+with open_backend(Runtime(name), package.model, batch=1, placement=place(1, 1), wide_weights=wide) as backend:
     np.save(answers, np.concatenate([backend.infer(batch[None]) for batch in batches]))
     print(backend.version, ", ".join(hardware.instruction_sets()) or "none", sep="|")
 """
@@ -217,15 +220,6 @@ def prepare(package: Package, count: int) -> npt.NDArray[np.generic]:
     return np.stack([preprocess.prepare(spec, image, raw=package.takes_pixels) for image in images])
 
 
-def infer_exact(model: Path, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """Return the answers of the file's nodes computed one by one: in float32 between quantizers, which is exact."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
-
-
 def _sqnr_db(exact: npt.NDArray[np.float32], answers: npt.NDArray[np.float32]) -> float:
     noise = float(np.square(answers.astype(np.float64) - exact).sum())
     return 10 * math.log10(float(np.square(exact.astype(np.float64)).sum()) / noise) if noise else math.inf
@@ -234,7 +228,7 @@ def _sqnr_db(exact: npt.NDArray[np.float32], answers: npt.NDArray[np.float32]) -
 def check(package: Package, machines: Sequence[Machine], images: int) -> Iterator[str]:
     """Yield the rows of the package's table."""
     prepared = prepare(package, images)
-    exact = infer_exact(package.model, prepared)
+    exact = run_exact(package.model, [image[None] for image in prepared], available_cores())
     with tempfile.TemporaryDirectory() as scratch:
         given, made = Path(scratch) / "images.npy", Path(scratch) / "answers.npy"
         np.save(given, prepared)
@@ -242,7 +236,7 @@ def check(package: Package, machines: Sequence[Machine], images: int) -> Iterato
             for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):
                 row = f"| {machine.cpu.model} |"
                 try:
-                    said = machine.run(["-c", GUEST, runtime.value, str(package.model), str(given), str(made)])
+                    said = machine.run(["-c", GUEST, runtime.value, str(package.prefix), str(given), str(made)])
                 except BackendError as err:
                     yield f"{row} | {runtime.value} | no: {err} | | |"
                     continue
@@ -262,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
     prefixes = args.model or [build_small(folder)]
     machines = [boot(cpu, folder) for cpu in CPUS if not args.cpu or cpu.model in args.cpu]
     for prefix in prefixes:
-        package = open_package(prefix)
+        package = open_package(prefix.absolute())
         print(f"{package.name}, {args.images} images\n")
         print("| CPU | int8 instructions | runtime | opens | SQNR beside exact arithmetic | same answers |")
         print("|---|---|---|---|---|---|")
