@@ -5,7 +5,7 @@ products of two neighbouring inputs in 16 bits and cuts the sum off at -32768 an
 is cut off while the weights of a pair that have the same sign sum to at most 128 in magnitude: 255 * 128 = 32640. A
 bound on pairs costs less than weights of 7 bits (64 + 64), the `reduce_range` of other tools.
 
-Which weights are neighbours was found by enumerating all pairs in both runtimes (benchmarks/emulated.py; ONNX Runtime
+Which weights are neighbours was found by enumerating all pairs in both runtimes (benchmarks/pairs.py; ONNX Runtime
 1.32.0, OpenVINO 2026.4.1):
 
 - channels (2c, 2c + 1) of a group at one kernel position, in OpenVINO's convolutions;
