@@ -145,6 +145,7 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
     assert content(built.prefix.parent) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "reruns"),
     [
@@ -170,6 +171,7 @@ def test_build_reruns_only_what_depends_on_it_when_a_key_changes(
     assert content(after.prefix.parent) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "skipped"),
     [
@@ -268,6 +270,7 @@ def test_build_refuses_a_collapsed_model_and_leaves_no_package_when_the_percenti
     assert not [path for path in (workspace / ".cache" / "prove").iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["kl_divergence", "mse", "max"])
 def test_build_repeats_nothing_before_the_thresholds_when_the_mode_changes(make_config: MakeConfig, mode: str) -> None:
     build(make_config(), quiet)
@@ -393,6 +396,7 @@ def test_build_keeps_finished_stages_when_a_later_one_fails(make_config: MakeCon
     assert build(make_config(), quiet).ran == ("quantize", "prove", "package")
 
 
+@pytest.mark.slow
 def test_build_succeeds_twice_when_two_run_at_once_in_one_workspace(
     make_config: MakeConfig, start_python: StartPython, tmp_path: Path
 ) -> None:

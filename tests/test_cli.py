@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -308,6 +309,7 @@ def bench_many(many: Path, out: str, *more: object) -> list[object]:
     return ["bench", *model, "--datalist", many, "--path_output", out, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_run_that_was_killed_goes_on_to_the_same_bytes(
     tiny: TinyWorkspace, many: Path, command: RunCommand, processes: int
@@ -363,6 +365,7 @@ def assert_ended_politely(run: CommandLine, seconds: float, code: int, err: str)
     run.assert_nothing_is_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_a_run_that_can_go_on(tiny: TinyWorkspace, many: Path, command: RunCommand, processes: int) -> None:
     run = command(*bench_many(many, "out", "-p", processes, "-i", 4))
@@ -375,6 +378,7 @@ def test_ctrl_c_ends_a_run_that_can_go_on(tiny: TinyWorkspace, many: Path, comma
     assert results_in(tiny.root / "out") == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_ends_a_long_measurement(tiny: TinyWorkspace, command: RunCommand, processes: int) -> None:
     run = command("bench", "-m", f"{FOLDER}/{NAME}", "--duration", 3600, "-p", processes, "-i", 8)
@@ -457,6 +461,7 @@ def test_workers_end_with_a_parent_they_never_speak_to(tmp_path: Path) -> None:
         run.kill_all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_damaged_image_in_the_middle_is_named(
     tiny: TinyWorkspace, many: Path, command: RunCommand, processes: int
@@ -495,6 +500,8 @@ def run_hiding(hidden: Path, names: tuple[str, ...], *arguments: str) -> subproc
 
 @pytest.mark.parametrize("lacking", ["grpc", "uvicorn", "fastapi", "kserve", "prometheus_client", "orjson"])
 def test_serve_without_its_extra_is_told_what_to_install(tmp_path: Path, lacking: str) -> None:
+    if importlib.util.find_spec("kserve") is None:
+        pytest.skip("serve's packages are not installed: pip install '.[serve]'")
     done = run_hiding(tmp_path / "hidden", (lacking,), "serve", "-m", "nothing")
     assert done.returncode == 2
     assert done.stderr == f"error: serve needs {lacking}, which is not installed; run: pip install '.[serve]'\n"
@@ -534,6 +541,7 @@ def test_a_wrong_flag_of_build_is_named_once(
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: TinyWorkspace, tmp_path: Path) -> None:
     """requirements-run.txt: what it leaves out is hidden from the commands here."""
     kept = (REPOSITORY / "requirements-run.txt").read_text(encoding="utf-8")

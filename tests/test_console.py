@@ -47,6 +47,7 @@ def test_quiet_build_prints_its_result_alone(build_file: Path, run: Run) -> None
     assert len(out.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_path: Path) -> None:
     code, out, err = run("build", build_file, "--verbose")
     assert code == 0
@@ -59,6 +60,7 @@ def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_
     assert "[1/11] calibset ..." in out
 
 
+@pytest.mark.slow
 def test_log_json_build_is_events_and_a_result(build_file: Path, run: Run) -> None:
     code, out, err = run("build", build_file, "--log-json")
     assert code == 0

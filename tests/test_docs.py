@@ -42,6 +42,17 @@ def test_pages_name_only_commands_and_flags_that_exist(page: str) -> None:
         assert command in commands, command
     flags = {flag for each in commands.values() for action in each._actions for flag in action.option_strings}
     scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
-    foreign = {"--quiet", "--no-deps", "--upgrade", "--data-binary", "--head", "--num-cpus", "--port"}  # pip, curl, ray
+    foreign = {"--quiet", "--no-deps", "--upgrade", "--constraint", "--editable", "--index-url"}  # pip
+    foreign |= {"--data-binary", "--head", "--num-cpus", "--port"}  # curl, ray
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
         assert flag in flags or f'"{flag}"' in scripts, flag
+
+
+def test_readme_has_the_commands_of_make_demo() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"^(\w+) := (.+)$", makefile, re.MULTILINE))
+    commands = re.findall(r"^\t\$\(python\) (-m pipeline .+)$", makefile, re.MULTILINE)
+    assert len(commands) == 6
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for command in commands:
+        assert f"python {command.replace('$(FIRST)', variables['FIRST'])}" in readme

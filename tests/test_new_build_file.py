@@ -131,6 +131,7 @@ def test_init_overwrites_nothing(images: Path, tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "x.yaml").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.slow
 def test_init_writes_through_a_pipe_and_follows_a_link(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_init_writes_through_a_pipe_and_follows_a_link(
     assert Path("w.yaml").read_text() == content.replace("name: w", "name: link")
 
 
+@pytest.mark.slow
 def test_init_keeps_the_key_of_the_weights_it_was_told_to_take(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_report_that_cannot_be_written_is_an_error_in_a_line(
     assert "--report" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_page_of_a_build_shows_each_layer_and_activation(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def test_wheel_finds_build_files_when_run_outside_the_clone(tmp_path: Path) -> N
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
+    assert (installed / "pipeline" / "py.typed").is_file()
     for folder in DATA_FOLDERS:
         shipped = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
         assert shipped <= {path.name for path in (installed / "pipeline" / "_data" / folder).iterdir()}

@@ -277,6 +277,7 @@ def test_load_strictly_names_the_networks_that_a_checkpoint_fits(classes: int) -
     assert str(caught.value).endswith("; it fits torchvision resnet34, timm resnet34")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name"), [("torchvision", "resnet18"), ("official", "iresnet18"), ("timm", "resnet50d")]
 )

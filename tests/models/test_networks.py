@@ -88,7 +88,10 @@ def seeded_image() -> np.ndarray:
     return np.random.default_rng(SIDE).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
 
 
-@pytest.mark.parametrize("model", DISTINCT, ids=identify)
+EACH = [pytest.param(each, marks=() if each in SHALLOWEST.values() else pytest.mark.slow) for each in DISTINCT]
+
+
+@pytest.mark.parametrize("model", EACH, ids=identify)
 def test_network_answers_like_the_original(model: zoo.Model) -> None:
     wanted = np.array([golden(model)["output"]], np.float32)
     with torch.inference_mode():

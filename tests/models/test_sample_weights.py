@@ -88,6 +88,7 @@ def test_fit_sample_weights_normalises_the_stem_when_views_are_like_the_fitted(f
     assert 0.7 < normalised.std((0, 2, 3)).min() <= normalised.std((0, 2, 3)).max() < 1.4
 
 
+@pytest.mark.slow
 def test_fit_sample_weights_repeats_itself_when_the_seed_is_equal(
     fitted: ResNet, images: list[tuple[Path, int]]
 ) -> None:
@@ -99,6 +100,7 @@ def test_fit_sample_weights_repeats_itself_when_the_seed_is_equal(
     assert not torch.equal(other.conv1.weight, fitted.conv1.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first_depth", "wanted"), [(5, 0.25), (15, 1 / 6)])
 def test_fit_sample_weights_damps_branches_more_when_the_network_is_deep(
     images: list[tuple[Path, int]], first_depth: int, wanted: float

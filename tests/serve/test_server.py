@@ -47,8 +47,8 @@ from pipeline.runtimes.base import Runtime, choose, open_backend, place
 # Not imported: KServe and tritonclient define the same protocol, and a process takes only one definition.
 if importlib.util.find_spec("kserve") is None:
     pytest.skip("serve's packages are not installed: pip install '.[serve]'", allow_module_level=True)
-triton_grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install '.[dev]'")
-triton_http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install '.[dev]'")
+triton_grpc = pytest.importorskip("tritonclient.grpc", reason="no tritonclient: pip install '.[ci]'")
+triton_http = pytest.importorskip("tritonclient.http", reason="no tritonclient: pip install '.[ci]'")
 InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
 
 pytestmark = pytest.mark.slow

@@ -122,6 +122,7 @@ sys.exit(main(["build", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
     make_config: MakeConfig, start_python: StartPython, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_run_compares_a_file_with_its_model(make_config: MakeConfig, tmp_path: P
     assert given["largest_difference"] < 1e-5 * given["largest_output"]
 
 
+@pytest.mark.slow
 def test_run_compares_a_network_with_its_model(make_config: MakeConfig, tmp_path: Path) -> None:
     cfg = make_config("frontend.type=torchvision", "frontend.model=resnet18", "frontend.checkpoint=null")
     given = json.loads((run(cfg, tmp_path / "stages") / GIVEN).read_text(encoding="utf-8"))

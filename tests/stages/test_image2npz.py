@@ -167,6 +167,7 @@ def test_convert_says_so_when_the_target_cannot_be_written(images: Path, tmp_pat
         convert(images, tmp_path / "other", tmp_path / "list.txt", workers=1)
 
 
+@pytest.mark.slow
 def test_convert_says_which_signal_ended_a_worker_and_goes_on_next_time(many_images: Path, tmp_path: Path) -> None:
     def end_a_worker() -> None:
         wait_until(lambda: any(tmp_path.glob("npz/*/*.npz")))
@@ -185,6 +186,7 @@ def test_convert_says_which_signal_ended_a_worker_and_goes_on_next_time(many_ima
     assert report.kept + report.converted == 160
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds worker processes in /proc")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_convert_leaves_whole_files_and_no_workers_when_stopped(

@@ -76,6 +76,7 @@ def test_identity_changes_with_the_normalisation_only(make_config: MakeConfig) -
     assert pixels.identity(make_config("dataset.process_ops.3.mean=[0.5,0.5,0.5]")) != base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tools", [(), ("backend.quantize.bias_correction=false",)])
 def test_package_takes_pixels_and_agrees_with_one_that_does_not(
     make_config: MakeConfig, tmp_path: Path, batch_nchw: npt.NDArray[np.float32], image_tree: Path, tools: tuple[str]

@@ -96,6 +96,7 @@ def test_run_rounds_every_layer_and_better_than_to_the_nearest(
     assert np.mean([each.sqnr_db - each.nearest_sqnr_db for each in rounded.values()]) > 3
 
 
+@pytest.mark.slow
 def test_run_measures_the_inputs_of_every_layer(
     make_config: MakeConfig,
     inputs: dict[str, Path],
@@ -199,6 +200,7 @@ def test_run_rounds_layer_by_layer_when_there_is_memory_for_no_more(
     assert len(read_rounded(tmp_path / "out" / "weights.npz")) == 7
 
 
+@pytest.mark.slow
 def test_run_rounds_alike_whether_covariances_or_activations_are_held(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +243,7 @@ def test_identity_changes_with_granularity_and_preprocessing_only(make_config: M
     assert rounding.identity(make_config("dataset.process_ops.1.size=40")) != base
 
 
+@pytest.mark.slow
 def test_build_goes_on_with_rounding_when_it_was_interrupted(
     make_config: MakeConfig, tmp_path: Path, passes: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

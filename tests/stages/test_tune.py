@@ -47,6 +47,7 @@ def test_nothing_is_tried_when_the_plain_model_reaches_the_goal(make_config: Mak
     assert found["steps"][0]["figures"]["speed"] == 1.0
 
 
+@pytest.mark.slow
 def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_search_ends_when_the_time_is_over(make_config: MakeConfig, monkeypatch:
     assert len(found["steps"]) == 1
 
 
+@pytest.mark.slow
 def test_search_goes_on_after_the_last_trial_when_it_was_interrupted(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
