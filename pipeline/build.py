@@ -99,7 +99,7 @@ _PACKED = (
 STAGES = (
     Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
-    Stage("export", ("calibset",), export.identity, export.run, version=5),
+    Stage("export", ("calibset",), export.identity, export.run, version=6),
     Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes, version=2),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8, version=2),
@@ -107,7 +107,7 @@ STAGES = (
     Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
     Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=3),
     Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True, version=2),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=5),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=6),
     Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
     Stage("prove", _PROVEN, prove.identity, prove.run),
     Stage("trial", ("export", "quantize", "prove"), trial.identity, trial.run, _is_tried),

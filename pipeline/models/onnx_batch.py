@@ -70,6 +70,20 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
     remove_unused(model.graph)
 
 
+def keep_batch_in_squeezes(model: onnx.ModelProto) -> None:
+    """Name the axes of each Squeeze that names none, in place: a batch of one image keeps its axis.
+
+    Args:
+        model: of opset 13 or later, whose input is declared [N, C, H, W].
+    """
+    names = Names(model)
+    for node in [node for node in model.graph.node if node.op_type == "Squeeze" and len(node.input) == 1]:
+        shape = shapes_of(model).get(node.input[0], [])  # known only once the Squeezes before it name theirs
+        if shape and not isinstance(shape[0], int) and all(isinstance(size, int) for size in shape[1:]):
+            axes = [axis for axis, size in enumerate(shape) if size == 1]
+            node.input.append(integers_tensor(model.graph, names, f"{node.output[0]}_axes", axes))
+
+
 def _shapes_at(model: onnx.ModelProto, batch: int) -> dict[str, list[int | str | None]]:
     dim = model.graph.input[0].type.tensor_type.shape.dim[0]
     dim.dim_value = batch

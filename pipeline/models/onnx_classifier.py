@@ -70,8 +70,10 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     onnx_forms.name_nodes(model)
     # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
     onnx_signature.declare_shapes(model, chw)
+    onnx_batch.keep_batch_in_squeezes(model)
     onnx_batch.free_batch(model, batch)
     pooling.use_global_pooling(model)
+    pooling.pad_before_means(model)
     clips.use_clips(model)
     onnx_pads.fold_pads(model)
     onnx_forms.simplify_gemms(model)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto, external_data_helper, inliner
+from onnx import TensorProto, external_data_helper, inliner, numpy_helper
 
 from pipeline.errors import DataError
-from pipeline.models import onnx_opsets
+from pipeline.models import onnx_forms, onnx_opsets
 from pipeline.models.onnx_graphs import graphs_of
+from pipeline.models.onnx_norms import spell_out_group_norms
 
 _STANDARD = ("", "ai.onnx")
 # Endings of the operators of quantized models: QuantizeLinear, QLinearConv, ConvInteger, ...
@@ -27,12 +29,22 @@ _LFS = b"version https://git-lfs.github.com/"
 
 def files(path: Path) -> list[Path]:
     """Return the files that hold a model: its own, then those with its tensors; only the first if it is none."""
+    beside = [_beside(path, name) for name in _locations(path)]
+    return [path, *(file for file in beside if file.is_file())]
+
+
+def with_tensors_beside(path: Path) -> Path:
+    """Return a model's path, or what it links to where only there its tensors lie beside it, as runtimes want it."""
+    return path if all((path.parent / name).exists() for name in _locations(path)) else path.resolve()
+
+
+def _locations(path: Path) -> list[str]:
+    """Return the names of the files that hold tensors of a model; none if it is none."""
     try:
         tensors = list(external_data_helper._get_all_tensors(onnx.load(path, load_external_data=False)))
     except Exception:  # `read` says what is wrong with it
-        return [path]
-    outside = {_location(tensor) for tensor in tensors if external_data_helper.uses_external_data(tensor)}
-    return [path, *(path.parent / name for name in sorted(outside) if (path.parent / name).is_file())]
+        return []
+    return sorted({_location(tensor) for tensor in tensors if external_data_helper.uses_external_data(tensor)})
 
 
 def check(path: Path) -> None:
@@ -52,7 +64,9 @@ def read(path: Path) -> onnx.ModelProto:
         for tensor in external_data_helper._get_all_tensors(model):
             if external_data_helper.uses_external_data(tensor):
                 _load_external(tensor, path)
+        spell_out_group_norms(model, onnx_opsets.version_of(model))
         onnx_opsets.lower(model, path)
+        onnx_forms.name_nodes(model)
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, OSError, ValueError, TypeError) as err:
         raise _invalid(path, err) from None
@@ -105,6 +119,9 @@ def _tidy(model: onnx.ModelProto) -> None:
         if not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
             value.type.tensor_type.shape.SetInParent()
+    for sparse in model.graph.sparse_initializer:  # which tools for weights do not know
+        model.graph.initializer.append(_dense(sparse))
+    del model.graph.sparse_initializer[:]
     model.ir_version = min(max(model.ir_version, _LEAST_IR), _LARGEST_IR)
     for graph in graphs_of(model.graph):
         for node in graph.node:
@@ -121,8 +138,22 @@ def _tidy(model: onnx.ModelProto) -> None:
     model.opset_import.extend(declared)
 
 
+def _dense(sparse: onnx.SparseTensorProto) -> TensorProto:
+    """Return a sparse tensor with its zeros. The places of its values are [count] in all elements, or [count, axes]."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(list(sparse.dims), values.dtype)
+    dense[np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
+
+
 def _location(tensor: TensorProto) -> str:
     return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _beside(path: Path, location: str) -> Path:
+    """Return the file of a model's tensors: beside the model, or beside what a link to the model alone points to."""
+    file = path.parent / location
+    return file if file.exists() else path.resolve().parent / location
 
 
 def _load_external(tensor: TensorProto, path: Path) -> None:
@@ -131,7 +162,7 @@ def _load_external(tensor: TensorProto, path: Path) -> None:
     Both files may be links, as in the cache of Hugging Face: then the tensors have to lie beside the model's real file.
     """
     location = _location(tensor)
-    target = (path.parent / location).resolve()
+    target = _beside(path, location).resolve()
     folders = (path.parent.resolve(), path.resolve().parent)
     if not any(target.is_relative_to(folder) for folder in folders):
         linked = (path.parent / location).absolute().is_relative_to(path.parent.absolute()) and ".." not in location

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
+from pipeline.models.onnx_files import with_tensors_beside
 from pipeline.models.onnx_graphs import Array
 from pipeline.models.onnx_run import RUNTIME_ERRORS
 from pipeline.models.onnx_signature import has_channels_last
@@ -51,6 +52,7 @@ class RawFile:
         self._session: onnxruntime.InferenceSession | None = None
         self._reference: ReferenceEvaluator | None = None
         self.runner = "ONNX Runtime"
+        path = with_tensors_beside(path)
         try:
             self._session = _session(str(path))
         except _LOAD_ERRORS as err:
@@ -80,9 +82,22 @@ class RawFile:
         for start in range(0, len(images_nchw), size):
             chunk = images_nchw[start : start + size]
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], (self.batch or len(chunk)) - len(chunk), axis=0)])
-            outputs = self._run([self.output], self.feed(padded))[0]
-            found.append(np.asarray(outputs, np.float32).reshape(len(padded), -1)[: len(chunk)])
+            outputs = self._outputs(padded)
+            found.append(outputs[: len(chunk)])
         return np.concatenate(found)
+
+    def _outputs(self, images_nchw: Float32) -> Float32:
+        """Return float32 [images, classes]; one image at a time where the file takes no more."""
+        is_fixed = self.batch is not None or len(images_nchw) == 1
+        try:
+            outputs = np.asarray(self._run([self.output], self.feed(images_nchw))[0], np.float32)
+        except DataError:
+            if is_fixed:
+                raise
+            outputs = np.zeros(0, np.float32)
+        if is_fixed or outputs.shape[:1] == (len(images_nchw),):
+            return outputs.reshape(len(images_nchw), -1)
+        return np.concatenate([self._outputs(image[None]) for image in images_nchw])
 
     def feed(self, batch_nchw: Float32) -> dict[str, Array]:
         """Return the file's inputs for a batch, in its own type and layout; what else it reads is zero."""

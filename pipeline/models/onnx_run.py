@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
@@ -21,6 +22,7 @@ RUNTIME_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
+onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
 _CHUNK = 4
 
 
@@ -65,12 +67,33 @@ def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
     except DataError as err:
         raise DataError(f"{path}: {err}; export it with a free batch axis") from None
     if together.ndim != 2 or len(together) != len(batch_nchw) or together.shape[1] < 2:
-        raise DataError(f"{path}: output is {list(together.shape)} for {len(batch_nchw)} images; wanted [N, classes]")
+        found = f"output is {list(together.shape)} for {len(batch_nchw)} images"
+        raise DataError(f"{path}: {found}; wanted [N, classes]{_shape_advice(together.shape)}")
     if not np.isfinite(together).all():
-        raise DataError(f"{path}: output holds NaN or Inf on real images; check the weights and the preprocessing")
+        raise DataError(f"{path}: output holds NaN or Inf on real images; {_finite_advice(model)}")
     if relative_error(np.concatenate(single), together) > 1e-3:
         raise DataError(f"{path}: images in a batch get other answers than alone; export it with a free batch axis")
     return int(together.shape[1])
+
+
+def _shape_advice(shape: tuple[int, ...]) -> str:
+    """Return what to do about an output that is no [N, classes]."""
+    if len(shape) == 1 or shape[1:] == (1,):
+        return (
+            ": a network with one score tells two classes apart by its sign or by a sigmoid; export it with a score "
+            "for each class, such as torch.cat([-x, x], 1) / 2 of the logit x, whose softmax is that sigmoid"
+        )
+    if len(shape) == 4:
+        return ": only classifiers are taken, not networks that give a map, as segmentation and detection do"
+    return ": export the network so that it ends in one score for each class"
+
+
+def _finite_advice(model: onnx.ModelProto) -> str:
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            return f"the weights {tensor.name} hold NaN: take a checkpoint from before the training diverged"
+    return "check the weights and the preprocessing"
 
 
 def relative_error(reference: Float32, other: Float32) -> float:

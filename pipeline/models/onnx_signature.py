@@ -55,8 +55,11 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
 def _likely_scores(graph: onnx.GraphProto) -> str:
     """Return the output to give as an example: of those that may be [N, classes] the last that no operator reads."""
     read = {name for node in graph.node for name in node.input}
-    flat = [value for value in graph.output if len(value.type.tensor_type.shape.dim) in (0, 2)] or list(graph.output)
+    floats = (TensorProto.UNDEFINED, *_FLOATS)
+    scores = [value for value in graph.output if value.type.tensor_type.elem_type in floats] or list(graph.output)
+    flat = [value for value in scores if len(value.type.tensor_type.shape.dim) in (0, 2)] or scores
     ends = [value for value in flat if value.name not in read] or flat
+    ends = [value for value in ends if "aux" not in value.name.lower()] or ends  # of training
     return str(ends[-1].name) if ends else ""
 
 

@@ -1,4 +1,4 @@
-"""Means over height and width, written as the operator that is computed in int8.
+"""Means over height and width, and over windows, written as operators that runtimes compute alike, in int8 too.
 
 ONNX Runtime computes ReduceMean in float32, also between quantizers, but GlobalAveragePool in int8. Every ResNet that
 torch's exporter writes today ends in a ReduceMean. The two agree to float32 rounding.
@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import helper, numpy_helper
+
+from pipeline.models.onnx_graphs import Names, integer, integers, integers_tensor, remove_attributes, shapes_of, text
 
 _SPATIAL = (2, 3)
 
@@ -29,6 +31,50 @@ def use_global_pooling(model: onnx.ModelProto) -> int:
             _replace(model.graph, means)
             rewritten += 1
     return rewritten
+
+
+def pad_before_means(model: onnx.ModelProto) -> int:
+    """Write each AveragePool that counts its padding and rounds its size up with a Pad before it; return how many.
+
+    Such a pool divides a window at the end by what lies within the padded map. OpenVINO and ONNX Runtime's int8 kernel
+    divide it by the whole window; without padding of its own, both do it right.
+
+    Args:
+        model: of opset 11 or later, whose input is declared [N, C, H, W]; it is changed in place.
+    """
+    names, shapes, written = Names(model), shapes_of(model), 0
+    for node in [node for node in model.graph.node if node.op_type == "AveragePool"]:
+        pads = integers(node, "pads") or []
+        counts = integer(node, "ceil_mode", 0) and integer(node, "count_include_pad", 0)
+        if not counts or not any(pads) or text(node, "auto_pad", "NOTSET") != "NOTSET":
+            continue
+        before, after = shapes.get(node.input[0], [])[2:], shapes.get(node.output[0], [])[2:]
+        padded = [
+            size + low + high
+            for size, low, high in zip(before, pads, pads[len(pads) // 2 :], strict=False)
+            if isinstance(size, int)
+        ]
+        if not padded or [_pooled(node, axis, size) for axis, size in enumerate(padded)] != after:
+            continue  # a window that begins in the padding behind the map: there is none of that
+        half = len(pads) // 2
+        widths = integers_tensor(model.graph, names, f"{node.name}_widths", [0, 0, *pads[:half], 0, 0, *pads[half:]])
+        bordered = names.free(f"{node.input[0]}_bordered")
+        place = next(index for index, each in enumerate(model.graph.node) if each.output[:] == node.output[:])
+        model.graph.node.insert(
+            place, helper.make_node("Pad", [node.input[0], widths], [bordered], names.free(f"{node.name}_pad"))
+        )
+        node = model.graph.node[place + 1]
+        node.input[0] = bordered
+        remove_attributes(node, "pads", "count_include_pad")
+        written += 1
+    return written
+
+
+def _pooled(node: onnx.NodeProto, axis: int, size: int) -> int:
+    """Return how many windows a pool without padding has along an axis, its size rounded up."""
+    window = (integers(node, "kernel_shape") or [])[axis] - 1
+    span = window * (integers(node, "dilations") or [1] * (axis + 1))[axis] + 1
+    return -((span - size) // (integers(node, "strides") or [1] * (axis + 1))[axis]) + 1
 
 
 def float32_ranks(model: onnx.ModelProto) -> dict[str, int]:

@@ -22,6 +22,7 @@ from pipeline.quant.qmath import Range
 # Of a range: where a bound of a Clip falls midway between two levels, this decides that it rounds outwards.
 _INWARDS = 1e-4
 _LEVELS = 255  # steps of a uint8 activation
+_BEYOND = 0.01  # of a level, by which a bound is put beyond it: more than the float32 rounding of 255 levels
 _LEAST_STEPS = 8  # from zero to a bound: of fewer, a range that puts it on a level could be an eighth too wide and more
 
 Bounds = tuple[float, float]
@@ -86,9 +87,36 @@ def remove_redundant(model: onnx.ModelProto, kept: Collection[str]) -> None:
     graph = model.graph
     for node in [node for node in graph.node if node.op_type in ACTIVATIONS and node.name not in kept]:
         _remove_one(model, node)
+    put_on_levels(model)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def put_on_levels(model: onnx.ModelProto) -> None:
+    """Move the bounds of the Clips of a QDQ model to the levels that their quantizer rounds them to, in place.
+
+    No level changes. OpenVINO 2026.4 takes such a Clip into its quantizer and rounds its lower bound up and its upper
+    bound down, so that a bound of 11.000001 levels became 12: the bounds are put a little beyond their levels.
+    """
+    known, readers = constants(model), readers_of(model.graph)
+    taken = set(known)
+    for node in [node for node in model.graph.node if node.op_type == "Clip"]:
+        bounds, after = bounds_of(node, known), readers.get(node.output[0], [])
+        if bounds is None or not after or any(reader.op_type != "QuantizeLinear" for reader in after):
+            continue
+        scale, zero_point = (numpy_helper.to_array(known[name]) for name in after[0].input[1:3])
+        limits = np.iinfo(zero_point.dtype)
+        levels = quantize(np.array(bounds, np.float32), scale, zero_point)
+        for position, (level, beyond) in enumerate(zip(levels, (-_BEYOND, _BEYOND), strict=True), start=1):
+            if position < len(node.input) and node.input[position] and limits.min < level < limits.max:
+                value = (np.float64(level) - int(zero_point) + beyond) * np.float64(scale)
+                name = f"{node.name}_bound_{position}"
+                while name in taken:
+                    name += "_"
+                taken.add(name)
+                model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+                node.input[position] = name
 
 
 def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:

@@ -12,6 +12,8 @@ import onnxruntime
 
 Float32 = npt.NDArray[np.float32]
 
+onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
+
 
 class ActivationReader:
     """An ONNX Runtime session with chosen activations as outputs; threads may read at once.

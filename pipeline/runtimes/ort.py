@@ -13,6 +13,7 @@ from pipeline.errors import BackendError
 from pipeline.hardware import instruction_sets, saturates
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
+onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 # They have no parent but Exception.
 _ERRORS = (

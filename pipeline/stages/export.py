@@ -228,6 +228,13 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
             "; where one of them is a background class that no image shows (the first, in TensorFlow's networks), cut "
             "it off with --set frontend.background=first (or last)"
         )
+    elif wanted_by and found > (wanted or 0):
+        line += (
+            f". Where the images show only some of the {found}, name their classes in a list (lines 'name index'): "
+            f"--set dataset.val_label=FILE --set frontend.num_classes={found} --set dataset.sampler.cover_classes=false"
+        )
+    elif wanted_by:
+        line += "; give images of the classes it was trained on alone, one folder a class"
     raise DataError(line)
 
 

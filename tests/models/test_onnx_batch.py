@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx_fixtures import CHW, RNG, WEIGHT, flat, load_and_compare, node, save
+from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, save
+
+from pipeline.models import onnx_classifier
 
 FC = RNG.normal(size=(4, 5)).astype(np.float32)
 
@@ -133,3 +135,13 @@ def test_load_frees_an_expansion_to_the_batch(tmp_path: Path, batch: int) -> Non
 def test_load_frees_a_resize_to_a_size(tmp_path: Path, mode: str, batch: int) -> None:
     nodes = flat(onnx.helper.make_node("Resize", ["x", "", "", "to"], ["a"], "resize", mode=mode))
     load_and_compare(save(tmp_path / "m.onnx", nodes, 17, {"to": np.array([batch, 3, 11, 5])}, dims=(batch, *CHW)))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_load_keeps_the_batch_axis_when_a_squeeze_names_no_axes(tmp_path: Path, opset: int) -> None:
+    nodes = [node("Conv", "x w", "c"), node("GlobalMaxPool", "c", "p"), node("Squeeze", "p", "y")]
+    model = onnx_classifier.load(save(tmp_path / "m.onnx", nodes, opset, {"w": WEIGHT}), CHW)
+    expected = onnx_classifier.run(model, IMAGES)
+    assert expected.shape == (len(IMAGES), len(WEIGHT))
+    assert onnx_classifier.run(model, IMAGES[:1]).shape == (1, len(WEIGHT))
+    np.testing.assert_allclose(onnx_classifier.run(model, IMAGES[:1]), expected[:1], rtol=1e-5, atol=1e-6)

@@ -352,19 +352,21 @@ def test_check_batch_says_so_when_the_batch_is_fixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "shape", "found"),
+    ("nodes", "shape", "found", "advice"),
     [
-        ([node("Identity", "x", "y")], ("N", 3, 8, 8), [3, 3, 8, 8]),
-        ([node("ReduceMean", "x", "y", keepdims=0)], (), []),
-        ([node("ReduceMean", "x", "y", keepdims=0, axes=[1, 2, 3])], ("N",), [3]),
-        ([node("GlobalAveragePool", "x", "g"), node("Flatten", "g", "y", axis=0)], (1, "C"), [1, 9]),
+        ([node("Identity", "x", "y")], ("N", 3, 8, 8), [3, 3, 8, 8], "not networks that give a map"),
+        ([node("ReduceMean", "x", "y", keepdims=0)], (), [], "ends in one score for each class"),
+        ([node("ReduceMean", "x", "y", keepdims=0, axes=[1, 2, 3])], ("N",), [3], "a score for each class, such as"),
+        ([node("GlobalAveragePool", "x", "g"), node("Flatten", "g", "y", axis=0)], (1, "C"), [1, 9], "ends in one"),
     ],
 )
 def test_check_batch_shows_the_shape_when_the_output_is_not_of_a_classifier(
-    nodes: list[onnx.NodeProto], shape: Dims, found: list[int]
+    nodes: list[onnx.NodeProto], shape: Dims, found: list[int], advice: str
 ) -> None:
     model = classifier(nodes, inputs={"x": ("N", 3, 8, 8)}, outputs={"y": shape})
-    assert check_error(model) == f"m.onnx: output is {found} for 3 images; wanted [N, classes]"
+    error = check_error(model)
+    assert error.startswith(f"m.onnx: output is {found} for 3 images; wanted [N, classes]: ")
+    assert advice in error
 
 
 def test_check_batch_says_so_when_answers_depend_on_the_batch() -> None:

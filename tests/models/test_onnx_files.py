@@ -67,7 +67,7 @@ def test_load_takes_a_gemm_without_bias_by_name(tmp_path: Path) -> None:
     nodes = [node("Flatten", "x", "f"), helper.make_node("Gemm", ["f", "w", ""], ["y"], "gemm", beta=3.0)]
     fc = RNG.normal(size=(192, 5)).astype(np.float32)
     model = load_and_compare(save(tmp_path / "m.onnx", nodes, 13, {"w": fc}))
-    assert [len(each.input) for each in model.graph.node if each.op_type == "Gemm"] == [2]
+    assert [len(each.input) for each in model.graph.node if each.op_type == "Gemm"] == [3]
 
 
 @pytest.mark.parametrize("name", ["input:0", "x/y.1", "serving default", "Größe", "a\nb", "-"])
@@ -211,3 +211,43 @@ def test_files_of_type_tensor_double_keep_their_place(tmp_path: Path) -> None:
     model = onnx.load(save(tmp_path / "m.onnx", nodes, constants={"w": RNG.normal(size=(192, 4))}))
     onnx.save(model, tmp_path / "n.onnx", save_as_external_data=True, location="n.data", size_threshold=0)
     load_and_compare(tmp_path / "n.onnx")
+
+
+def test_load_takes_sparse_initializers(tmp_path: Path) -> None:
+    matrix = np.zeros((4 * 6 * 6, 5), np.float32)
+    matrix[::7, 2], matrix[3, 4] = 0.5, -2
+    nodes = [node("Conv", "x w b", "c"), node("Flatten", "c", "f"), node("MatMul", "f m", "y")]
+    expected = load_and_compare(save(tmp_path / "dense.onnx", nodes, constants={**CONSTANTS, "m": matrix}))
+
+    def to_sparse(model: onnx.ModelProto) -> None:
+        dense = next(tensor for tensor in model.graph.initializer if tensor.name == "m")
+        values = numpy_helper.from_array(matrix[matrix != 0], "m")
+        places = numpy_helper.from_array(np.argwhere(matrix != 0), "m_places")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, matrix.shape))
+        model.graph.initializer.remove(dense)
+
+    path = save(tmp_path / "m.onnx", nodes, constants={**CONSTANTS, "m": matrix}, edit=to_sparse)
+    found = onnx_classifier.load(path, CHW)
+    assert not found.graph.sparse_initializer
+    np.testing.assert_array_equal(*(onnx_classifier.run(model, IMAGES) for model in (found, expected)))
+
+
+def test_load_takes_nodes_of_one_name(tmp_path: Path) -> None:
+    def name_alike(model: onnx.ModelProto) -> None:
+        for each in model.graph.node:
+            each.name = "same"
+
+    model = onnx_classifier.load(save(tmp_path / "m.onnx", NODES, constants=CONSTANTS, edit=name_alike), CHW)
+    expected = onnx_classifier.load(save(tmp_path / "n.onnx", NODES, constants=CONSTANTS), CHW)
+    np.testing.assert_array_equal(*(onnx_classifier.run(each, IMAGES) for each in (model, expected)))
+
+
+def test_load_takes_a_link_to_a_file_with_tensors_beside_it(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "m.onnx"
+    real.mkdir()
+    plain = save(tmp_path / "plain.onnx", NODES, constants=CONSTANTS)
+    onnx.save(onnx.load(plain), real / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    link.symlink_to(real / "m.onnx")
+    assert onnx_classifier.files(link) == [link, real.resolve() / "m.data"]
+    expected = onnx_classifier.run(onnx_classifier.load(plain, CHW), IMAGES)
+    np.testing.assert_array_equal(onnx_classifier.run(load_and_compare(link), IMAGES), expected)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, operators, save
 
 from pipeline.errors import DataError
@@ -41,7 +41,7 @@ def test_load_folds_factors_and_biases_of_a_gemm(tmp_path: Path, attributes: dic
     model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants={"w": FC, "b": BIASES[bias]}))
     gemm, constants = the_gemm(model), constants_of(model.graph)
     assert not {"alpha", "beta"} & {attribute.name for attribute in gemm.attribute}
-    assert len(gemm.input) == (2 if attributes.get("beta") == 0 else 3)
+    assert len(gemm.input) == 3
     assert all(list(constants[name].dims) == [5] for name in gemm.input[2:])
 
 
@@ -230,3 +230,14 @@ def test_cut_class_gives_the_scores_of_the_others(tmp_path: Path, ending: str, i
     expected = {"logits": logits, "softmax": probabilities, "log softmax": np.log(probabilities)}[ending]
     np.testing.assert_allclose(onnx_classifier.run(model, IMAGES), expected, atol=1e-5)
     assert onnx_classifier.check_batch(model, IMAGES, path) == 4
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_load_gives_a_matrix_product_a_bias_of_zeros_when_it_has_none(tmp_path: Path, kind: str) -> None:
+    matrix = RNG.normal(size=(3 * 8 * 8, 5)).astype(np.float32)
+    nodes = [node("Flatten", "x", "f"), node(kind, "f m", "y")]
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants={"m": matrix}))
+    last = model.graph.node[-1]
+    assert (last.op_type, len(last.input)) == ("Gemm", 3)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[2])
+    np.testing.assert_array_equal(numpy_helper.to_array(bias), np.zeros(5, np.float32))

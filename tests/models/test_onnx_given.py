@@ -159,3 +159,10 @@ def test_raw_file_feeds_images_in_the_files_own_layout_and_type(tmp_path: Path) 
     assert file.is_half
     np.testing.assert_allclose(file.answers(IMAGES), RawFile(plain, None).answers(IMAGES), atol=0.05)
     assert check_given(path, None, onnx_classifier.load(path, CHW), IMAGES).verdict == "good"
+
+
+def test_check_given_runs_images_one_by_one_when_a_free_batch_hides_a_fixed_one(tmp_path: Path) -> None:
+    nodes = [node("Conv", "x w", "c"), node("Reshape", "c shape", "y")]
+    path = save(tmp_path / "m.onnx", nodes, 17, {"w": WEIGHT, "shape": np.array([1, 4 * 6 * 6])})
+    given = check_given(path, None, onnx_classifier.load(path, CHW), IMAGES)
+    assert (given.verdict, given.images, given.same_answers) == ("good", len(IMAGES), len(IMAGES))

@@ -177,3 +177,18 @@ def test_describe_input_gives_height_and_width(
 ) -> None:
     path = save(tmp_path / "m.onnx", CONV, 8, {"w": WEIGHT}, dims=dims)
     assert onnx_signature.describe_input(onnx.load(path)) == found
+
+
+@pytest.mark.parametrize(
+    ("outputs", "advised"),
+    [
+        ({"y": ("N", 5), "aux": ("N", 5)}, "y"),
+        ({"aux": ("N", 5), "y": ("N", 5)}, "y"),
+        ({"f": ("N", 9, 9), "y": None}, "y"),
+    ],
+)
+def test_load_advises_an_output_of_scores_when_there_are_several(
+    tmp_path: Path, outputs: dict[str, Dims | None], advised: str
+) -> None:
+    nodes = [node("Flatten", "x", "y"), *(node("Identity", "x", name) for name in outputs if name != "y")]
+    assert f"--set frontend.output={advised} of build" in error_of(save(tmp_path / "m.onnx", nodes, outputs=outputs))

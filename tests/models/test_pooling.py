@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from small_graphs import Builder, images, kinds_of, ranges_seen, run_exact
 
 from pipeline.models import onnx_classifier, pooling
@@ -84,3 +85,15 @@ def test_load_lets_the_pooling_be_computed_in_int8(axes: list[list[int]], opset:
     onnx.save(qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True), tmp_path / "int8.onnx")
     found = count_int8(Runtime.ONNXRUNTIME, tmp_path / "int8.onnx")
     assert (found["weighted"], found["int8"], found["other_float"]) == (2, 2, {})
+
+
+@pytest.mark.parametrize("opset", [11, 17, 19])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 1), (2, 2, 1), (5, 3, 2)])
+def test_pad_before_means_gives_the_values_of_torch(opset: int, kernel: int, stride: int, pad: int) -> None:
+    made = Builder()
+    attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+    model = made.model(made.op("AveragePool", "x", **attributes, ceil_mode=1, count_include_pad=1), None, opset)
+    assert pooling.pad_before_means(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    expected = torch.nn.functional.avg_pool2d(torch.from_numpy(images()), kernel, stride, pad, ceil_mode=True).numpy()
+    np.testing.assert_allclose(run_exact(model, images()), expected, rtol=1e-5, atol=1e-6)

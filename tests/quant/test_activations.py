@@ -212,3 +212,41 @@ def test_remove_redundant_keeps_a_relu_when_the_zero_point_is_off_by_one(zero_po
     activations.remove_redundant(model, [])
     assert kinds_of(model, "Relu") == left
     np.testing.assert_array_equal(run_exact(model, images()), before)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, None), (0.3, 0.9), (-3.0, -0.2), (0.1, 2.0)])
+def test_insert_qdq_gives_the_same_in_openvino_when_a_clip_stays(
+    tmp_path: Path, low: float | None, high: float | None
+) -> None:
+    def part(made: Builder, x: str) -> str:
+        return made.clip(x, low, high)
+
+    model = between_convolutions(part)
+    quantized = qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True)
+    assert len(kinds_of(quantized, "Clip")) == 1
+    onnx.save(quantized, tmp_path / "m.onnx")
+    exact = run_exact(quantized, images())
+    assert sqnr_db(exact, run_in(Runtime.OPENVINO, tmp_path / "m.onnx", images())) > 45
+
+
+def test_put_on_levels_changes_no_level_of_a_quantizer() -> None:
+    values = np.linspace(-1, 4, 4001, dtype=np.float32)
+    for low in (0.2, 0.23, 0.2619, 1.0):
+        scale, zero_point = np.float32(0.0137), np.uint8(0)
+        constants = {"low": np.float32(low), "scale": scale, "zero": zero_point}
+        graph = helper.make_graph(
+            [
+                helper.make_node("Clip", ["x", "low"], ["c"], "clip"),
+                helper.make_node("QuantizeLinear", ["c", "scale", "zero"], ["y"], "quantizer"),
+            ],
+            "made by hand",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N"])],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, ["N"])],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        expected = run_exact(model, values)
+        activations.put_on_levels(model)
+        bound = next(each for each in model.graph.initializer if each.name == model.graph.node[0].input[1])
+        assert abs(numpy_helper.to_array(bound) / scale - (np.rint(np.float32(low) / scale) - 0.01)) < 1e-3
+        np.testing.assert_array_equal(run_exact(model, values), expected)
