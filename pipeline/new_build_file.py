@@ -112,6 +112,13 @@ def _frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
 
     state = checkpoints.read_state_dict(given.weights, given.checkpoint_key)
     rows, outputs = checkpoints.networks_of(state)
+    if not rows and given.model is None:
+        nearest = checkpoints.describe_nearest(state)
+        raise DataError(
+            f"{given.weights}: fits no network of the table (`models` lists them)"
+            + (f"; {nearest}; save a state dict of the network alone" if nearest else "")
+            + (", or export it to ONNX and give that file" if nearest else "; export it to ONNX and give that file")
+        )
     row = _choose(given, rows)
     size = given.size or row.size
     others = [f"{other.library}/{other.name}" for other in rows if other is not row]
@@ -144,10 +151,6 @@ def _choose(given: Given, rows: list[Model]) -> Model:
             fitting = ", ".join(f"{row.library}/{row.name}" for row in rows) or "none of the table"
             raise DataError(f"{given.weights}: is not of {given.model}; it fits {fitting}")
         return wanted
-    if not rows:
-        raise DataError(
-            f"{given.weights}: fits no network of the table (`models` lists them); export it to ONNX and give that file"
-        )
     return rows[0]
 
 

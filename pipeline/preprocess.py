@@ -24,7 +24,9 @@ _PILLOW_FILTERS = {
 
 
 def decode(source: Path | bytes) -> Pixels:
-    """Decode an image file exactly as Pillow's `Image.open(source).convert("RGB")` does.
+    """Decode an image file exactly as Pillow's `Image.open(source).convert("RGB")` does, but for 16 bits a pixel.
+
+    Of those, which Pillow cuts off at 255, the upper 8 are taken.
 
     An orientation that EXIF asks for is not applied: torchvision's loader, which gave the published numbers, does not.
 
@@ -42,7 +44,7 @@ def decode(source: Path | bytes) -> Pixels:
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             _check_pixels(name, image.width, image.height)
-            image_hwc = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            image_hwc = _rgb(image)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -54,6 +56,14 @@ def decode(source: Path | bytes) -> Pixels:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
     return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Return uint8 [H, W, 3]."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow before 11 says "I"
+        grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def apply(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:

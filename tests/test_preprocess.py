@@ -220,6 +220,15 @@ def test_decode_gives_rgb_when_image_has_another_mode(mode: str) -> None:
     np.testing.assert_array_equal(preprocess.decode(buffer.getvalue()), expected)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decode_takes_the_upper_bits_when_a_pixel_has_16(kind: str) -> None:
+    grey = np.arange(8 * 9, dtype=np.uint16).reshape(8, 9) * 911
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, kind)
+    expected = np.broadcast_to(grey // 256, (3, 8, 9))
+    np.testing.assert_array_equal(preprocess.decode(buffer.getvalue()), expected)
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"not an image", jpeg(picture(64, 64))[:600], jpeg(picture(64, 64), "PNG")[:2000]]
 )

@@ -118,6 +118,8 @@ def read_lines(path: Path | ImageSource) -> list[str]:
         DataError: missing, not text, or larger than MAX_LIST_BYTES.
     """
     content = path.read() if isinstance(path, ImageSource) else _read_list(path)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: is text in UTF-16; save it as UTF-8")
     # File names need not be UTF-8; surrogates carry their bytes through unchanged.
     text = content.decode("utf-8-sig", errors="surrogateescape")
     return [line.rstrip("\r") for line in text.split("\n")]
@@ -253,8 +255,12 @@ def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
             continue
         fields = line.rsplit(None, 1)
         if len(fields) != 2 or not _is_number(fields[1]):
+            fields = [field.strip().strip('"') for field in line.rsplit(",", 1)]
+        if number == 1 and len(fields) == 2 and fields[1].isalpha():  # the header of a table
+            continue
+        if len(fields) != 2 or not _is_number(fields[1]):
             raise DataError(f"{path}:{number}: expected 'name index', found {line[:80]!r}")
-        yield LabelLine(number, fields[0].strip(), int(fields[1]))
+        yield LabelLine(number, fields[0].strip().rstrip(",;"), int(fields[1]))
 
 
 def _devkit_lines(path: Path | ImageSource, lines: Sequence[str]) -> Iterator[LabelLine]:

@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,8 @@ def _read_torch(path: Path, kind: FileKind) -> _Read:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True), ()
+            with path.open("rb") as stream:  # of a path, torch.load takes the suffix .safetensors for the content
+                return torch.load(stream, map_location="cpu", weights_only=True), ()
     except pickle.UnpicklingError:  # its own text tells the user to load the file with weights_only=False
         return _read_restricted(path, kind)
     except Exception as err:  # a damaged pickle surfaces as any of a dozen kinds
@@ -127,6 +128,9 @@ def _tensors(path: Path, value: object, name: str) -> object:
         raise DataError(f"{path}: tensor {name} is uint16, as Paddle saves bfloat16; save it again as float32")
     # A copy: PyTorch wants memory that may be written, in the machine's byte order.
     return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+
+
+_NEAR = 0.2  # of a checkpoint's tensors: a network of which fewer differ is named as the one that was meant
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,12 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
             f"has {found} classes, wanted {wanted}; give images of its {found} classes (without images: "
             f"frontend.num_classes={found}, or --num_classes {found} of export), or a checkpoint of {wanted}"
         )
+    known = _known_networks(state)
+    advice = f"it fits {', '.join(known)}" if known else "check frontend.model"
+    return f"not a checkpoint of {model}: {_faults(misfit, state)}; {advice}"
+
+
+def _faults(misfit: _Misfit, state: Mapping[str, Tensor]) -> str:
     faults = []
     if misfit.missing:
         faults.append(f"{len(misfit.missing)} keys missing (first: {misfit.missing[0]})")
@@ -249,9 +259,25 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
             f"{len(misfit.wrong)} of another shape (first: {entry.name} is {list(state[entry.name].shape)}, "
             f"wanted {list(entry.shape)})"
         )
-    known = _known_networks(state)
-    advice = f"it fits {', '.join(known)}" if known else "check frontend.model"
-    return f"not a checkpoint of {model}: {', '.join(faults)}; {advice}"
+    return ", ".join(faults)
+
+
+def describe_nearest(state: Mapping[str, Tensor]) -> str | None:
+    """Return which network of the table a state dict comes nearest to and what is between; None where none is near."""
+    found: tuple[int, str] | None = None
+    for row in {(row.design, row.depths, row.bottleneck): row for row in reversed(zoo.MODELS)}.values():
+        with torch.device("meta"):
+            network = zoo.build_network(row)
+        misfit = _compare(network, state, _entries(network, state))
+        if misfit is None:
+            continue
+        linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
+        wrong = [entry for entry in misfit.wrong if not entry.name.startswith(f"{linear}.")]  # of other classes
+        misfit = replace(misfit, wrong=wrong)
+        count = len(misfit.missing) + len(misfit.unexpected) + len(misfit.wrong)
+        if count <= len(state) * _NEAR and (found is None or count < found[0]):
+            found = count, f"{row.library}/{row.name} comes nearest, but for {_faults(misfit, state)}"
+    return found[1] if found else None
 
 
 def _known_networks(state: Mapping[str, Tensor]) -> list[str]:

@@ -290,6 +290,30 @@ def test_list_dataset_refuses_file_names_that_would_break_lists(tmp_path: Path) 
     assert "holds a control character; rename the file" in error_of(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["file,label", "a b.png,0", "c.png,12"],
+        ["a b.png,0", "c.png,12"],
+        ['"a b.png",0', '"c.png",12'],
+        ["a b.png, 0", "c.png, 12"],
+        ["a b.png\t0", "c.png\t12"],
+    ],
+)
+def test_read_label_list_takes_tables(tmp_path: Path, lines: list[str], mark: str, ending: str) -> None:
+    (tmp_path / "l.csv").write_bytes((mark + ending.join([*lines, ""])).encode())
+    assert read_label_list(tmp_path / "l.csv") == {"a b": 0, "c": 12}
+
+
+def test_read_label_list_says_so_when_the_list_is_utf_16(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_bytes("a.png 0\n".encode("utf-16"))
+    with pytest.raises(DataError) as caught:
+        read_label_list(tmp_path / "l.txt")
+    assert str(caught.value) == f"{tmp_path}/l.txt: is text in UTF-16; save it as UTF-8"
+
+
 def test_read_label_list_keeps_dots_that_begin_no_suffix(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("my photo.v2 3\nmy photo.v2.JPEG 3\n")
     assert read_label_list(tmp_path / "l.txt") == {"my photo.v2": 3}

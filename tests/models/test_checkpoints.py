@@ -314,3 +314,28 @@ def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State
 def test_load_strictly_names_the_tensor_when_it_holds_nan_or_inf(state: State, bad: float) -> None:
     state["bn1.running_var"][2] = bad
     assert load_error(state) == "w.pth: tensor bn1.running_var holds NaN or Inf; this checkpoint cannot be used"
+
+
+@pytest.mark.parametrize(
+    ("change", "nearest"),
+    [
+        ("aux", "torchvision/resnet18 comes nearest, but for 2 unexpected (first: aux.bias)"),
+        ("headless", "torchvision/resnet18 comes nearest, but for 2 keys missing (first: fc.bias)"),
+        ("other", None),
+    ],
+)
+def test_describe_nearest_names_what_is_between(change: str, nearest: str | None) -> None:
+    state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), 5).state_dict()
+    if change == "aux":
+        state = {**state, "aux.weight": torch.zeros(5, 9), "aux.bias": torch.zeros(5)}
+    elif change == "headless":
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    else:
+        state = {f"odd{name}": value for name, value in state.items()}
+    assert checkpoints.describe_nearest(state) == nearest
+
+
+def test_read_state_dict_reads_a_torch_file_when_its_suffix_is_that_of_safetensors(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / "w.safetensors")
+    state = checkpoints.read_state_dict(tmp_path / "w.safetensors")
+    torch.testing.assert_close(state["a.weight"], torch.arange(6.0).reshape(2, 3))
