@@ -18,6 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pipeline.errors import DataError
 from pipeline.models import (
     clips,
+    onnx_axes,
     onnx_batch,
     onnx_branches,
     onnx_files,
@@ -71,6 +72,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
     onnx_signature.declare_shapes(model, chw)
     onnx_batch.keep_batch_in_squeezes(model)
+    onnx_axes.name_all_axes(model, batch)
     onnx_batch.free_batch(model, batch)
     pooling.use_global_pooling(model)
     pooling.pad_before_means(model)

@@ -59,7 +59,7 @@ def insert_qdq(
     data = {name: covered[source] for name, source in sources.items()}
     unquantized = {name for name, source in sources.items() if source in float_activations}
     border = pixels.border_nodes(model)
-    excluded = {*float_layers, *_island(model, unquantized)}
+    excluded = {*float_layers, *_island(model, unquantized), *_stacked_products(model)}
     prepared = onnx.shape_inference.infer_shapes(model)
     if per_channel:
         _norms_to_convolutions(prepared, excluded)
@@ -133,6 +133,14 @@ def _weight_scales(
 def _overrides(scales: np.ndarray, axis: int | None) -> list[dict[str, Any]]:
     along = {} if axis is None else {"axis": axis}
     return [{**along, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
+
+
+def _stacked_products(model: onnx.ModelProto) -> Iterator[str]:
+    """Yield the MatMuls by a stack of constant matrices: ONNX Runtime has no int8 kernel for one scale a column."""
+    known = constants(model)
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and any(len(known[name].dims) > 2 for name in node.input if name in known):
+            yield node.name
 
 
 def _island(model: onnx.ModelProto, unquantized: Collection[str]) -> Iterator[str]:

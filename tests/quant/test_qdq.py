@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+import small_graphs as small
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +21,7 @@ from pipeline.quant import placement, qdq
 from pipeline.quant.neighbours import largest_sums, weight_pairs
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range, max_range
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
 from pipeline.stages.calibrate import _Collector
 
 Float32 = npt.NDArray[np.float32]
@@ -472,3 +473,35 @@ def test_find_layers_names_the_key_when_there_is_no_such_layer(
     with pytest.raises(ConfigError) as caught:
         qdq.find_layers(tiny_model, convolutions, layers)
     assert str(caught.value) == f"backend.quantize.{message}"
+
+
+@pytest.mark.parametrize("runtime", installed_runtimes())
+def test_insert_qdq_leaves_a_product_by_a_stack_of_matrices_in_float(runtime: Runtime, tmp_path: Path) -> None:
+    def part(made: small.Builder, x: str) -> str:
+        stack = made.constant(made.normal(8, small.SIDE, small.SIDE, spread=0.3))
+        return made.op("MatMul", made.op("Relu", x), stack)
+
+    model, batch_nchw = small.between_convolutions(part), small.images()
+    quantized = qdq.insert_qdq(model, small.ranges_seen(model, batch_nchw), per_channel=True)
+    product = next(node for node in quantized.graph.node if node.op_type == "MatMul")
+    assert product.input[1] in {tensor.name for tensor in model.graph.initializer}
+    onnx.save(quantized, tmp_path / "m.onnx")
+    expected = small.run_exact(model, batch_nchw)
+    assert small.sqnr_db(expected, small.run_in(runtime, tmp_path / "m.onnx", batch_nchw)) > 25
+
+
+@pytest.mark.parametrize("runtime", installed_runtimes())
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_insert_qdq_gives_the_same_in_every_runtime_when_matrix_products_have_no_bias(
+    runtime: Runtime, kind: str, tmp_path: Path
+) -> None:
+    made = small.Builder()
+    x = made.pooled(made.op("Relu", made.conv("x", 3, 32)))
+    for _ in range(2):
+        x = made.op(kind, x, made.constant(made.normal(32, 32, spread=0.2)))
+    onnx.save(made.model(made.gemm(x, 32, 5)), tmp_path / "float32.onnx")
+    model, batch_nchw = onnx_classifier.load(tmp_path / "float32.onnx", (3, small.SIDE, small.SIDE)), small.images()
+    quantized = qdq.insert_qdq(model, small.ranges_seen(model, batch_nchw), per_channel=True)
+    onnx.save(quantized, tmp_path / "m.onnx")
+    exact = small.run_exact(quantized, batch_nchw)
+    assert small.sqnr_db(exact, small.run_in(runtime, tmp_path / "m.onnx", batch_nchw)) > 40
