@@ -264,7 +264,7 @@ def test_no_package_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ma
 def test_folder_without_images(nothing_is_written: TinyWorkspace, main: object) -> None:
     found = main("image2npz", "--dataset_path", "deploy_weights", "--target_path", "t")
     assert (found.code, found.out) == (2, "")
-    assert found.err.startswith(f"error: {nothing_is_written.deploy}: no .jpeg or .jpg images")
+    assert found.err.startswith(f"error: {nothing_is_written.deploy}: no images;")
     assert found.err.count("\n") == 1
 
 

@@ -138,7 +138,7 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
     ahead = np.concatenate([np.load(partial / "partial.npy"), np.ones((4, 4), np.float32)])
     np.save(partial / "partial.npy", ahead)
     resumed = build(cfg, lambda line: None)
-    assert resumed.ran == ("calibrate", "thresholds", "round", "quantize", "package")
+    assert resumed.ran == ("calibrate", "thresholds", "round", "quantize", "prove", "package")
     undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
     folders = [
         next(path for path in (root / ".cache" / "calibrate").iterdir() if path.is_dir())

@@ -254,7 +254,7 @@ def test_build_goes_on_with_rounding_when_it_was_interrupted(
     begun = list(passes)
     passes.clear()
     resumed = build(make_config(), lambda line: None)
-    assert resumed.ran == ("round", "quantize", "package")
+    assert resumed.ran == ("round", "quantize", "prove", "package")
     assert passes[0] == begun[1]
     assert begun[0] not in passes
     undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
