@@ -104,6 +104,7 @@ def bright_images() -> Float32:
     return np.random.default_rng(0).uniform(0.5, 1, (8, CHANNELS, 14, 14)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.openvino
 def test_runtime_whose_kernels_cut_sums_off_is_refused_with_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +152,7 @@ for wide in (False, True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="needs an emulator of CPUs without VNNI")
 def test_onnxruntime_is_exact_on_avx2_when_it_knows_of_wide_weights(tmp_path: Path) -> None:
     """An emulated Haswell, whose /proc/cpuinfo is that of this machine."""

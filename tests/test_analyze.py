@@ -22,6 +22,7 @@ def quiet(line: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_analyze_names_every_quantizer_and_its_share(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_dry_run_prints_a_file_that_builds_the_same(
     assert resolved.as_dict() == make_config("backend.quantize.percentile=99.5").as_dict()
 
 
+@pytest.mark.slow
 def test_build_runs_nothing_when_only_measured_times_differ(make_config: MakeConfig, tmp_path: Path) -> None:
     build(make_config(), quiet)
     (figures,) = (tmp_path / "workspace" / ".cache" / "calibrate").glob("*/figures.json")
@@ -216,6 +217,7 @@ def test_build_leaves_the_named_layers_in_float_when_layers_are_excluded(make_co
     assert open_package(built.prefix).report()["layers"] == {"weighted": 7, "quantized": 5}
 
 
+@pytest.mark.slow
 def test_build_recalibrates_nothing_when_images_are_touched_but_equal(
     make_config: MakeConfig, image_tree: Path
 ) -> None:
@@ -225,6 +227,7 @@ def test_build_recalibrates_nothing_when_images_are_touched_but_equal(
     assert build(make_config(), quiet).ran == ("calibset",)
 
 
+@pytest.mark.slow
 def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: MakeConfig, image_tree: Path) -> None:
     cfg = make_config("dataset.sampler.get_data_num=24")
     build(cfg, quiet)
@@ -235,6 +238,7 @@ def test_build_recalibrates_when_the_content_of_an_image_changes(make_config: Ma
     assert build(cfg, quiet).ran == ALL
 
 
+@pytest.mark.slow
 def test_build_exports_again_when_the_checkpoint_changes(
     make_config: MakeConfig, tiny_model: onnx.ModelProto, tmp_path: Path
 ) -> None:
@@ -290,6 +294,7 @@ def test_build_gives_every_fault_of_the_inputs_when_files_are_missing(make_confi
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "stored"), [("fp16", TensorProto.FLOAT16), ("fp32", TensorProto.FLOAT)])
 def test_build_makes_a_float_package_when_the_precision_is_a_float(
     make_config: MakeConfig, dtype: str, stored: int
@@ -319,6 +324,7 @@ def test_build_needs_no_images_when_the_precision_is_a_float(make_config: MakeCo
     assert summary(built)[0].startswith("fp16, 0.0 MB; answers of float32 on noise: ")
 
 
+@pytest.mark.slow
 def test_build_labels_evaluation_images_when_it_has_no_others(make_config: MakeConfig, image_tree: Path) -> None:
     cfg = make_config("backend.dtype=fp16", "dataset.path=null", f"evaluation.path={image_tree}")
     built = build(cfg, quiet)
@@ -338,6 +344,7 @@ def test_build_covers_no_classes_when_nothing_is_calibrated(make_config: MakeCon
     assert build(make_config(*overrides), quiet).ran == ("calibset", "export", "convert", "prove", "package")
 
 
+@pytest.mark.slow
 def test_float_package_is_measured_and_scored_by_its_precision(
     make_config: MakeConfig,
     image_tree: Path,
@@ -453,6 +460,7 @@ def test_build_gives_an_error_line_when_the_package_cannot_be_put_in_place(
     )
 
 
+@pytest.mark.slow
 def test_build_gives_equal_bytes_when_repeated_in_another_workspace(make_config: MakeConfig, tmp_path: Path) -> None:
     """All but build.json, which holds the whole build file, the path of the workspace included."""
     first = build(make_config(), quiet)
@@ -465,6 +473,7 @@ def test_build_gives_equal_bytes_when_repeated_in_another_workspace(make_config:
     assert b"elsewhere" in others["build.json"]
 
 
+@pytest.mark.slow
 def test_package_runs_when_it_was_moved_and_its_workspace_removed(
     make_config: MakeConfig, tmp_path: Path, batch_nchw: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
@@ -482,6 +491,7 @@ def test_package_runs_when_it_was_moved_and_its_workspace_removed(
         np.testing.assert_array_equal(backend.infer(batch_nchw[:4]), expected)
 
 
+@pytest.mark.slow
 def test_build_makes_evaluation_npz_when_evaluation_images_are_given(make_config: MakeConfig, image_tree: Path) -> None:
     built = build(make_config(f"evaluation.path={image_tree}", "evaluation.num=8"), quiet)
     assert built.ran == (*ALL[:-1], "image2npz", "package")
@@ -537,6 +547,7 @@ def numbered(image_tree: Path) -> Path:
     return image_tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "fp32"])
 def test_build_measures_both_orders_when_class_folders_are_numbers(
     make_config: MakeConfig, numbered: Path, dtype: str
@@ -558,6 +569,7 @@ def test_build_measures_both_orders_when_class_folders_are_numbers(
     assert [line for line in again if line.startswith("note: ")] == notes
 
 
+@pytest.mark.slow
 def test_build_labels_outputs_by_number_when_it_is_told_to(make_config: MakeConfig, numbered: Path) -> None:
     lines: list[str] = []
     order = "dataset.class_order=numeric"
@@ -575,6 +587,7 @@ def test_build_labels_outputs_by_number_when_it_is_told_to(make_config: MakeConf
     }
 
 
+@pytest.mark.slow
 def test_build_names_the_classes_that_evaluation_images_lack_and_moves_no_index(
     make_config: MakeConfig, image_tree: Path, tmp_path: Path
 ) -> None:
@@ -591,6 +604,7 @@ def test_build_names_the_classes_that_evaluation_images_lack_and_moves_no_index(
     }
 
 
+@pytest.mark.slow
 def test_build_says_that_labels_do_not_fit_when_folders_are_in_another_order(
     make_config: MakeConfig, image_tree: Path
 ) -> None:

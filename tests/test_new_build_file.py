@@ -60,6 +60,7 @@ def test_init_finds_the_network_the_classes_and_the_kind_of_images(
     assert cfg.preprocess.output_hw == (64, 64)
 
 
+@pytest.mark.slow
 def test_init_of_an_onnx_model_builds_and_names_the_classes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softmax_asked", [False, True])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_predict_gives_the_networks_own_scores_when_it_ends_in_scores(
@@ -285,6 +286,7 @@ def test_predict_gives_the_networks_own_scores_when_it_ends_in_scores(
             np.testing.assert_allclose(prediction.scores, row[list(prediction.class_ids)], atol=0.03)
 
 
+@pytest.mark.slow
 def test_predict_gives_probabilities_when_the_network_ends_in_a_log_softmax(
     make_config: MakeConfig, ending_in: Callable[..., Path], paths: list[Path]
 ) -> None:

@@ -74,6 +74,7 @@ def test_check_against_torch_raises_when_the_model_computes_something_else(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_to_onnx_computes_what_torch_computes_when_weights_and_images_are_real(

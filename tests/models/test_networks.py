@@ -88,7 +88,8 @@ def seeded_image() -> np.ndarray:
     return np.random.default_rng(SIDE).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
 
 
-EACH = [pytest.param(each, marks=() if each in SHALLOWEST.values() else pytest.mark.slow) for each in DISTINCT]
+QUICK = [model for model in SHALLOWEST.values() if not model.bottleneck]
+EACH = [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in DISTINCT]
 
 
 @pytest.mark.parametrize("model", EACH, ids=identify)

@@ -123,6 +123,7 @@ def test_forward_is_that_of_the_paper_when_weights_are_random(name: str) -> None
         assert relative_error(network(images), slow_forward(network.state_dict(), images)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
 def test_forward_is_that_of_the_paper_when_weights_are_real(weights_folder: Path, name: str) -> None:

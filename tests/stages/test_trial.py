@@ -27,6 +27,7 @@ def short_trial(no_trial: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(trial.SECONDS, "0.5")
 
 
+@pytest.mark.slow
 def test_build_keeps_what_it_measured_and_auto_goes_by_it(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +54,7 @@ def test_build_keeps_what_it_measured_and_auto_goes_by_it(
     assert "as fast" not in capsys.readouterr().out  # nothing was built: nothing to say
 
 
+@pytest.mark.slow
 def test_equal_builds_differ_in_measured_figures_only(make_config: MakeConfig, tmp_path: Path) -> None:
     folders = [
         build(make_config(f"workspace.path={tmp_path / name}"), lambda line: None).prefix.parent
@@ -65,6 +67,7 @@ def test_equal_builds_differ_in_measured_figures_only(make_config: MakeConfig, t
     assert listed[0] == listed[1]
 
 
+@pytest.mark.slow
 def test_build_measures_nothing_when_told_so_and_float_packages_never(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     assert any("goal NOT reached" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_search_keeps_nothing_that_is_too_slow(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
     monkeypatch.setattr(tune._Judge, "_seconds", lambda self, pool, backend: next(seconds))
@@ -76,6 +77,7 @@ def test_search_keeps_nothing_that_is_too_slow(make_config: MakeConfig, monkeypa
     assert found["float_activations"] == []
 
 
+@pytest.mark.slow
 def test_search_ends_when_the_time_is_over(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
     found = outcome(build(make_config("accuracy.min_agreement=100", "accuracy.budget_minutes=0.000001"), quiet))
@@ -115,6 +117,7 @@ def test_judged_images_are_others_than_those_that_weights_were_rounded_by() -> N
     assert tune._judged(20) == list(range(20))  # all were used, and there are no others
 
 
+@pytest.mark.slow
 def test_drop_is_of_top_1_on_the_same_images(make_config: MakeConfig) -> None:
     found = outcome(build(make_config("accuracy.max_drop=100"), quiet))
     drop = found["steps"][0]["figures"]["drop"]
