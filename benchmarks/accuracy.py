@@ -3,7 +3,7 @@
     pip install '.[benchmarks]'
     python benchmarks/accuracy.py torchvision_resnet18.yaml --weights W.pth --dataset DIR --evaluation DIR
 
-All start from the same float32 ONNX model and see the same calibration images, prepared by `pipeline.preprocess`.
+All start from the same float32 ONNX model and see the same calibration images, prepared by `pipeline.data.preprocess`.
 Each is made in a process of its own, whose seconds and peak memory are measured from outside.
 """
 
@@ -29,14 +29,15 @@ import numpy.typing as npt
 from common import FAULT, exit_code
 from quantizers import EITHER, ROWS, Float32, Made, Task, float32_model, make_ours
 
-from pipeline import hardware, preprocess
-from pipeline.accuracy import Divergence, mcnemar_p
 from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.data import preprocess
 from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.errors import BackendError, ConfigError
-from pipeline.package import Package, open_package
-from pipeline.progress import progress_bar
+from pipeline.host import hardware
+from pipeline.measure.accuracy import Divergence, mcnemar_p
+from pipeline.packages.package import Package, open_package
 from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
+from pipeline.terminal.progress import progress_bar
 
 BATCH, STREAMS = 22, 2
 ROUNDS = 5  # of the throughput, the model and float32 in turn

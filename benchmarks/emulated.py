@@ -30,11 +30,10 @@ import numpy.typing as npt
 import pip
 from common import exit_code
 
-from pipeline import preprocess
-from pipeline.data import npz
+from pipeline.data import npz, preprocess
 from pipeline.errors import BackendError, DataError
-from pipeline.hardware import available_cores
-from pipeline.package import Package, open_package
+from pipeline.host.hardware import available_cores
+from pipeline.packages.package import Package, open_package
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.ort import run_exact
 

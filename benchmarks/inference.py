@@ -31,16 +31,17 @@ from typing import Any
 import numpy as np
 from common import exit_code
 
-from pipeline import bench, hardware
 from pipeline.errors import BackendError, ConfigError
-from pipeline.figures import Recorder
-from pipeline.package import BUILD_FILE, Package, open_package
-from pipeline.progress import progress_bar
+from pipeline.host import hardware
+from pipeline.measure import bench
+from pipeline.packages.package import BUILD_FILE, Package, open_package
 from pipeline.quant import placement, qdq
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
-from pipeline.runner import Limit, Plan, measure
+from pipeline.run.figures import Recorder
+from pipeline.run.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.terminal.progress import progress_bar
 
 OURS, PEER, _ONE_STREAM = "ours, openvino", "benchmark_app", "1 stream"
 _PEAK_BATCH, _PEAK_CHANNELS, _PEAK_SIDE, _PEAK_LAYERS = 8, 256, 28, 8

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import preprocess
 from pipeline.config.build_file import BuildConfig
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.imagenet import Sample
-from pipeline.package import CALIBRATION, Package
-from pipeline.progress import progress_bar
+from pipeline.packages.package import CALIBRATION, Package
 from pipeline.runtimes.base import Runtime
+from pipeline.terminal.progress import progress_bar
 
 Float32 = npt.NDArray[np.float32]
 
@@ -66,7 +66,7 @@ class Reader:
 
 def make_ours(cfg: BuildConfig) -> Made:
     """Build the package; `model` is its prefix."""
-    from pipeline.build import build
+    from pipeline.building import build
 
     steps: list[str] = []
 

@@ -34,10 +34,10 @@ import tritonclient.http.aio as triton_http
 from common import exit_code
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from pipeline import preprocess
+from pipeline.data import preprocess
 from pipeline.errors import PipelineError
-from pipeline.package import Package, open_package
-from pipeline.predict import find_images
+from pipeline.packages.package import Package, open_package
+from pipeline.run.predict import find_images
 from pipeline.runtimes.base import Runtime
 
 Ask = Callable[[int], Awaitable[object]]  # sends request number n and waits for its answer

@@ -34,13 +34,14 @@ import numpy as np
 from common import FAULT, exit_code
 from PIL import Image
 
-from pipeline import hardware, preprocess, results
-from pipeline.data import npz
+from pipeline.data import npz, preprocess
 from pipeline.errors import ConfigError
-from pipeline.figures import Recorder
-from pipeline.package import Package, open_package
-from pipeline.predict import Classifier, find_images
-from pipeline.runner import Limit, Plan, measure
+from pipeline.host import hardware
+from pipeline.packages.package import Package, open_package
+from pipeline.run import results
+from pipeline.run.figures import Recorder
+from pipeline.run.predict import Classifier, find_images
+from pipeline.run.runner import Limit, Plan, measure
 from pipeline.runtimes.base import Runtime, choose
 from pipeline.stages.artefact_names import FIGURES
 

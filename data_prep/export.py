@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 
 
 def as_export(arguments: list[str]) -> list[str]:

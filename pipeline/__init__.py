@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.errors import PipelineError
-    from pipeline.predict import Classifier, Prediction
+    from pipeline.run.predict import Classifier, Prediction
 
 __all__ = ["Classifier", "PipelineError", "Prediction"]
 
@@ -15,7 +15,11 @@ def __getattr__(name: str) -> object:
     """Import what is asked for: the command line starts without numpy and the runtimes."""
     import importlib
 
-    modules = {"Classifier": "pipeline.predict", "Prediction": "pipeline.predict", "PipelineError": "pipeline.errors"}
+    modules = {
+        "Classifier": "pipeline.run.predict",
+        "Prediction": "pipeline.run.predict",
+        "PipelineError": "pipeline.errors",
+    }
     if name not in modules:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     return getattr(importlib.import_module(modules[name]), name)

@@ -20,11 +20,12 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline import preprocess
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
-from pipeline.models import exporter, sample_weights
+from pipeline.data import preprocess
+from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
+from pipeline.weights import sample_weights
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.models import onnx_classifier
-from pipeline.models.onnx_raw import RawFile
+from pipeline.onnx_models import classifier
+from pipeline.onnx_models.raw import RawFile
 
 Float32 = npt.NDArray[np.float32]
 Constants = Mapping[str, npt.NDArray[np.generic]]
@@ -74,14 +74,14 @@ def save(
 
 def load_and_compare(path: Path, output: str | None = None, atol: float = 1e-5) -> onnx.ModelProto:
     """Load a file, check that images in a batch get what the file as it is gives them alone, return the model."""
-    model = onnx_classifier.load(path, CHW, output)
+    model = classifier.load(path, CHW, output)
     onnx.checker.check_model(model, full_check=True)
     file = RawFile(path, output)
     if file.batch and file.batch > 1:
         expected = file.answers(IMAGES)
     else:
         expected = np.concatenate([file.answers(image[None]) for image in IMAGES])
-    found = onnx_classifier.run(model, IMAGES)
+    found = classifier.run(model, IMAGES)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol)
     return model

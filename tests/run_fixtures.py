@@ -23,10 +23,10 @@ from pipeline.artefacts import write_json, write_manifest
 from pipeline.config.vdsp import PreprocessSpec, ResizeMode, to_vdsp_dict
 from pipeline.data import npz
 from pipeline.data.labels import classes_of, write_classes
-from pipeline.package import Package, open_package
+from pipeline.packages.package import Package, open_package
 from pipeline.quant import placement, qdq
 from pipeline.quant.qmath import Range
-from pipeline.results import open_run
+from pipeline.run.results import open_run
 
 REPOSITORY = Path(__file__).parents[1]
 NAME = "tiny"
@@ -201,7 +201,7 @@ def many(tmp_path: Path) -> Path:
 
 def plain_answers(package: Package, images: Sequence[Path]) -> Float32:
     """Return float32 [images, classes] by the shortest way there is."""
-    from pipeline import preprocess
+    from pipeline.data import preprocess
 
     session = onnxruntime.InferenceSession(str(package.model), providers=["CPUExecutionProvider"])
     answers = []

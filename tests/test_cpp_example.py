@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from run_fixtures import REPOSITORY
 
-from pipeline import preprocess
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
-from pipeline.package import Package, open_package
+from pipeline.data import preprocess
+from pipeline.packages.package import Package, open_package
 from pipeline.runtimes.base import Runtime, open_backend, place
 
 pytestmark = [pytest.mark.slow, pytest.mark.openvino]

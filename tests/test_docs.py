@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import make_parser
+from pipeline.commands.cli import make_parser
 from pipeline.config.build_file import load_build_file
 
 ROOT = Path(__file__).parents[1]

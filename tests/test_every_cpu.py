@@ -17,10 +17,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import hardware
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
-from pipeline.package import open_package
+from pipeline.host import hardware
+from pipeline.packages.package import open_package
 from pipeline.quant import placement, qdq
 from pipeline.quant.int8_weights import quantized_weights
 from pipeline.quant.neighbours import largest_sums

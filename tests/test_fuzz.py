@@ -24,17 +24,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from run_fixtures import TinyWorkspace, float32_model
 
-from pipeline import preprocess
 from pipeline.config.build_file import load_build_file
 from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode, load_vdsp, to_vdsp_dict
-from pipeline.data import npz
+from pipeline.data import npz, preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.labels import read_classes, read_label_list
 from pipeline.errors import PipelineError
-from pipeline.models import checkpoints, onnx_classifier
-from pipeline.package import open_package
+from pipeline.onnx_models import classifier
+from pipeline.packages.package import open_package
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.rounding import read_rounded
+from pipeline.weights import checkpoints
 
 REPOSITORY = Path(__file__).parents[1]
 fuzzed = settings(
@@ -194,7 +194,7 @@ def test_images_of_any_bytes(tmp_path: Path, form: tuple[str, str], changes: Edi
 @given(edits)
 def test_onnx_models_of_any_bytes(tmp_path: Path, changes: Edits) -> None:
     (tmp_path / "x.onnx").write_bytes(mutate(float32_model().SerializeToString(), changes))
-    tolerant(lambda: onnx_classifier.load(tmp_path / "x.onnx", (3, 32, 32)))
+    tolerant(lambda: classifier.load(tmp_path / "x.onnx", (3, 32, 32)))
 
 
 def saved_checkpoint(kind: str) -> bytes:
@@ -262,7 +262,7 @@ def test_what_is_fuzzed_is_sound(tmp_path: Path, tiny: TinyWorkspace) -> None:
     (tmp_path / "x.json").write_text(json.dumps(VDSP), encoding="utf-8")
     load_vdsp(tmp_path / "x.json")
     onnx.save(float32_model(), tmp_path / "x.onnx")
-    onnx_classifier.load(tmp_path / "x.onnx", (3, 32, 32))
+    classifier.load(tmp_path / "x.onnx", (3, 32, 32))
     open_package(tiny.prefix)
     (tmp_path / "x.npz").write_bytes(saved_npz("input_0", np.zeros((3, 9, 8), np.uint8)))
     npz.read_image_npz(tmp_path / "x.npz")

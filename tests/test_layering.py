@@ -193,5 +193,5 @@ def test_packages_run_without_the_other_engine(blocked: str) -> None:
 
 
 def test_command_line_imports_nothing_heavy() -> None:
-    code = f"import pipeline.cli, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    code = f"import pipeline.commands.cli, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
     assert run_python(code).strip() == "[]"

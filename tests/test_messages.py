@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import make_parser
+from pipeline.commands.cli import make_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipeline"

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 from run_fixtures import REPOSITORY, TinyWorkspace, draw, read_folder
 
-from pipeline import cli
-from pipeline.cluster import Cluster
+from pipeline.commands import cli
 from pipeline.errors import BackendError, ConfigError
-from pipeline.results import run_file
+from pipeline.host.cluster import Cluster
+from pipeline.run.results import run_file
 
 HAS_RAY = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("pyarrow") is not None
 HAS_S3 = all(importlib.util.find_spec(name) for name in ("s3fs", "moto", "flask", "flask_cors"))

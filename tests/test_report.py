@@ -16,16 +16,17 @@ import pytest
 from PIL import Image
 from run_fixtures import TinyWorkspace
 
-from pipeline import bench, sweep
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import npz
-from pipeline.evaluate import Request, evaluate
-from pipeline.package import THRESHOLDS, open_package
+from pipeline.measure import bench
+from pipeline.measure.evaluate import Request, evaluate
+from pipeline.packages.package import THRESHOLDS, open_package
 from pipeline.quant.rounding import read_rounded
 from pipeline.reports import markup
 from pipeline.reports import sweep as reports_sweep
-from pipeline.results import read_run
+from pipeline.run import sweep
+from pipeline.run.results import read_run
 from pipeline.runtimes.base import Runtime
 
 MakeConfig = Callable[..., BuildConfig]

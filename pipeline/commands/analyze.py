@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import RUNTIMES, add_command, check_json_path, count, print_json, sayer
+from pipeline.commands.flags import RUNTIMES, add_command, check_json_path, count, print_json, sayer
 from pipeline.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def add_analyze(commands: Any) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
-    from pipeline.package import open_package
+    from pipeline.packages.package import open_package
 
     check_json_path(args.json)
     if args.time and args.images is not None:
@@ -39,8 +39,8 @@ def _analyze(args: argparse.Namespace) -> None:
     say = sayer(args.json)
     say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
     if args.time:
-        from pipeline import layer_times
-        from pipeline.choice import runtime_for
+        from pipeline.measure import layer_times
+        from pipeline.packages.choice import runtime_for
         from pipeline.runtimes.base import Runtime
 
         runtime = runtime_for(package, Runtime(args.runtime or "auto"))
@@ -52,7 +52,7 @@ def _analyze(args: argparse.Namespace) -> None:
         )
         print_json(args.json, layer_times.as_dict(times))
     else:
-        from pipeline import analyze
+        from pipeline.measure import analyze
 
         rows = analyze.analyze(package, args.images or analyze.IMAGES)
         say("\n".join(analyze.split(package, args.images or analyze.IMAGES)))

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.common import add_command
+from pipeline.commands.flags import add_command
 
 if TYPE_CHECKING:
     from pipeline.config.build_file import BuildConfig

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command, count
+from pipeline.commands.flags import add_command, count
 from pipeline.errors import ConfigError
 
 
@@ -35,8 +35,10 @@ def add_package(commands: Any) -> None:
 
 
 def _package(args: argparse.Namespace) -> None:
-    from pipeline import formats, hardware, sweep
-    from pipeline.package import open_package
+    from pipeline.host import hardware
+    from pipeline.packages import formats
+    from pipeline.packages.package import open_package
+    from pipeline.run import sweep
 
     served = ("backend", "batch", "instances", "storage_uri")
     given = [name for name in served if getattr(args, name) is not None]

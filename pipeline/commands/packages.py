@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import console
-from pipeline.commands.common import (
+from pipeline.commands.flags import (
     RUNTIMES,
     add_command,
     add_engine_flags,
@@ -22,10 +21,11 @@ from pipeline.commands.common import (
     sayer,
 )
 from pipeline.errors import ConfigError
+from pipeline.terminal import console
 
 if TYPE_CHECKING:
-    from pipeline.bench import Load
-    from pipeline.package import Package
+    from pipeline.measure.bench import Load
+    from pipeline.packages.package import Package
 
 
 def add_build(commands: Any) -> None:
@@ -67,7 +67,7 @@ def _build(args: argparse.Namespace) -> None:
         "backend.target": args.target,
     }
     cfg = load_build_file(args.config, args.set, extra=flags)
-    from pipeline.build import build, check, plan, summary
+    from pipeline.building import build, check, plan, summary
 
     check(cfg)
     for notice in cfg.notices:
@@ -93,9 +93,9 @@ def _build(args: argparse.Namespace) -> None:
 
 def _say_speed(prefix: Path) -> None:
     """Say how fast int8 was in the trial, in the runtime that `auto` takes, and why that one."""
-    from pipeline import speed
-    from pipeline.choice import runtime_for
-    from pipeline.package import open_package
+    from pipeline.packages.choice import runtime_for
+    from pipeline.packages.package import open_package
+    from pipeline.proof import speed
     from pipeline.runtimes.base import Runtime
 
     package = open_package(prefix)
@@ -178,10 +178,10 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from pipeline import bench
-    from pipeline.choice import choose_for
-    from pipeline.package import open_package
-    from pipeline.runner import Limit
+    from pipeline.measure import bench
+    from pipeline.packages.choice import choose_for
+    from pipeline.packages.package import open_package
+    from pipeline.run.runner import Limit
 
     check_json_path(args.json)
     check_report_path(args.report)
@@ -233,7 +233,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> Load | None:
     """Return the load that the flags name; None where they leave it open."""
-    from pipeline import bench
+    from pipeline.measure import bench
     from pipeline.runtimes.base import Runtime, choose
 
     if args.batch is None and args.instances is None and args.runtime is None:
@@ -248,7 +248,8 @@ def _load(args: argparse.Namespace) -> Load | None:
 
 def _swept_load(package: Package, processes: int) -> tuple[Load, list[str]]:
     """Return the load that a sweep found best here, or the least there is, and what the user should know of it."""
-    from pipeline import bench, sweep
+    from pipeline.measure import bench
+    from pipeline.run import sweep
     from pipeline.runtimes.base import Runtime
 
     found = sweep.recall(package)
@@ -261,8 +262,9 @@ def _swept_load(package: Package, processes: int) -> tuple[Load, list[str]]:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from pipeline import bench, sweep
-    from pipeline.package import open_package
+    from pipeline.measure import bench
+    from pipeline.packages.package import open_package
+    from pipeline.run import sweep
     from pipeline.runtimes.base import Runtime, choose
 
     others = ("batch", "instances", "datalist", "path_output", "vdsp_params", "iterations", "reference")
@@ -328,7 +330,7 @@ def add_eval(commands: Any) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from pipeline import evaluate
+    from pipeline.measure import evaluate
 
     check_json_path(args.json)
     check_report_path(args.report)

@@ -11,8 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline import console
-from pipeline.commands.common import (
+from pipeline.commands.flags import (
     RUNTIMES,
     add_command,
     add_engine_flags,
@@ -24,9 +23,10 @@ from pipeline.commands.common import (
     place,
 )
 from pipeline.errors import ConfigError
+from pipeline.terminal import console
 
 if TYPE_CHECKING:
-    from pipeline.predict import Prediction
+    from pipeline.run.predict import Prediction
 
 
 def add_predict(commands: Any) -> None:
@@ -54,8 +54,8 @@ def add_predict(commands: Any) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from pipeline import predict, predict_cluster
-    from pipeline.progress import progress_bar
+    from pipeline.run import predict, predict_cluster
+    from pipeline.terminal.progress import progress_bar
 
     check_json_path(args.json)
     cluster = cluster_of(args)
@@ -96,7 +96,7 @@ def _predict(args: argparse.Namespace) -> None:
 @contextmanager
 def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
     """Yield what writes one prediction in the form that the flags ask for."""
-    from pipeline import predict
+    from pipeline.run import predict
 
     if args.json is None and args.csv is None:
         yield lambda prediction: print(predict.as_text(prediction), flush=True)

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline import console
-from pipeline.commands.common import RUNTIMES, add_command, count
+from pipeline.commands.flags import RUNTIMES, add_command, count
 from pipeline.errors import ConfigError
+from pipeline.terminal import console
 
 _MIB = 1 << 20
 # What the extra `serve` brings, as far as it is imported here.
@@ -57,10 +57,10 @@ def _seconds(text: str) -> float:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from pipeline import sweep
-    from pipeline.choice import choose_for
-    from pipeline.hardware import available_cores
-    from pipeline.package import open_package
+    from pipeline.host.hardware import available_cores
+    from pipeline.packages.choice import choose_for
+    from pipeline.packages.package import open_package
+    from pipeline.run import sweep
     from pipeline.runtimes.base import Runtime
 
     try:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.common import add_command, add_engine_flags, cluster_of, file_here, place, sayer
+from pipeline.commands.flags import add_command, add_engine_flags, cluster_of, file_here, place, sayer
 from pipeline.errors import ConfigError, PipelineError
 
 
@@ -37,7 +37,7 @@ def _add_checkpoint_key(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from pipeline.export_model import export_model
+    from pipeline.prepare.export_model import export_model
 
     path, error = export_model(
         args.model_library,
@@ -156,7 +156,7 @@ def add_models(commands: Any) -> None:
 
 
 def _models(args: argparse.Namespace) -> None:
-    from pipeline import model_table
+    from pipeline.prepare import model_table
 
     models = model_table.select(args.words)
     for line in [model_table.as_json(models)] if args.json else model_table.lines(models):
@@ -177,7 +177,7 @@ def add_doctor(commands: Any) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from pipeline import doctor
+    from pipeline.prepare import doctor
 
     findings = doctor.examine(args.workspace)
     print("\n".join(map(str, findings)))
@@ -207,7 +207,7 @@ def add_init(commands: Any) -> None:
 
 
 def _init(args: argparse.Namespace) -> None:
-    from pipeline import new_build_file
+    from pipeline.prepare import new_build_file
 
     if args.size is not None and not 1 <= args.size <= 16384:
         raise ConfigError(f"--size: must be in 1..16384, got {args.size}")

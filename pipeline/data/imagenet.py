@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import console
 from pipeline.config.build_config import ClassOrder
 from pipeline.data.class_order import arrange
 from pipeline.data.image_kinds import ANY, count_kinds, describe, spellings
@@ -28,6 +27,7 @@ from pipeline.data.labels import (
 from pipeline.data.sources import ImageSource, Listing, scan
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
+from pipeline.terminal import console
 
 __all__ = [
     "ClassInfo",

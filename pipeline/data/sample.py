@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.hardware import available_cores
-from pipeline.progress import progress_bar
-from pipeline.worker_pool import answers
+from pipeline.host.hardware import available_cores
+from pipeline.host.worker_pool import answers
+from pipeline.terminal.progress import progress_bar
 
 SAMPLE_CLASSES = 1000
 SPLITS = ("calibration", "evaluation")  # the position is part of an image's seed

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 
 # The share of the largest logit by which ONNX Runtime may differ from torch: float32 sums in another order.
 _TOLERANCE = 1e-4
@@ -36,7 +36,7 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
             input_names=[input_name],
             output_names=["output"],
             dynamic_axes={input_name: {0: "N"}, "output": {0: "N"}},
-            opset_version=onnx_classifier.OPSET,
+            opset_version=classifier.OPSET,
         )
     return onnx.load_from_string(stream.getvalue())
 
@@ -54,7 +54,7 @@ def check_against_torch(model: onnx.ModelProto, network: nn.Module, batch_nchw: 
     Raises:
         PipelineError: it is too large, so the export is wrong.
     """
-    error = onnx_classifier.relative_error(answers(network, batch_nchw), onnx_classifier.run(model, batch_nchw))
+    error = classifier.relative_error(answers(network, batch_nchw), classifier.run(model, batch_nchw))
     if not error <= _TOLERANCE:
         raise PipelineError(
             f"the exported model differs from torch by {error:.1e} of the largest logit (at most {_TOLERANCE:.0e} is "

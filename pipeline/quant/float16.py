@@ -6,7 +6,7 @@ import warnings
 
 import onnx
 
-from pipeline.models.scores import Scores, find_scores
+from pipeline.onnx_models.scores import Scores, find_scores
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 

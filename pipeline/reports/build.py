@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import proof
-from pipeline.build import Built
-from pipeline.package import THRESHOLDS, Package, open_package
+from pipeline.building import Built
+from pipeline.packages.package import THRESHOLDS, Package, open_package
+from pipeline.proof import verdicts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import max_range
 from pipeline.quant.rounding import read_rounded
@@ -31,7 +31,7 @@ def _body(built: Built, package: Package) -> Iterator[str]:
     if package.uses_sample:
         yield markup.note("Sample weights, sample images: the accuracy is that of the sample.")
     report = package.report()
-    for verdict, sentence in proof.warnings(report["proof"]):
+    for verdict, sentence in verdicts.warnings(report["proof"]):
         yield markup.warning(f"{verdict}: {sentence}")
     yield markup.built(package)
     yield from _proof(package, report)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import sweep
-from pipeline.accuracy import Accuracy
 from pipeline.data.npz import read_image_npz
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
-from pipeline.evaluate import Comparison, Evaluation, Flip
-from pipeline.models.scores import Scores
-from pipeline.package import THRESHOLDS, Package
+from pipeline.measure.accuracy import Accuracy
+from pipeline.measure.evaluate import Comparison, Evaluation, Flip
+from pipeline.onnx_models.scores import Scores
+from pipeline.packages.package import THRESHOLDS, Package
 from pipeline.reports import markup
+from pipeline.run import sweep
 
 _THUMBNAIL = 128  # px, longer side
 _MOST_FLIPS = 200  # shown; a page of more would not load

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import DataError
-from pipeline.package import REPORT, Package
-from pipeline.sweep import Point
+from pipeline.packages.package import REPORT, Package
+from pipeline.run.sweep import Point
 
 _CHART = (560, 300)  # px
 _HISTOGRAM = (220, 64)  # px

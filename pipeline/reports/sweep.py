@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import hardware
-from pipeline.package import Package
+from pipeline.host import hardware
+from pipeline.packages.package import Package
 from pipeline.reports import markup
-from pipeline.sweep import Sweep
+from pipeline.run.sweep import Sweep
 
 
 def write(package: Package, found: Sweep, path: Path) -> None:

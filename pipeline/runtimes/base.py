@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import BackendError
-from pipeline.hardware import is_arm
+from pipeline.host.hardware import is_arm
 
 Output = npt.NDArray[np.float32]
 Batch = npt.NDArray[np.float32 | np.uint8]  # normalised images, or raw pixels
@@ -25,7 +25,7 @@ Engine = TypeVar("Engine")
 
 
 class Runtime(Enum):
-    AUTO = "auto"  # what `default_runtime` returns; for a package, see `pipeline.choice`
+    AUTO = "auto"  # what `default_runtime` returns; for a package, see `pipeline.packages.choice`
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 

@@ -10,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
-from pipeline.hardware import instruction_sets, saturates
+from pipeline.host.hardware import instruction_sets, saturates
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BackendError
-from pipeline.hardware import MAX_ISA, is_arm
+from pipeline.host.hardware import MAX_ISA, is_arm
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
 # With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError
-from pipeline.preprocess import Prepared
 from pipeline.runtimes.base import Backend, Output
 from pipeline.serve import metrics
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import preprocess
-from pipeline.accuracy import probabilities
+from pipeline.data import preprocess
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
-from pipeline.package import Package
-from pipeline.predict import Prediction, best_classes
-from pipeline.preprocess import Prepared
+from pipeline.measure.accuracy import probabilities
+from pipeline.packages.package import Package
+from pipeline.run.predict import Prediction, best_classes
 from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics
 from pipeline.serve.batching import Batcher, BusyError

@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.predict import as_dict
+from pipeline.run.predict import as_dict
 from pipeline.serve import metrics
 from pipeline.serve.kserve import (
     DataPlane,

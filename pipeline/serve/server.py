@@ -15,11 +15,10 @@ from typing import Any
 import grpc
 import uvicorn
 
-from pipeline import console
-from pipeline.choice import runtime_for
 from pipeline.errors import BackendError
-from pipeline.hardware import available_cores
-from pipeline.package import Package
+from pipeline.host.hardware import available_cores
+from pipeline.packages.choice import runtime_for
+from pipeline.packages.package import Package
 from pipeline.runtimes.base import Backend, Placement, Runtime, open_backend, place
 from pipeline.serve import rest
 from pipeline.serve.batching import Batcher
@@ -32,6 +31,7 @@ from pipeline.serve.kserve import (
     add_GRPCInferenceServiceServicer_to_server,
 )
 from pipeline.serve.model import VERSION, PackageModel
+from pipeline.terminal import console
 from pipeline.version import NAME, version
 
 _BACKLOG = 2048  # connections that wait to be accepted

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.artefacts import write_json
-from pipeline.models.scores import Scores
+from pipeline.onnx_models.scores import Scores
 
 MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
 GIVEN = "given.json"  # export: how the float32 model answers beside the file, or the network, that it was made of

@@ -15,19 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline import preprocess
 from pipeline.artefacts import whole_file, write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
+from pipeline.data.preprocess import Prepared
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError, DataError
-from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
-from pipeline.models import onnx_classifier
-from pipeline.preprocess import Prepared
-from pipeline.progress import progress_bar
+from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
+from pipeline.onnx_models import classifier
 from pipeline.quant import pixels, placement
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes.activations import ActivationReader
@@ -41,6 +40,7 @@ from pipeline.stages.artefact_names import (
     float32_model,
     write_notes,
 )
+from pipeline.terminal.progress import progress_bar
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # Threads that each take one image at a time through the network and count it: no thread waits for another, and no pass
@@ -83,7 +83,7 @@ def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[Im
     """
     checked = spread(len(images), _CHECKED_IMAGES)
     batch = np.stack([preprocess.load(spec, images[index].content(), raw=False) for index in checked])
-    expected = onnx_classifier.run(onnx.load(model), batch.astype(np.float32, copy=False))
+    expected = classifier.run(onnx.load(model), batch.astype(np.float32, copy=False))
     largest = float(np.abs(expected).max())
     error = outputs[list(checked)] - expected
     difference = float(np.abs(error).max())

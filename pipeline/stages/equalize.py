@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline import preprocess
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
-from pipeline.hardware import available_cores
-from pipeline.progress import progress_bar
+from pipeline.host.hardware import available_cores
 from pipeline.quant import equalization, pixels, placement
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
+from pipeline.terminal.progress import progress_bar
 
 
 def identity(cfg: BuildConfig) -> object:

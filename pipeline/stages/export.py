@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline import preprocess
 from pipeline.artefacts import file_digest, write_json
 from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import (
@@ -23,15 +22,18 @@ from pipeline.config.build_file import (
     FrontendConfig,
 )
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError
-from pipeline.models import downloads, onnx_classifier, zoo
-from pipeline.models.file_kinds import FileKind, kind_of, why_not_weights
-from pipeline.models.onnx_given import Given, check_given, compare
-from pipeline.models.scores import describe, find_scores
+from pipeline.models import zoo
+from pipeline.onnx_models import classifier
+from pipeline.onnx_models.given import Given, check_given, compare
+from pipeline.onnx_models.scores import describe, find_scores
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
+from pipeline.weights import downloads
+from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +56,7 @@ def _digests(frontend: FrontendConfig) -> object:
     assert frontend.checkpoint is not None
     if frontend.type is not Frontend.ONNX:
         return file_digest(frontend.checkpoint)
-    return [file_digest(path) for path in onnx_classifier.files(frontend.checkpoint)]
+    return [file_digest(path) for path in classifier.files(frontend.checkpoint)]
 
 
 def check(frontend: FrontendConfig) -> None:
@@ -92,7 +94,7 @@ def _check_graph_file(checkpoint: Path | None) -> None:
             "frontend.type and frontend.model to the network's, or give an .onnx file"
         )
     if checkpoint is not None and checkpoint.is_file():
-        onnx_classifier.check(checkpoint)
+        classifier.check(checkpoint)
 
 
 def _kind_of(checkpoint: Path | None) -> FileKind | None:
@@ -151,7 +153,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     softmax_asked = cfg.graph.extra_op is ExtraOp.SOFTMAX
     write_notes(out, describe(find_scores(exported.model), softmax_asked))
     if softmax_asked:
-        onnx_classifier.append_softmax(exported.model)
+        classifier.append_softmax(exported.model)
     onnx.save(exported.model, out / MODEL)
     write_json(out / SCORES, {"scores": find_scores(exported.model).value})
     write_json(out / GIVEN, exported.given.as_dict())
@@ -196,11 +198,9 @@ def export(
     checked = images_nchw[:_CHECKED_IMAGES]
     exporter.check_against_torch(model, network, checked)
     name = frontend.checkpoint or Path(f"{frontend.model}")
-    found = onnx_classifier.check_batch(model, checked, name)
+    found = classifier.check_batch(model, checked, name)
     _check_classes(name, found, num_classes, "the data set has" if fit_on else None)
-    given, _ = compare(
-        "torch", exporter.answers(network, images_nchw), onnx_classifier.run_in_chunks(model, images_nchw)
-    )
+    given, _ = compare("torch", exporter.answers(network, images_nchw), classifier.run_in_chunks(model, images_nchw))
     return Exported(model, found, given)
 
 
@@ -209,12 +209,12 @@ def _from_file(
 ) -> Exported:
     path = frontend.checkpoint
     assert path is not None, "checked by BuildConfig.check_inputs"
-    model = onnx_classifier.load(path, frontend.chw, frontend.output)
-    found = onnx_classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
+    model = classifier.load(path, frontend.chw, frontend.output)
+    found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     given = check_given(path, frontend.output, model, images_nchw)
     if frontend.background is not None:
-        onnx_classifier.cut_class(model, 0 if frontend.background is BackgroundClass.FIRST else -1, found)
-        found = onnx_classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
+        classifier.cut_class(model, 0 if frontend.background is BackgroundClass.FIRST else -1, found)
+        found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     _check_classes(path, found, num_classes, wanted_by)
     return Exported(model, found, given)
 
@@ -239,7 +239,7 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
 
 
 def _network(frontend: FrontendConfig, spec: PreprocessSpec, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
-    from pipeline.models import checkpoints, sample_weights
+    from pipeline.weights import checkpoints, sample_weights
 
     assert frontend.model is not None, "checked by the build file's loader"
     row = zoo.find_model(frontend.type.value, frontend.model)

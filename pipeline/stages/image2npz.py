@@ -10,10 +10,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import preprocess
 from pipeline.artefacts import file_digest, fingerprint
-from pipeline.cluster import Cluster
 from pipeline.config.build_file import BuildConfig
+from pipeline.data import preprocess
 from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Dataset, Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
@@ -21,10 +20,11 @@ from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource, scan
 from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolute
 from pipeline.errors import DataError
-from pipeline.hardware import available_cores
-from pipeline.progress import progress_bar
+from pipeline.host.cluster import Cluster
+from pipeline.host.hardware import available_cores
+from pipeline.host.worker_pool import answers
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL, write_notes
-from pipeline.worker_pool import answers
+from pipeline.terminal.progress import progress_bar
 
 _CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
 _CLUSTER_CHUNK = 256  # images a task of Ray, a second or two: what a node that is lost may cost

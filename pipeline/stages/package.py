@@ -10,11 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import package as packages
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, Precision, Target
 from pipeline.config.vdsp import to_vdsp_dict
-from pipeline.hardware import instruction_sets
+from pipeline.host.hardware import instruction_sets
+from pipeline.packages import package as packages
 from pipeline.stages import artefact_names as names
 
 _VERSIONS_OF = ("numpy", "onnx", "onnxruntime", "openvino", "pillow", "torch")

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import agreement, hardware, proof
-from pipeline.agreement import Answers, Float32
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
 from pipeline.config.vdsp import to_vdsp_dict
@@ -23,8 +21,11 @@ from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
 from pipeline.errors import DataError
-from pipeline.models.scores import Scores
-from pipeline.proof import Figures, Finding, Verdict
+from pipeline.host import hardware
+from pipeline.onnx_models.scores import Scores
+from pipeline.proof import agreement, verdicts
+from pipeline.proof.agreement import Answers, Float32
+from pipeline.proof.verdicts import Figures, Finding, Verdict
 from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, version_of
 from pipeline.stages.artefact_names import (
     CALIBRATION,
@@ -78,7 +79,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         for name, each in runtimes.items()
         if "float32" in each
     }
-    exact_record = proof.record(exact_figures, found) if exact_figures else found.as_dict()
+    exact_record = verdicts.record(exact_figures, found) if exact_figures else found.as_dict()
     proven = {"given": _given(inputs), "exact": exact_record, "runtimes": runtimes}
     write_json(out / CHECK, {"agreement": agreeing, "proof": proven})
 
@@ -92,7 +93,7 @@ class _Checked:
     scores: Scores  # what the outputs are
 
     def compare(self, reference: Float32, outputs: Float32) -> Figures:
-        return proof.compare(reference, outputs, self.scores)
+        return verdicts.compare(reference, outputs, self.scores)
 
 
 def _checked(cfg: BuildConfig, inputs: Mapping[str, Path]) -> _Checked:
@@ -121,7 +122,7 @@ def _prove_exact(cfg: BuildConfig, checked: _Checked, exact: Answers) -> tuple[F
     if exact.outputs is None:
         return None, Finding(Verdict.LOST, exact.reason)
     figures = checked.compare(checked.expected, exact.outputs)
-    return figures, proof.judge_model(figures, _model_cause(cfg))
+    return figures, verdicts.judge_model(figures, _model_cause(cfg))
 
 
 def _prove_runtime(
@@ -135,12 +136,12 @@ def _prove_runtime(
         return {**Finding(Verdict.LOST, answers.reason).as_dict(), **setting}
     beside_float32 = checked.compare(checked.expected, answers.outputs)
     if exact.outputs is None:
-        found, figures = proof.judge_model(beside_float32, _model_cause(cfg)), beside_float32
+        found, figures = verdicts.judge_model(beside_float32, _model_cause(cfg)), beside_float32
     else:
         figures = checked.compare(exact.outputs, answers.outputs)
         wanted = checked.compare(checked.expected, exact.outputs)
-        found = proof.judge_runtime(beside_float32, wanted, agreement.kernel_cause(runtime))
-    record = {**proof.record(figures, found), "float32": proof.plain(beside_float32)}
+        found = verdicts.judge_runtime(beside_float32, wanted, agreement.kernel_cause(runtime))
+    record = {**verdicts.record(figures, found), "float32": verdicts.plain(beside_float32)}
     return {**record, "executed": answers.executed, **setting}
 
 

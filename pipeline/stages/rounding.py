@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline import preprocess
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
-from pipeline.hardware import available_cores, peak_memory_mib, reset_peak_memory
-from pipeline.progress import progress_bar
+from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.quant import pixels
 from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
@@ -31,6 +30,7 @@ from pipeline.quant.layers import Layer, layers_of
 from pipeline.quant.rounding import Float32, Rounded, mean_error, read_rounded, round_weights, write_rounded
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float32_model
+from pipeline.terminal.progress import progress_bar
 
 # Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
 POSITIONS = 64

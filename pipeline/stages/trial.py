@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import console, hardware, isolated, speed
 from pipeline.artefacts import write_json
-from pipeline.choice import machine
 from pipeline.config.build_file import BuildConfig
 from pipeline.errors import BackendError, ConfigError
+from pipeline.host import hardware, isolated
+from pipeline.packages.choice import machine
+from pipeline.proof import speed
+from pipeline.proof.speed import Candidate, Rates
 from pipeline.runtimes.base import Runtime
-from pipeline.speed import Candidate, Rates
 from pipeline.stages.artefact_names import CHECK, FIGURES, MACHINE, MODEL
+from pipeline.terminal import console
 
 SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # that a build may spend on it, of the environment; 0: none
 _SECONDS = 15.0

@@ -21,23 +21,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline import preprocess
-from pipeline.accuracy import Divergence
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import AccuracyConfig, BuildConfig
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.data.imagenet import Sample
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import DataError
-from pipeline.hardware import available_cores
-from pipeline.models.scores import Scores
-from pipeline.preprocess import Prepared
-from pipeline.progress import progress_bar
+from pipeline.host.hardware import available_cores
+from pipeline.measure.accuracy import Divergence
+from pipeline.onnx_models.scores import Scores
 from pipeline.quant import pixels
 from pipeline.quant.assemble import assemble
+from pipeline.quant.sensitivity import Kind, Sensitivity
 from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
-from pipeline.sensitivity import Kind, Sensitivity
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model, read_scores
+from pipeline.terminal.progress import progress_bar
 
 _JOURNAL = "journal.json"
 _SENSITIVITY_IMAGES = 16

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from pipeline.config import json_schema
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 from run_fixtures import TinyWorkspace, draw, read_folder
 
-from pipeline import bench, predict
 from pipeline.data import npz
 from pipeline.data.imagenet import list_images
 from pipeline.data.sources import scan
 from pipeline.data.storage import Url, location, names_in, stamps
 from pipeline.errors import DataError
-from pipeline.results import check_folder
+from pipeline.measure import bench
+from pipeline.run import predict
+from pipeline.run.results import check_folder
 from pipeline.runtimes.base import Runtime
 
 fsspec = pytest.importorskip("fsspec", reason="object stores are read by fsspec: pip install fsspec")

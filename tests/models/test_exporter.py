@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import preprocess
 from pipeline.config.vdsp import load_vdsp
+from pipeline.data import preprocess
 from pipeline.errors import PipelineError
-from pipeline.models import checkpoints, exporter, onnx_classifier, zoo
+from pipeline.models import exporter, zoo
+from pipeline.onnx_models import classifier
+from pipeline.weights import checkpoints
 
 Float32 = npt.NDArray[np.float32]
 
@@ -46,7 +48,7 @@ def test_to_onnx_computes_what_torch_computes(
     batch = batch_nchw[:images]
     with torch.inference_mode():
         expected = tiny_network(torch.from_numpy(batch)).numpy()
-    found = onnx_classifier.run(tiny_model, batch)
+    found = classifier.run(tiny_model, batch)
     assert found.shape == (images, 4)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert exporter.check_against_torch(tiny_model, tiny_network, batch) < 1e-4
@@ -56,7 +58,7 @@ def test_to_onnx_exports_for_inference_when_the_network_is_training(
     tiny_network: nn.Module, tiny_model: onnx.ModelProto, batch_nchw: Float32
 ) -> None:
     model = exporter.to_onnx(copy.deepcopy(tiny_network).train(), (3, 32, 32))
-    np.testing.assert_array_equal(onnx_classifier.run(model, batch_nchw), onnx_classifier.run(tiny_model, batch_nchw))
+    np.testing.assert_array_equal(classifier.run(model, batch_nchw), classifier.run(tiny_model, batch_nchw))
 
 
 @pytest.mark.parametrize(("change", "shown"), [(1.0, r"differs from torch by \d"), (float("nan"), "by nan of")])
@@ -89,6 +91,6 @@ def test_to_onnx_computes_what_torch_computes_when_weights_and_images_are_real(
     batch = np.stack([preprocess.apply(spec, preprocess.decode(image)) for image in images])
     assert exporter.check_against_torch(model, network, batch) < 1e-4
     labels = dict(line.split() for line in (real_images / "nips2017_dev" / "val_list.txt").read_text().splitlines())
-    answers = onnx_classifier.run(model, batch).argmax(axis=1)
+    answers = classifier.run(model, batch).argmax(axis=1)
     wanted = [int(labels.get(image.name, labels.get(f"val/{image.name}", "-1"))) for image in images]
     assert sum(answer == label for answer, label in zip(answers.tolist(), wanted, strict=True)) >= 2

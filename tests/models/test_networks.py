@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models import exporter, onnx_classifier, zoo
+from pipeline.models import exporter, zoo
+from pipeline.onnx_models import classifier
 
 GOLDEN: dict[str, Any] = json.loads(gzip.decompress((Path(__file__).parent / "golden_networks.json.gz").read_bytes()))
 SIDE = 72  # px; the last stages then see odd sizes, where averages at the border differ between libraries
@@ -97,7 +98,7 @@ def test_network_answers_like_the_original(model: zoo.Model) -> None:
     wanted = np.array([golden(model)["output"]], np.float32)
     with torch.inference_mode():
         answer = seeded_network(model)(torch.from_numpy(seeded_image())).numpy()
-    assert onnx_classifier.relative_error(wanted, answer) < 1e-5
+    assert classifier.relative_error(wanted, answer) < 1e-5
 
 
 @pytest.mark.slow
@@ -105,4 +106,4 @@ def test_network_answers_like_the_original(model: zoo.Model) -> None:
 def test_exported_network_answers_like_the_original(model: zoo.Model) -> None:
     exported = exporter.to_onnx(seeded_network(model), (3, SIDE, SIDE))
     wanted = np.array([golden(model)["output"]], np.float32)
-    assert onnx_classifier.relative_error(wanted, onnx_classifier.run(exported, seeded_image())) < 1e-5
+    assert classifier.relative_error(wanted, classifier.run(exported, seeded_image())) < 1e-5

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models import checkpoints, resnet, zoo
+from pipeline.models import resnet, zoo
+from pipeline.weights import checkpoints
 
 # name -> tensors in the state dict, parameters, and some names with their shapes
 GOLDEN = {

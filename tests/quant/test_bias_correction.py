@@ -10,7 +10,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from pipeline.models import exporter, onnx_classifier
+from pipeline.models import exporter
+from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.bias_correction import correct_biases
 from pipeline.quant.qmath import Range, max_range
@@ -53,7 +54,7 @@ def values_of(model: onnx.ModelProto, names: list[str], images: Float32) -> dict
         probed.CopyFrom(model)
         del probed.graph.output[:]
         probed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        found[name] = onnx_classifier.run(probed, images)
+        found[name] = classifier.run(probed, images)
     return found
 
 
@@ -108,11 +109,11 @@ def test_correct_biases_gives_the_first_layer_its_mean_output_back(
 def test_correct_biases_brings_the_answers_closer_to_float32(
     model: onnx.ModelProto, ranges: dict[str, Range], images: Float32, means: dict[str, npt.NDArray[np.float64]]
 ) -> None:
-    expected = onnx_classifier.run(model, images)
+    expected = classifier.run(model, images)
     int8 = coarse(model, ranges)
-    before = onnx_classifier.relative_error(expected, onnx_classifier.run(int8, images))
+    before = classifier.relative_error(expected, classifier.run(int8, images))
     correct_biases(int8, model, means)
-    assert onnx_classifier.relative_error(expected, onnx_classifier.run(int8, images)) < 0.5 * before
+    assert classifier.relative_error(expected, classifier.run(int8, images)) < 0.5 * before
 
 
 def test_correct_biases_leaves_out_layers_in_float_and_layers_of_unknown_mean(

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 from pipeline.quant.channel_order import match, order_channels, pair_costs
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import weights_of
@@ -93,11 +93,11 @@ def steps(model: onnx.ModelProto) -> dict[str, float]:
 def test_order_channels_keeps_the_function_and_narrows_the_scales(seed: int) -> None:
     model = network(seed)
     images = np.random.default_rng(9).normal(size=(4, 3, 9, 9)).astype(np.float32)
-    expected, before = onnx_classifier.run(model, images), steps(model)
+    expected, before = classifier.run(model, images), steps(model)
     changed = order_channels(model, layers(model))
     onnx.checker.check_model(model, full_check=True)
     assert changed >= 2
-    np.testing.assert_allclose(onnx_classifier.run(model, images), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(classifier.run(model, images), expected, atol=1e-5 * np.abs(expected).max())
     after = steps(model)
     assert sum(after.values()) < sum(before.values()) - 0.1
     assert after["first"] == pytest.approx(before["first"])  # its inputs are the image's channels
@@ -114,13 +114,13 @@ def test_order_channels_leaves_a_stream_alone_when_something_else_reads_it() -> 
     model = network()
     model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, None))
     images = np.random.default_rng(9).normal(size=(2, 3, 9, 9)).astype(np.float32)
-    expected = onnx_classifier.run(model, images)
+    expected = classifier.run(model, images)
     weights = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     order_channels(model, layers(model))
     second = next(node for node in model.graph.node if node.name == "second")
     kept = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     np.testing.assert_array_equal(kept[second.input[1]], weights["w1"])
-    np.testing.assert_allclose(onnx_classifier.run(model, images), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(classifier.run(model, images), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_pair_costs_sum_the_excess_over_the_largest_weight() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from small_graphs import Builder, images, kinds_of, ranges_seen, run_exact, sqnr_db
 
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier as onnx_classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.classifier import find_classifier, tail_tensors
 from pipeline.runtimes.base import Runtime

@@ -12,8 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from pipeline.models import exporter, onnx_classifier
+from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
+from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.equalization import equalize, scaled_tensors
 from pipeline.quant.qmath import max_range
@@ -115,9 +116,9 @@ def equalized(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, float]
 
 
 def assert_same_answers(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    expected = onnx_classifier.run(before, images())
+    expected = classifier.run(before, images())
     assert np.abs(expected).max() > 0
-    assert onnx_classifier.relative_error(expected, onnx_classifier.run(after, images())) < 1e-5
+    assert classifier.relative_error(expected, classifier.run(after, images())) < 1e-5
 
 
 def weights_of(model: onnx.ModelProto) -> dict[str, list[np.ndarray]]:
@@ -153,8 +154,8 @@ def test_equalize_changes_no_answer_of_the_fitted_network(tiny_model: onnx.Model
             for name in names
         },
     )
-    expected = onnx_classifier.run(tiny_model, batch_nchw)
-    assert onnx_classifier.relative_error(expected, onnx_classifier.run(after, batch_nchw)) < 1e-5
+    expected = classifier.run(tiny_model, batch_nchw)
+    assert classifier.relative_error(expected, classifier.run(after, batch_nchw)) < 1e-5
     assert tiny_model.SerializeToString() != after.SerializeToString()
 
 
@@ -175,7 +176,7 @@ def test_equalize_brings_the_ranges_of_channels_closer(name: str, request: pytes
 
 
 def test_equalize_makes_the_int8_model_better(residual: onnx.ModelProto) -> None:
-    expected = onnx_classifier.run(residual, images())
+    expected = classifier.run(residual, images())
 
     def error(model: onnx.ModelProto) -> float:
         names = placement.observed_tensors(model)
@@ -187,7 +188,7 @@ def test_equalize_makes_the_int8_model_better(residual: onnx.ModelProto) -> None
                 low[name], high[name] = min(low[name], value.min()), max(high[name], value.max())
         ranges = {name: max_range(float(low[name]), float(high[name])) for name in names}
         int8 = qdq.insert_qdq(model, ranges, per_channel=True)
-        return float(np.square(onnx_classifier.run(int8, images()) - expected).mean())
+        return float(np.square(classifier.run(int8, images()) - expected).mean())
 
     assert error(equalized(residual)[0]) < 0.8 * error(residual)
 

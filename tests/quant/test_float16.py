@@ -8,14 +8,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 from pipeline.quant.float16 import to_float16
 
 
 def with_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    onnx_classifier.append_softmax(copy)
+    classifier.append_softmax(copy)
     return copy
 
 
@@ -33,7 +33,7 @@ def test_to_float16_keeps_inputs_answers_and_the_softmax_in_float32(
     softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
     cast = next(node for node in model.graph.node if softmax.input[0] in node.output)
     assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT)
-    expected, found = onnx_classifier.run(source, batch_nchw), onnx_classifier.run(model, batch_nchw)
+    expected, found = classifier.run(source, batch_nchw), classifier.run(model, batch_nchw)
     np.testing.assert_allclose(found, expected, atol=5e-3)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)  # float16 would give 1 to three digits
 
@@ -83,7 +83,7 @@ def test_to_float16_keeps_scores_apart_when_the_network_ends_in_them(
     graph.output[0].name = "scores"
     model = to_float16(source)
     onnx.checker.check_model(model, full_check=True)
-    found = onnx_classifier.run(model, batch_nchw)
-    np.testing.assert_allclose(found, onnx_classifier.run(source, batch_nchw), atol=5e-3)
+    found = classifier.run(model, batch_nchw)
+    np.testing.assert_allclose(found, classifier.run(source, batch_nchw), atol=5e-3)
     assert not np.array_equal(found, found.astype(np.float16).astype(np.float32))
     assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {TensorProto.FLOAT16}

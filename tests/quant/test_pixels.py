@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import preprocess
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.models import onnx_classifier
+from pipeline.data import preprocess
+from pipeline.onnx_models import classifier
 from pipeline.quant import pixels, placement, qdq
 from pipeline.quant.bias_correction import Dequantized
 from pipeline.quant.observers import ObserverSet
@@ -92,9 +92,9 @@ def int8(of_pixels: onnx.ModelProto) -> onnx.ModelProto:
 def test_folded_model_gives_the_same_answers_from_pixels(
     tiny_model: onnx.ModelProto, of_pixels: onnx.ModelProto
 ) -> None:
-    expected = onnx_classifier.run(tiny_model, normalised(images()))
-    found = onnx_classifier.run(of_pixels, images().astype(np.float32))
-    assert onnx_classifier.relative_error(expected, found) < 1e-5
+    expected = classifier.run(tiny_model, normalised(images()))
+    found = classifier.run(of_pixels, images().astype(np.float32))
+    assert classifier.relative_error(expected, found) < 1e-5
     assert [value.name for value in of_pixels.graph.input] == [value.name for value in tiny_model.graph.input]
     read = {name for node in of_pixels.graph.node for name in node.input}
     assert all(tensor.name in read for tensor in of_pixels.graph.initializer)
@@ -102,9 +102,9 @@ def test_folded_model_gives_the_same_answers_from_pixels(
 
 def test_border_is_the_nearest_whole_pixel_where_the_mean_is_none(tiny_model: onnx.ModelProto) -> None:
     mean = (0.485, 0.456, 0.406)
-    found = onnx_classifier.run(reading_pixels(tiny_model, mean), images().astype(np.float32))
-    expected = onnx_classifier.run(tiny_model, normalised(images(), mean))
-    assert 0 < onnx_classifier.relative_error(expected, found) < 2e-3
+    found = classifier.run(reading_pixels(tiny_model, mean), images().astype(np.float32))
+    expected = classifier.run(tiny_model, normalised(images(), mean))
+    assert 0 < classifier.relative_error(expected, found) < 2e-3
 
 
 @pytest.mark.parametrize("attributes", [{}, {"pads": [0, 0, 0, 0]}, {"pads": [1, 0, 2, 3], "strides": [2, 1]}])
@@ -112,8 +112,8 @@ def test_border_is_the_nearest_whole_pixel_where_the_mean_is_none(tiny_model: on
 def test_folded_convolution_keeps_pads_strides_and_bias(attributes: dict[str, object], with_bias: bool) -> None:
     model = one_convolution(with_bias, **attributes)
     batch = images(4, 9)[:, :, :8]
-    expected = onnx_classifier.run(model, normalised(batch))
-    found = onnx_classifier.run(reading_pixels(model), batch.astype(np.float32))
+    expected = classifier.run(model, normalised(batch))
+    found = classifier.run(reading_pixels(model), batch.astype(np.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -125,8 +125,8 @@ def test_fold_leaves_weights_alone_that_another_layer_reads() -> None:
     model.graph.node.insert(1, helper.make_node("Conv", ["c0", "project"], ["three"], "back_to_three"))
     model.graph.node.insert(2, helper.make_node("Conv", ["three", "w", "b"], ["c"], "again"))
     batch = images(3, 9)[:, :, :8]
-    expected = onnx_classifier.run(model, normalised(batch))
-    found = onnx_classifier.run(reading_pixels(model), batch.astype(np.float32))
+    expected = classifier.run(model, normalised(batch))
+    found = classifier.run(reading_pixels(model), batch.astype(np.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -192,7 +192,7 @@ def test_int8_model_answers_in_every_runtime_as_one_with_a_normalised_input_does
 ) -> None:
     """And as near to float32, in the nature of things: nearer by what the input's quantizer cost."""
     batch = images()
-    expected = onnx_classifier.run(tiny_model, normalised(batch))
+    expected = classifier.run(tiny_model, normalised(batch))
     usual = qdq.insert_qdq(tiny_model, ranges_of(tiny_model, normalised(batch)), per_channel=True)
     for name, model, fed in (("usual", usual, normalised(batch)), ("pixels", int8, batch)):
         onnx.save(model, tmp_path / f"{name}.onnx")
@@ -200,7 +200,7 @@ def test_int8_model_answers_in_every_runtime_as_one_with_a_normalised_input_does
             with open_backend(runtime, tmp_path / f"{name}.onnx", batch=4, placement=place(1, 1)) as backend:
                 assert backend.input.dtype == fed.dtype.name
                 answers = np.concatenate([backend.infer(fed[:4]), backend.infer(fed[4:])])
-            assert onnx_classifier.relative_error(expected, answers) < 0.06, (name, runtime)
+            assert classifier.relative_error(expected, answers) < 0.06, (name, runtime)
 
 
 def test_onnxruntime_runs_every_convolution_of_it_in_int8(int8: onnx.ModelProto, tmp_path: Path) -> None:
@@ -223,10 +223,10 @@ def test_first_layer_left_in_float_reads_the_pixels_through_a_cast(
     model = qdq.insert_qdq(of_pixels, ranges_of(of_pixels, images()), per_channel=True, **left)
     assert qdq.count_quantized(model) == {"weighted": 7, "quantized": 6}
     onnx.save(model, tmp_path / "model.onnx")
-    expected = onnx_classifier.run(tiny_model, normalised(images()))
+    expected = classifier.run(tiny_model, normalised(images()))
     for runtime in installed_runtimes():
         with open_backend(runtime, tmp_path / "model.onnx", batch=6, placement=place(1, 1)) as backend:
-            assert onnx_classifier.relative_error(expected, backend.infer(images())) < 0.06
+            assert classifier.relative_error(expected, backend.infer(images())) < 0.06
 
 
 def test_bias_correction_takes_the_mean_pixel_through_the_rounded_weights(

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.models import exporter, onnx_classifier
+from pipeline.models import exporter
+from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.neighbours import largest_sums, weight_pairs
 from pipeline.quant.observers import ObserverSet
@@ -203,11 +204,11 @@ def test_insert_qdq_leaves_a_layer_in_float_when_it_is_named(
     graph, before = Graph(model), Graph(tiny_model)
     weight = graph.nodes[layer].input[1]
     np.testing.assert_array_equal(graph.constants[weight], before.constants[before.nodes[layer].input[1]])
-    assert agreement(onnx_classifier.run(model, batch_nchw), tiny_model, batch_nchw) >= 22
+    assert agreement(classifier.run(model, batch_nchw), tiny_model, batch_nchw) >= 22
 
 
 def agreement(outputs: Float32, float32: onnx.ModelProto, batch_nchw: Float32) -> int:
-    expected = onnx_classifier.run(float32, batch_nchw)
+    expected = classifier.run(float32, batch_nchw)
     return int((outputs.argmax(axis=1) == expected.argmax(axis=1)).sum())
 
 
@@ -227,8 +228,8 @@ def test_int8_agrees_with_float32_in_every_runtime(
     with open_backend(runtime, tmp_path / "int8.onnx", batch=24, placement=place(1, 1)) as backend:
         outputs = backend.infer(batch_nchw)
     assert agreement(outputs, tiny_model, batch_nchw) >= 22
-    expected = onnx_classifier.run(tiny_model, batch_nchw)
-    assert 0 < onnx_classifier.relative_error(expected, outputs) < 0.1
+    expected = classifier.run(tiny_model, batch_nchw)
+    assert 0 < classifier.relative_error(expected, outputs) < 0.1
 
 
 def test_insert_qdq_survives_channels_of_zeros_and_tensors_of_zeros(
@@ -247,11 +248,11 @@ def test_insert_qdq_survives_channels_of_zeros_and_tensors_of_zeros(
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     ranges = ranges_of(model, batch_nchw)
     assert Range(0.0, 0.0) in ranges.values()
-    outputs = onnx_classifier.run(qdq.insert_qdq(model, ranges, per_channel=True), batch_nchw)
+    outputs = classifier.run(qdq.insert_qdq(model, ranges, per_channel=True), batch_nchw)
     assert agreement(outputs, model, batch_nchw) >= 22
     # A range as narrow as the bin of zero, which a percentile can leave, is no range either.
     narrow = {name: Range(0.0, 2.3e-41) if found == Range(0.0, 0.0) else found for name, found in ranges.items()}
-    outputs = onnx_classifier.run(qdq.insert_qdq(model, narrow, per_channel=True), batch_nchw)
+    outputs = classifier.run(qdq.insert_qdq(model, narrow, per_channel=True), batch_nchw)
     assert agreement(outputs, model, batch_nchw) >= 22
 
 
@@ -297,7 +298,7 @@ def test_shape_arithmetic_is_not_quantized_when_the_model_computes_shapes(batch_
     assert placement.observed_tensors(model) == ["x", "r", "g"]
     quantized = qdq.insert_qdq(model, ranges_of(model, images), per_channel=True)
     assert qdq.count_quantized(quantized) == {"weighted": 2, "quantized": 2}
-    error = onnx_classifier.relative_error(onnx_classifier.run(model, images), onnx_classifier.run(quantized, images))
+    error = classifier.relative_error(classifier.run(model, images), classifier.run(quantized, images))
     assert 0 < error < 0.1
 
 
@@ -388,11 +389,11 @@ def test_insert_qdq_quantizes_every_layer_of_other_families(name: str, batch_nch
     with torch.no_grad():
         network.train()(torch.from_numpy(batch_nchw))  # so that norms know their inputs
     onnx.save(exporter.to_onnx(network, (3, 32, 32)), tmp_path / "m.onnx")
-    model = onnx_classifier.load(tmp_path / "m.onnx", (3, 32, 32))
+    model = classifier.load(tmp_path / "m.onnx", (3, 32, 32))
     int8 = qdq.insert_qdq(model, ranges_of(model, batch_nchw), per_channel=True)
     assert qdq.count_quantized(int8) == {"weighted": weighted, "quantized": weighted}
-    expected = onnx_classifier.run(model, batch_nchw)
-    assert 0 < onnx_classifier.relative_error(expected, onnx_classifier.run(int8, batch_nchw)) < 0.05
+    expected = classifier.run(model, batch_nchw)
+    assert 0 < classifier.relative_error(expected, classifier.run(int8, batch_nchw)) < 0.05
 
 
 class PreActivation(nn.Module):
@@ -433,10 +434,8 @@ def test_insert_qdq_computes_norms_that_stand_alone_in_int8(norm_model: onnx.Mod
     graph = Graph(int8)
     for name in norms:
         assert [node.op_type for node in graph.readers(graph.nodes[name].output[0])] == ["QuantizeLinear"]
-    expected = onnx_classifier.run(norm_model, batch_nchw)
-    errors = [
-        onnx_classifier.relative_error(expected, onnx_classifier.run(each, batch_nchw)) for each in (int8, in_float)
-    ]
+    expected = classifier.run(norm_model, batch_nchw)
+    errors = [classifier.relative_error(expected, classifier.run(each, batch_nchw)) for each in (int8, in_float)]
     assert 0 < errors[0] < 1.2 * errors[1]
 
 
@@ -500,7 +499,7 @@ def test_insert_qdq_gives_the_same_in_every_runtime_when_matrix_products_have_no
     for _ in range(2):
         x = made.op(kind, x, made.constant(made.normal(32, 32, spread=0.2)))
     onnx.save(made.model(made.gemm(x, 32, 5)), tmp_path / "float32.onnx")
-    model, batch_nchw = onnx_classifier.load(tmp_path / "float32.onnx", (3, small.SIDE, small.SIDE)), small.images()
+    model, batch_nchw = classifier.load(tmp_path / "float32.onnx", (3, small.SIDE, small.SIDE)), small.images()
     quantized = qdq.insert_qdq(model, small.ranges_seen(model, batch_nchw), per_channel=True)
     onnx.save(quantized, tmp_path / "m.onnx")
     exact = small.run_exact(quantized, batch_nchw)

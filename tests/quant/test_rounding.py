@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ArtefactError
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.covariance import Covariance
 from pipeline.quant.int8_weights import install_weights, scales_of
@@ -292,7 +292,7 @@ def test_columns_times_weights_is_the_convolution(kernel: tuple[int, int], attri
     (layer,) = layers_of(model)
     assert (layer.name, layer.source, layer.inputs) == ("conv", "input", 3 * kernel[0] * kernel[1])
     image = normal(1, 3, 11, 11, seed=16)
-    expected = onnx_classifier.run(model, image)[0]
+    expected = classifier.run(model, image)[0]
     columns = layer.columns(image, EVERYWHERE, np.random.default_rng(0))
     np.testing.assert_allclose((columns @ layer.weights.matrix.T).T.reshape(expected.shape), expected, atol=1e-5)
 
@@ -449,7 +449,7 @@ def test_install_weights_makes_the_layers_compute_with_them(mixed: onnx.ModelPro
             wanted[~layer.weights.matrix.any(axis=1)] = 0  # a filter of zeros stays one
         found = found.T if layer.name == "last" else found.reshape(len(found), -1)
         np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=layer.name)
-    assert np.isfinite(onnx_classifier.run(int8, normal(2, 3, 9, 9))).all()
+    assert np.isfinite(classifier.run(int8, normal(2, 3, 9, 9))).all()
 
 
 def test_install_weights_changes_nothing_when_they_are_the_nearest(mixed: onnx.ModelProto) -> None:

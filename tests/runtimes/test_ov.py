@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from run_fixtures import Float32, float32_model, int8_model
 
-from pipeline.hardware import is_arm
+from pipeline.host.hardware import is_arm
 from pipeline.quant import pixels
 from pipeline.runtimes.base import Placement
 

@@ -36,12 +36,12 @@ from onnx import helper, numpy_helper
 from PIL import Image
 from run_fixtures import CLASS_IDS, NAME, REPOSITORY, TinyWorkspace, draw
 
-from pipeline import preprocess
 from pipeline.artefacts import write_json, write_manifest
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
-from pipeline.package import Package, open_package
-from pipeline.predict import Classifier, as_dict
+from pipeline.data import preprocess
+from pipeline.packages.package import Package, open_package
+from pipeline.run.predict import Classifier, as_dict
 from pipeline.runtimes.base import Runtime, choose, open_backend, place
 
 # Not imported: KServe and tritonclient define the same protocol, and a process takes only one definition.

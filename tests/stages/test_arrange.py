@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import weights_of
 from pipeline.stages import arrange
@@ -21,8 +21,8 @@ def test_run_writes_the_same_function_with_narrower_scales_and_later_stages_read
     before, after = (onnx.load(stages[name] / "model.onnx") for name in ("equalize", "arrange"))
     shape = [dim.dim_value for dim in before.graph.input[0].type.tensor_type.shape.dim][1:]
     images = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.float32)
-    expected = onnx_classifier.run(before, images)
-    np.testing.assert_allclose(onnx_classifier.run(after, images), expected, atol=1e-4 * np.abs(expected).max())
+    expected = classifier.run(before, images)
+    np.testing.assert_allclose(classifier.run(after, images), expected, atol=1e-4 * np.abs(expected).max())
 
     def widths(model: onnx.ModelProto) -> float:
         return sum(

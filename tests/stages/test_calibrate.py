@@ -15,13 +15,13 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from pipeline import preprocess
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import DataError
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qmath
 from pipeline.quant.observers import ObserverSet
 from pipeline.stages import calibrate, calibset, export
@@ -89,7 +89,7 @@ def test_run_counts_what_a_slow_reference_counts(
         np.testing.assert_allclose(found.mean_sums[name] / 22, wanted.mean(axis=(0, 2, 3)), rtol=1e-4)
     outputs = np.load(tmp_path / "out" / "outputs.npy")
     expected = np.concatenate([answer[0] for answer in answers])
-    assert onnx_classifier.relative_error(expected, outputs) < 1e-5
+    assert classifier.relative_error(expected, outputs) < 1e-5
 
 
 def test_run_writes_its_figures_and_leaves_no_partial(

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
-from pipeline.models import exporter, onnx_classifier
-from pipeline.package import open_package
+from pipeline.models import exporter
+from pipeline.onnx_models import classifier
+from pipeline.packages.package import open_package
 from pipeline.quant import placement
 from pipeline.quant.equalization import scaled_tensors
 from pipeline.quant.neighbours import largest_sums, weight_pairs
@@ -59,8 +60,8 @@ def test_run_writes_the_same_function_with_channels_of_like_ranges(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, batch_nchw: Float32
 ) -> None:
     before, after = run(make_config(), inputs, tmp_path / "out")
-    expected = onnx_classifier.run(before, batch_nchw)
-    assert onnx_classifier.relative_error(expected, onnx_classifier.run(after, batch_nchw)) < 1e-5
+    expected = classifier.run(before, batch_nchw)
+    assert classifier.relative_error(expected, classifier.run(after, batch_nchw)) < 1e-5
     assert [node.name for node in after.graph.node] == [node.name for node in before.graph.node]
     assert placement.observed_tensors(after) == placement.observed_tensors(before)
     old, new = ranges(before, batch_nchw), ranges(after, batch_nchw)

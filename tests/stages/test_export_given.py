@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from pipeline import build
+from pipeline import building
 from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.models import onnx_classifier
+from pipeline.onnx_models import classifier
 from pipeline.stages import calibset, export
 from pipeline.stages.artefact_names import GIVEN, MODEL
 
@@ -78,8 +78,8 @@ def test_run_cuts_a_background_class_off_when_told_to(
     )
     folder = run(make_config(f"frontend.checkpoint={path}", "frontend.background=first"), tmp_path / "stages")
     assert json.loads((folder / GIVEN).read_text(encoding="utf-8"))["verdict"] == "good"
-    logits = onnx_classifier.run(onnx.load(tiny_onnx), batch_nchw)
-    scores = onnx_classifier.run(onnx.load(folder / MODEL), batch_nchw)
+    logits = classifier.run(onnx.load(tiny_onnx), batch_nchw)
+    scores = classifier.run(onnx.load(folder / MODEL), batch_nchw)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(scores, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_plan_refuses_an_opset_that_no_runtime_has_before_any_work(
     path = tmp_path / "later.onnx"
     onnx.save(model, path)
     with pytest.raises(DataError, match="the latest known here is"):
-        build.plan(make_config(f"frontend.checkpoint={path}"))
+        building.plan(make_config(f"frontend.checkpoint={path}"))
 
 
 def test_load_takes_the_shape_of_channels_last(make_config: MakeConfig) -> None:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import build, user_cache
+from pipeline import building
 from pipeline.config.build_config import AUTO, Frontend, FrontendConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError, DataError
-from pipeline.export_model import export_model
-from pipeline.models import downloads, exporter, zoo
+from pipeline.host import user_cache
+from pipeline.models import exporter, zoo
+from pipeline.prepare.export_model import export_model
 from pipeline.stages import export
+from pipeline.weights import downloads
 
 
 def frontend(kind: Frontend, model: str | None, checkpoint: Path | None) -> FrontendConfig:
@@ -79,8 +81,8 @@ def test_build_check_refuses_auto_with_sample_images(tmp_path: Path) -> None:
     cfg = load_build_file("timm_wideres.yaml", extra={"frontend.checkpoint": "auto"})
     assert not cfg.uses_sample
     with pytest.raises(ConfigError, match="real weights cannot be calibrated on sample images; give --dataset DIR"):
-        build.check(cfg)
-    build.check(
+        building.check(cfg)
+    building.check(
         load_build_file("timm_wideres.yaml", extra={"frontend.checkpoint": "auto", "dataset.path": str(tmp_path)})
     )
 
@@ -115,7 +117,7 @@ def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest
     flags = {"frontend.checkpoint": "auto", "dataset.path": str(tmp_path), "workspace.path": str(workspace)}
     said: list[str] = []
     with pytest.raises(DataError, match=r"frontend\.checkpoint: timm wide_resnet50_2 cannot be reached"):
-        build.build(load_build_file("timm_wideres.yaml", extra=flags), said.append)
+        building.build(load_build_file("timm_wideres.yaml", extra=flags), said.append)
     assert said == []
     assert not workspace.exists()
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.artefacts import verify
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
-from pipeline.hardware import instruction_sets
-from pipeline.package import open_package
+from pipeline.host.hardware import instruction_sets
+from pipeline.packages.package import open_package
 from pipeline.runtimes.base import installed_runtimes, version_of
 from pipeline.stages import package
 

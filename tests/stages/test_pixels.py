@@ -11,12 +11,12 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from pipeline import preprocess
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.models import onnx_classifier
-from pipeline.package import open_package
+from pipeline.data import preprocess
+from pipeline.onnx_models import classifier
+from pipeline.packages.package import open_package
 from pipeline.quant.pixels import PIXELS, are_input_of
 from pipeline.runtimes.base import installed_runtimes, open_backend, place
 from pipeline.stages import pixels
@@ -48,9 +48,9 @@ def test_run_folds_the_normalisation_of_the_build_file(
     model, said = run(make_config(), inputs, tmp_path / "out")
     assert said == "uint8 pixels"
     image = np.random.default_rng(0).integers(0, 256, (3, 40, 44), dtype=np.uint8)
-    expected = onnx_classifier.run(onnx.load(tiny_onnx), preprocess.apply(spec, image)[None])
+    expected = classifier.run(onnx.load(tiny_onnx), preprocess.apply(spec, image)[None])
     raw = preprocess.prepare(spec, image, raw=True)[None].astype(np.float32)
-    assert onnx_classifier.relative_error(expected, onnx_classifier.run(model, raw)) < 2e-3
+    assert classifier.relative_error(expected, classifier.run(model, raw)) < 2e-3
 
 
 def test_run_keeps_a_model_that_cannot_take_pixels_and_says_why(
@@ -94,11 +94,11 @@ def test_package_takes_pixels_and_agrees_with_one_that_does_not(
     raw = np.stack([preprocess.load(own.preprocess(), path, raw=True) for path in paths])
     float32 = own.workspace_file("float32_model")
     assert float32 is not None
-    expected = onnx_classifier.run(onnx.load(float32), batch_nchw)
+    expected = classifier.run(onnx.load(float32), batch_nchw)
     for runtime in installed_runtimes():
         for package, fed in ((own, raw), (usual, batch_nchw)):
             with open_backend(runtime, package.model, batch=len(paths), placement=place(1, 1)) as backend:
-                assert onnx_classifier.relative_error(expected, backend.infer(fed)) < 0.06
+                assert classifier.relative_error(expected, backend.infer(fed)) < 0.06
 
 
 def test_build_keeps_the_first_layer_in_float_on_pixels_too(

@@ -17,11 +17,12 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from pipeline import hardware, isolated, preprocess
-from pipeline.build import build, summary
+from pipeline.building import build, summary
 from pipeline.config.build_file import BuildConfig
+from pipeline.data import preprocess
 from pipeline.errors import DataError
-from pipeline.package import open_package
+from pipeline.host import hardware, isolated
+from pipeline.packages.package import open_package
 from pipeline.runtimes.base import Runtime, installed_runtimes, version_of
 from pipeline.stages import calibrate, calibset, convert, export, prove, quantize, thresholds
 

@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 import torch
 
-from pipeline import preprocess
-from pipeline.build import build
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant.layers import layers_of
 from pipeline.quant.rounding import read_rounded

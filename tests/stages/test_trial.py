@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.artefacts import read_manifest
-from pipeline.build import build, check
-from pipeline.choice import machine, runtime_for
-from pipeline.cli import main
+from pipeline.building import build, check
+from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ConfigError
-from pipeline.package import open_package
+from pipeline.packages.choice import machine, runtime_for
+from pipeline.packages.package import open_package
+from pipeline.proof.speed import Candidate
 from pipeline.runtimes.base import Runtime, installed_runtimes
-from pipeline.speed import Candidate
 from pipeline.stages import trial
 
 MakeConfig = Callable[..., BuildConfig]
@@ -109,5 +109,5 @@ def test_measure_measures_the_others_when_a_runtime_dies(
 def test_identity_changes_with_the_machine(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     base = trial.identity(make_config())
     assert json.dumps(base)
-    monkeypatch.setattr("pipeline.hardware.cpu_name", lambda: "another CPU")
+    monkeypatch.setattr("pipeline.host.hardware.cpu_name", lambda: "another CPU")
     assert trial.identity(make_config()) != base

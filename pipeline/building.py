@@ -1,0 +1,329 @@
+"""Build: from a network and a folder of images to an int8 package. The data flow is the table below."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
+from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
+from pipeline.errors import ArtefactError, DataError
+from pipeline.packages.package import open_package
+from pipeline.proof import verdicts
+from pipeline.stages import (
+    arrange,
+    calibrate,
+    calibset,
+    convert,
+    equalize,
+    export,
+    image2npz,
+    package,
+    pixels,
+    prove,
+    quantize,
+    rounding,
+    sample,
+    thresholds,
+    trial,
+    tune,
+)
+from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
+from pipeline.terminal import console
+
+Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the data flow: (config, artefacts it needs) -> the folder it fills."""
+
+    name: str
+    needs: tuple[str, ...]  # earlier stages whose artefacts it reads, as far as they ran
+    identity: Callable[[BuildConfig], Any]  # everything else its outcome depends on; files by content
+    run: Run
+    when: Callable[[BuildConfig], bool] = lambda cfg: True
+    keep_partial: bool = False  # an interrupted run goes on where it was
+    version: int = 1  # raised when the same inputs start to give other bytes
+
+
+def _is_int8(cfg: BuildConfig) -> bool:
+    return cfg.backend.dtype is Precision.INT8
+
+
+def _takes_pixels(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.pixel_input
+
+
+def _equalizes(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.equalization
+
+
+def _rounds_weights(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER
+
+
+def _tunes(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.accuracy is not None
+
+
+def _is_tried(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and trial.seconds() > 0
+
+
+def _is_float(cfg: BuildConfig) -> bool:
+    return not _is_int8(cfg)
+
+
+def _has_images(cfg: BuildConfig) -> bool:
+    """Float packages need none; where there are some, they label the classes and check the model."""
+    return cfg.uses_sample or cfg.dataset.path is not None
+
+
+def _has_evaluation(cfg: BuildConfig) -> bool:
+    return cfg.uses_sample or cfg.evaluation.path is not None
+
+
+_GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
+_QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
+_PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
+_PACKED = (
+    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "trial"),
+    "image2npz",
+)
+STAGES = (
+    Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
+    Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
+    Stage("export", ("calibset",), export.identity, export.run, version=7),
+    Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes, version=3),
+    Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8, version=2),
+    Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=5),
+    Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
+    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=4),
+    Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True, version=2),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=7),
+    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
+    Stage("prove", _PROVEN, prove.identity, prove.run),
+    Stage("trial", ("export", "quantize", "prove"), trial.identity, trial.run, _is_tried),
+    Stage(
+        "image2npz",
+        ("sample", "calibset"),
+        image2npz.identity,
+        image2npz.run,
+        _has_evaluation,
+        keep_partial=True,
+        version=2,
+    ),
+    Stage("package", _PACKED, package.identity, package.run, version=2),
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The outcome of a build."""
+
+    prefix: Path  # what `-m` takes
+    seconds: float
+    ran: tuple[str, ...]  # stages that were not up to date
+    stages: Mapping[str, Path]  # where the artefact of each lies
+    stage_seconds: Mapping[str, float]  # of those that ran
+
+
+def check(cfg: BuildConfig) -> None:
+    """Find every fault that can be known before any work starts.
+
+    Raises:
+        PipelineError: files are missing, sample and real data would mix, or something is not available.
+    """
+    cfg.check_inputs()
+    export.check(cfg.frontend)
+    trial.seconds()
+
+
+def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
+    """Run each stage whose inputs changed, then put the package in the workspace.
+
+    Args:
+        cfg: the build file.
+        say: gets one line for each stage.
+
+    Raises:
+        PipelineError: something the user can fix; nothing half-done is left, and finished stages are kept.
+    """
+    check(cfg)
+    begun = time.perf_counter()
+    export.with_weights(cfg.frontend)  # a download that fails does so before hours of other work
+    ran: dict[str, float] = {}
+    while True:
+        try:
+            stages = _build(cfg, say, ran)
+        except _DamagedError as found:
+            say(f"{found}; making it again")
+            (found.folder / MANIFEST).unlink(missing_ok=True)
+        else:
+            prefix = cfg.workspace.path / cfg.package_name / cfg.name
+            return Built(prefix, time.perf_counter() - begun, tuple(ran), stages, ran)
+
+
+class _DamagedError(Exception):
+    """An artefact in the cache is not what its stage wrote."""
+
+    def __init__(self, folder: Path, fault: ArtefactError) -> None:
+        super().__init__(str(fault).partition(";")[0])
+        self.folder = folder
+
+
+def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) -> Mapping[str, Path]:
+    """Run what is not up to date, adding to `ran`; return where the artefact of each stage lies.
+
+    Raises:
+        _DamagedError: an artefact of the cache is not what it was; raised before it is read.
+    """
+    workspace = cfg.workspace.path.absolute()
+    rows = [stage for stage in STAGES if stage.when(cfg)]
+    done: dict[str, Path] = {}
+    sound: set[Path] = set()  # artefacts that were just made, or compared with their digests
+    for number, stage in enumerate(rows, start=1):
+        inputs = {name: done[name] for name in stage.needs if name in done}
+        step = f"[{number}/{len(rows)}] {stage.name}"
+        with _file_faults(step, workspace):
+            out = _address(stage, cfg, inputs)
+        console.detail(f"{step}: {out}")
+        if is_published(out):
+            say(f"{step}: up to date")
+        else:
+            # Of the evaluation npz only the names go into a package, and hashing 50,000 of them takes a minute.
+            read = [folder for name, folder in inputs.items() if name != "image2npz"]
+            with _file_faults(step, workspace):
+                _compare(read, sound)
+            say(f"{step} ...")
+            started = time.perf_counter()
+            with (
+                _file_faults(step, out),
+                publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch,
+            ):
+                if not is_published(out):  # else another build made it while this one waited for its turn
+                    stage.run(cfg, inputs, scratch)
+            ran[stage.name] = time.perf_counter() - started
+            say(f"{step}: done in {ran[stage.name]:.1f} s{_figures(out)}")
+            sound.add(out)
+        for line in read_notes(out):
+            say(f"note: {line}")
+        done[stage.name] = out
+    target = workspace / cfg.package_name
+    with _file_faults("install", target):
+        _compare([done["package"]], sound)
+        install(done["package"], target)
+    return done
+
+
+def _compare(folders: Iterable[Path], sound: set[Path]) -> None:
+    """Compare artefacts with their digests, but for those known to be sound; those compared are added to them."""
+    for folder in folders:
+        if folder not in sound:
+            try:
+                verify(folder)
+            except ArtefactError as err:
+                raise _DamagedError(folder, err) from None
+            sound.add(folder)
+
+
+def plan(cfg: BuildConfig) -> list[str]:
+    """Return for each stage a line that says whether a build would run it. Nothing is computed, fetched or written.
+
+    Raises:
+        PipelineError: as `check`, or files that a build would read are missing.
+    """
+    check(cfg)
+    lines = []
+    rows = [stage for stage in STAGES if stage.when(cfg)]
+    done: dict[str, Path | None] = {}
+    for number, stage in enumerate(rows, start=1):
+        inputs = {name: done[name] for name in stage.needs if name in done}
+        known = {name: folder for name, folder in inputs.items() if folder is not None}
+        step, out = f"[{number}/{len(rows)}] {stage.name}", None
+        fetches = stage.name == "export" and export.is_to_be_fetched(cfg.frontend)
+        if len(known) == len(inputs) and not fetches:
+            with _file_faults(step, cfg.workspace.path.absolute()):
+                address = _address(stage, cfg, known)
+            out = address if is_published(address) else None
+        done[stage.name] = out
+        lines.append(f"{step}: {'up to date' if out else 'fetches the checkpoint and runs' if fetches else 'runs'}")
+    return [*lines, f"package {cfg.workspace.path / cfg.package_name / cfg.name}"]
+
+
+def _address(stage: Stage, cfg: BuildConfig, inputs: Mapping[str, Path]) -> Path:
+    """Return where the artefact of a stage lies, by everything that its content depends on."""
+    upstream = {name: _content(folder) for name, folder in inputs.items()}
+    key = fingerprint(stage.name, stage.version, stage.identity(cfg), upstream)
+    return cfg.workspace.path.absolute() / ".cache" / stage.name / key
+
+
+@contextmanager
+def _file_faults(step: str, where: Path) -> Iterator[None]:
+    """Turn a full disk or a folder without write permission into an error of the user's."""
+    try:
+        yield
+    except OSError as err:
+        # Libraries write temporary files too, and do not say where.
+        place = err.filename or f"{where}, or {tempfile.gettempdir()}"
+        raise DataError(f"{step}: {place}: {err.strerror or err}; mend it and build again") from err
+
+
+def _figures(folder: Path) -> str:
+    """Return what a stage measured of itself, for its line."""
+    path = folder / FIGURES
+    if not path.is_file():
+        return ""
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    shown = {key: value for key, value in figures.items() if key != "seconds" and not isinstance(value, dict | None)}
+    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """Return what an artefact holds, by digest. Measured times and lines for people are no part of it."""
+    files = read_manifest(folder)["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if Path(name).name not in (FIGURES, NOTES)}
+
+
+def summary(built: Built) -> list[str]:
+    """Return the lines that end a build."""
+    package = open_package(built.prefix)
+    report = package.report()
+    layers = report.get("layers")
+    counts_of_layers = f" {layers['quantized']} of {layers['weighted']} layers" if layers else ""
+    agreement = ", ".join(
+        f"{counts['agreeing']}/{counts['images']} in {runtime}" for runtime, counts in report["agreement"].items()
+    )
+    size = package.model.stat().st_size / 1e6
+    return [
+        *_tuned(report.get("accuracy")),
+        f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
+        f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
+        *verdicts.describe(report["proof"]),
+        f"package {built.prefix}   ({built.seconds:.1f} s)",
+    ]
+
+
+def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
+    """Return what the search for accuracy tried: a line for each activation that it left in float, or not."""
+    if not outcome:
+        return []
+    lines = [f"accuracy, on {outcome['images']} calibration images in {outcome['runtime']}:"]
+    for step in outcome["steps"]:
+        figures = step["figures"]
+        drop = "" if figures["drop"] is None else f"  drop {figures['drop']:+.2f}"
+        what = f"{step['activation']} in float" if step["activation"] else "int8"
+        lines.append(
+            f"  agreement {figures['agreement']:6.2f}%{drop}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
+            f"speed {figures['speed']:.2f}  {what}{'' if step['kept'] else ' (not kept)'}"
+        )
+    goal = ", ".join(f"{key} {value}" for key, value in outcome["goal"].items() if value is not None)
+    return [*lines, f"  goal {'reached' if outcome['reached'] else 'NOT reached; best so far kept'} ({goal})"]

@@ -1,0 +1,120 @@
+"""The command line: parse, call one function, print. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pipeline.commands import completion
+from pipeline.commands.analyze import add_analyze
+from pipeline.commands.config import add_config
+from pipeline.commands.formats import add_package
+from pipeline.commands.packages import add_bench, add_build, add_eval
+from pipeline.commands.predict import add_predict
+from pipeline.commands.serve import add_serve
+from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_init, add_models
+from pipeline.errors import PipelineError
+from pipeline.terminal import console
+
+EXIT_FAULT = 2  # something the user can fix
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_READER_GONE = 141  # 128 + SIGPIPE
+
+# Modules that another environment may lack, or a machine that only runs packages, and what brings them.
+_LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
+    name: name for name in ("numpy", "onnx", "onnxruntime", "safetensors", "torch", "tqdm")
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes full flag names only: `--data` must not come to mean `--datalist` today and something else tomorrow."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_FAULT, f"error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0, 2 for a fault the user can fix, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
+    parser = make_parser()
+    completion.offer(parser)
+    args = parser.parse_args(argv)
+    console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except PipelineError as err:
+        console.error(str(err))
+        return EXIT_FAULT
+    except ModuleNotFoundError as err:
+        if err.name not in _LIBRARIES:
+            raise
+        library = _LIBRARIES[err.name]
+        console.error(f"this command needs {library}, which is not installed; run: pip install {library}")
+        return EXIT_FAULT
+    except KeyboardInterrupt:
+        console.interrupted("interrupted; run the same command again to go on where it was")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; Python would complain of it when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_READER_GONE
+    return 0
+
+
+def run() -> NoReturn:
+    """Be the program: run the command of `sys.argv`, and exit."""
+    code = main()
+    # The work is done. Ctrl-C while Python winds up would end it by the signal, as if it were not.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == EXIT_INTERRUPTED:
+        # Where Ctrl-C came inside an exec() of a string, as of a dataclass that is being made, CPython remembers it
+        # and ends `python -m` by the signal, whatever the exit code. The next exec() makes it forget.
+        exec("")
+    sys.exit(code)
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from pipeline.version import NAME, version
+
+        print(f"{NAME} {version()}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m pipeline", description="Image classifiers in int8 on CPUs: build, bench, eval.")
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
+    # Without a command: what there is.
+    parser.set_defaults(run=lambda _: parser.print_help(), quiet=False, verbose=False, log_json=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    for add in (
+        add_build,
+        add_bench,
+        add_eval,
+        add_predict,
+        add_serve,
+        add_analyze,
+        add_package,
+        add_export,
+        add_calibset,
+        add_image2npz,
+        add_check,
+        add_config,
+        add_models,
+        add_doctor,
+        add_init,
+    ):
+        add(commands)
+    return parser

@@ -1,0 +1,75 @@
+"""Pad and Resize of opset 18 that name their axes, written for all axes.
+
+ONNX Runtime's optimizer takes axes for those that it has exchanged itself: it refuses the model, or reads other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from pipeline.onnx_models.graphs import (
+    Names,
+    add_constant,
+    constants_of,
+    integers,
+    integers_tensor,
+    remove_attributes,
+    shapes_of,
+    text,
+)
+
+Constants = Mapping[str, onnx.TensorProto]
+
+
+def name_all_axes(model: onnx.ModelProto, batch: int | None) -> None:
+    """Write each Pad and Resize with constant axes for all axes, in place; those that keep a ratio stay.
+
+    Args:
+        model: constants folded, whose input is declared [N, C, H, W].
+        batch: that the file fixed; sizes of a Resize get it, or 1, for the batch axis.
+    """
+    names, shapes, constants = Names(model), shapes_of(model), constants_of(model.graph)
+    for node in model.graph.node:
+        shape = shapes.get(node.input[0], []) if node.input else []
+        if shape and node.op_type == "Pad" and len(node.input) > 3:
+            _name_axes_of_pad(model.graph, names, node, constants, len(shape))
+        elif shape and node.op_type == "Resize" and integers(node, "axes") is not None:
+            sizes = [size if isinstance(size, int) else batch or 1 for size in shape]
+            known = all(isinstance(size, int) for size in shape[1:])
+            if known and text(node, "keep_aspect_ratio_policy", "stretch") == "stretch":
+                _name_axes_of_resize(model.graph, names, node, constants, sizes)
+
+
+def _name_axes_of_pad(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, constants: Constants, rank: int
+) -> None:
+    if node.input[1] not in constants or node.input[3] not in constants:
+        return
+    given, axes = (numpy_helper.to_array(constants[node.input[at]]).reshape(-1) for at in (1, 3))
+    pads = np.zeros((2, rank), np.int64)
+    pads[:, axes] = given.reshape(2, len(axes))
+    node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_pads", pads.reshape(-1).tolist())
+    del node.input[3:]
+    if not node.input[2]:
+        del node.input[2:]
+
+
+def _name_axes_of_resize(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, constants: Constants, sizes: list[int]
+) -> None:
+    axes = integers(node, "axes") or []
+    for at, full in ((2, np.ones(len(sizes), np.float32)), (3, np.array(sizes))):
+        if len(node.input) > at and node.input[at]:
+            if node.input[at] not in constants:
+                return
+            values: npt.NDArray[np.generic] = numpy_helper.to_array(constants[node.input[at]])
+            if not values.size:
+                continue
+            full[axes] = values
+            node.input[at] = add_constant(graph, names, f"{node.output[0]}_{'sizes' if at == 3 else 'scales'}", full)
+    remove_attributes(node, "axes")

@@ -1,0 +1,224 @@
+"""A free batch axis: constants that an export with a fixed batch left behind are made to follow the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from pipeline.onnx_models.graphs import (
+    Names,
+    add_constant,
+    constants_of,
+    integer,
+    integers,
+    integers_tensor,
+    remove_attributes,
+    remove_unused,
+    shapes_of,
+)
+from pipeline.onnx_models.signature import BATCH
+
+Shape = Sequence[int | str | None]
+# One round frees every shape whose source is free already: a bound only against a fault of ours.
+_MOST_ROUNDS = 1000
+
+
+def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
+    """Let the batch axis pass through reshapes, expansions and concatenations with constant shapes, in place.
+
+    Args:
+        model: whose input is declared [N, C, H, W].
+        batch: that the file fixed; None: it fixed none, which is taken for 1.
+    """
+    size = batch or 1
+    at_batch = _shapes_at(model, size)
+    names, done = Names(model), set[str]()
+    for _ in range(_MOST_ROUNDS):
+        shapes, constants = shapes_of(model), constants_of(model.graph)
+        changed = False
+        for node in list(model.graph.node):
+            if node.output[0] in done:
+                continue
+            if node.op_type == "Reshape" and node.input[1] in constants:
+                source = shapes.get(node.input[0], [])
+                if _free_axis(source) is None:
+                    continue
+                done.add(node.output[0])
+                values = numpy_helper.to_array(constants[node.input[1]]).tolist()
+                freed = _freed(node, source, values, at_batch, size)
+                if freed != values and 0 in values and integer(node, "allowzero", 0):  # no elements: -1 has no meaning
+                    node.input[1] = _shape_with_batch(model.graph, names, node, node.input[0], values[1:])
+                    changed = True
+                elif freed != values:
+                    remove_attributes(node, "allowzero")
+                    node.input[1] = integers_tensor(model.graph, names, f"{node.output[0]}_shape", freed)
+                    changed = True
+            elif node.op_type == "Resize" and _free_resize(model.graph, names, node, constants, size):
+                done.add(node.output[0])
+                changed = True
+            elif node.op_type == "Expand" and node.input[1] in constants:
+                changed |= _free_expand(model.graph, names, node, shapes, constants, size)
+            elif node.op_type == "Concat" and _free_concat(model.graph, names, node, shapes, constants, size):
+                done.add(node.output[0])
+                changed = True
+        if not changed:
+            break
+    remove_unused(model.graph)
+
+
+def keep_batch_in_squeezes(model: onnx.ModelProto) -> None:
+    """Name the axes of each Squeeze that names none, in place: a batch of one image keeps its axis.
+
+    Args:
+        model: of opset 13 or later, whose input is declared [N, C, H, W].
+    """
+    names = Names(model)
+    for node in [node for node in model.graph.node if node.op_type == "Squeeze" and len(node.input) == 1]:
+        shape = shapes_of(model).get(node.input[0], [])  # known only once the Squeezes before it name theirs
+        if shape and not isinstance(shape[0], int) and all(isinstance(size, int) for size in shape[1:]):
+            axes = [axis for axis, size in enumerate(shape) if size == 1]
+            node.input.append(integers_tensor(model.graph, names, f"{node.output[0]}_axes", axes))
+
+
+def _shapes_at(model: onnx.ModelProto, batch: int) -> dict[str, list[int | str | None]]:
+    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
+    dim.dim_value = batch
+    shapes = shapes_of(model)
+    dim.dim_param = BATCH
+    return shapes
+
+
+def _free_axis(shape: Shape) -> int | None:
+    """Return the one axis whose size is not known, which is the batch's."""
+    free = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+    return free[0] if len(free) == 1 else None
+
+
+def _freed(
+    node: onnx.NodeProto, source: Shape, values: list[int], at_batch: dict[str, list[int | str | None]], batch: int
+) -> list[int]:
+    """Return the shape to reshape to, with the batch left open.
+
+    In memory the batch stands behind as many elements in the result as in the source. The axis of the result that
+    begins there, and that the batch divides, carries it.
+    """
+    axis = _free_axis(source)
+    before, after = at_batch.get(node.input[0], []), at_batch.get(node.output[0], [])
+    if axis is None or len(before) != len(source) or len(after) != len(values):
+        return values
+    sizes_before = [size for size in before if isinstance(size, int)]
+    sizes = [size for size in after if isinstance(size, int)]
+    if len(sizes_before) != len(before) or len(sizes) != len(after):
+        return values
+    behind = math.prod(sizes_before[:axis])
+    carriers = [
+        index for index in range(len(sizes)) if math.prod(sizes[:index]) == behind and sizes[index] % batch == 0
+    ]
+    if not carriers:
+        return values
+    carrier = carriers[0]
+    copies = not integer(node, "allowzero", 0)
+    if values[carrier] == -1 or (values[carrier] == 0 and copies and carrier == axis):
+        return values
+    # 0 copies the source's size, which keeps it known as the batch; -1 leaves it to what remains.
+    sizes[carrier] = 0 if carrier == axis and sizes[carrier] == sizes_before[axis] and 0 not in sizes else -1
+    return sizes
+
+
+def _free_expand(
+    graph: onnx.GraphProto,
+    names: Names,
+    node: onnx.NodeProto,
+    shapes: dict[str, list[int | str | None]],
+    constants: dict[str, onnx.TensorProto],
+    batch: int,
+) -> bool:
+    """Let an Expand of an activation leave the batch's axis as it is: a size of 1 there keeps the source's."""
+    source, values = shapes.get(node.input[0], []), numpy_helper.to_array(constants[node.input[1]]).tolist()
+    axis = _free_axis(source)
+    if axis is None:
+        return False
+    aligned = axis + len(values) - len(source)
+    if batch == 1 or aligned < 0 or values[aligned] != batch:
+        return False
+    values[aligned] = 1
+    node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", values)
+    return True
+
+
+def _free_concat(
+    graph: onnx.GraphProto,
+    names: Names,
+    node: onnx.NodeProto,
+    shapes: dict[str, list[int | str | None]],
+    constants: dict[str, onnx.TensorProto],
+    batch: int,
+) -> bool:
+    """Repeat constants that are joined to an activation, such as the class token of a transformer, for every image."""
+    joined = [shapes.get(name, []) for name in node.input]
+    activation = next((name for name, shape in zip(node.input, joined, strict=True) if _is_batched(shape)), None)
+    changed = False
+    for position, name in enumerate(node.input):
+        if activation is None or name not in constants:
+            continue
+        values = numpy_helper.to_array(constants[name])
+        alike = values.ndim > 1 and len(values) == batch and (values == values[:1]).all()
+        if not alike or integer(node, "axis", 0) % values.ndim == 0:
+            continue
+        node.input[position] = _repeat(graph, names, node, activation, values[:1])
+        changed = True
+    return changed
+
+
+def _is_batched(shape: Shape) -> bool:
+    return bool(shape) and _free_axis(shape) == 0
+
+
+def _repeat(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, like: str, values: np.ndarray) -> str:
+    """Add nodes before `node` that repeat `values`, [1, ...], along the batch of the tensor `like`; name the result."""
+    repeated = names.free(f"{node.output[0]}_repeated")
+    shape = _shape_with_batch(graph, names, node, like, values.shape[1:])
+    one = add_constant(graph, names, f"{repeated}_one", values)
+    _insert_before(graph, node, helper.make_node("Expand", [one, shape], [repeated], names.free(f"{node.name}_repeat")))
+    return repeated
+
+
+def _free_resize(
+    graph: onnx.GraphProto,
+    names: Names,
+    node: onnx.NodeProto,
+    constants: dict[str, onnx.TensorProto],
+    batch: int,
+) -> bool:
+    """Take the batch of a Resize to a constant size [N, C, H, W] from what it reads."""
+    if len(node.input) < 4 or node.input[3] not in constants or integers(node, "axes") is not None:
+        return False
+    sizes = numpy_helper.to_array(constants[node.input[3]]).tolist()
+    if sizes[0] != batch:
+        return False
+    node.input[3] = _shape_with_batch(graph, names, node, node.input[0], sizes[1:])
+    return True
+
+
+def _shape_with_batch(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, like: str, rest: Sequence[int]
+) -> str:
+    """Add nodes before `node` that make the shape [batch of the tensor `like`, *rest]; name it."""
+    batch, shape = (names.free(f"{node.output[0]}_{what}") for what in ("batch", "shape"))
+    others = integers_tensor(graph, names, f"{shape}_rest", rest)
+    added = [
+        helper.make_node("Shape", [like], [batch], names.free(f"{node.name}_batch"), start=0, end=1),
+        helper.make_node("Concat", [batch, others], [shape], names.free(f"{node.name}_shape"), axis=0),
+    ]
+    for each in added:
+        _insert_before(graph, node, each)
+    return shape
+
+
+def _insert_before(graph: onnx.GraphProto, node: onnx.NodeProto, added: onnx.NodeProto) -> None:
+    place = next(index for index, each in enumerate(graph.node) if each.output[:] == node.output[:])
+    graph.node.insert(place, added)

@@ -1,0 +1,123 @@
+"""Any ONNX classifier, brought into the form that quantization needs.
+
+That form: one float32 input [N, 3, H, W] with a free batch axis, one float32 output [N, classes], opset 17 to 21 (a
+later one only where an operator needs it), no graphs inside nodes, batch norms folded into convolutions, Gemms without
+alpha and beta. This module is the door; the steps are in the modules that it imports.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from pipeline.errors import DataError
+from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, signature
+from pipeline.onnx_models import batch as onnx_batch
+from pipeline.onnx_models import files as onnx_files
+from pipeline.onnx_models.files import check, files
+from pipeline.onnx_models.forms import cut_class
+from pipeline.onnx_models.opsets import OPSET
+from pipeline.onnx_models.run import RUNTIME_ERRORS, check_batch, relative_error, run, run_each, run_in_chunks
+from pipeline.onnx_models.scores import find_scores
+
+__all__ = [
+    "OPSET",
+    "append_softmax",
+    "check",
+    "check_batch",
+    "cut_class",
+    "files",
+    "load",
+    "relative_error",
+    "run",
+    "run_each",
+    "run_in_chunks",
+]
+
+
+def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> onnx.ModelProto:
+    """Return the classifier in `path`, normalised as the module's docstring says.
+
+    Args:
+        path: `.onnx` file; tensors kept outside it must lie in its own folder.
+        chw: the input shape that the build file gives.
+        output: name of the output with the scores; None where the file has one output.
+
+    Raises:
+        DataError: not an ONNX model, not a classifier of images, or one with another input shape.
+    """
+    model = onnx_files.read(path)
+    signature.choose_output(model, path, output)
+    batch = signature.take_input(model, path, chw)
+    model = opsets.raise_version(model, path)
+    forms.check_inference(model, path)
+    forms.to_float32(model)
+    branches.inline_branches(model, path)
+    model = _fold(model, path)
+    forms.name_nodes(model)
+    # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
+    signature.declare_shapes(model, chw)
+    onnx_batch.keep_batch_in_squeezes(model)
+    axes.name_all_axes(model, batch)
+    onnx_batch.free_batch(model, batch)
+    pooling.use_global_pooling(model)
+    pooling.pad_before_means(model)
+    clips.use_clips(model)
+    pads.fold_pads(model)
+    forms.simplify_gemms(model)
+    forms.drop_last_casts(model)
+    _finish_output(model, chw, path)
+    forms.name_nodes(model)
+    return model
+
+
+def _fold(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Fold batch norms and constants with ONNX Runtime's basic optimizations, which keep to standard operators."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
+        options.log_severity_level = 4  # what goes wrong is raised
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS as err:
+            reason = str(err).strip().partition("\n")[0]
+            raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
+        except ort_errors.InvalidProtobuf:  # what it says when it cannot write
+            raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None
+        folded = onnx.load(options.optimized_model_filepath)
+    # ONNX Runtime declares its own domains whether they are used or not.
+    standard = [opset for opset in folded.opset_import if opset.domain == ""]
+    del folded.opset_import[:]
+    folded.opset_import.extend(standard)
+    return folded
+
+
+def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int], path: Path) -> None:
+    """Flatten and declare the output as a batch of two images has it; `check_batch` says what is wrong with others."""
+    try:
+        found = run(model, np.zeros((2, *chw), np.float32))
+    except DataError:
+        return
+    forms.flatten_output(model, found.shape)
+    classes = [size for size in found.shape[1:] if size > 1]
+    if len(found) == 2 and len(classes) == 1:
+        signature.declare_classes(model, classes[0])
+
+
+def append_softmax(model: onnx.ModelProto) -> None:
+    """End the model in a softmax over the classes (`graph.extra_ops`), where its outputs are logits of some kind."""
+    graph = model.graph
+    output = graph.output[0]
+    if not find_scores(model).takes_softmax:
+        return
+    logits = f"{output.name}_logits"
+    for node in graph.node:
+        node.output[:] = [logits if name == output.name else name for name in node.output]
+        node.input[:] = [logits if name == output.name else name for name in node.input]
+    graph.node.append(onnx.helper.make_node("Softmax", [logits], [output.name], name="softmax", axis=1))

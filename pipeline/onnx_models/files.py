@@ -1,0 +1,185 @@
+"""An ONNX file as it lies on disk: read whole, checked, and its formal differences taken away.
+
+Formal are those that change nothing a node computes: the version of the file format, initializers listed among the
+inputs, trailing empty names, functions of the model's own, another name for the standard domain, tensors beside the
+file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, external_data_helper, inliner, numpy_helper
+
+from pipeline.errors import DataError
+from pipeline.onnx_models import forms, opsets
+from pipeline.onnx_models.graphs import graphs_of
+from pipeline.onnx_models.norms import spell_out_group_norms
+
+_STANDARD = ("", "ai.onnx")
+# Endings of the operators of quantized models: QuantizeLinear, QLinearConv, ConvInteger, ...
+_QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+# Versions of the file format that every runtime of the last years reads, and in which initializers are no inputs.
+_LEAST_IR, _LARGEST_IR = 8, 10
+_LFS = b"version https://git-lfs.github.com/"
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files that hold a model: its own, then those with its tensors; only the first if it is none."""
+    beside = [_beside(path, name) for name in _locations(path)]
+    return [path, *(file for file in beside if file.is_file())]
+
+
+def with_tensors_beside(path: Path) -> Path:
+    """Return a model's path, or what it links to where only there its tensors lie beside it, as runtimes want it."""
+    return path if all((path.parent / name).exists() for name in _locations(path)) else path.resolve()
+
+
+def _locations(path: Path) -> list[str]:
+    """Return the names of the files that hold tensors of a model; none if it is none."""
+    try:
+        tensors = list(external_data_helper._get_all_tensors(onnx.load(path, load_external_data=False)))
+    except Exception:  # `read` says what is wrong with it
+        return []
+    return sorted({_location(tensor) for tensor in tensors if external_data_helper.uses_external_data(tensor)})
+
+
+def check(path: Path) -> None:
+    """Raise what `read` would of a file's structure, without reading the tensors beside it."""
+    opsets.lower(_structure(path), path)
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Return the model with all of its tensors, its formal differences taken away.
+
+    Raises:
+        DataError: no file, not an ONNX model, one of operators outside the standard, a quantized one, or one of an
+            opset that no runtime here has.
+    """
+    model = _structure(path)
+    try:
+        for tensor in external_data_helper._get_all_tensors(model):
+            if external_data_helper.uses_external_data(tensor):
+                _load_external(tensor, path)
+        spell_out_group_norms(model, opsets.version_of(model))
+        opsets.lower(model, path)
+        forms.name_nodes(model)
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, OSError, ValueError, TypeError) as err:
+        raise _invalid(path, err) from None
+    return model
+
+
+def _structure(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise DataError(f"{path}: no such model; give the file with --weights FILE or frontend.checkpoint")
+    _check_pointer(path, path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if model.functions:
+            model = inliner.inline_local_functions(model)
+    except (DecodeError, RuntimeError, ValueError, TypeError, OSError) as err:
+        raise _invalid(path, err) from None
+    if not model.graph.node or not model.opset_import:
+        raise _invalid(path, ValueError("it has no nodes"))
+    _tidy(model)
+    if model.opset_import[0].domain != "":
+        raise _invalid(path, ValueError("it declares no opset of standard ONNX"))
+    domains = sorted({node.domain for graph in graphs_of(model.graph) for node in graph.node} - {""})
+    if domains:
+        raise DataError(f"{path}: uses operators outside standard ONNX ({', '.join(domains)}); export it without them")
+    if any(node.op_type.endswith(_QUANTIZED) for graph in graphs_of(model.graph) for node in graph.node):
+        raise DataError(f"{path}: is quantized already; wanted the float32 model")
+    return model
+
+
+def _check_pointer(file: Path, path: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            what = "it" if file == path else file.name
+            raise DataError(f"{path}: {what} is a Git LFS pointer, not the file itself; run git lfs pull")
+
+
+def _invalid(path: Path, err: Exception) -> DataError:
+    reason = str(err).strip().partition("\n")[0] or type(err).__name__
+    return DataError(f"{path}: not a valid ONNX model ({reason}); export it again")
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Take the formal differences away that need no tensor."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants.update(tensor.values.name for tensor in model.graph.sparse_initializer)
+    for value in [value for value in model.graph.input if value.name in constants]:
+        model.graph.input.remove(value)  # defaults, as IR version 3 had to list them; nothing sets them
+    del model.graph.value_info[:]  # inferred anew where it is needed
+    for value in (*model.graph.input, *model.graph.output):  # runtimes ask for neither
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
+            value.type.tensor_type.shape.SetInParent()
+    for sparse in model.graph.sparse_initializer:  # which tools for weights do not know
+        model.graph.initializer.append(_dense(sparse))
+    del model.graph.sparse_initializer[:]
+    model.ir_version = min(max(model.ir_version, _LEAST_IR), _LARGEST_IR)
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            node.domain = "" if node.domain in _STANDARD else node.domain
+            for names in (node.input, node.output):
+                while names and not names[-1]:
+                    names.pop()
+    used = {node.domain for graph in graphs_of(model.graph) for node in graph.node}
+    version = next((opset.version for opset in model.opset_import if opset.domain in _STANDARD), 0)
+    others = [opset for opset in model.opset_import if opset.domain in used - {""}]
+    # A file may declare domains that it does not use.
+    declared = [onnx.helper.make_opsetid("", version), *others] if version else others
+    del model.opset_import[:]
+    model.opset_import.extend(declared)
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> TensorProto:
+    """Return a sparse tensor with its zeros. The places of its values are [count] in all elements, or [count, axes]."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(list(sparse.dims), values.dtype)
+    dense[np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _beside(path: Path, location: str) -> Path:
+    """Return the file of a model's tensors: beside the model, or beside what a link to the model alone points to."""
+    file = path.parent / location
+    return file if file.exists() else path.resolve().parent / location
+
+
+def _load_external(tensor: TensorProto, path: Path) -> None:
+    """Read a tensor that lies beside the model.
+
+    Both files may be links, as in the cache of Hugging Face: then the tensors have to lie beside the model's real file.
+    """
+    location = _location(tensor)
+    target = _beside(path, location).resolve()
+    folders = (path.parent.resolve(), path.resolve().parent)
+    if not any(target.is_relative_to(folder) for folder in folders):
+        linked = (path.parent / location).absolute().is_relative_to(path.parent.absolute()) and ".." not in location
+        advice = f": it is a link to {target}; copy the folder with cp -rL" if linked else ""
+        raise DataError(
+            f"{path}: tensor {tensor.name} lies outside the model's folder ({location}); not loaded{advice}"
+        )
+    if not target.is_file():
+        raise DataError(f"{path}: tensor {tensor.name} wants the file {location} beside the model, which is missing")
+    _check_pointer(target, path)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
+    with target.open("rb") as stream:
+        stream.seek(offset)
+        content = stream.read(length)
+    if len(content) < length:
+        raise DataError(f"{path}: {location} ends within tensor {tensor.name}; copy or download it again")
+    tensor.raw_data = content
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]

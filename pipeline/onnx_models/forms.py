@@ -1,0 +1,221 @@
+"""Operators of a loaded model in the form that quantization knows, each meaning what it meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.errors import DataError
+from pipeline.onnx_models.graphs import (
+    Names,
+    add_constant,
+    constants_of,
+    graphs_of,
+    integer,
+    kinds_of,
+    number,
+    remove_attributes,
+    remove_unused,
+    rename,
+    shapes_of,
+)
+
+_OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def to_float32(model: onnx.ModelProto) -> bool:
+    """Make every tensor of another float type, and every Cast to one, float32, in place; tell whether there was one."""
+    changed = False
+    for graph in graphs_of(model.graph):
+        for tensor in graph.initializer:
+            changed |= _tensor_to_float32(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type in _OTHER_FLOATS:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
+                changed = True
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    changed |= _tensor_to_float32(attribute.t)
+                elif attribute.name in ("to", "dtype", "softmax_precision") and attribute.i in _OTHER_FLOATS:
+                    attribute.i = TensorProto.FLOAT
+                    changed = True
+    return changed
+
+
+def _tensor_to_float32(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type not in _OTHER_FLOATS:
+        return False
+    values = numpy_helper.to_array(tensor).astype(np.float64)
+    finite = np.where(np.isinf(values), values, np.clip(values, -_LARGEST, _LARGEST))
+    tensor.CopyFrom(numpy_helper.from_array(finite.astype(np.float32), tensor.name))
+    return True
+
+
+def drop_last_casts(model: onnx.ModelProto) -> None:
+    """Remove what ends the model in the same values again: Identity, and Cast to the type that they have; in place."""
+    graph, kinds = model.graph, kinds_of(model)
+    output = graph.output[0].name
+    while True:
+        made = {name: node for node in graph.node for name in node.output}
+        last = made.get(output)
+        source = made.get(last.input[0]) if last is not None and last.op_type in ("Cast", "Identity") else None
+        if last is None or source is None:
+            return
+        name, before = last.input[0], kinds.get(last.input[0])
+        read = sum(name in node.input for node in graph.node)
+        if read > 1 or (last.op_type == "Cast" and integer(last, "to", 0) != before):
+            return
+        graph.node.remove(last)
+        source.output[:] = [output if each == name else each for each in source.output]
+
+
+def check_inference(model: onnx.ModelProto, path: Path) -> None:
+    """Set Dropout to inference, in place.
+
+    Raises:
+        DataError: a batch norm computes its statistics from the batch.
+    """
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            if node.op_type == "BatchNormalization" and integer(node, "training_mode", 0):
+                raise DataError(
+                    f"{path}: node {node.name!r} (BatchNormalization) is in training mode; export it after model.eval()"
+                )
+            if node.op_type == "Dropout":
+                del node.input[1:]
+
+
+def simplify_gemms(model: onnx.ModelProto) -> None:
+    """Fold alpha and beta of Gemms into constant weights and biases, and make biases [N], in place.
+
+    What cannot be folded (a computed weight with alpha, a bias of rows) stays as it is. Gemms without a bias get one of
+    zeros, and products of a matrix and constant weights become such Gemms: between quantizers, and for a fixed batch of
+    more than 2, OpenVINO 2026.4 computes noise where there is no bias.
+    """
+    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
+    ranks = {name: len(shape) for name, shape in shapes_of(model).items()}
+    for node in graph.node:
+        if node.op_type == "MatMul" and ranks.get(node.input[0]) == 2 and _has_matrix(node, constants):
+            node.op_type = "Gemm"
+        if node.op_type != "Gemm":
+            continue
+        _fold_factor(graph, names, node, constants, "alpha", 1)
+        if number(node, "beta", 1.0) == 0:
+            del node.input[2:]
+        if len(node.input) < 3:
+            remove_attributes(node, "beta")
+            _add_bias(graph, names, node, constants)
+            continue
+        _fold_factor(graph, names, node, constants, "beta", 2)
+        _flatten_bias(graph, names, node, constants)
+    remove_unused(graph)
+
+
+def _has_matrix(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    return node.input[1] in constants and len(constants[node.input[1]].dims) == 2
+
+
+def _add_bias(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> None:
+    if not _has_matrix(node, constants):
+        return
+    columns = constants[node.input[1]].dims[0 if integer(node, "transB", 0) else 1]
+    node.input.append(add_constant(graph, names, f"{node.output[0]}_bias", np.zeros(columns, np.float32)))
+
+
+def _fold_factor(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, constants: Mapping[str, TensorProto], name: str, at: int
+) -> None:
+    factor = number(node, name, 1.0)
+    if factor != 1 and node.input[at] in constants:
+        values = numpy_helper.to_array(constants[node.input[at]])
+        scaled = (values * np.float64(factor)).astype(np.float32)
+        node.input[at] = add_constant(graph, names, f"{node.input[at]}_{name}", scaled)
+    elif factor != 1:
+        return
+    remove_attributes(node, name)
+
+
+def _flatten_bias(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, constants: Mapping[str, TensorProto]
+) -> None:
+    known = {tensor.name: tensor for tensor in graph.initializer} | dict(constants)
+    weight, bias = known.get(node.input[1]), known.get(node.input[2])
+    if weight is None or bias is None:
+        return
+    columns = weight.dims[0] if integer(node, "transB", 0) else weight.dims[1]
+    if list(bias.dims) == [columns] or (len(bias.dims) == 2 and bias.dims[0] != 1):
+        return
+    values = numpy_helper.to_array(bias)
+    row = np.broadcast_to(values.reshape(-1) if values.ndim else values, (columns,))
+    node.input[2] = add_constant(graph, names, f"{node.input[2]}_row", row)
+
+
+def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
+    """Make an output of [N, classes, 1, 1], or [N, 1, classes], [N, classes], in place; others stay.
+
+    Args:
+        dims: of the output for a batch.
+    """
+    if len(dims) < 3 or sum(size > 1 for size in dims[1:]) != 1:
+        return
+    graph, names = model.graph, Names(model)
+    name = graph.output[0].name
+    deep = names.free(f"{name}_deep")
+    for node in graph.node:
+        node.output[:] = [deep if each == name else each for each in node.output]
+    rename(graph, name, deep)
+    graph.node.append(helper.make_node("Flatten", [deep], [name], names.free("flatten_output"), axis=1))
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own, in place: quantization tells nodes apart by name, and names are optional."""
+    taken = {node.name for node in model.graph.node}
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            name = f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            node.name = name
+        seen.add(node.name)
+
+
+def cut_class(model: onnx.ModelProto, index: int, classes: int) -> None:
+    """Remove one class, the first (0) or the last (-1), in place; before a softmax, which then is over those that stay.
+
+    Args:
+        classes: the model has.
+    """
+    graph, names = model.graph, Names(model)
+    name = _logits(model, classes)
+    source = names.free(f"{name}_all_classes")
+    for node in graph.node:
+        node.output[:] = [source if each == name else each for each in node.output]
+    start, stop = (1, classes) if index == 0 else (0, classes - 1)
+    bounds = [
+        add_constant(graph, names, f"{name}_{what}", np.array([value], np.int64))
+        for what, value in (("first", start), ("end", stop), ("axis", 1))
+    ]
+    place = next(number for number, node in enumerate(graph.node) if source in node.output) + 1
+    graph.node.insert(place, helper.make_node("Slice", [source, *bounds], [name], names.free("cut_class")))
+
+
+def _logits(model: onnx.ModelProto, classes: int) -> str:
+    """Return what the last softmax reads, or the output where none ends the model."""
+    made = {output: node for node in model.graph.node for output in node.output}
+    shapes, found = shapes_of(model), str(model.graph.output[0].name)
+    name = found
+    while name in made and made[name].op_type in ("Softmax", "LogSoftmax", "Flatten", "Squeeze", "Identity"):
+        is_softmax = made[name].op_type.endswith("Softmax")
+        name = str(made[name].input[0])
+        shape = shapes.get(name, [])
+        if is_softmax and len(shape) > 1 and shape[1] == classes:
+            found = name
+    return found

@@ -1,0 +1,157 @@
+"""A model at an opset that every part here has: older ones raised to 17, those beyond 21 lowered to it.
+
+Operators are rewritten here, one by one, and not by onnx's version converter: that leaves a linear Resize of opset 10
+at the defaults of opset 11, which sample elsewhere, changes Hardmax over several axes, and does not enter If branches.
+Only models older than opset 7 go through it first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import defs, numpy_helper, version_converter
+
+from pipeline.errors import DataError
+from pipeline.onnx_models import upgrades
+from pipeline.onnx_models.graphs import (
+    Names,
+    add_constant,
+    constants_of,
+    graphs_of,
+    integer,
+    remove_attributes,
+    shapes_of,
+)
+
+OPSET = 17
+# Later ones are lowered to 21, or to the first after it that has the operators: runtimes of recent years have that.
+# ONNX Runtime 1.32.0 loads 28, and has none of the operators that 28 changed.
+_LOWERED_TO, _LATEST = 21, 27
+_OLDEST = 7  # of the rewrites; ONNX Runtime guarantees nothing for older ones
+
+
+def version_of(model: onnx.ModelProto) -> int:
+    """Return the opset of standard ONNX that the model declares."""
+    return next(int(opset.version) for opset in model.opset_import if opset.domain == "")
+
+
+def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Return the model at opset 17, or as it is if it is of a later one. It may be changed in place.
+
+    Args:
+        model: whose input shape is declared, since the meaning of some operators depends on the rank of what they read.
+
+    Raises:
+        DataError: an operator has no equal in opset 17; it is named.
+    """
+    if version_of(model) < _OLDEST:
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+        free = str(batch.dim_param)
+        _align_operands(model)
+        try:
+            batch.dim_value = 1  # the converter wants sizes, not names, and of every tensor that is broadcast
+            model = version_converter.convert_version(onnx.shape_inference.infer_shapes(model), _OLDEST)
+            model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = free
+            del model.graph.value_info[:]
+        except (RuntimeError, ValueError) as err:
+            reason = str(err).strip().partition("\n")[0]
+            raise DataError(
+                f"{path}: cannot be brought from opset {version_of(model)} to {OPSET} ({reason}); export it with "
+                f"opset {OPSET}"
+            ) from None
+    version = version_of(model)
+    if version >= OPSET:
+        return model
+    shapes, names = shapes_of(model), Names(model)
+    for graph in reversed(list(graphs_of(model.graph))):  # inner ones first: outer nodes are copied
+        try:
+            upgrades.upgrade(graph, version, shapes, names)
+        except upgrades.NoEqualError as err:
+            raise DataError(
+                f"{path}: {err} of opset {version} has no equal in opset {OPSET}; export it with opset {OPSET}"
+            ) from None
+    _declare(model, OPSET)
+    return model
+
+
+def _align_operands(model: onnx.ModelProto) -> None:
+    """Give constants that opset 6 broadcasts from `axis` on the axes of size 1 that opset 7 wants, in place.
+
+    The version converter leaves them out where the constant is an initializer.
+    """
+    shapes, names, constants = shapes_of(model), Names(model), constants_of(model.graph)
+    for node in model.graph.node:
+        shape, axis = shapes.get(node.input[0], []) if node.input else [], integer(node, "axis", -1)
+        if integer(node, "broadcast", 0) and axis >= 0 and shape and node.input[1] in constants:
+            values = numpy_helper.to_array(constants[node.input[1]])
+            aligned = values.reshape([*values.shape, *[1] * (len(shape) - axis - values.ndim)])
+            node.input[1] = add_constant(model.graph, names, f"{node.input[1]}_aligned", aligned)
+            remove_attributes(node, "broadcast", "axis")
+
+
+def lower(model: onnx.ModelProto, path: Path) -> None:
+    """Declare opset 21, or the first after it that has every operator of the model, in place; older ones stay.
+
+    From 21 to 28 the operators that both have differ in the types they take and in attributes whose defaults keep the
+    earlier meaning; a model that uses none of these means the same in both.
+
+    Raises:
+        DataError: some operator needs an opset that no runtime here has.
+    """
+    version = version_of(model)
+    if version <= _LOWERED_TO:
+        return
+    if version > defs.onnx_opset_version():
+        raise DataError(
+            f"{path}: is of opset {version}, the latest known here is {defs.onnx_opset_version()}; export it with "
+            f"opset {_LOWERED_TO}"
+        )
+    for target in range(_LOWERED_TO, min(version, _LATEST) + 1):
+        obstacle = _obstacle(model, version, target)
+        if obstacle is None:
+            _remove_later_attributes(model, target)
+            _declare(model, target)
+            return
+    raise DataError(
+        f"{path}: is of opset {version}, and {obstacle} is in no opset up to {_LATEST}, the latest whose operators "
+        f"ONNX Runtime has; export it with opset {_LOWERED_TO}"
+    )
+
+
+def _obstacle(model: onnx.ModelProto, version: int, target: int) -> str | None:
+    """Return what the model uses that `target` does not have."""
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            used = f"{node.op_type} (node {node.name!r})"
+            try:
+                own = defs.get_schema(node.op_type, version, "")
+                other = defs.get_schema(node.op_type, target, "")
+            except defs.SchemaError:
+                return used
+            if len(node.input) > other.max_input or len(node.output) > other.max_output:
+                return used
+            for attribute in node.attribute:
+                if attribute.name not in other.attributes and not _is_default(attribute, own):
+                    return f"{used} with {attribute.name}"
+    return None
+
+
+def _is_default(attribute: onnx.AttributeProto, schema: defs.OpSchema) -> bool:
+    known = schema.attributes.get(attribute.name)
+    if known is None or not known.default_value.name:
+        return False
+    return bool(onnx.helper.get_attribute_value(attribute) == onnx.helper.get_attribute_value(known.default_value))
+
+
+def _remove_later_attributes(model: onnx.ModelProto, target: int) -> None:
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            known = defs.get_schema(node.op_type, target, "").attributes
+            remove_attributes(node, *(each.name for each in node.attribute if each.name not in known))
+
+
+def _declare(model: onnx.ModelProto, version: int) -> None:
+    for opset in model.opset_import:
+        if opset.domain == "":
+            opset.version = version

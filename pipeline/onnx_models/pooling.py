@@ -1,0 +1,137 @@
+"""Means over height and width, and over windows, written as operators that runtimes compute alike, in int8 too.
+
+ONNX Runtime computes ReduceMean in float32, also between quantizers, but GlobalAveragePool in int8. Every ResNet that
+torch's exporter writes today ends in a ReduceMean. The two agree to float32 rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import helper, numpy_helper
+
+from pipeline.onnx_models.graphs import Names, integer, integers, integers_tensor, remove_attributes, shapes_of, text
+
+_SPATIAL = (2, 3)
+
+
+def use_global_pooling(model: onnx.ModelProto) -> int:
+    """Write each ReduceMean over both spatial axes of a map as GlobalAveragePool, in place; return of how many.
+
+    Args:
+        model: float32, constants folded; ranks of maps are found by shape inference.
+    """
+    ranks = float32_ranks(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    rewritten = 0
+    for node in [node for node in model.graph.node if node.op_type == "ReduceMean" and ranks.get(node.input[0]) == 4]:
+        means = _means_from(model.graph, node, constants)
+        if means:
+            _replace(model.graph, means)
+            rewritten += 1
+    return rewritten
+
+
+def pad_before_means(model: onnx.ModelProto) -> int:
+    """Write each AveragePool that counts its padding and rounds its size up with a Pad before it; return how many.
+
+    Such a pool divides a window at the end by what lies within the padded map. OpenVINO and ONNX Runtime's int8 kernel
+    divide it by the whole window; without padding of its own, both do it right.
+
+    Args:
+        model: of opset 11 or later, whose input is declared [N, C, H, W]; it is changed in place.
+    """
+    names, shapes, written = Names(model), shapes_of(model), 0
+    for node in [node for node in model.graph.node if node.op_type == "AveragePool"]:
+        pads = integers(node, "pads") or []
+        counts = integer(node, "ceil_mode", 0) and integer(node, "count_include_pad", 0)
+        if not counts or not any(pads) or text(node, "auto_pad", "NOTSET") != "NOTSET":
+            continue
+        before, after = shapes.get(node.input[0], [])[2:], shapes.get(node.output[0], [])[2:]
+        padded = [
+            size + low + high
+            for size, low, high in zip(before, pads, pads[len(pads) // 2 :], strict=False)
+            if isinstance(size, int)
+        ]
+        if not padded or [_pooled(node, axis, size) for axis, size in enumerate(padded)] != after:
+            continue  # a window that begins in the padding behind the map: there is none of that
+        half = len(pads) // 2
+        widths = integers_tensor(model.graph, names, f"{node.name}_widths", [0, 0, *pads[:half], 0, 0, *pads[half:]])
+        bordered = names.free(f"{node.input[0]}_bordered")
+        place = next(index for index, each in enumerate(model.graph.node) if each.output[:] == node.output[:])
+        model.graph.node.insert(
+            place, helper.make_node("Pad", [node.input[0], widths], [bordered], names.free(f"{node.name}_pad"))
+        )
+        node = model.graph.node[place + 1]
+        node.input[0] = bordered
+        remove_attributes(node, "pads", "count_include_pad")
+        written += 1
+    return written
+
+
+def _pooled(node: onnx.NodeProto, axis: int, size: int) -> int:
+    """Return how many windows a pool without padding has along an axis, its size rounded up."""
+    window = (integers(node, "kernel_shape") or [])[axis] - 1
+    span = window * (integers(node, "dilations") or [1] * (axis + 1))[axis] + 1
+    return -((span - size) // (integers(node, "strides") or [1] * (axis + 1))[axis]) + 1
+
+
+def float32_ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the number of axes of every float32 activation for which shape inference finds it."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    kinds = {
+        value.name: value.type.tensor_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    return {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.elem_type == onnx.TensorProto.FLOAT}
+
+
+def _axes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], rank: int) -> tuple[int, ...] | None:
+    """Return the axes that a ReduceMean goes over, from 0, sorted; None where they are computed, or all."""
+    for attribute in node.attribute:
+        if attribute.name == "axes":
+            return tuple(sorted(axis % rank for axis in attribute.ints))
+    if len(node.input) > 1 and node.input[1] in constants:
+        axes = numpy_helper.to_array(constants[node.input[1]]).reshape(-1)
+        return tuple(sorted(int(axis) % rank for axis in axes)) or None
+    return None
+
+
+def _keeps_axes(node: onnx.NodeProto) -> bool:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1) == 1
+
+
+def _means_from(
+    graph: onnx.GraphProto, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    """Return the ReduceMeans that together are a mean over height and width, `node` first; none where it is no such.
+
+    One over both axes, or one over each: x.mean(3).mean(2).
+    """
+    axes = _axes(node, constants, 4)
+    if axes == _SPATIAL:
+        return [node]
+    readers = [other for other in graph.node if node.output[0] in other.input]
+    if axes not in ((2,), (3,)) or len(readers) != 1 or readers[0].op_type != "ReduceMean":
+        return []
+    if any(value.name == node.output[0] for value in graph.output) or _keeps_axes(node) != _keeps_axes(readers[0]):
+        return []
+    second = _axes(readers[0], constants, 4 if _keeps_axes(node) else 3)
+    wanted = (5 - axes[0],) if _keeps_axes(node) else (2,)  # without the first axis, what is left is axis 2
+    return [node, readers[0]] if second == wanted else []
+
+
+def _replace(graph: onnx.GraphProto, means: Sequence[onnx.NodeProto]) -> None:
+    node = means[0]
+    source, target, keeps = node.input[0], means[-1].output[0], _keeps_axes(node)
+    pooled = target if keeps else f"{target}_pooled"
+    made = [helper.make_node("GlobalAveragePool", [source], [pooled], node.name)]
+    if not keeps:
+        made.append(helper.make_node("Flatten", [pooled], [target], f"{node.name}_flatten", axis=1))
+    at = list(graph.node).index(node)
+    for each in means:
+        graph.node.remove(each)
+    for each in reversed(made):
+        graph.node.insert(at, each)

@@ -1,0 +1,195 @@
+"""An ONNX file run as it is: no converter and no optimizer.
+
+ONNX Runtime runs the file itself with all optimizations off; where it cannot load it, onnx's reference evaluator does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from pipeline.errors import DataError
+from pipeline.onnx_models.files import with_tensors_beside
+from pipeline.onnx_models.graphs import Array
+from pipeline.onnx_models.run import RUNTIME_ERRORS
+from pipeline.onnx_models.signature import has_channels_last
+
+Float32 = npt.NDArray[np.float32]
+_LOAD_ERRORS = (*RUNTIME_ERRORS, ort_errors.InvalidProtobuf, ort_errors.NoSuchFile)
+_HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_CHUNK = 4  # images at a time, where the file's batch is free: without optimizations nothing shares memory
+_REFERENCE_IMAGES = 4  # that the reference evaluator, which is slow, gets at most
+_MOST_TENSORS = 4000  # that are compared to find the operator that changed
+
+
+class RawFile:
+    """A model file, to be run as it is."""
+
+    def __init__(self, path: Path, output: str | None) -> None:
+        """Open the file.
+
+        Args:
+            output: name of the output with the scores; None where there is one.
+
+        Raises:
+            DataError: neither ONNX Runtime nor onnx's reference evaluator loads it.
+        """
+        self.path = path
+        structure = onnx.load(path, load_external_data=False)
+        self.output = output or structure.graph.output[0].name
+        self.is_half = _is_half(structure)
+        constants = {tensor.name for tensor in structure.graph.initializer}
+        self._inputs = [value for value in structure.graph.input if value.name not in constants]
+        self._image, self._last, self.batch = _image_input(structure, self._inputs)
+        self._session: onnxruntime.InferenceSession | None = None
+        self._reference: ReferenceEvaluator | None = None
+        self.runner = "ONNX Runtime"
+        path = with_tensors_beside(path)
+        try:
+            self._session = _session(str(path))
+        except _LOAD_ERRORS as err:
+            self.runner = "onnx's reference evaluator"
+            reason = str(err).strip().partition("\n")[0]
+            try:
+                self._reference = ReferenceEvaluator(onnx.load(path))
+            except Exception as reference_err:  # it raises whatever its operators do
+                raise DataError(
+                    f"neither ONNX Runtime ({reason}) nor onnx's reference evaluator ({_line(reference_err)}) loads "
+                    "the file as it is"
+                ) from None
+
+    @property
+    def most_images(self) -> int | None:
+        """How many images it can be asked for in reasonable time; None: any number."""
+        return None if self._reference is None else _REFERENCE_IMAGES
+
+    def answers(self, images_nchw: Float32) -> Float32:
+        """Return float32 [images, classes], whatever shape and type the file gives them.
+
+        Raises:
+            DataError: it cannot be run.
+        """
+        size = self.batch or (1 if self._reference is not None else _CHUNK)
+        found = []
+        for start in range(0, len(images_nchw), size):
+            chunk = images_nchw[start : start + size]
+            padded = np.concatenate([chunk, np.repeat(chunk[-1:], (self.batch or len(chunk)) - len(chunk), axis=0)])
+            outputs = self._outputs(padded)
+            found.append(outputs[: len(chunk)])
+        return np.concatenate(found)
+
+    def _outputs(self, images_nchw: Float32) -> Float32:
+        """Return float32 [images, classes]; one image at a time where the file takes no more."""
+        is_fixed = self.batch is not None or len(images_nchw) == 1
+        try:
+            outputs = np.asarray(self._run([self.output], self.feed(images_nchw))[0], np.float32)
+        except DataError:
+            if is_fixed:
+                raise
+            outputs = np.zeros(0, np.float32)
+        if is_fixed or outputs.shape[:1] == (len(images_nchw),):
+            return outputs.reshape(len(images_nchw), -1)
+        return np.concatenate([self._outputs(image[None]) for image in images_nchw])
+
+    def feed(self, batch_nchw: Float32) -> dict[str, Array]:
+        """Return the file's inputs for a batch, in its own type and layout; what else it reads is zero."""
+        feed: dict[str, Array] = {}
+        for value in self._inputs:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            if value.name == self._image:
+                layout = batch_nchw.transpose(0, 2, 3, 1) if self._last else batch_nchw
+                feed[value.name] = np.ascontiguousarray(layout).astype(kind)
+            else:
+                dims = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
+                feed[value.name] = np.zeros(dims, kind)
+        return feed
+
+    def _run(self, outputs: list[str], feed: dict[str, Array]) -> list[Array]:
+        try:
+            if self._session is not None:
+                known = {value.name for value in self._session.get_inputs()}
+                return list(self._session.run(outputs, {name: v for name, v in feed.items() if name in known}))
+            assert self._reference is not None
+            return list(self._reference.run(outputs, feed))
+        except Exception as err:  # the reference evaluator raises whatever its operators do
+            raise DataError(f"{self.runner} does not run the file as it is ({_line(err)})") from None
+
+    def first_change(self, model: onnx.ModelProto, image_chw: Float32, share: float) -> str | None:
+        """Return the first operator of the file whose result the model has by name and computes otherwise.
+
+        Args:
+            share: of a result's largest value that counts as rounding.
+
+        Returns:
+            None: no such is found, or the file cannot be run this way.
+        """
+        try:
+            own = onnx.load(self.path)
+        except Exception:  # tensors behind links, which onnx does not follow
+            return None
+        makers = {name: node for node in own.graph.node for name in node.output if name}
+        common = [name for name in makers if name in {each for node in model.graph.node for each in node.output}]
+        common = common[:_MOST_TENSORS]
+        batch = np.repeat(image_chw[None], self.batch or 1, axis=0)
+        try:
+            expected = _outputs(own, common, self.feed(batch), optimized=False)
+            found = _outputs(model, common, {model.graph.input[0].name: batch}, optimized=True)
+        except _LOAD_ERRORS:
+            return None
+        for name, before, after in zip(common, expected, found, strict=True):
+            if before.shape != after.shape or before.dtype.kind != "f":
+                continue
+            reference = before.astype(np.float64)
+            largest = float(np.abs(reference).max(initial=0.0))
+            if not np.abs(reference - after.astype(np.float64)).max(initial=0.0) <= share * max(largest, 1e-12):
+                return f"{makers[name].op_type} (node {makers[name].name!r}, output {name!r})"
+        return None
+
+
+def _session(model: str | bytes, *, optimized: bool = False) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _outputs(model: onnx.ModelProto, names: Sequence[str], feed: dict[str, Array], *, optimized: bool) -> list[Array]:
+    """Return some tensors of a model for a feed."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    del probed.graph.output[:]
+    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = _session(probed.SerializeToString(), optimized=optimized)
+    return list(session.run(list(names), feed))
+
+
+def _is_half(model: onnx.ModelProto) -> bool:
+    tensors = {tensor.data_type for tensor in model.graph.initializer}
+    values = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.value_info)}
+    casts = {attribute.i for node in model.graph.node if node.op_type == "Cast" for attribute in node.attribute}
+    return bool((tensors | values | casts).intersection(_HALF_TYPES))
+
+
+def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, bool, int | None]:
+    """Return the name of the image input, whether its channels are last, and its batch where that is fixed."""
+    read = {name for node in model.graph.node for name in node.input}
+    image = next((value for value in inputs if value.name in read), inputs[0])
+    dims = [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        for dim in image.type.tensor_type.shape.dim
+    ]
+    last = len(dims) == 4 and has_channels_last(model.graph, image.name, dims)
+    return image.name, last, dims[0] if dims else None
+
+
+def _line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0] or type(err).__name__

@@ -1,0 +1,206 @@
+"""Input and output of an ONNX classifier: float32 images [N, 3, H, W] in, the scores of classes out.
+
+What can be turned into that without changing an answer is; the rest is refused by its cause.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from pipeline.errors import DataError
+from pipeline.onnx_models.graphs import Names, constants_of, integer, integers, remove_unused, rename
+
+BATCH = "N"
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+_CHANNELS = 3
+
+
+def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> None:
+    """Leave one output, the scores, and what it needs; in place.
+
+    Args:
+        output: its name; None where there is only one.
+
+    Raises:
+        DataError: there are several and none is named, there is none of that name, or it holds no scores.
+    """
+    outputs = {value.name: value for value in model.graph.output}
+    listed = ", ".join(f"{name} {_shown(value)}" for name, value in outputs.items())
+    if output is not None and output not in outputs:
+        raise DataError(f"{path}: frontend.output: no output {output!r}; the model has {listed}")
+    if output is None and len(outputs) != 1:
+        raise DataError(
+            f"{path}: {len(outputs)} outputs ({listed}); name the one with the scores of the classes, as in "
+            f"--set frontend.output={_likely_scores(model.graph)} of build"
+        )
+    chosen = onnx.ValueInfoProto()
+    chosen.CopyFrom(outputs[output or next(iter(outputs))])
+    kind = chosen.type.tensor_type.elem_type
+    if kind not in (TensorProto.UNDEFINED, *_FLOATS):
+        maker = next((node.op_type for node in model.graph.node if chosen.name in node.output), "the input")
+        raise DataError(
+            f"{path}: output {chosen.name!r} of {maker} is {_kind(kind)}; wanted the scores of the classes as float32: "
+            "export the network without what follows them"
+        )
+    del model.graph.output[:]
+    model.graph.output.append(chosen)
+    if any(chosen.name in node.output for node in model.graph.node):
+        remove_unused(model.graph)
+
+
+def _likely_scores(graph: onnx.GraphProto) -> str:
+    """Return the output to give as an example: of those that may be [N, classes] the last that no operator reads."""
+    read = {name for node in graph.node for name in node.input}
+    floats = (TensorProto.UNDEFINED, *_FLOATS)
+    scores = [value for value in graph.output if value.type.tensor_type.elem_type in floats] or list(graph.output)
+    flat = [value for value in scores if len(value.type.tensor_type.shape.dim) in (0, 2)] or scores
+    ends = [value for value in flat if value.name not in read] or flat
+    ends = [value for value in ends if "aux" not in value.name.lower()] or ends  # of training
+    return str(ends[-1].name) if ends else ""
+
+
+def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:
+    """Make the input [N, *chw] with a free N, in place; return the batch that the file fixed, None if it fixed none.
+
+    An input with channels last gets a Transpose before it. The output's shape is forgotten.
+
+    Raises:
+        DataError: not one input of such images.
+    """
+    graph = model.graph
+    value = _only_input(model, path)
+    kind, shape = value.type.tensor_type.elem_type, value.type.tensor_type.shape
+    if kind not in _FLOATS:
+        raise DataError(
+            f"{path}: input {value.name!r} is {_kind(kind)}: the network casts and scales its pixels itself; export it "
+            "without the Cast and the normalisation, with float32 input; they belong into process_ops"
+        )
+    if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
+        raise DataError(
+            f"{path}: input {value.name!r} is {_shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
+            "takes none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
+        )
+    dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
+    if shape.dim and len(dims) != 4:
+        raise DataError(f"{path}: input {value.name!r} is {_shown(value)}; wanted images, [N, 3, H, W]")
+    if not dims:  # of unknown rank
+        dims = [None] * 4
+    last = has_channels_last(graph, value.name, dims)
+    found = (dims[3], dims[1], dims[2]) if last else (dims[1], dims[2], dims[3])
+    channels = found[0] or _channels_read(graph, value.name) or _CHANNELS
+    if channels != _CHANNELS:
+        kind_of = "grey images, of 1 channel" if channels == 1 else f"images of {channels} channels"
+        raise DataError(
+            f"{path}: input {value.name!r} is {_shown(value)}, {kind_of}; only networks of 3 channels (RGB) are taken"
+        )
+    if any(size not in (None, wanted) for size, wanted in zip(found, chw, strict=True)):
+        layout = ", channels last" if last else ""
+        raise DataError(
+            f"{path}: input {value.name!r} is {_shown(value)}{layout}; the build file wants [N, "
+            f"{', '.join(map(str, chw))}]; set frontend.shape and process_ops to the model's size"
+        )
+    if last:
+        _put_channels_first(model, value.name)
+    value.type.tensor_type.elem_type = kind
+    declare_shapes(model, chw)
+    return dims[0]
+
+
+def declare_shapes(model: onnx.ModelProto, chw: tuple[int, int, int]) -> None:
+    """Declare the input [N, *chw]; forget the output's shape, and what was inferred from another batch."""
+    shape = model.graph.input[0].type.tensor_type.shape
+    del shape.dim[:]
+    shape.dim.add().dim_param = BATCH
+    for size in chw:
+        shape.dim.add().dim_value = size
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+
+
+def declare_classes(model: onnx.ModelProto, classes: int) -> None:
+    """Declare the output [N, classes]."""
+    shape = model.graph.output[0].type.tensor_type.shape
+    del shape.dim[:]
+    shape.dim.add().dim_param = BATCH
+    shape.dim.add().dim_value = classes
+
+
+def describe_input(model: onnx.ModelProto) -> tuple[int | None, int | None] | None:
+    """Return height and width of a file's one image input, None where it has no such; a None in it is a free axis."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        return None
+    shape = inputs[0].type.tensor_type.shape
+    dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
+    last = has_channels_last(model.graph, inputs[0].name, dims)
+    return (dims[1], dims[2]) if last else (dims[2], dims[3])
+
+
+def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
+    graph = model.graph
+    if len(graph.input) > 1:  # some that nothing reads may be left of training
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        for value in [value for value in graph.input if value.name not in read]:
+            graph.input.remove(value)
+    if len(graph.input) != 1:
+        listed = ", ".join(f"{value.name} {_shown(value)}" for value in graph.input) or "none"
+        raise DataError(f"{path}: {len(graph.input)} inputs ({listed}); wanted one, of images [N, 3, H, W]")
+    image: onnx.ValueInfoProto = graph.input[0]
+    return image
+
+
+def has_channels_last(graph: onnx.GraphProto, name: str, dims: list[int | None]) -> bool:
+    """Tell whether images are [N, H, W, C]; where the sizes leave it open, by the Transposes that read them."""
+    if dims[1] == _CHANNELS:
+        return False
+    if dims[3] == _CHANNELS or (dims[3] == 1 and dims[1] != 1):
+        return True
+    readers = [node for node in graph.node if name in node.input]
+    return dims[3] is None and bool(readers) and all(_is_transpose(node, _TO_FIRST) for node in readers)
+
+
+def _channels_read(graph: onnx.GraphProto, name: str) -> int | None:
+    """Return how many channels the convolution that reads a tensor wants."""
+    constants = constants_of(graph)
+    for node in graph.node:
+        if name in node.input and node.op_type == "Conv" and node.input[1] in constants:
+            return int(constants[node.input[1]].dims[1]) * integer(node, "group", 1)
+        if name in node.input and _is_transpose(node, _TO_FIRST):
+            return _channels_read(graph, node.output[0])
+    return None
+
+
+def _is_transpose(node: onnx.NodeProto, axes: list[int]) -> bool:
+    return node.op_type == "Transpose" and integers(node, "perm") == axes
+
+
+def _put_channels_first(model: onnx.ModelProto, name: str) -> None:
+    """Let the graph read its input with channels first: Transposes to that fall away, others get one before them."""
+    graph, names = model.graph, Names(model)
+    outputs = {value.name for value in graph.output}
+    for node in [node for node in graph.node if name in node.input and _is_transpose(node, _TO_FIRST)]:
+        if node.output[0] not in outputs:
+            target = node.output[0]
+            graph.node.remove(node)
+            rename(graph, target, f"{name}\0")  # not yet `name`, whose readers want channels last
+    last = names.free(f"{name}_channels_last")
+    rename(graph, name, last)
+    rename(graph, f"{name}\0", name)
+    if any(last in node.input for node in graph.node):
+        node_name = names.free("input_channels_last")
+        graph.node.insert(0, helper.make_node("Transpose", [name], [last], node_name, perm=_TO_LAST))
+
+
+def _kind(kind: int) -> str:
+    return str(TensorProto.DataType.Name(kind)).lower()
+
+
+def _shown(value: onnx.ValueInfoProto) -> str:
+    kind, shape = value.type.tensor_type, value.type.tensor_type.shape
+    dims = ", ".join(str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?") for dim in shape.dim)
+    return f"{_kind(kind.elem_type)} [{dims}]"

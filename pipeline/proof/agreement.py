@@ -1,0 +1,140 @@
+"""A model on the images it is checked on: in exact arithmetic and in every runtime, each in its own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import preprocess
+from pipeline.data.calibration_list import FITTING_IMAGES, spread
+from pipeline.data.imagenet import Sample
+from pipeline.errors import BackendError
+from pipeline.host import isolated
+from pipeline.host.hardware import available_cores, saturates
+from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, open_backend, place
+from pipeline.runtimes.executed import Executed, count_int8
+from pipeline.terminal.progress import progress_bar
+
+IMAGES = 64  # that a model is checked on
+_BATCH = 8
+# A process that takes longer hangs: exact arithmetic does a network of any size in minutes, and no runtime takes
+# many times as long. Emulated CPUs are slow, but are so for both.
+_EXACT_SECONDS = 3600.0
+_LEAST_SECONDS, _TIMES_EXACT = 300.0, 20.0
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a process gave: outputs, or the reason why there are none."""
+
+    outputs: Float32 | None  # [images, classes]
+    reason: str = ""  # a part of a sentence that begins with what was run
+    executed: Executed | None = None  # of int8 models in runtimes
+    seconds: float = 0.0
+
+
+def choose(listed: int) -> list[int]:
+    """Return the indices of the calibration images that a model is checked on: others than its weights were fitted to.
+
+    Where there are no others, they are those.
+    """
+    fitted = set(spread(listed, FITTING_IMAGES))
+    others = [index for index in range(listed) if index not in fitted] or list(range(listed))
+    return [others[index] for index in spread(len(others), IMAGES)]
+
+
+def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False) -> list[Batch]:
+    """Return images in batches [n, C, H, W], float32, or `raw` uint8 pixels."""
+    return [
+        np.stack([preprocess.load(spec, image.source.content(), raw=raw) for image in part])
+        for part in (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    ]
+
+
+def noise(spec: PreprocessSpec) -> list[Batch]:
+    """Return one batch of synthetic images, where a build has no others."""
+    return [np.stack([preprocess.apply(spec, preprocess.synthetic(spec, seed)) for seed in range(_BATCH)])]
+
+
+def run_exact(model: Path, batches: Sequence[Batch]) -> Answers:
+    """Return a model's outputs in exact arithmetic."""
+    return _attempt("exact arithmetic", _EXACT_SECONDS, batches, _infer_exact, model, batches)
+
+
+def run_in(
+    runtime: Runtime,
+    model: Path,
+    batches: Sequence[Batch],
+    *,
+    counts: bool,
+    exact_seconds: float,
+    wide_weights: bool = False,
+) -> Answers:
+    """Return a model's outputs in a runtime as it runs on this CPU, on all cores.
+
+    Args:
+        wide_weights: as of `open_backend`.
+        counts: say what is executed in int8, too.
+        exact_seconds: that exact arithmetic took; 0 where that is not known.
+    """
+    bound = max(_LEAST_SECONDS, _TIMES_EXACT * exact_seconds) if exact_seconds else _EXACT_SECONDS
+    what = f"check in {runtime.value}"
+    return _attempt(what, bound, batches, _infer, runtime, model, batches, wide_weights, counts)
+
+
+def kernel_cause(runtime: Runtime, *, wide_weights: bool = False) -> str:
+    """Return why a runtime would compute something else here than a file says, and what to do.
+
+    Args:
+        wide_weights: as of `open_backend`.
+    """
+    other = next((each.value for each in installed_runtimes() if each is not runtime), None)
+    use = f"use --runtime {other}" if other else "install another runtime"
+    if wide_weights and saturates(runtime.value):
+        return (
+            "its kernels on this CPU (no VNNI, no AMX) saturate: they sum int8 products in 16 bits and cut off what is "
+            f"larger; {use}, or build it again: packages now are exact on every CPU"
+        )
+    return f"its kernels compute something else on this CPU than the file says; {use}, and report this with the file"
+
+
+def _attempt(
+    what: str,
+    bound: float,
+    batches: Sequence[Batch],
+    function: Callable[..., tuple[Float32, Executed | None]],
+    *arguments: Any,
+) -> Answers:
+    begun = time.perf_counter()
+    images = sum(map(len, batches))
+    with progress_bar(images, what, "img") as progress:
+        try:
+            outputs, executed = isolated.call(function, *arguments, seconds=bound)
+        except (isolated.LostError, BackendError) as err:
+            return Answers(None, str(err))
+        progress.update(images)
+    return Answers(outputs, executed=executed, seconds=time.perf_counter() - begun)
+
+
+def _infer_exact(model: Path, batches: Sequence[Batch]) -> tuple[Float32, None]:
+    from pipeline.runtimes.ort import run_exact
+
+    return run_exact(model, batches, available_cores()), None
+
+
+def _infer(
+    runtime: Runtime, model: Path, batches: Sequence[Batch], wide_weights: bool, counts: bool
+) -> tuple[Float32, Executed | None]:
+    placement = place(1, available_cores())
+    with open_backend(runtime, model, batch=_BATCH, placement=placement, wide_weights=wide_weights) as backend:
+        outputs = np.concatenate([backend.infer(batch) for batch in batches])
+    return outputs, count_int8(runtime, model) if counts else None

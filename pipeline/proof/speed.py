@@ -1,0 +1,244 @@
+"""How fast a package is beside float32, and each runtime beside the other: rounds in turn, and what they leave open.
+
+A machine that changes its speed changes all that is measured in a round. What is said of two of them is the median of
+their ratios over the rounds, with an interval that it lies in.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from pipeline.host.hardware import available_cores
+from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
+
+_BATCH = 8  # images a request, as predicting and serving have; fewer where those take long
+_SLOT_S = 0.03  # that a candidate computes in a round, at the least: shorter ones measure the clock
+_LOOKS = (6, 12, 24, 48)  # rounds after which it may end: looking after every round would find what is not there
+_OVERTIME = 4.0  # times the seconds, for the first look; beyond, nothing is known
+_ERROR = 0.05  # that an interval does not hold the median
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in a runtime."""
+
+    runtime: Runtime
+    precision: str  # int8, or float32
+    model: Path
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured: for each candidate images/s, round by round."""
+
+    batch: int  # images a request
+    requests: int  # in flight
+    rounds: list[list[float]]  # by candidate
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one candidate is as another, with a 95% interval; None where the rounds are too few."""
+
+    median: float
+    interval: tuple[float, float] | None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 1."""
+        return self.interval is not None and not self.interval[0] <= 1 <= self.interval[1]
+
+    def __str__(self) -> str:
+        if self.interval is None:
+            return f"{_times(self.median)}x"
+        return f"{_times(self.median)}x ({_times(self.interval[0])} to {_times(self.interval[1])})"
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f}" if value >= 2 else f"{value:.2f}"
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
+    """Return how many times as fast one is as the other, from rates measured in the same rounds."""
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return Ratio(median(ratios), median_interval(ratios))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return a 95% interval of the median that `values` were drawn about; None of fewer than 6.
+
+    Whatever their distribution, each lies below the median as often as above. So the k-th from either end hold it
+    between them but for twice the chance that fewer than k of n lie on one side (David and Nagaraja, Order Statistics,
+    2003, section 7.1).
+    """
+    count = len(values)
+    tail, outside = 0.0, 0
+    for k in range(count):
+        tail += math.comb(count, k) / 2**count
+        if 2 * tail > _ERROR:
+            break
+        outside = k + 1
+    ordered = sorted(values)
+    return (ordered[outside - 1], ordered[count - outside]) if outside else None
+
+
+def measure(candidates: Sequence[Candidate], seconds: float) -> Rates:
+    """Measure candidates in turn until it is clear which of each pair that matters is the faster, or time is over.
+
+    Args:
+        candidates: of one network; all of them are held in memory.
+        seconds: after which no round begins once the least number is done; 4 times that ends it in any case.
+
+    Raises:
+        BackendError: a runtime refuses a model.
+    """
+    cores = available_cores()
+    with ExitStack() as opened, ThreadPoolExecutor(cores) as pool:
+        batch, slots = _BATCH, _open(opened, candidates, _BATCH, pool)
+        once = sum(slot.seconds for slot in slots)
+        most = seconds / _LOOKS[0] / 2
+        if once > most and batch > 1:
+            batch = max(1, 2 ** math.floor(math.log2(batch * most / once)))
+            opened.close()
+            slots = _open(opened, candidates, batch, pool)
+        rounds: list[list[float]] = [[] for _ in candidates]
+        begun = time.perf_counter()
+        while not _is_over(candidates, rounds, time.perf_counter() - begun, seconds):
+            order = range(len(slots)) if len(rounds[0]) % 2 else range(len(slots) - 1, -1, -1)
+            for index in order:
+                rounds[index].append(slots[index].rate())
+    return Rates(batch, cores, rounds)
+
+
+def _open(opened: ExitStack, candidates: Sequence[Candidate], batch: int, pool: ThreadPoolExecutor) -> list[_Slot]:
+    placement = place(available_cores(), available_cores())
+    slots = []
+    for each in candidates:
+        backend = open_backend(each.runtime, each.model, batch=batch, placement=placement)
+        slots.append(_Slot(opened.enter_context(backend), batch, pool))
+    return slots
+
+
+class _Slot:
+    """A loaded candidate, warm."""
+
+    def __init__(self, backend: Backend, batch: int, pool: ThreadPoolExecutor) -> None:
+        self._backend, self._pool = backend, pool
+        shape = (batch, *(axis or 1 for axis in backend.input.shape[1:]))
+        self._images = _images(shape, backend.input.dtype)
+        self._requests = available_cores()
+        self.rate()
+        begun = time.perf_counter()
+        self.rate()
+        self.seconds = time.perf_counter() - begun  # of a round
+        self._requests *= max(1, math.ceil(_SLOT_S / self.seconds))
+
+    def rate(self) -> float:
+        """Return images/s, as many requests in flight as there are cores."""
+        begun = time.perf_counter()
+        for _ in self._pool.map(self._backend.infer, [self._images] * self._requests):
+            pass
+        return self._requests * len(self._images) / (time.perf_counter() - begun)
+
+
+def _images(shape: tuple[int, ...], dtype: str) -> Batch:
+    random = np.random.default_rng(0)
+    if dtype == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    return random.standard_normal(shape, np.float32)
+
+
+def _is_over(candidates: Sequence[Candidate], rounds: Sequence[Sequence[float]], spent: float, seconds: float) -> bool:
+    done = len(rounds[0])
+    if done < _LOOKS[0]:
+        return spent > _OVERTIME * seconds
+    if spent > seconds or done >= _LOOKS[-1]:
+        return True
+    pairs = _pairs(candidates)
+    return done in _LOOKS and all(ratio(rounds[a], rounds[b]).is_clear for a, b in pairs)
+
+
+def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
+    """Return which candidates are compared: a runtime's int8 with its float32, and the int8 of runtimes."""
+    found = []
+    for a, one in enumerate(candidates):
+        for b, other in enumerate(candidates):
+            if one.precision == "int8" and (
+                (other.precision != "int8" and one.runtime is other.runtime) or (other.precision == "int8" and a < b)
+            ):
+                found.append((a, b))
+    return found
+
+
+def record(candidates: Sequence[Candidate], rates: Rates) -> dict[str, Any]:
+    """Return what was measured as plain data: rates and ratios, and the fastest runtime where that is clear."""
+    runtimes: dict[str, Any] = {}
+    for a, b in _pairs(candidates):
+        if candidates[b].precision != "int8":
+            found = ratio(rates.rounds[a], rates.rounds[b])
+            runtimes[candidates[a].runtime.value] = {
+                "int8": round(median(rates.rounds[a]), 2),
+                "float32": round(median(rates.rounds[b]), 2),
+                "ratio": found.median,
+                "interval": found.interval,
+            }
+    int8 = [index for index, each in enumerate(candidates) if each.precision == "int8"]
+    fastest, beside = None, None
+    if len(int8) == 1:
+        fastest = candidates[int8[0]].runtime.value
+    elif len(int8) == 2:
+        one, other = sorted(int8, key=lambda index: -median(rates.rounds[index]))
+        found = ratio(rates.rounds[one], rates.rounds[other])
+        fastest = candidates[one].runtime.value if found.is_clear and found.median > 1 else None
+        names = [candidates[one].runtime.value, candidates[other].runtime.value]
+        beside = {"runtimes": names, "ratio": found.median, "interval": found.interval}
+    return {
+        "batch": rates.batch,
+        "requests": rates.requests,
+        "rounds": len(rates.rounds[0]),
+        "runtimes": runtimes,
+        "fastest": fastest,
+        "beside": beside,
+    }
+
+
+def describe(speed: Mapping[str, Any], runtime: Runtime) -> tuple[bool, str]:
+    """Return whether float32 is the better package in a runtime, and a line on what was measured there."""
+    found = speed["runtimes"].get(runtime.value)
+    if found is None:
+        return False, f"how fast int8 is beside float32 in {runtime.value} was not measured"
+    low_high = None if found["interval"] is None else (float(found["interval"][0]), float(found["interval"][1]))
+    measured = Ratio(found["ratio"], low_high)
+    if measured.is_clear and measured.median > 1:
+        return False, f"int8 runs {measured} as fast as float32 in {runtime.value}"
+    if measured.is_clear:
+        return True, (
+            f"int8 runs {measured} as fast as float32 in {runtime.value}: a float32 package is the better one here; "
+            "build it with --set backend.dtype=fp32"
+        )
+    return False, (
+        f"whether int8 is faster than float32 in {runtime.value} is not known: {measured} as fast in {speed['rounds']} "
+        "rounds; bench --reference measures longer"
+    )
+
+
+def describe_choice(speed: Mapping[str, Any], chosen: Runtime) -> str | None:
+    """Return a line on how the runtime that `auto` takes was chosen; None where there was no other."""
+    beside = speed["beside"]
+    if not beside:
+        return None
+    interval = None if beside["interval"] is None else (float(beside["interval"][0]), float(beside["interval"][1]))
+    measured, (first, second) = Ratio(beside["ratio"], interval), beside["runtimes"]
+    if speed["fastest"] == chosen.value:
+        return f"auto takes {chosen.value}, {measured} as fast as {second}"
+    return f"auto takes {chosen.value}: which is the faster is not known, {first} is {measured} as fast as {second}"

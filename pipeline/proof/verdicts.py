@@ -1,0 +1,199 @@
+"""What outputs beside outputs prove, and what they do not: figures, and a verdict with its likely cause.
+
+The thresholds were measured on 64 calibration images of resnet18 and on networks of a few layers: sound int8 models lie
+at 24 to 45 dB in exact arithmetic, and each runtime within 1.5 dB of that; sums that an AVX2 CPU cut off leave 11.7 dB
+(KL .22, 52 of 64 answers), ranges clipped at 99.9% 16.0 dB (KL .06, 55 of 64) and at 99% 7.3 dB (KL .50, 43 of 64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.measure.accuracy import Divergence
+from pipeline.onnx_models.scores import Scores
+
+Float32 = npt.NDArray[np.float32]
+
+_USELESS_DB = 8.0
+_BAD_DB = 15.0  # suspicious in any case
+_LOW_DB = 20.0  # suspicious where it changes answers too
+_KL = 0.02  # nats an image: sound models of 1000 classes stay below .01
+_SAME = 0.95  # of the answers, beside a low SQNR
+_LEAST_SAME = 0.8  # of the answers, whatever the SQNR is: a few logits may hold all of its signal
+_FEW = 8  # images, whose answers are too few to count
+# Of a runtime's SQNR below that of exact arithmetic. Kernels round sums and pools otherwise than the file says, which
+# in networks of a few layers costs some dB of the 40 there are; what matters is where it ends.
+_KERNEL_DB, _KERNEL_SOUND_DB, _KERNEL_BROKEN_DB = 3.0, 25.0, 10.0
+_EVALUATION_DB = 6.0  # of an evaluation's SQNR below that of the calibration images
+_PLENTY_DB = 45.0  # what exact arithmetic has beyond it, as float models do, nobody misses
+
+
+class Verdict(Enum):
+    GOOD = "good"
+    SUSPICIOUS = "suspicious"
+    REFUSED = "refused"  # of no use
+    LOST = "lost"  # of a runtime: it died, hung, or refused the model
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Outputs beside those of a reference, on the same images."""
+
+    images: int
+    same_answers: int
+    finite: bool
+    kl: float | None  # nats an image; None where an output is not finite
+    sqnr_db: float | None  # of the logits; None where there is no noise, or an output is not finite
+    largest_difference: float | None
+    largest_output: float  # of the reference, by magnitude
+
+    @property
+    def decibels(self) -> float:
+        """The SQNR; infinite without noise, and minus infinity of outputs that are not finite."""
+        if not self.finite:
+            return float("-inf")
+        return float("inf") if self.sqnr_db is None else self.sqnr_db
+
+    def __str__(self) -> str:
+        if not self.finite:
+            return "outputs that are not finite"
+        if self.sqnr_db is None:
+            return "equal outputs"
+        return f"{self.sqnr_db:.1f} dB, KL {self.kl:.4f}, {self.same_answers}/{self.images} answers"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict, and where it is not good the likely cause and what to do."""
+
+    verdict: Verdict
+    cause: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return {"verdict": self.verdict.value, "cause": self.cause}
+
+
+def compare(reference: Float32, outputs: Float32, scores: Scores | None) -> Figures:
+    """Return how far outputs are from a reference, both float32 [images, classes]; `scores` says what they are."""
+    same = int((outputs.argmax(axis=1) == reference.argmax(axis=1)).sum())
+    largest = float(np.abs(reference).max())
+    if not np.isfinite(outputs).all():
+        return Figures(len(reference), same, False, None, None, None, largest)
+    divergence = Divergence(scores)
+    divergence.add(reference, outputs)
+    difference = float(np.abs(outputs - reference).max())
+    sqnr_db = divergence.sqnr_db if divergence.noise > 0 else None
+    return Figures(len(reference), same, True, divergence.kl, sqnr_db, difference, largest)
+
+
+def judge_model(figures: Figures, cause: str) -> Finding:
+    """Return the verdict on a model in exact arithmetic beside float32.
+
+    Args:
+        cause: what noise would most likely come from, and what to do.
+    """
+    if figures.decibels < _USELESS_DB:
+        return Finding(Verdict.REFUSED, cause)
+    same = figures.same_answers / figures.images if figures.images >= _FEW else 1.0
+    changes = same < _SAME or (figures.kl or 0.0) > _KL
+    if figures.decibels < _BAD_DB or (figures.decibels < _LOW_DB and changes) or same < _LEAST_SAME:
+        return Finding(Verdict.SUSPICIOUS, cause)
+    return Finding(Verdict.GOOD)
+
+
+def judge_runtime(figures: Figures, exact: Figures, cause: str) -> Finding:
+    """Return the verdict on a runtime, as it runs on a CPU: whether it computes what the file says.
+
+    Args:
+        figures: the runtime beside float32.
+        exact: the file in exact arithmetic beside float32.
+        cause: what a difference would most likely come from, and what to do.
+    """
+    lost = min(exact.decibels, _PLENTY_DB) - figures.decibels
+    if lost > _KERNEL_BROKEN_DB and figures.decibels < _LOW_DB:
+        return Finding(Verdict.REFUSED, cause)
+    if lost > _KERNEL_BROKEN_DB or (lost > _KERNEL_DB and figures.decibels < _KERNEL_SOUND_DB):
+        return Finding(Verdict.SUSPICIOUS, cause)
+    return Finding(Verdict.GOOD)
+
+
+def judge_evaluation(sqnr_db: float, exact_db: float | None) -> str | None:
+    """Return what is to be said of an evaluation's SQNR beside that of exact arithmetic in the build; None: nothing.
+
+    Images of another kind than those of the calibration cost some dB; kernels that cut sums off cost 17.
+    """
+    if exact_db is None or sqnr_db >= _LOW_DB or exact_db - sqnr_db <= _EVALUATION_DB:
+        return None
+    return (
+        f"suspicious: logit SQNR of {sqnr_db:.1f} dB, where the build had {exact_db:.1f} dB in exact arithmetic on "
+        "calibration images: the runtime's kernels cut sums off where the answers were computed, or the images are of "
+        "another kind than those; `analyze` tells the two apart"
+    )
+
+
+def record(figures: Figures, finding: Finding) -> dict[str, Any]:
+    """Return both as plain data, for reports."""
+    return {**plain(figures), **finding.as_dict()}
+
+
+def plain(figures: Figures) -> dict[str, Any]:
+    """Return figures as plain data, rounded: the last bits of a sum depend on how threads shared it."""
+    digits = {"kl": "{:.3e}", "sqnr_db": "{:.2f}", "largest_difference": "{:.3e}", "largest_output": "{:.3e}"}
+    return {
+        name: float(digits[name].format(value)) if name in digits and value is not None else value
+        for name, value in asdict(figures).items()
+    }
+
+
+def describe(proof: Mapping[str, Any]) -> list[str]:
+    """Return the lines that people read of a `proof` in a report: the SQNRs, then what is not good."""
+    exact, runtimes = proof["exact"], proof["runtimes"]
+    parts = [f"{_decibels(figures)} in {name}" for name, figures in [("exact arithmetic", exact), *_ran(runtimes)]]
+    lines = [f"logit SQNR beside float32: {', '.join(parts)}"] if exact.get("images") else []
+    return lines + [f"{verdict}: {text}" for verdict, text in warnings(proof)]
+
+
+def warnings(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what is not good of a `proof`: verdict, and a sentence with cause and advice."""
+    found = []
+    given = proof.get("given") or {}
+    if given.get("verdict", "good") != "good":
+        found.append(
+            (
+                given["verdict"],
+                f"the float32 model beside the file as it was given: {given.get('cause') or 'no cause was found'}",
+            )
+        )
+    exact = proof["exact"]
+    if exact["verdict"] == Verdict.LOST.value:
+        found.append(("not checked", f"exact arithmetic {exact['cause']}"))
+    elif exact["verdict"] != "good":
+        found.append((exact["verdict"], f"{_figures(exact)} beside float32 in exact arithmetic: {exact['cause']}"))
+    for name, each in proof["runtimes"].items():
+        if each["verdict"] == Verdict.LOST.value:
+            found.append((f"{name} left out", f"it {each['cause']}"))
+        elif each["verdict"] != "good":
+            found.append(
+                (f"{each['verdict']} in {name}", f"{_figures(each['float32'])} beside float32: {each['cause']}")
+            )
+    return found
+
+
+def _ran(runtimes: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, each["float32"]) for name, each in runtimes.items() if "float32" in each]
+
+
+def _decibels(figures: Mapping[str, Any]) -> str:
+    if figures["sqnr_db"] is None:
+        return "no noise" if figures["finite"] else "no finite outputs"
+    return f"{figures['sqnr_db']:.1f} dB"
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    return str(Figures(**{name: figures[name] for name in Figures.__dataclass_fields__}))

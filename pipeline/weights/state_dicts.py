@@ -1,0 +1,213 @@
+"""Finding the state dict in what a checkpoint holds: wrappers, EMA weights, prefixes, entries that are no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.weights.tensor_reader import Placeholder, as_tensor
+
+# What training scripts call the weights, the first that is there counts.
+_RAW = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params", "module")
+# A word in the name of averaged weights: exponential moving average, stochastic weight averaging.
+_AVERAGED = frozenset({"ema", "swa", "averaged", "average", "avg"})
+# A word in the name of what a training script needs to continue.
+_AUXILIARY = frozenset(
+    {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "criterion", "loss", "loops", "callbacks"}
+    | {"args", "config", "cfg", "hyper", "hparams", "rng", "random", "metrics", "history", "meta"}
+)
+# What wrappers put before every name: DataParallel, torch.compile, AveragedModel, Lightning modules, a classifier
+# behind a normalising layer, ...
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "resnet.", "_model.")
+# Tensors that take no part in inference, by the last part of their name: thop's counts, AveragedModel's.
+_NO_WEIGHTS = frozenset({"total_ops", "total_params", "n_averaged"})
+# Parts of a Lightning module beside its network, by the first part of their names.
+_TRAINING_PARTS = re.compile(r"criterion|loss(_\w+)?|\w+_loss|(train|val|valid|test)_\w+|(\w+_)?(metrics?|acc(uracy)?)")
+_MOST_NESTING = 4  # {"ema": {"model": {"state_dict": ...}}}
+_SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state dict in a checkpoint."""
+
+    key: str  # where it stands, parts joined by "."; "" for the checkpoint itself
+    tensors: dict[str, Tensor]
+    others: tuple[str, ...]  # names beside the tensors, which hold none
+
+    @property
+    def is_averaged(self) -> bool:
+        return any(_words(part) & _AVERAGED for part in self.key.split("."))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weights of a checkpoint."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...]  # what a user should know of the choice, a line each
+    details: tuple[str, ...]  # what else there is in the file
+
+
+def choose(path: Path, loaded: object, key: str | None) -> Chosen:
+    """Return the weights in a checkpoint.
+
+    Where there are both, the averaged (EMA) weights are taken, as timm and torchvision evaluate them.
+
+    Args:
+        path: of the checkpoint, for messages.
+        loaded: its content.
+        key: which of several state dicts to take; None: as above.
+
+    Raises:
+        DataError: there is no state dict, or there are several and nothing says which.
+    """
+    found = [part for each in _state_dicts(loaded) for part in _split(each)]
+    if not found:
+        names = sorted(str(name) for name in loaded)[:_SHOWN] if isinstance(loaded, Mapping) else _type_of(loaded)
+        raise DataError(
+            f"{path}: no state dict in it (found {names}); wanted tensors by name, or wrapped in 'state_dict'"
+        )
+    taken, notes = _choose(path, found, key)
+    tensors, prefix = _strip(_without_training_parts(taken.tensors))
+    kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
+    dropped = sorted(set(taken.tensors) - {prefix + name for name in kept})
+    if dropped:
+        notes.append(f"{path}: tensors that are no weights were left out: {shorten(dropped)}")
+    entries = loaded if isinstance(loaded, Mapping) else {}
+    beside = [f"{name}" for name in entries if name != taken.key.split(".")[0]] if taken.key else []
+    others = [*taken.others, *beside]
+    details = [f"{path}: weights in {taken.key!r}"] if taken.key else []
+    details += [f"{path}: names of tensors without {prefix!r}"] if prefix else []
+    details += [f"{path}: entries that are no weights: {shorten(others)}"] if others else []
+    return Chosen(kept, tuple(notes), tuple(details))
+
+
+def shorten(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many there are where they are more."""
+    return ", ".join(names[:_SHOWN]) + (f", ... {len(names)} in all" if len(names) > _SHOWN else "")
+
+
+def _type_of(value: object) -> str:
+    return type(value).__name__
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^a-z]+", name.lower()))
+
+
+def _entries(value: object) -> Mapping[object, object]:
+    """Return the entries of a dictionary, of an object that is one, or of a whole module; none of anything else."""
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, Placeholder):
+        return {}
+    if value.items:
+        return value.items
+    state = value.state if isinstance(value.state, Mapping) else {}
+    return dict(_module_tensors(state)) if "_modules" in state else state
+
+
+def _module_tensors(state: Mapping[object, object], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Yield parameters and buffers of a pickled module by their names in its state dict."""
+    skipped = state.get("_non_persistent_buffers_set")
+    for group in ("_parameters", "_buffers"):
+        for name, value in _items(state.get(group)):
+            if value is not None and not (isinstance(skipped, set) and name in skipped):
+                yield f"{prefix}{name}", value
+    for name, module in _items(state.get("_modules")):
+        if isinstance(module, Placeholder) and isinstance(module.state, Mapping) and depth < 40:
+            yield from _module_tensors(module.state, f"{prefix}{name}.", depth + 1)
+
+
+def _items(value: object) -> list[tuple[str, object]]:
+    return [(f"{name}", item) for name, item in value.items()] if isinstance(value, Mapping) else []
+
+
+def _state_dicts(value: object, at: tuple[str, ...] = ()) -> list[Found]:
+    """Return the state dicts below a value: of a level that has tensors of its own and below it, whichever has more."""
+    entries = _entries(value)
+    tensors = {
+        name: made for name, item in entries.items() if isinstance(name, str) if (made := as_tensor(item)) is not None
+    }
+    below: list[Found] = []
+    if len(at) < _MOST_NESTING:
+        for name, item in entries.items():
+            if isinstance(name, str) and name not in tensors and not _words(name) & _AUXILIARY:
+                below += _state_dicts(item, (*at, name))
+    own = sum(tensor.ndim > 0 for tensor in tensors.values())
+    if own == 0 or any(len(each.tensors) > own for each in below):
+        return below
+    return [Found(".".join(at), tensors, tuple(str(name) for name in entries if name not in tensors))]
+
+
+def _split(found: Found) -> list[Found]:
+    """Return the networks of one state dict where it holds the same network twice, as it is and averaged."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in found.tensors.items():
+        first, _, rest = name.partition(".")
+        groups.setdefault(first, {})[rest] = tensor
+    shapes = {first: _shapes(_strip(group)[0]) for first, group in groups.items()}
+    averaged = next((first for first in groups if _words(first) & _AVERAGED and shapes[first]), None)
+    raw = next((first for first in groups if first != averaged and shapes[first] == shapes.get(averaged or "")), None)
+    if averaged is None or raw is None:
+        return [found]
+    others = (*found.others, *(first for first in groups if first not in (averaged, raw)))
+    at = f"{found.key}." if found.key else ""
+    return [Found(f"{at}{first}", groups[first], others) for first in (raw, averaged)]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.ndim}
+
+
+def _choose(path: Path, found: Sequence[Found], key: str | None) -> tuple[Found, list[str]]:
+    known = ", ".join(each.key for each in found)
+    if key is not None:
+        named = [each for each in found if each.key == key] or [each for each in found if key in each.key.split(".")]
+        if len(named) != 1:
+            raise DataError(
+                f"{path}: checkpoint_key {key!r} names no state dict of it; wanted one of {known or 'none'}"
+            )
+        return named[0], []
+    raw = [each for each in found if not each.is_averaged]
+    averaged = next((each for each in found if each.is_averaged), None)
+    main = next((each for name in _RAW for each in raw if name in each.key.split(".")), None)
+    main = main or (raw[0] if len(raw) == 1 else None)
+    if main is None and averaged is None:
+        raise DataError(
+            f"{path}: holds {len(found)} state dicts ({known}); frontend.checkpoint_key (--checkpoint_key of init and "
+            "export) says which to take"
+        )
+    if main is None or averaged is None:
+        return main or averaged or found[0], []
+    hint = "frontend.checkpoint_key (--checkpoint_key of init and export) takes the other"
+    lacking = len(_shapes(_strip(main.tensors)[0]).keys() - _shapes(_strip(averaged.tensors)[0]).keys())
+    if lacking:
+        return main, [f"{path}: {main.key!r} taken, as {averaged.key!r} lacks {lacking} of its tensors; {hint}"]
+    return averaged, [f"{path}: the averaged weights {averaged.key!r} taken, not {main.key!r}; {hint}"]
+
+
+def _without_training_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without those of losses and metrics, which a Lightning module holds beside its network."""
+    kept = {name: value for name, value in tensors.items() if not _TRAINING_PARTS.fullmatch(name.partition(".")[0])}
+    return kept or dict(tensors)
+
+
+def _strip(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors by their names without the prefix that all weights share, and that prefix."""
+    stripped, whole = dict(tensors), ""
+    while prefix := next((each for each in _PREFIXES if _all_begin_with(each, stripped)), ""):
+        whole += prefix
+        stripped = {name.removeprefix(prefix): value for name, value in stripped.items() if name.startswith(prefix)}
+    return stripped, whole
+
+
+def _all_begin_with(prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+    names = [name for name in tensors if name not in _NO_WEIGHTS]
+    return bool(names) and all(name.startswith(prefix) for name in names)

@@ -1,0 +1,327 @@
+"""Reading the tensors of a pickle that holds other objects too, without importing or calling anything it names.
+
+Training scripts save arguments, configurations and optimizers beside the weights, which `torch.load(weights_only=True)`
+refuses. This reader builds tensors and arrays by code of its own; whatever else a pickle names becomes an inert
+placeholder, which keeps what the pickle gives it and does nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.weights.file_kinds import FileKind
+from pipeline.weights.pdparams import Array, ArrayReader, StandIn, check_opcodes, finished
+
+# Modules that no checkpoint needs, and that an attack begins with.
+_NEVER = frozenset({"os", "posix", "nt", "subprocess", "socket", "shutil", "runpy", "ctypes", "pty"})
+_NEVER_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input"})
+_BUILTINS = ("builtins", "__builtin__")
+_DTYPES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+        "Untyped": torch.uint8,
+        "ComplexFloat": torch.complex64,
+        "ComplexDouble": torch.complex128,
+    }.items()
+}
+# Parts of pickled modules and containers, which say nothing of what was passed over.
+_UNTOLD = ("builtins.", "__builtin__.", "torch.nn.modules.", "copyreg.", "copy_reg.", "collections.")
+_MOST_NESTING = 2  # pickles of storages inside a pickle
+
+Persistent = Callable[[object], object]  # persistent id -> storage
+
+
+class HostileError(pickle.UnpicklingError):
+    """The file names what no checkpoint needs."""
+
+
+class Placeholder:
+    """Stands in for an object of any class: keeps its state and items, and does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.state: object = None
+        self.items: dict[object, object] = {}
+
+    def __new__(cls, *_: object, **__: object) -> Placeholder:
+        made = super().__new__(cls)
+        made.__init__()  # type: ignore[misc]  # unpickling makes objects without it
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self.items[key] = value
+
+    def append(self, _: object) -> None:
+        """Take an item of a list or a set, which holds no named tensors."""
+
+    add = append
+
+    def extend(self, _: object) -> None:
+        """Take items, as `append`."""
+
+
+class _Storage:
+    """The bytes of a storage and the type of its elements."""
+
+    __slots__ = ("content", "dtype")
+
+    def __init__(self, content: Tensor, dtype: torch.dtype) -> None:
+        self.content, self.dtype = content, dtype  # content: uint8 [bytes]
+
+
+def read_tensors(path: Path, kind: FileKind) -> tuple[object, tuple[str, ...]]:
+    """Return what a checkpoint holds, with placeholders for what is neither tensor, array nor plain data.
+
+    Args:
+        path: the file.
+        kind: TORCH, TORCH_OLD or PICKLE.
+
+    Returns:
+        The content, and the names of the types that placeholders stand for.
+
+    Raises:
+        HostileError: it names a function that runs programs or code.
+        pickle.UnpicklingError, and many others: the file is damaged.
+    """
+    passed_over: dict[str, None] = {}
+    if kind is FileKind.TORCH:
+        value = _read_zip(path, passed_over)
+    else:
+        with path.open("rb") as stream:
+            value = _read_old(stream, os.fstat(stream.fileno()).st_size, passed_over, 0)
+    return value, tuple(passed_over)
+
+
+def _read_zip(path: Path, passed_over: dict[str, None]) -> object:
+    limit = path.stat().st_size
+    storages: dict[str, _Storage] = {}
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        root = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
+
+        def member(name: str) -> bytes:
+            if archive.getinfo(name).file_size > limit:  # it was compressed, as no checkpoint is
+                raise pickle.UnpicklingError(f"{name} is larger than the file")
+            return archive.read(name)
+
+        if f"{root}byteorder" in names and member(f"{root}byteorder").decode() != sys.byteorder:
+            raise pickle.UnpicklingError("it was written on a machine of another byte order")
+
+        def persistent(name: object) -> _Storage:
+            dtype, key, _ = _storage_of(name)
+            if key not in storages:
+                storages[key] = _Storage(_bytes(member(f"{root}data/{key}")), dtype)
+            return storages[key]
+
+        content = member(f"{root}data.pkl")
+        return _load(io.BytesIO(content), len(content), persistent, passed_over, 0)
+
+
+def _read_old(stream: IO[bytes], size: int, passed_over: dict[str, None], nesting: int) -> object:
+    """Read a pickle, and where it begins with PyTorch's mark, the storages behind it (torch.save before 1.6)."""
+    if nesting > _MOST_NESTING:
+        raise pickle.UnpicklingError("pickles inside pickles")
+    storages: dict[str, _Storage] = {}
+    left = size
+
+    def persistent(name: object) -> object:
+        nonlocal left
+        if isinstance(name, tuple) and len(name) > 1 and name[0] == "module":  # (..., class, its file, its source)
+            return name[1]
+        dtype, key, count = _storage_of(name)
+        if key not in storages:
+            left -= count * dtype.itemsize
+            if count < 0 or left < 0:
+                raise pickle.UnpicklingError("storages larger than the file")
+            storages[key] = _Storage(torch.zeros(count * dtype.itemsize, dtype=torch.uint8), dtype)
+        return storages[key]
+
+    value = _load(stream, size, persistent, passed_over, nesting)
+    if not isinstance(value, int):
+        return value
+    for _ in range(2):  # protocol version, facts of the machine
+        _load(stream, size, persistent, passed_over, nesting)
+    value = _load(stream, size, persistent, passed_over, nesting)
+    keys = _load(stream, size, persistent, passed_over, nesting)
+    for key in keys if isinstance(keys, list) else []:
+        content = storages[key].content
+        count = int.from_bytes(stream.read(8), "little")
+        found = stream.read(content.numel())
+        if count * storages[key].dtype.itemsize != content.numel() or len(found) != content.numel():
+            raise pickle.UnpicklingError(f"storage {key} is cut short")
+        content.copy_(_bytes(found))
+    return value
+
+
+def _storage_of(name: object) -> tuple[torch.dtype, str, int]:
+    """Return element type, key and number of elements of a storage, from its persistent id."""
+    known = isinstance(name, tuple) and len(name) >= 5 and name[0] == "storage" and isinstance(name[1], torch.dtype)
+    view = isinstance(name, tuple) and len(name) > 5 and name[5] is not None
+    if not known or view or not isinstance(name[2], str) or type(name[4]) is not int:  # type: ignore[index]
+        raise pickle.UnpicklingError("a storage of unknown form")
+    return name[1], name[2], name[4]  # type: ignore[index]
+
+
+def _load(stream: IO[bytes], size: int, persistent: Persistent, passed_over: dict[str, None], nesting: int) -> object:
+    """Read one pickle from where the stream stands."""
+    start = stream.tell()
+    check_opcodes(stream)
+    stream.seek(start)
+    return _Reader(stream, size, persistent, passed_over, nesting).load()
+
+
+def _bytes(content: bytes) -> Tensor:
+    """Return uint8 [bytes], writable."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+
+
+class _Reader(ArrayReader):
+    """Builds tensors, arrays and plain data; other objects become placeholders."""
+
+    def __init__(
+        self, stream: IO[bytes], size: int, persistent: Persistent, passed_over: dict[str, None], nesting: int
+    ) -> None:
+        super().__init__(stream, size)
+        self._persistent, self._passed_over, self._nesting = persistent, passed_over, nesting
+        self._classes: dict[str, type[Placeholder]] = {}
+
+    def persistent_load(self, name: object) -> object:
+        return self._persistent(name)
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        full = f"{module}.{name}"
+        if module.partition(".")[0] in _NEVER or (module in _BUILTINS and name in _NEVER_BUILTINS):
+            raise HostileError(full)
+        if module.partition(".")[0] == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        makers: dict[str, Callable[..., object]] = {
+            "torch._utils._rebuild_tensor": _tensor,
+            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+            "torch._utils._rebuild_parameter": _first,
+            "torch._utils._rebuild_parameter_with_state": _first,
+            "torch._tensor._rebuild_from_type_v2": _of_type,
+            "torch.Tensor": _first,
+            "torch.nn.parameter.Parameter": _first,
+            "torch.storage._load_from_bytes": self._storage_in,
+            "torch.Size": tuple,
+            "collections.defaultdict": lambda *_: {},
+            "copyreg._reconstructor": lambda kind, *_: kind(),
+            "copy_reg._reconstructor": lambda kind, *_: kind(),
+        }
+        if full in makers:
+            return StandIn(makers[full])
+        if full == "collections.OrderedDict":
+            return OrderedDict
+        return self.array_maker(module, name) or self._placeholder(full)
+
+    def array_maker(self, module: str, name: str) -> StandIn | None:
+        """Return what builds an array, or a placeholder where arrays of its type cannot be read (text, objects)."""
+        maker = super().array_maker(module, name)
+        return None if maker is None else StandIn(lambda *arguments: _made(maker, arguments))
+
+    def array(self, content: object, dtype: object, shape: object, order: object) -> Array:
+        """Return the array; an empty one of objects in place of one that cannot be read, which `as_tensor` refuses."""
+        try:
+            return super().array(content, dtype, shape, order)
+        except pickle.UnpicklingError:
+            return np.empty(0, object)
+
+    def _placeholder(self, full: str) -> type[Placeholder]:
+        if full not in self._classes:
+            if not full.startswith(_UNTOLD):
+                self._passed_over[full] = None
+            # A class of its own for each name and file: what a pickle may do to it ends with the file.
+            self._classes[full] = type(full, (Placeholder,), {})
+        return self._classes[full]
+
+    def _storage_in(self, content: bytes) -> object:
+        """Return a storage that was pickled by itself, as pickle.dump writes the tensors of PyTorch."""
+        return _read_old(io.BytesIO(content), len(content), self._passed_over, self._nesting + 1)
+
+
+def _made(maker: StandIn, arguments: tuple[object, ...]) -> object:
+    try:
+        return maker(*arguments)
+    except (pickle.UnpicklingError, ValueError):  # of a type, or with an `item`, that arrays of numbers have not
+        return Placeholder()
+
+
+def _of_type(make: object, _: object, arguments: tuple[object, ...], *__: object) -> object:
+    if not isinstance(make, StandIn):
+        raise pickle.UnpicklingError("a tensor of unknown form")
+    return make(*arguments)
+
+
+def _first(value: object, *_: object) -> object:
+    return value
+
+
+def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    return _tensor_of_dtype(storage, offset, size, stride, None, None, storage.dtype)
+
+
+def _tensor_of_dtype(
+    storage: object, offset: object, size: object, stride: object, _: object, __: object, dtype: object, *___: object
+) -> Tensor:
+    """Return the view of a storage that a tensor is.
+
+    Raises:
+        pickle.UnpicklingError: it would reach beyond the storage.
+    """
+    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+        raise pickle.UnpicklingError("a tensor of unknown form")
+    if not _are_lengths(size) or not _are_lengths(stride) or not _are_lengths((offset,)):
+        raise pickle.UnpicklingError("a tensor of unknown shape")
+    assert isinstance(size, Sequence) and isinstance(stride, Sequence) and isinstance(offset, int)
+    elements = storage.content.numel() // dtype.itemsize
+    last = offset + sum((axis - 1) * step for axis, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= elements:
+        raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
+    if 0 in size:
+        return torch.empty(tuple(size), dtype=dtype)
+    values = storage.content[: elements * dtype.itemsize].view(dtype)
+    return values.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _are_lengths(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(type(axis) is int and axis >= 0 for axis in value)
+
+
+def as_tensor(value: object) -> Tensor | None:
+    """Return a tensor, or an array as one; None for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    array = finished(value)
+    if array is None or array.dtype.kind not in "fiub" or array.dtype == np.uint16:
+        return None
+    # A copy: PyTorch wants memory that may be written, in the machine's byte order.
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))

@@ -1,0 +1,272 @@
+"""preprocess.py against slow references: Pillow's interleaved resize, OpenCV, torchvision's rules by hand."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, load_vdsp
+from pipeline.data import preprocess
+from pipeline.errors import DataError
+
+PILLOW = {
+    ResizeFilter.BILINEAR_PILLOW: Image.Resampling.BILINEAR,
+    ResizeFilter.BICUBIC_PILLOW: Image.Resampling.BICUBIC,
+    ResizeFilter.LANCZOS_PILLOW: Image.Resampling.LANCZOS,
+    ResizeFilter.NEAREST_PILLOW: Image.Resampling.NEAREST,
+}
+# mean 0 and std 1/255: values stay the 0..255 of the pixels, so that differences read in LSB.
+RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def shorter_side(size: int, crop: tuple[int, int]) -> PreprocessSpec:
+    return PreprocessSpec(
+        resize=ResizeMode.SHORTER_SIDE,
+        resize_hw=(size, size),
+        filter=ResizeFilter.BILINEAR_PILLOW,
+        crop_hw=crop,
+        crop_yx=None,
+        synthetic_hw=(size, size),
+    )
+
+
+def stretch(hw: tuple[int, int], crop: tuple[int, int], corner: tuple[int, int]) -> PreprocessSpec:
+    return replace(shorter_side(1, crop), resize=ResizeMode.STRETCH, resize_hw=hw, crop_yx=corner)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [3, H, W]: smooth colours with noise, so that both flat areas and edges are in it."""
+    generator = np.random.default_rng(seed)
+    ramp = np.linspace(0, 200, height)[:, None] * np.linspace(0.2, 1, width)
+    return (ramp + generator.integers(0, 55, (3, height, width))).astype(np.uint8)
+
+
+def reference(spec: PreprocessSpec, image_chw: np.ndarray) -> np.ndarray:
+    """The same in the plainest way: Pillow on the interleaved image, torchvision's sizes, float64."""
+    image = Image.fromarray(np.ascontiguousarray(image_chw.transpose(1, 2, 0)))
+    width, height = image.size
+    assert spec.resize_hw is not None
+    if spec.resize is ResizeMode.STRETCH:
+        tall, wide = spec.resize_hw
+    else:
+        size = spec.resize_hw[0]
+        short, long = min(width, height), max(width, height)
+        tall, wide = (size, int(size * long / short)) if height <= width else (int(size * long / short), size)
+    image = image.resize((wide, tall), PILLOW[spec.filter])
+    crop_tall, crop_wide = spec.crop_hw
+    top, left = spec.crop_yx or (int(round((tall - crop_tall) / 2.0)), int(round((wide - crop_wide) / 2.0)))  # noqa: RUF046
+    image = image.crop((left, top, left + crop_wide, top + crop_tall))
+    scaled = np.asarray(image, dtype=np.float64) / 255.0
+    if spec.colour is ColourOrder.BGR:
+        scaled = scaled[..., ::-1]
+    return ((scaled - spec.mean) / spec.std).transpose(2, 0, 1)
+
+
+def jpeg(image_chw: np.ndarray, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image_chw.transpose(1, 2, 0))).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("height_width", [(375, 500), (500, 375), (256, 256), (100, 64), (257, 301), (64, 3000)])
+@pytest.mark.parametrize("pillow_filter", list(PILLOW))
+def test_apply_matches_reference_when_shorter_side(height_width: tuple[int, int], pillow_filter: ResizeFilter) -> None:
+    spec = replace(shorter_side(256, (224, 224)), filter=pillow_filter, **IMAGENET)
+    image_chw = picture(*height_width)
+    got = preprocess.apply(spec, image_chw)
+    assert got.dtype == np.float32
+    assert got.flags.c_contiguous
+    assert got.shape == (3, 224, 224)
+    np.testing.assert_allclose(got, reference(spec, image_chw), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("hw", [(256, 256), (240, 300), (60, 300)])
+def test_apply_matches_reference_when_stretched_and_off_centre(hw: tuple[int, int]) -> None:
+    spec = replace(stretch(hw, (50, 200), (3, 40)), **IMAGENET)
+    image_chw = picture(90, 120)
+    np.testing.assert_allclose(preprocess.apply(spec, image_chw), reference(spec, image_chw), rtol=0, atol=2e-6)
+
+
+def test_apply_exchanges_channels_before_normalising_when_bgr() -> None:
+    spec = replace(shorter_side(40, (32, 32)), colour=ColourOrder.BGR, **IMAGENET)
+    image_chw = picture(50, 60)
+    np.testing.assert_allclose(preprocess.apply(spec, image_chw), reference(spec, image_chw), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("crop", [31, 32, 33, 34])
+def test_apply_rounds_centre_to_even_when_half(crop: int) -> None:
+    spec = replace(shorter_side(35, (crop, crop)), **RAW)
+    image_chw = picture(35, 35)
+    start = round((35 - crop) / 2.0)
+    expected = image_chw[:, start : start + crop, start : start + crop]
+    np.testing.assert_allclose(preprocess.apply(spec, image_chw), expected, atol=1e-4)
+
+
+def test_apply_equals_torchvision_when_installed() -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    spec = replace(shorter_side(256, (224, 224)), **IMAGENET)
+    image_chw = picture(375, 501)
+    steps = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET["mean"], IMAGENET["std"]),
+        ]
+    )
+    expected = steps(Image.fromarray(np.ascontiguousarray(image_chw.transpose(1, 2, 0)))).numpy()
+    np.testing.assert_allclose(preprocess.apply(spec, image_chw), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("source", [(375, 500), (500, 375), (64, 64), (37, 1), (3, 5)])
+@pytest.mark.parametrize("target", [(256, 256), (256, 341), (600, 700), (100, 90), (1, 1)])
+def test_apply_is_within_one_lsb_of_opencv_when_bilinear_cv(source: tuple[int, int], target: tuple[int, int]) -> None:
+    cv2 = pytest.importorskip("cv2")
+    image_chw = np.random.default_rng(0).integers(0, 256, (3, *source), dtype=np.uint8)
+    image_hwc = np.ascontiguousarray(image_chw.transpose(1, 2, 0))
+    expected = cv2.resize(image_hwc, (target[1], target[0]), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
+    spec = replace(stretch(target, target, (0, 0)), filter=ResizeFilter.BILINEAR_CV, **RAW)
+    got = np.rint(preprocess.apply(spec, image_chw)).astype(int)
+    # Bit for bit on OpenCV's own code; builds with a vendor's HAL round otherwise, hence the one.
+    assert abs(got - expected).max() <= 1
+
+
+def test_apply_gives_the_same_pixels_when_bilinear_cv_crops() -> None:
+    whole = replace(stretch((256, 300), (256, 300), (0, 0)), filter=ResizeFilter.BILINEAR_CV, **RAW)
+    part = replace(whole, crop_hw=(100, 120), crop_yx=(20, 31))
+    image_chw = picture(375, 500)
+    expected = preprocess.apply(whole, image_chw)[:, 20:120, 31:151]
+    np.testing.assert_array_equal(preprocess.apply(part, image_chw), expected)
+
+
+def test_apply_bilinear_cv_is_exact_mean_when_halved() -> None:
+    image_chw = np.zeros((3, 2, 2), np.uint8)
+    image_chw[:, 0, 0] = 200
+    spec = replace(stretch((1, 1), (1, 1), (0, 0)), filter=ResizeFilter.BILINEAR_CV, **RAW)
+    np.testing.assert_allclose(preprocess.apply(spec, image_chw), np.full((3, 1, 1), 50.0), atol=1e-4)
+
+
+def test_apply_does_not_touch_its_input_when_nothing_is_resized() -> None:
+    image_chw = picture(40, 40)
+    before = image_chw.copy()
+    image_chw.flags.writeable = False
+    preprocess.apply(shorter_side(40, (40, 40)), image_chw)
+    np.testing.assert_array_equal(image_chw, before)
+
+
+def test_apply_takes_views_when_image_is_not_contiguous() -> None:
+    image_chw = picture(60, 80)
+    spec = shorter_side(40, (32, 32))
+    view = np.asfortranarray(image_chw)
+    np.testing.assert_array_equal(preprocess.apply(spec, view), preprocess.apply(spec, image_chw))
+
+
+def test_apply_crops_as_it_is_when_resize_is_none() -> None:
+    spec = replace(shorter_side(1, (10, 20)), resize=ResizeMode.NONE, resize_hw=None, **RAW)
+    image_chw = picture(20, 41)
+    np.testing.assert_allclose(preprocess.apply(spec, image_chw), image_chw[:, 5:15, 10:30], atol=1e-4)
+
+
+def test_apply_raises_when_image_is_smaller_than_the_crop() -> None:
+    spec = replace(shorter_side(1, (10, 20)), resize=ResizeMode.NONE, resize_hw=None)
+    with pytest.raises(DataError) as error:
+        preprocess.apply(spec, picture(9, 41))
+    assert str(error.value) == "image: 9 x 41 is smaller than the crop 10 x 20 [height x width]"
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((3, 4, 4), np.float32), "float32 [3, 4, 4]"),
+        (np.zeros((4, 4, 3), np.uint8), "uint8 [4, 4, 3]"),
+        (np.zeros((1, 3, 4, 4), np.uint8), "uint8 [1, 3, 4, 4]"),
+        (np.zeros((3, 0, 4), np.uint8), "uint8 [3, 0, 4]"),
+    ],
+)
+def test_apply_names_dtype_and_shape_when_image_is_wrong(image: np.ndarray, found: str) -> None:
+    with pytest.raises(DataError) as error:
+        preprocess.apply(shorter_side(4, (4, 4)), image)
+    assert str(error.value) == f"image: expected uint8 [3, H, W], got {found}"
+
+
+def test_apply_raises_when_a_thin_image_would_fill_memory() -> None:
+    with pytest.raises(DataError, match=r"^image after Resize: 25600000 x 256 is more than \d+ pixels$"):
+        preprocess.apply(shorter_side(256, (224, 224)), np.zeros((3, 1, 100_000), np.uint8))
+
+
+def test_decode_equals_pillow_when_file_or_bytes(tmp_path: Path) -> None:
+    data = jpeg(picture(33, 47))
+    (tmp_path / "a.JPEG").write_bytes(data)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+    for source in (data, tmp_path / "a.JPEG"):
+        got = preprocess.decode(source)
+        assert got.dtype == np.uint8
+        assert got.flags.c_contiguous
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1"])
+def test_decode_gives_rgb_when_image_has_another_mode(mode: str) -> None:
+    image = Image.fromarray(picture(8, 9).transpose(1, 2, 0).copy()).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(preprocess.decode(buffer.getvalue()), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decode_takes_the_upper_bits_when_a_pixel_has_16(kind: str) -> None:
+    grey = np.arange(8 * 9, dtype=np.uint16).reshape(8, 9) * 911
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, kind)
+    expected = np.broadcast_to(grey // 256, (3, 8, 9))
+    np.testing.assert_array_equal(preprocess.decode(buffer.getvalue()), expected)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not an image", jpeg(picture(64, 64))[:600], jpeg(picture(64, 64), "PNG")[:2000]]
+)
+def test_decode_raises_one_line_when_data_is_damaged(data: bytes) -> None:
+    with pytest.raises(DataError) as error:
+        preprocess.decode(data)
+    assert str(error.value).startswith(f"image of {len(data)} bytes: cannot be decoded as an image: ")
+    assert "\n" not in str(error.value)
+
+
+def test_decode_names_file_when_missing_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    with pytest.raises(DataError) as error:
+        preprocess.decode(path)
+    assert str(error.value) == f"{path}: no such file"
+    path.write_bytes(b"x")
+    with pytest.raises(DataError) as error:
+        preprocess.decode(path)
+    assert str(error.value).startswith(f"{path}: cannot be decoded as an image: ")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [80 * 80 - 1, 80 * 80 // 2 - 1])
+def test_decode_raises_when_image_has_too_many_pixels(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpeg(picture(80, 80))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=r"(80 x 80 is more than 6399 pixels|\(6400 pixels\) exceeds limit)"):
+        preprocess.decode(data)
+
+
+def test_synthetic_repeats_when_seed_is_the_same() -> None:
+    spec = replace(shorter_side(256, (224, 224)), synthetic_hw=(30, 40))
+    first = preprocess.synthetic(spec, 1)
+    assert (first.shape, first.dtype) == ((3, 30, 40), np.uint8)
+    np.testing.assert_array_equal(first, preprocess.synthetic(spec, 1))
+    assert (first != preprocess.synthetic(spec, 2)).any()
+
+
+def test_apply_gives_the_documented_size_when_spec_is_shipped() -> None:
+    spec = load_vdsp("timm-wide_resnet50_2-vdsp_params.json")
+    assert preprocess.apply(spec, preprocess.synthetic(spec, 0)).shape == (3, 256, 256)

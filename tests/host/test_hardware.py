@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.host import hardware
+
+StartPython = Callable[..., "subprocess.Popen[str]"]
+
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="reads what only Linux has")
+
+
+@linux
+def test_available_cores_are_at_most_the_affinity(start_python: StartPython) -> None:
+    """In a process of its own: an affinity stays with the process."""
+    code = (
+        "import os; from pipeline.host.hardware import available_cores\n"
+        "print(available_cores())\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
+        "print(available_cores())"
+    )
+    printed, _ = start_python("-c", code).communicate(timeout=60)
+    before, after = map(int, printed.split())
+    assert 1 <= before <= len(os.sched_getaffinity(0))
+    assert after == 1
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2.0),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense\n"}, None),
+        ({}, None),
+    ],
+    ids=["version 2", "a part of a core", "no limit", "version 1", "version 1 no limit", "not understood", "none"],
+)
+def test_cgroup_quota_reads_both_versions_of_control_groups(
+    tmp_path: Path, files: dict[str, str], cores: float | None
+) -> None:
+    assert hardware._cgroup_quota(write(tmp_path, files)) == cores
+
+
+def test_describe_tells_the_machine_in_plain_values() -> None:
+    described = hardware.describe()
+    assert described["cores"] == hardware.available_cores()
+    assert described["cpu"]
+    sets = described["instruction_sets"]
+    assert isinstance(sets, list)
+    order = list(hardware._INT8_FLAGS.values())
+    assert [order.index(name) for name in sets] == sorted(order.index(name) for name in sets)
+
+
+@linux
+def test_instruction_sets_are_those_of_the_kernel() -> None:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    for flag, name in hardware._INT8_FLAGS.items():
+        assert (name in hardware.instruction_sets()) == (f" {flag} " in text.replace("\n", " \n"))
+
+
+@linux
+def test_peak_memory_grows_with_what_is_used_and_is_forgotten_on_reset(start_python: StartPython) -> None:
+    code = (
+        "from pipeline.host.hardware import peak_memory_mib, reset_peak_memory\n"
+        "before = peak_memory_mib(); block = b'x' * (200 << 20); held = peak_memory_mib(); del block\n"
+        "freed = peak_memory_mib(); reset_peak_memory()\n"
+        "print(held - before, freed - before, peak_memory_mib() - before)"
+    )
+    printed, errors = start_python("-c", code).communicate(timeout=60)
+    held, freed, after_reset = map(float, printed.split())
+    assert 190 < held < 230, errors
+    assert freed > 190
+    assert after_reset < 50
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the names are of x86")
+@pytest.mark.parametrize(
+    ("variable", "value", "openvino", "onnxruntime"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", ["AVX2"], None),
+        ("ONEDNN_MAX_CPU_ISA", "avx512_core", ["AVX2", "AVX-512"], None),
+        ("DNNL_MAX_CPU_ISA", "AVX2_VNNI", ["AVX2", "AVX-VNNI"], None),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI", ["AVX2", "AVX-512", "AVX-VNNI", "AVX-512 VNNI"], None),
+        ("ONEDNN_MAX_CPU_ISA", "ALL", None, None),
+        ("INT8_PIPELINE_MAX_ISA", "AVX2", ["AVX2"], ["AVX2"]),
+    ],
+)
+def test_instruction_sets_are_those_that_a_variable_allows_each_runtime(
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    openvino: list[str] | None,
+    onnxruntime: list[str] | None,
+) -> None:
+    everything = "avx2 avx512f avx_vnni avx512_vnni amx_int8"
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: {"flags": everything})
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "INT8_PIPELINE_MAX_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    whole = hardware.instruction_sets()
+    assert len(whole) == 5
+    monkeypatch.setenv(variable, value)
+    assert hardware.instruction_sets("openvino") == (openvino or whole)
+    assert hardware.instruction_sets("onnxruntime") == hardware.instruction_sets() == (onnxruntime or whole)
+    assert hardware.isa_cap("openvino") == value
+    assert hardware.isa_cap("onnxruntime") == (value if onnxruntime else "")
+    assert hardware.saturates("openvino") == (openvino in (["AVX2"], ["AVX2", "AVX-512"]))
+    assert hardware.saturates("onnxruntime") == (onnxruntime == ["AVX2"])

@@ -1,0 +1,75 @@
+"""worker_pool.py: what it yields, and what it says of a worker that dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from pipeline.errors import DataError, PipelineError
+from pipeline.host.worker_pool import answers
+
+
+def squares(numbers: Sequence[int]) -> list[int]:
+    return [number**2 for number in numbers]
+
+
+def die_at_seven(numbers: Sequence[int]) -> int:
+    if 7 in numbers:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return len(numbers)
+
+
+def refuse(numbers: Sequence[int]) -> int:
+    raise DataError(f"{numbers[0]} is odd")
+
+
+def leave(numbers: Sequence[int]) -> int:
+    os._exit(3)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_task_is_answered_once(workers: int) -> None:
+    found = list(answers(squares, range(50), chunk=4, workers=workers, name="step", hint="go on"))
+    assert sorted(square for some in found for square in some) == [number**2 for number in range(50)]
+    assert {len(some) for some in found} == {4, 2}
+    assert not multiprocessing.active_children()
+
+
+def test_signal_that_ended_a_worker_is_named_whatever_ends_the_others() -> None:
+    for _ in range(3):  # the pool ends the others in a thread of its own, at the same time
+        with pytest.raises(
+            PipelineError,
+            match=r"^step: worker process \d+ was ended by SIGKILL, as the kernel does when memory runs out; go on$",
+        ):
+            list(answers(die_at_seven, range(60), chunk=1, workers=3, name="step", hint="go on"))
+        assert not multiprocessing.active_children()
+
+
+def test_exit_of_a_worker_is_named() -> None:
+    with pytest.raises(PipelineError, match=r"^step: worker process \d+ was ended by exit code 3; go on$"):
+        list(answers(leave, [1], chunk=1, workers=1, name="step", hint="go on"))
+
+
+def test_fault_of_a_worker_is_passed_on() -> None:
+    with pytest.raises(DataError, match=r"^1 is odd$"):
+        list(answers(refuse, [1], chunk=1, workers=1, name="step", hint="go on"))
+    assert not multiprocessing.active_children()
+
+
+def test_closing_drops_what_has_not_begun() -> None:
+    taken = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    found = answers(squares, tasks(), chunk=1, workers=2, name="step", hint="go on")
+    next(found)
+    found.close()
+    assert len(taken) < 100
+    assert not multiprocessing.active_children()

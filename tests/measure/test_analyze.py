@@ -1,0 +1,61 @@
+"""The analyze command, on a package that was built."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.building import build
+from pipeline.commands.cli import main
+from pipeline.config.build_file import BuildConfig
+from pipeline.runtimes.base import installed_runtimes
+
+MakeConfig = Callable[..., BuildConfig]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.mark.slow
+def test_analyze_names_every_quantizer_and_its_share(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = build(make_config(), quiet).prefix
+    out = tmp_path / "costs.json"
+    assert main(["analyze", "-m", str(prefix), "--top", "3", "--images", "5", "--json", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    runtimes = installed_runtimes()
+    assert len(lines) == 7 + len(runtimes)  # package, quantization, kernels, header, three rows, the rest
+    assert re.fullmatch(
+        r"quantization \(exact arithmetic beside float32\): \d+\.\d dB, KL [\d.]+, 5/5 answers", lines[1]
+    )
+    for line, runtime in zip(lines[2:], runtimes, strict=False):
+        assert line.startswith(f"kernels of this CPU ({runtime.value} beside exact arithmetic): ")
+        assert "; both together " in line
+        assert "refused" not in line
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert f"in {len(rows) - 3} others" in lines[-1]
+    assert sum(row["noise_percent"] for row in rows) == pytest.approx(100, abs=0.01)
+    assert {row["kind"] for row in rows} == {"activation", "weights"}
+    work = {row["name"]: row["work_percent"] for row in rows if row["kind"] == "weights"}
+    assert 90 < sum(work.values()) < 100  # all but the classifier, which is in float
+    assert all(row["sqnr_db"] > 10 for row in rows)
+
+
+def test_analyze_gives_an_error_line_when_there_is_nothing_to_analyze(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = build(make_config("backend.dtype=fp32"), quiet).prefix
+    assert main(["analyze", "-m", str(built)]) == 2
+    assert "a package of fp32 has no quantizers to analyze" in capsys.readouterr().err
+    prefix = build(make_config(), quiet).prefix
+    moved = tmp_path / "elsewhere" / prefix.parent.name
+    shutil.copytree(prefix.parent, moved)
+    assert main(["analyze", "-m", str(moved / prefix.name)]) == 2
+    assert "the float32 model it was made from is not here" in capsys.readouterr().err

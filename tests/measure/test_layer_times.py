@@ -1,0 +1,101 @@
+"""Where the time goes: kinds of work of a real profile, and its tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_fixtures import TinyWorkspace
+
+from pipeline.commands.cli import main
+from pipeline.measure import layer_times
+from pipeline.runtimes.base import Placement, Runtime, open_backend
+from pipeline.runtimes.profile import Work, profile
+
+RUNTIMES = [
+    pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino),
+    pytest.param(Runtime.ONNXRUNTIME),
+]
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    found: Runtime = request.param
+    if importlib.util.find_spec(found.value) is None:
+        pytest.skip(f"{found.value} is not installed")
+    return found
+
+
+def images(batch: int = 8) -> np.ndarray:  # type: ignore[type-arg]
+    return np.random.default_rng(0).normal(0, 1, (batch, 3, 32, 32)).astype(np.float32)
+
+
+def test_int8_model_computes_its_layers_in_int8(runtime: Runtime, tiny_workspace_master: TinyWorkspace) -> None:
+    times = profile(runtime, tiny_workspace_master.package.model, images(), threads=1, runs=5)
+    works = {each.name: each.work for each in times}
+    layers = [each.work for each in times if "Conv" in each.operator]
+    assert layers == [Work.INT8] * 2
+    assert Work.FLOAT not in works.values()
+    assert all(each.seconds > 0 for each in times)
+    assert [each.seconds for each in times] == sorted((each.seconds for each in times), reverse=True)
+
+
+def test_float32_model_computes_its_layers_in_float(runtime: Runtime, tiny_workspace_master: TinyWorkspace) -> None:
+    times = profile(runtime, tiny_workspace_master.float32_model, images(), threads=1, runs=5)
+    assert {each.work for each in times} & {Work.INT8, Work.QUANTIZE} == set()
+    assert sum(each.work is Work.FLOAT for each in times) == 3
+
+
+def test_times_add_up_to_less_than_a_request_takes(runtime: Runtime, tiny_workspace_master: TinyWorkspace) -> None:
+    """The rest is the engine's own; times of all runs in place of their mean would be more than a request."""
+    model, batch = tiny_workspace_master.package.model, images(64)
+    with open_backend(runtime, model, batch=64, placement=Placement(1, 1)) as backend:
+        backend.infer(batch)
+        begun = time.perf_counter()
+        for _ in range(30):
+            backend.infer(batch)
+        request = (time.perf_counter() - begun) / 30
+    total = sum(each.seconds for each in profile(runtime, model, batch, threads=1, runs=30))
+    assert 0.05 * request < total < 3 * request
+
+
+def test_tables_add_up(tiny_workspace_master: TinyWorkspace) -> None:
+    times = layer_times.measure(tiny_workspace_master.package, Runtime.ONNXRUNTIME, batch=2, runs=3)
+    lines = layer_times.describe(times, 2)
+    assert lines[0] == f"{1e3 * sum(each.seconds for each in times):.2f} ms a request"
+    kinds = lines[2 : lines.index("   share       ms  operation")]
+    assert sum(float(line.split("%")[0]) for line in kinds) == pytest.approx(100, abs=0.5)
+    assert lines[-1].endswith(f"in {len(times) - 2} others")
+    shown = lines[lines.index("   share       ms  operation") + 1 :]
+    assert sum(float(line.split("%")[0]) for line in shown) == pytest.approx(100, abs=0.5)
+
+
+def test_command_prints_and_writes_them(
+    in_workspace: TinyWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["analyze", "--time", "--runtime", "onnxruntime", "-b", "4", "--top", "3"]
+    assert main([*arguments, "--json", str(tmp_path / "times.json")]) == 0
+    out = capsys.readouterr().out
+    assert "onnxruntime, 4 image(s) a request" in out
+    assert Work.INT8.value in out
+    rows = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))
+    assert {row["work"] for row in rows} >= {Work.INT8.value}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("analyze --time --images 3", "--images: is of the accuracy, and --time measures no accuracy; "),
+        ("analyze --runtime openvino", "--runtime: is of --time; "),
+        ("analyze -b 4", "--batch: is of --time; "),
+    ],
+)
+def test_flags_of_the_other_measurement_are_refused(
+    in_workspace: TinyWorkspace, capsys: pytest.CaptureFixture[str], line: str, fault: str
+) -> None:
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err.startswith(f"error: {fault}")

@@ -1,0 +1,99 @@
+"""pooling.py: means over height and width as GlobalAveragePool, to the same values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from small_graphs import Builder, images, kinds_of, ranges_seen, run_exact
+
+from pipeline.onnx_models import classifier, pooling
+from pipeline.quant import qdq
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.executed import count_int8
+
+
+def mean(made: Builder, x: str, axes: list[int], opset: int, keepdims: int) -> str:
+    if opset < 18:
+        return made.op("ReduceMean", x, axes=axes, keepdims=keepdims)
+    return made.op("ReduceMean", x, made.constant(axes, np.int64), keepdims=keepdims)
+
+
+def network(axes: list[list[int]], opset: int, keepdims: int) -> onnx.ModelProto:
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 8))
+    for each in axes:
+        x = mean(made, x, each, opset, keepdims)
+    return made.model(made.gemm(made.op("Flatten", x), 8, 5), opset=opset)
+
+
+@pytest.mark.parametrize("opset", [17, 18, 21])
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("axes", [[[2, 3]], [[-1, -2]], [[3, -2]], [[3], [2]], [[-2], [-1]], [[2], [-1]]])
+def test_use_global_pooling_gives_the_same_values_when_a_mean_covers_the_map(
+    axes: list[list[int]], opset: int, keepdims: int
+) -> None:
+    model = network(axes, opset, keepdims)
+    expected = run_exact(model, images())
+    assert pooling.use_global_pooling(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert kinds_of(model, "ReduceMean") == []
+    assert len(kinds_of(model, "GlobalAveragePool")) == 1
+    np.testing.assert_allclose(run_exact(model, images()), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [[[1]], [[1, 2, 3]], [[3]], [[2]], [[1], [3]], [[0, 2, 3]]])
+def test_use_global_pooling_changes_nothing_when_a_mean_covers_something_else(axes: list[list[int]]) -> None:
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 8))
+    for each in axes:
+        x = mean(made, x, each, 17, 1)
+    model = made.model(x, classes=None)
+    before = model.SerializeToString(deterministic=True)
+    assert pooling.use_global_pooling(model) == 0
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_use_global_pooling_changes_nothing_when_something_else_reads_between_two_means() -> None:
+    made = Builder()
+    rows = mean(made, made.op("Relu", made.conv("x", 3, 8)), [3], 17, 1)
+    both = made.op("Add", mean(made, rows, [2], 17, 1), made.op("ReduceMax", rows, axes=[2]))
+    model = made.model(made.gemm(made.op("Flatten", both), 8, 5))
+    assert pooling.use_global_pooling(model) == 0
+
+
+def test_use_global_pooling_serves_every_reader_of_the_mean() -> None:
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 8))
+    gate = made.op("Sigmoid", mean(made, x, [2, 3], 17, 1))  # squeeze and excite
+    model = made.model(made.gemm(mean(made, made.op("Mul", x, gate), [2, 3], 17, 0), 8, 5))
+    expected = run_exact(model, images())
+    assert pooling.use_global_pooling(model) == 2
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(run_exact(model, images()), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("axes", "opset"), [([[-1, -2]], 18), ([[2, 3]], 17), ([[3], [2]], 18)])
+def test_load_lets_the_pooling_be_computed_in_int8(axes: list[list[int]], opset: int, tmp_path: Path) -> None:
+    given = network(axes, opset, 0)
+    onnx.save(given, tmp_path / "given.onnx")
+    model = classifier.load(tmp_path / "given.onnx", (3, 12, 12))
+    np.testing.assert_allclose(run_exact(model, images()), run_exact(given, images()), rtol=1e-5, atol=1e-6)
+    onnx.save(qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True), tmp_path / "int8.onnx")
+    found = count_int8(Runtime.ONNXRUNTIME, tmp_path / "int8.onnx")
+    assert (found["weighted"], found["int8"], found["other_float"]) == (2, 2, {})
+
+
+@pytest.mark.parametrize("opset", [11, 17, 19])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 2, 1), (2, 2, 1), (5, 3, 2)])
+def test_pad_before_means_gives_the_values_of_torch(opset: int, kernel: int, stride: int, pad: int) -> None:
+    made = Builder()
+    attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+    model = made.model(made.op("AveragePool", "x", **attributes, ceil_mode=1, count_include_pad=1), None, opset)
+    assert pooling.pad_before_means(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    expected = torch.nn.functional.avg_pool2d(torch.from_numpy(images()), kernel, stride, pad, ceil_mode=True).numpy()
+    np.testing.assert_allclose(run_exact(model, images()), expected, rtol=1e-5, atol=1e-6)

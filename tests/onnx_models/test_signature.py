@@ -1,0 +1,194 @@
+"""Inputs and outputs of ONNX classifiers: what is taken, and by which cause the rest is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Dims, flat, load_and_compare, node, operators, save
+
+from pipeline.errors import DataError
+from pipeline.onnx_models import classifier, signature
+
+CONV = flat(node("Conv", "x w", "c"), node("Relu", "c", "a"))
+LAST = (8, 8, 3)
+
+
+def error_of(path: Path, output: str | None = None) -> str:
+    with pytest.raises(DataError) as caught:
+        classifier.load(path, CHW, output)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        (-1, 3, -1, -1),
+        (-1, 3, 8, 8),
+        ("N", "N", "N", "N"),
+        ("batch", 3, "height", "width"),
+        ("a", "b", "a", "b"),
+        (-1, -1, -1, -1),
+        (1, 3, 8, 8),
+        ("", 3, 8, 8),
+    ],
+    ids=str,
+)
+def test_load_takes_free_axes_however_they_are_written(tmp_path: Path, dims: Dims) -> None:
+    path = save(tmp_path / "m.onnx", CONV, constants={"w": WEIGHT}, dims=dims, outputs={"y": ("N", "N")})
+    model = load_and_compare(path)
+    shape = model.graph.input[0].type.tensor_type.shape
+    assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["N", 3, 8, 8]
+    assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 4 * 36
+
+
+def test_load_takes_an_input_of_unknown_rank(tmp_path: Path) -> None:
+    def forget(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+
+    load_and_compare(save(tmp_path / "m.onnx", CONV, constants={"w": WEIGHT}, edit=forget))
+
+
+def test_load_refuses_axes_of_size_0(tmp_path: Path) -> None:
+    assert error_of(save(tmp_path / "m.onnx", CONV, constants={"w": WEIGHT}, dims=(0, 3, 0, 0))) == (
+        "FILE: input 'x' is float [0, 3, 0, 0]: an axis of size 0 holds no image, and ONNX Runtime takes none for it; "
+        "export it with free axes (dynamic_axes or dynamic_shapes)"
+    )
+
+
+@pytest.mark.parametrize("dims", [("N", *LAST), (1, *LAST), (-1, -1, -1, 3), ("N", "h", "w", "c")], ids=str)
+def test_load_takes_channels_last_when_a_transpose_reads_them(tmp_path: Path, dims: Dims) -> None:
+    nodes = flat(node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "c"), node("Relu", "c", "a"))
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, dims=dims))
+    assert operators(model) == ["Conv", "Relu", "Flatten"]
+    assert model.graph.input[0].name == "x"
+
+
+def test_load_takes_channels_last_when_other_operators_read_them(tmp_path: Path) -> None:
+    """TensorFlow's networks scale their input before they transpose it."""
+    nodes = flat(
+        *(node("Sub", "x mean", "s"), node("Mul", "s factor", "m"), node("Transpose", "m", "t", perm=[0, 3, 1, 2])),
+        *(node("Conv", "t w", "c"), node("Transpose", "c", "a", perm=[0, 2, 3, 1])),
+    )
+    constants = {
+        "mean": RNG.normal(size=3).astype(np.float32),
+        "factor": np.float32(0.5),
+        "w": WEIGHT,
+    }
+    load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants, dims=("N", *LAST)))
+
+
+def test_load_takes_channels_last_when_they_are_read_twice(tmp_path: Path) -> None:
+    nodes = [
+        *(
+            node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+            node("Conv", "t w", "c"),
+            node("GlobalAveragePool", "c", "g"),
+        ),
+        *(node("ReduceMean", "x", "m", axes=[1, 2], keepdims=0), node("Flatten", "g", "f")),
+        node("Concat", "f m", "y", axis=1),
+    ]
+    load_and_compare(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, dims=("N", *LAST)))
+
+
+def test_load_shows_channels_last_when_their_size_is_another(tmp_path: Path) -> None:
+    nodes = flat(node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "a"))
+    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, dims=("N", 16, 16, 3))) == (
+        "FILE: input 'x' is float [N, 16, 16, 3], channels last; the build file wants [N, 3, 8, 8]; set frontend.shape "
+        "and process_ops to the model's size"
+    )
+
+
+@pytest.mark.parametrize("dims", [("N", 1, 8, 8), ("N", "C", 8, 8), ("N", 8, 8, 1)], ids=str)
+def test_load_refuses_grey_images(tmp_path: Path, dims: Dims) -> None:
+    last = dims[3] == 1
+    start = [node("Transpose", "x", "t", perm=[0, 3, 1, 2])] if last else [node("Identity", "x", "t")]
+    nodes = flat(*start, node("Conv", "t w", "a")) if last else flat(node("Conv", "x w", "a"))
+    message = error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT[:, :1]}, dims=dims))
+    assert message.endswith("grey images, of 1 channel; only networks of 3 channels (RGB) are taken")
+
+
+def test_load_refuses_images_of_four_channels(tmp_path: Path) -> None:
+    four = np.ones((4, 4, 3, 3), np.float32)
+    message = error_of(save(tmp_path / "m.onnx", CONV, constants={"w": four}, dims=("N", 4, 8, 8)))
+    assert message.endswith("images of 4 channels; only networks of 3 channels (RGB) are taken")
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_load_takes_inputs_and_outputs_of_other_float_types(tmp_path: Path, kind: int) -> None:
+    weight = np.asarray(WEIGHT, onnx.helper.tensor_dtype_to_np_dtype(kind))
+    path = save(tmp_path / "m.onnx", CONV, constants={"w": weight}, kind=kind, output_kind=kind)
+    model = classifier.load(path, CHW)
+    exact = save(tmp_path / "exact.onnx", CONV, constants={"w": weight.astype(np.float32)})
+    expected = classifier.run(classifier.load(exact, CHW), IMAGES)
+    np.testing.assert_allclose(classifier.run(model, IMAGES), expected, atol=1e-5)
+    values = (*model.graph.input, *model.graph.output)
+    assert {value.type.tensor_type.elem_type for value in values} == {TensorProto.FLOAT}
+
+
+def test_load_refuses_pixels_by_their_type(tmp_path: Path) -> None:
+    nodes = flat(node("Cast", "x", "f", to=TensorProto.FLOAT), node("Conv", "f w", "a"))
+    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.UINT8)) == (
+        "FILE: input 'x' is uint8: the network casts and scales its pixels itself; export it without the Cast and the "
+        "normalisation, with float32 input; they belong into process_ops"
+    )
+
+
+def test_load_takes_the_output_that_is_named(tmp_path: Path) -> None:
+    nodes = [*CONV, node("GlobalAveragePool", "a", "g"), node("Flatten", "g", "f"), node("ReduceMax", "a", "unused")]
+    path = save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, outputs={"y": None, "f": ("N", 4)})
+    for name, last in (("f", 4), ("y", 144)):
+        model = load_and_compare(path, name)
+        assert [value.name for value in model.graph.output] == [name]
+        assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == last
+    assert operators(classifier.load(path, CHW, "f")) == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+
+
+def test_load_lists_the_outputs_when_none_has_the_name(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", CONV, constants={"w": WEIGHT}, outputs={"y": ("N", 144), "a": ("N", 4, 6, 6)})
+    assert error_of(path, "logits") == (
+        "FILE: frontend.output: no output 'logits'; the model has y float [N, 144], a float [N, 4, 6, 6]"
+    )
+
+
+def test_load_refuses_an_answer_instead_of_scores(tmp_path: Path) -> None:
+    nodes = [*CONV[:-1], node("Flatten", "a", "f"), node("ArgMax", "f", "y", axis=1)]
+    path = save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, output_kind=TensorProto.INT64)
+    assert error_of(path) == (
+        "FILE: output 'y' of ArgMax is int64; wanted the scores of the classes as float32: export the network without "
+        "what follows them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dims", "found"),
+    [
+        (("N", 3, 8, 9), (8, 9)),
+        (("N", 3, -1, "w"), (None, None)),
+        (("N", 8, 9, 3), (8, 9)),
+        (("N", 3), None),
+    ],
+)
+def test_describe_input_gives_height_and_width(
+    tmp_path: Path, dims: Dims, found: tuple[int | None, int | None] | None
+) -> None:
+    path = save(tmp_path / "m.onnx", CONV, 8, {"w": WEIGHT}, dims=dims)
+    assert signature.describe_input(onnx.load(path)) == found
+
+
+@pytest.mark.parametrize(
+    ("outputs", "advised"),
+    [
+        ({"y": ("N", 5), "aux": ("N", 5)}, "y"),
+        ({"aux": ("N", 5), "y": ("N", 5)}, "y"),
+        ({"f": ("N", 9, 9), "y": None}, "y"),
+    ],
+)
+def test_load_advises_an_output_of_scores_when_there_are_several(
+    tmp_path: Path, outputs: dict[str, Dims | None], advised: str
+) -> None:
+    nodes = [node("Flatten", "x", "y"), *(node("Identity", "x", name) for name in outputs if name != "y")]
+    assert f"--set frontend.output={advised} of build" in error_of(save(tmp_path / "m.onnx", nodes, outputs=outputs))

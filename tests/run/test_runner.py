@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_fixtures import IMAGES, NAME, SPEC, TinyWorkspace, draw, plain_answers
+
+from pipeline.config.vdsp import PreprocessSpec, ResizeMode
+from pipeline.data import npz
+from pipeline.errors import BackendError, DataError
+from pipeline.host.processes import Barrier, Report, run_sharing, run_workers
+from pipeline.run.runner import (
+    Limit,
+    Message,
+    Plan,
+    Ready,
+    Request,
+    Sample,
+    StageTimes,
+    infer_samples,
+    measure,
+    unanswered,
+)
+from pipeline.runtimes.base import Runtime
+
+
+def plan_for(space: TinyWorkspace, **changes: object) -> Plan:
+    values = {"model": space.folder / f"{NAME}.onnx", "runtime": Runtime.ONNXRUNTIME, "spec": SPEC, "cores": 2}
+    return Plan(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def samples_of(images: Sequence[Path], out: Path) -> list[Sample]:
+    out.mkdir(exist_ok=True)
+    return [Sample(image, out / f"{index:04d}.npz") for index, image in enumerate(images)]
+
+
+def answers(samples: Sequence[Sample]) -> np.ndarray:
+    return np.concatenate([npz.read_result_npz(sample.result) for sample in samples])
+
+
+@pytest.mark.parametrize("runtime", [Runtime.ONNXRUNTIME, pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino)])
+@pytest.mark.parametrize(
+    ("batch", "instances", "processes"), [(1, 1, 1), (5, 3, 1), (22, 8, 1), (IMAGES, 1, 1), (64, 2, 1), (4, 3, 2)]
+)
+def test_infer_samples_equals_a_plain_loop(
+    tiny: TinyWorkspace, tmp_path: Path, runtime: Runtime, batch: int, instances: int, processes: int
+) -> None:
+    samples = samples_of(tiny.images, tmp_path / "out")
+    messages: list[Message] = []
+    plan = plan_for(tiny, runtime=runtime, batch=batch, instances=instances, processes=processes)
+    infer_samples(plan, samples, messages.append)
+    expected = plain_answers(tiny.package, tiny.images)
+    # A requantized activation that lies between two integers may round either way.
+    np.testing.assert_allclose(answers(samples), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [sample.result.name for sample in samples]
+    finished = [message for message in messages if isinstance(message, Request)]
+    assert sum(request.images for request in finished) == IMAGES
+    assert len(finished) == -(-IMAGES // batch)
+    assert all(request.submitted < request.finished for request in finished)
+    assert sum(isinstance(message, Ready) for message in messages) == processes
+    assert sum(isinstance(message, StageTimes) for message in messages) == len(finished)
+
+
+def test_infer_samples_does_what_is_missing_in_requests_of_the_first_time(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    samples = samples_of(tiny.images, tmp_path / "out")
+    infer_samples(plan_for(tiny, batch=4), samples, lambda message: None)
+    whole = [sample.result.read_bytes() for sample in samples]
+    for index in (5, 6, 22):
+        samples[index].result.unlink()
+    assert [list(request) for request in unanswered(samples, 4)] == [samples[4:8], samples[20:23]]
+    messages: list[Message] = []
+    infer_samples(plan_for(tiny, batch=4), samples, messages.append)
+    assert sum(message.images for message in messages if isinstance(message, Request)) == 7
+    assert [sample.result.read_bytes() for sample in samples] == whole
+
+
+def test_infer_samples_loads_no_model_when_all_is_done(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    samples = samples_of(tiny.images, tmp_path / "out")
+    for sample in samples:
+        sample.result.touch()
+    infer_samples(plan_for(tiny, model=Path("no such model")), samples, pytest.fail)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_infer_samples_names_the_damaged_image(tiny: TinyWorkspace, tmp_path: Path, processes: int) -> None:
+    images = tiny.images
+    damaged = images[9]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(DataError) as raised:
+        infer_samples(
+            plan_for(tiny, batch=2, instances=2, processes=processes),
+            samples_of(images, tmp_path / "out"),
+            lambda message: None,
+        )
+    assert str(raised.value).startswith(f"{damaged}: not a readable npz file")
+    assert "\n" not in str(raised.value)
+
+
+def test_infer_samples_names_the_image_that_cannot_be_prepared(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    small = tiny.images[3]
+    npz.write_image_npz(small, draw(0, 20, 20))
+    spec = PreprocessSpec(resize=ResizeMode.NONE, resize_hw=None, crop_hw=(32, 32), crop_yx=None, synthetic_hw=(32, 32))
+    with pytest.raises(DataError) as raised:
+        infer_samples(plan_for(tiny, spec=spec), samples_of(tiny.images, tmp_path / "out"), lambda message: None)
+    assert str(raised.value) == f"{small}: image: 20 x 20 is smaller than the crop 32 x 32 [height x width]"
+
+
+def test_infer_samples_refuses_an_answer_that_is_not_finite(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    spec = PreprocessSpec(**{**vars(SPEC), "mean": (float("nan"),) * 3})
+    samples = samples_of(tiny.images[:3], tmp_path / "out")
+    with pytest.raises(BackendError) as raised:
+        infer_samples(plan_for(tiny, spec=spec, model=tiny.float32_model, batch=3), samples, lambda message: None)
+    assert str(raised.value) == f"{samples[0].image}: the model's output holds NaN or Inf"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_infer_samples_says_where_a_result_cannot_be_written(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    sample = Sample(tiny.images[0], tmp_path / "file" / "0.npz")
+    with pytest.raises(DataError) as raised:
+        infer_samples(plan_for(tiny), [sample], lambda message: None)
+    assert str(raised.value) == f"{sample.result}: cannot be written (File exists); mend that, then run again"
+
+
+@pytest.mark.parametrize(
+    ("iterations", "instances", "processes"), [(1, 1, 1), (7, 3, 1), (2, 8, 1), (1, 2, 2), (5, 4, 2)]
+)
+def test_measure_runs_the_iterations_exactly(
+    tiny: TinyWorkspace, iterations: int, instances: int, processes: int
+) -> None:
+    messages: list[Message] = []
+    plan = plan_for(tiny, batch=3, instances=instances, processes=processes)
+    begun = measure(plan, Limit(iterations=iterations), messages.append)
+    requests = [message for message in messages if isinstance(message, Request)]
+    assert [request.images for request in requests] == [3] * iterations
+    assert all(begun <= request.finished for request in requests)
+    assert sum(isinstance(message, Ready) for message in messages) == min(processes, iterations)
+
+
+def test_measure_keeps_to_the_duration_however_many_are_in_flight(tiny: TinyWorkspace) -> None:
+    messages: list[Message] = []
+    begun = measure(plan_for(tiny, batch=64, instances=200), Limit(duration_s=0.3), messages.append)
+    ends = [message.finished - begun for message in messages if isinstance(message, Request)]
+    assert len(ends) >= 8
+    # A request takes 2 ms; a busy machine may take a few times as long, but not two hundred requests.
+    assert 0.2 < max(ends) < 2
+
+
+def test_measure_serves_the_requests_in_turn(tiny: TinyWorkspace) -> None:
+    messages: list[Message] = []
+    measure(plan_for(tiny, batch=16, instances=8), Limit(iterations=200), messages.append)
+    requests = [message for message in messages if isinstance(message, Request)]
+    ends = np.sort([request.finished for request in requests])
+    served = np.searchsorted(ends, [r.finished for r in requests]) - np.searchsorted(
+        ends, [r.submitted for r in requests]
+    )
+    # Eight are in flight, so a request ends after the seven before it; where threads compete it is one or two.
+    assert 6 <= np.median(served) <= 9
+
+
+def test_measure_runs_some_rounds_when_the_duration_is_shorter_than_one(tiny: TinyWorkspace) -> None:
+    messages: list[Message] = []
+    measure(plan_for(tiny, instances=7), Limit(duration_s=1e-9), messages.append)
+    assert sum(isinstance(message, Request) for message in messages) == 8  # four for each of two streams
+
+
+def test_measure_stops_all_streams_when_one_fails(tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.runtimes.ort import OnnxRuntimeBackend
+
+    infer, calls = OnnxRuntimeBackend.infer, itertools.count()
+
+    def fail_once(backend: OnnxRuntimeBackend, batch: np.ndarray) -> np.ndarray:
+        if next(calls) == 20:
+            raise BackendError("it broke")
+        return infer(backend, batch)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "infer", fail_once)
+    with pytest.raises(BackendError, match="it broke"):
+        measure(plan_for(tiny, batch=8, instances=4), Limit(duration_s=3600), lambda message: None)
+
+
+@pytest.mark.parametrize(
+    ("instances", "processes", "cores", "shares"),
+    [
+        (8, 1, 2, [(8, 2)]),
+        (8, 2, 2, [(4, 1), (4, 1)]),
+        (3, 2, 5, [(2, 3), (1, 2)]),
+        (1, 3, 2, [(1, 1), (1, 1), (1, 1)]),
+        (7, 3, 8, [(3, 3), (2, 3), (2, 2)]),
+    ],
+)
+def test_share_hands_out_all_instances_and_cores(
+    tiny: TinyWorkspace, instances: int, processes: int, cores: int, shares: list[tuple[int, int]]
+) -> None:
+    plan = plan_for(tiny, instances=instances, processes=processes, cores=cores)
+    parts = [plan.share(worker) for worker in range(processes)]
+    assert [(part.instances, part.cores) for part in parts] == shares
+    assert {part.processes for part in parts} == {1}
+
+
+def _raise_bug(task: int, report: Report, barrier: Barrier) -> None:
+    barrier()
+    if task == 1:
+        raise ValueError("a bug")
+    threading.Event().wait()
+
+
+def _leave(task: int, report: Report, barrier: Barrier) -> None:
+    if task == 1:
+        import os
+
+        os._exit(3)
+    barrier()
+
+
+def _echo(task: int, report: Report, barrier: Barrier) -> None:
+    barrier()
+    report((task, 2 * task))
+
+
+def test_run_workers_shows_the_traceback_of_a_bug_and_ends_the_others() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker process:.*in _raise_bug.*ValueError: a bug"):
+        run_workers(_raise_bug, [0, 1], lambda message: None)
+
+
+def test_run_workers_tells_how_a_worker_ended_before_the_start() -> None:
+    with pytest.raises(BackendError, match=r"^worker process \d+ ended without a word: exit code 3$"):
+        run_workers(_leave, [0, 1], lambda message: None)
+
+
+def test_run_workers_hands_over_every_message() -> None:
+    messages: list[tuple[int, int]] = []
+    run_workers(_echo, [1, 2, 3], messages.append)
+    assert sorted(messages) == [(1, 2), (2, 4), (3, 6)]
+
+
+@contextmanager
+def _large(size: int = 200 << 20) -> Iterator[np.ndarray]:
+    yield np.ones(size, np.uint8)
+
+
+@contextmanager
+def _not_there() -> Iterator[None]:
+    raise BackendError("there is no model")
+    yield
+
+
+def _use(task: int, report: Report, barrier: Barrier, shared: np.ndarray) -> None:
+    barrier()
+    total = int(shared[::4096].sum())  # a byte of every page
+    told = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE))
+    own = int(told["Private_Clean"]) + int(told["Private_Dirty"])
+    report((os.getpid(), total, int(told["Rss"]) >> 10, own >> 10))
+
+
+def _die(task: int, report: Report, barrier: Barrier, shared: object) -> None:
+    barrier()
+    if task == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
+def _fail(task: int, report: Report, barrier: Barrier, shared: object) -> None:
+    barrier()
+    raise ValueError("a bug")
+
+
+@contextmanager
+def _held_for_a_while() -> Iterator[threading.Lock]:
+    lock, held = threading.Lock(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            hashlib.pbkdf2_hmac("sha256", b"busy", b"outside of Python", 400_000)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    yield lock
+    holder.join()
+
+
+def _take(task: int, report: Report, barrier: Barrier, shared: threading.Lock) -> None:
+    barrier()
+    report(shared.acquire(timeout=2))
+
+
+sharing = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux alone")
+
+
+@sharing
+def test_run_sharing_maps_what_was_opened_once() -> None:
+    messages: list[tuple[int, int, int, int]] = []
+    run_sharing(_use, range(4), _large, messages.append)
+    assert len({pid for pid, *_ in messages}) == 4
+    assert {total for _, total, _, _ in messages} == {(200 << 20) // 4096}
+    assert all(rss > 200 and own < 60 for *_, rss, own in messages), messages  # MiB
+
+
+@sharing
+def test_run_sharing_forks_when_no_thread_is_at_something() -> None:
+    """OpenVINO takes a lock when a thread that has computed ends: forked then, one in a hundred runs hung."""
+    messages: list[bool] = []
+    run_sharing(_take, [0, 1], _held_for_a_while, messages.append)
+    assert messages == [True, True]
+
+
+@sharing
+def test_run_sharing_tells_how_a_worker_ended() -> None:
+    with pytest.raises(BackendError, match=r"^worker process \d+ ended without a word: signal 9 \(SIGKILL\)"):
+        run_sharing(_die, [0, 1], partial(_large, 1), lambda message: None)
+
+
+@sharing
+def test_run_sharing_shows_a_bug_and_passes_a_fault_on() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker process:.*in _fail.*ValueError: a bug"):
+        run_sharing(_fail, [0, 1], partial(_large, 1), lambda message: None)
+    with pytest.raises(BackendError, match=r"^there is no model$"):
+        run_sharing(_fail, [0, 1], _not_there, lambda message: None)
+
+
+@sharing
+@pytest.mark.parametrize("runtime", [Runtime.ONNXRUNTIME, pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino)])
+@pytest.mark.parametrize(
+    ("instances", "cores", "shares"), [(2, 2, True), (3, 2, True), (6, 4, True), (2, 4, False), (6, 3, False)]
+)
+def test_processes_share_a_model_that_needs_no_threads_of_its_own(
+    tiny: TinyWorkspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runtime: Runtime,
+    instances: int,
+    cores: int,
+    shares: bool,
+) -> None:
+    if runtime is Runtime.OPENVINO and (instances, cores) == (6, 4):
+        shares = False  # two streams a process
+    not_taken = "run_workers" if shares else "run_sharing"
+    monkeypatch.setattr(f"pipeline.run.runner.{not_taken}", lambda *_: pytest.fail(f"{not_taken} was called"))
+    plan = plan_for(tiny, runtime=runtime, batch=4, instances=instances, processes=2, cores=cores)
+    samples = samples_of(tiny.images, tmp_path / "out")
+    infer_samples(plan, samples, lambda message: None)
+    expected = plain_answers(tiny.package, tiny.images)
+    np.testing.assert_allclose(answers(samples), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)

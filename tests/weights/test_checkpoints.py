@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DataError
+from pipeline.models import exporter, zoo
+from pipeline.weights import checkpoints
+
+State = dict[str, Tensor]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    layers = OrderedDict(conv1=nn.Conv2d(3, 4, 3), bn1=nn.BatchNorm2d(4), fc=nn.Linear(4, 5))
+    return nn.Sequential(layers).eval()
+
+
+@pytest.fixture
+def state() -> State:
+    return network().state_dict()
+
+
+def assert_same(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        checkpoints.read_state_dict(path)
+    return str(caught.value)
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: OrderedDict(state),
+        lambda state: {"state_dict": state, "epoch": 90, "arch": "resnet18", "best_acc1": 76.1},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"epoch": 1, "model": {"state_dict": state}},
+        lambda state: prefixed("module.", state),
+        lambda state: {"state_dict": prefixed("module.", state)},
+        lambda state: prefixed("_orig_mod.", state),
+        lambda state: prefixed("module._orig_mod.", state),
+        lambda state: prefixed("_orig_mod.module.", state),
+        lambda state: {"state_dict": prefixed("model.", state)},
+    ],
+    ids=[
+        *("plain", "ordered", "state_dict", "model", "model_state_dict", "nested", "module", "state_dict module"),
+        *("compiled", "parallel of compiled", "compiled of parallel", "lightning"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_read_state_dict_gives_the_tensors_when_they_are_wrapped(
+    tmp_path: Path, state: State, wrap: Callable[[State], Any], suffix: str
+) -> None:
+    torch.save(wrap(state), tmp_path / f"weights{suffix}")
+    assert_same(checkpoints.read_state_dict(tmp_path / f"weights{suffix}"), state)
+
+
+def test_read_state_dict_reads_the_format_of_pytorch_before_1_6(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert_same(checkpoints.read_state_dict(tmp_path / "old.pth"), state)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_read_state_dict_reads_safetensors(tmp_path: Path, state: State, prefix: str) -> None:
+    safetensors.torch.save_file(prefixed(prefix, state), tmp_path / "weights.safetensors")
+    assert_same(checkpoints.read_state_dict(tmp_path / "weights.safetensors"), state)
+
+
+def test_read_state_dict_keeps_a_prefix_that_not_all_names_have(tmp_path: Path, state: State) -> None:
+    mixed = {**prefixed("module.", state), "fc.weight": state["fc.weight"]}
+    torch.save(mixed, tmp_path / "weights.pth")
+    assert checkpoints.read_state_dict(tmp_path / "weights.pth").keys() == mixed.keys()
+
+
+def test_read_state_dict_says_which_flag_when_the_file_is_missing(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "gone.pth") == (
+        f"{tmp_path}/gone.pth: no such checkpoint; give the file by frontend.checkpoint (--weights of build and "
+        "init, --pretrained_weights of export)"
+    )
+
+
+@pytest.mark.parametrize("name", ["w.pth.tar", "epoch=3.ckpt", "w.th", "w.bin", "w.model", "weights", "w.onnx"])
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle", "safetensors"])
+def test_read_state_dict_goes_by_the_content_whatever_the_suffix(
+    tmp_path: Path, state: State, name: str, form: str
+) -> None:
+    path = tmp_path / name
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    elif form == "pickle":
+        path.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
+    assert_same(checkpoints.read_state_dict(path), state)
+
+
+def test_read_state_dict_says_so_when_it_is_given_a_folder(tmp_path: Path) -> None:
+    assert error_of(tmp_path) == f"{tmp_path}: is a folder; give the file of the weights in it"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
+@pytest.mark.parametrize("kind", ["weights.pth", "old.pth", "weights.safetensors"])
+def test_read_state_dict_says_so_when_the_file_is_cut_short(
+    tmp_path: Path, state: State, kind: str, kept: float
+) -> None:
+    path = tmp_path / kind
+    if kind == "weights.safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind != "old.pth")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept) if kept == 0.5 else int(kept)])
+    message = error_of(path)
+    assert message.startswith(
+        (f"{path}: not a whole ", f"{path}: is no checkpoint, or not a whole one", f"{path}: is ")
+    )
+    assert ("is empty" in message) == (kept == 0)
+    assert "weights_only" not in message
+    assert "\n" not in message
+
+
+def test_read_state_dict_raises_nothing_else_when_bytes_are_damaged(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "weights.pth"
+    rng = random.Random(1)
+    refused = 0
+    for old in (False, True):
+        buffer = io.BytesIO()
+        torch.save(state, buffer, _use_new_zipfile_serialization=not old)
+        for _ in range(150):
+            damaged = bytearray(buffer.getvalue())
+            for _ in range(3):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            path.write_bytes(damaged)
+            try:
+                checkpoints.read_state_dict(path)
+            except DataError:
+                refused += 1
+    assert refused > 100
+
+
+def test_read_state_dict_says_so_when_the_file_is_a_failed_download(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"<!DOCTYPE html><html>404</html>")
+    assert error_of(path) == (
+        f"{path}: is an HTML page, as a failed download leaves; download it again, or copy the file itself"
+    )
+
+
+class Touch:
+    """A pickle of this makes a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle"])
+def test_read_state_dict_runs_nothing_when_the_file_is_hostile(tmp_path: Path, state: State, form: str) -> None:
+    trap, path = tmp_path / "executed", tmp_path / "weights.pth"
+    content = {**state, "fc.weight": Touch(trap)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"fc.weight": Touch(trap)}, protocol=2))
+    else:
+        torch.save(content, path, pickle_protocol=2, _use_new_zipfile_serialization=form == "torch")
+    message = error_of(path)
+    assert not trap.exists()
+    assert message == (
+        f"{path}: names posix.system, which runs programs or code and is in no checkpoint; do not use this file, or "
+        "save it again with torch.save(model.state_dict(), FILE) where you trust its origin"
+    )
+    # The trap does work: this is what the loader must not do.
+    if form == "pickle":
+        pickle.loads(path.read_bytes())
+        assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"epoch": 3, "lr": 0.1}, "['epoch', 'lr']"),
+        ([1, 2], "list"),
+        (torch.zeros(3), "Tensor"),
+        ({}, "[]"),
+        ({"state_dict": {"epoch": 1}}, "['state_dict']"),
+        ({"optimizer": {"state": {"a.b": torch.zeros(3)}}}, "['optimizer']"),
+    ],
+)
+def test_read_state_dict_says_what_it_found_when_there_is_no_state_dict(
+    tmp_path: Path, content: object, found: str
+) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    assert error_of(tmp_path / "other.pth") == (
+        f"{tmp_path}/other.pth: no state dict in it (found {found}); wanted tensors by name, or wrapped in 'state_dict'"
+    )
+
+
+def load_error(state: State) -> str:
+    with pytest.raises(DataError) as caught:
+        checkpoints.load_strictly(network(), state, Path("w.pth"), "timm tiny")
+    return str(caught.value)
+
+
+def test_load_strictly_copies_every_tensor(state: State) -> None:
+    changed = {name: value + 1 for name, value in state.items()}
+    target = network()
+    checkpoints.load_strictly(target, changed, Path("w.pth"), "timm tiny")
+    assert_same(target.state_dict(), changed)
+
+
+def test_load_strictly_takes_checkpoints_of_half_precision_and_without_batch_counters(state: State) -> None:
+    half = {name: value.half() for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    target = network()
+    checkpoints.load_strictly(target, half, Path("w.pth"), "timm tiny")
+    assert target.state_dict()["fc.weight"].dtype == torch.float32
+    assert torch.equal(target.state_dict()["fc.weight"], half["fc.weight"].float())
+
+
+def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
+    state["head.bias"], state["head.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
+    assert load_error(state) == (
+        "w.pth: not a checkpoint of timm tiny: 2 keys missing (first: fc.bias), 2 unexpected (first: head.bias); "
+        "check frontend.model"
+    )
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net"])
+def test_read_state_dict_says_what_to_do_when_the_file_is_a_whole_model(tmp_path: Path, name: str) -> None:
+    onnx.save(exporter.to_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)), tmp_path / name)
+    assert error_of(tmp_path / name) == (
+        f"{tmp_path}/{name}: is a whole model; build it with frontend.type onnx, or give weights alone"
+    )
+
+
+def test_load_strictly_says_how_many_when_the_number_of_classes_differs(state: State) -> None:
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 4), torch.zeros(7)
+    assert load_error(state) == (
+        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, or "
+        "--num_classes 7 of export), or a checkpoint of 5"
+    )
+
+
+def test_load_strictly_shows_both_shapes_when_the_classifier_has_other_inputs(state: State) -> None:
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 8), torch.zeros(7)
+    assert "2 of another shape (first: fc.weight is [7, 8], wanted [5, 4])" in load_error(state)
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_load_strictly_names_the_networks_that_a_checkpoint_fits(classes: int) -> None:
+    other = zoo.build_network(zoo.find_model("timm", "resnet34"), classes).state_dict()
+    with pytest.raises(DataError) as caught:
+        checkpoints.load_strictly(
+            zoo.build_network(zoo.find_model("timm", "resnet18")), other, Path("w.pth"), "timm resnet18"
+        )
+    assert str(caught.value).endswith("; it fits torchvision resnet34, timm resnet34")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("library", "name"), [("torchvision", "resnet18"), ("official", "iresnet18"), ("timm", "resnet50d")]
+)
+def test_networks_of_finds_network_and_classes_whatever_the_order_of_names(library: str, name: str) -> None:
+    state = zoo.build_network(zoo.find_model(library, name), 7).state_dict()
+    names = sorted(state)
+    for order in (names, names[::-1], random.Random(4).sample(names, len(names))):
+        rows, classes = checkpoints.networks_of({each: state[each] for each in order})
+        assert f"{library}/{name}" in {f"{row.library}/{row.name}" for row in rows}
+        assert classes == 7
+
+
+def test_networks_of_finds_none_when_a_shape_differs() -> None:
+    state = zoo.build_network(zoo.find_model("timm", "resnet18"), 7).state_dict()
+    assert checkpoints.networks_of({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}) == ([], 0)
+
+
+def test_load_strictly_passes_over_counters_that_the_network_has_not(state: State) -> None:
+    target = network()
+    changed = {**state, "fc.weight": state["fc.weight"] + 1, "bn2.num_batches_tracked": torch.tensor(3)}
+    checkpoints.load_strictly(target, changed, Path("w.pth"), "timm tiny")
+    assert torch.equal(target.state_dict()["fc.weight"], state["fc.weight"] + 1)
+
+
+def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State) -> None:
+    state["conv1.weight"] = torch.zeros(4, 3, 7, 7)
+    assert load_error(state) == (
+        "w.pth: not a checkpoint of timm tiny: 1 of another shape (first: conv1.weight is [4, 3, 7, 7], wanted "
+        "[4, 3, 3, 3]); check frontend.model"
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_load_strictly_names_the_tensor_when_it_holds_nan_or_inf(state: State, bad: float) -> None:
+    state["bn1.running_var"][2] = bad
+    assert load_error(state) == "w.pth: tensor bn1.running_var holds NaN or Inf; this checkpoint cannot be used"
+
+
+@pytest.mark.parametrize(
+    ("change", "nearest"),
+    [
+        ("aux", "torchvision/resnet18 comes nearest, but for 2 unexpected (first: aux.bias)"),
+        ("headless", "torchvision/resnet18 comes nearest, but for 2 keys missing (first: fc.bias)"),
+        ("other", None),
+    ],
+)
+def test_describe_nearest_names_what_is_between(change: str, nearest: str | None) -> None:
+    state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), 5).state_dict()
+    if change == "aux":
+        state = {**state, "aux.weight": torch.zeros(5, 9), "aux.bias": torch.zeros(5)}
+    elif change == "headless":
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    else:
+        state = {f"odd{name}": value for name, value in state.items()}
+    assert checkpoints.describe_nearest(state) == nearest
+
+
+def test_read_state_dict_reads_a_torch_file_when_its_suffix_is_that_of_safetensors(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / "w.safetensors")
+    state = checkpoints.read_state_dict(tmp_path / "w.safetensors")
+    torch.testing.assert_close(state["a.weight"], torch.arange(6.0).reshape(2, 3))

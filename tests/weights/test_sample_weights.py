@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from pipeline.data.sample import sample_image
+from pipeline.models.resnet import BasicBlock, Bottleneck, ResNet
+from pipeline.weights.sample_weights import fit_sample_weights
+
+CLASSES = 20
+VIEW_PX = 128
+
+
+def _prepare(image: Image.Image) -> NDArray[np.float32]:
+    half = image.resize((160, 160), Image.Resampling.BILINEAR).crop((16, 16, 16 + VIEW_PX, 16 + VIEW_PX))
+    return (np.asarray(half, np.float32).transpose(2, 0, 1) / 255 - 0.45) / 0.22
+
+
+def _small_network() -> ResNet:
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=CLASSES)
+
+
+def _views(split: str) -> torch.Tensor:
+    """Return float32 [CLASSES, 3, VIEW_PX, VIEW_PX], the first image of each class."""
+    return torch.from_numpy(np.stack([_prepare(sample_image(label, 0, split)) for label in range(CLASSES)]))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, int]]:
+    folder = tmp_path_factory.mktemp("calibration")
+    found = []
+    for label in range(CLASSES):
+        path = folder / f"{label}.JPEG"
+        sample_image(label, 0, "calibration").save(path, quality=90)
+        found.append((path, label))
+    return found
+
+
+@pytest.fixture(scope="module")
+def fitted(images: list[tuple[Path, int]]) -> ResNet:
+    network = _small_network()
+    fit_sample_weights(network, _prepare, images)
+    return network
+
+
+@pytest.fixture(scope="module")
+def logits(fitted: ResNet) -> torch.Tensor:
+    views = [_prepare(sample_image(label, k, "evaluation")) for label in range(CLASSES) for k in range(2)]
+    with torch.inference_mode():
+        return fitted(torch.from_numpy(np.stack(views)))
+
+
+def test_fit_sample_weights_classifies_unseen_images(logits: torch.Tensor) -> None:
+    labels = torch.arange(CLASSES).repeat_interleave(2)
+    assert (logits.argmax(1) == labels).float().mean() >= 0.8
+
+
+def test_fit_sample_weights_gives_confidence_between_uniform_and_certain(logits: torch.Tensor) -> None:
+    assert 0.4 < torch.softmax(logits, 1).amax(1).mean() < 0.95
+
+
+def test_fit_sample_weights_leaves_a_plain_network_in_evaluation_mode(fitted: ResNet) -> None:
+    assert not any(module.training for module in fitted.modules())
+    assert all(weight.is_contiguous() and torch.isfinite(weight).all() for weight in fitted.state_dict().values())
+    assert {module.momentum for module in fitted.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+
+
+def test_fit_sample_weights_leaves_no_feature_constant_when_images_differ(fitted: ResNet) -> None:
+    features: list[torch.Tensor] = []
+    hook = fitted.fc.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    with torch.inference_mode():
+        fitted(_views("evaluation"))
+    hook.remove()
+    assert features[0].std(0).min() > 0
+
+
+def test_fit_sample_weights_normalises_the_stem_when_views_are_like_the_fitted(fitted: ResNet) -> None:
+    views = _views("evaluation")
+    with torch.inference_mode():
+        normalised = fitted.bn1(fitted.conv1(views))
+    assert normalised.mean((0, 2, 3)).abs().max() < 0.5
+    assert 0.7 < normalised.std((0, 2, 3)).min() <= normalised.std((0, 2, 3)).max() < 1.4
+
+
+@pytest.mark.slow
+def test_fit_sample_weights_repeats_itself_when_the_seed_is_equal(
+    fitted: ResNet, images: list[tuple[Path, int]]
+) -> None:
+    again, other = _small_network(), _small_network()
+    fit_sample_weights(again, _prepare, images)
+    fit_sample_weights(other, _prepare, images, seed=1)
+    for name, weight in fitted.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, msg=name)
+    assert not torch.equal(other.conv1.weight, fitted.conv1.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first_depth", "wanted"), [(5, 0.25), (15, 1 / 6)])
+def test_fit_sample_weights_damps_branches_more_when_the_network_is_deep(
+    images: list[tuple[Path, int]], first_depth: int, wanted: float
+) -> None:
+    network = ResNet(Bottleneck, (first_depth, 1, 1, 1), num_classes=CLASSES)
+    fit_sample_weights(network, _prepare, images)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            gain = torch.full_like(module.weight, wanted if name.endswith("bn3") else 1.0)
+            torch.testing.assert_close(module.weight.detach(), gain, msg=name)
+
+
+def test_fit_sample_weights_uses_the_last_layer_when_there_are_two_linears(images: list[tuple[Path, int]]) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 7, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, CLASSES),
+    )  # fmt: skip
+    fit_sample_weights(network, _prepare, images)
+    views = _views("calibration")
+    with torch.inference_mode():
+        assert (network(views).argmax(1) == torch.arange(CLASSES)).float().mean() > 0.5
+
+
+def test_fit_sample_weights_names_the_missing_layer_when_there_is_no_linear(images: list[tuple[Path, int]]) -> None:
+    with pytest.raises(ValueError, match=r"Sequential: expected an nn\.Linear as classifier, found none"):
+        fit_sample_weights(nn.Sequential(nn.Conv2d(3, CLASSES, 3)), _prepare, images)

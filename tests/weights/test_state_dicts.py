@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pipeline.errors import DataError
+from pipeline.weights import state_dicts
+
+State = dict[str, Tensor]
+PATH = Path("w.pth")
+HINT = "frontend.checkpoint_key (--checkpoint_key of init and export) takes the other"
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)).eval()
+
+
+RAW: State = network().state_dict()
+EMA: State = {name: value + 1 for name, value in RAW.items()}
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def assert_same(found: State, wanted: State) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "raw", "averaged"),
+    [
+        ({"state_dict": RAW, "state_dict_ema": EMA}, "state_dict", "state_dict_ema"),
+        (
+            {"model": RAW, "model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.", EMA)}},
+            "model",
+            "model_ema",
+        ),
+        ({"ema": EMA, "model": RAW}, "model", "ema"),
+        ({"model_state_dict": RAW, "ema_state_dict": EMA}, "model_state_dict", "ema_state_dict"),
+        ({"net": RAW, "averaged": prefixed("module.", EMA)}, "net", "averaged"),
+        ({"params": RAW, "params_ema": EMA}, "params", "params_ema"),
+        ({"net": RAW, "ema": {"decay": 0.9, "module": EMA}}, "net", "ema.module"),
+        (
+            {"state_dict": {**prefixed("model.", RAW), **prefixed("model_ema.module.", EMA)}},
+            "state_dict.model",
+            "state_dict.model_ema",
+        ),
+    ],
+)
+def test_choose_takes_the_averaged_weights_and_says_how_to_take_the_others(
+    content: dict[str, Any], raw: str, averaged: str
+) -> None:
+    chosen = state_dicts.choose(PATH, content, None)
+    assert_same(chosen.tensors, EMA)
+    assert chosen.notes[0] == f"w.pth: the averaged weights {averaged!r} taken, not {raw!r}; {HINT}"
+    assert_same(state_dicts.choose(PATH, content, raw).tensors, RAW)
+    assert_same(state_dicts.choose(PATH, content, averaged).tensors, EMA)
+
+
+def test_choose_takes_the_raw_weights_when_the_averaged_lack_some() -> None:
+    part = {name: value for name, value in EMA.items() if "running" not in name}
+    chosen = state_dicts.choose(PATH, {"model": RAW, "ema": part}, None)
+    assert_same(chosen.tensors, RAW)
+    assert chosen.notes == (f"w.pth: 'model' taken, as 'ema' lacks 2 of its tensors; {HINT}",)
+
+
+@pytest.mark.parametrize("empty", [None, {}, {"decay": 0.9}, []])
+def test_choose_takes_the_raw_weights_when_there_are_no_averaged_ones(empty: object) -> None:
+    chosen = state_dicts.choose(PATH, {"model": RAW, "ema": empty, "epoch": 3}, None)
+    assert_same(chosen.tensors, RAW)
+    assert chosen.notes == ()
+
+
+def averaged() -> State:
+    return AveragedModel(network()).state_dict()
+
+
+def counted() -> State:
+    """As thop leaves a network behind."""
+    net = network()
+    for module in net.modules():
+        module.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
+        module.register_buffer("total_params", torch.zeros(1, dtype=torch.float64))
+    return net.state_dict()
+
+
+def lightning() -> State:
+    return {**prefixed("model.", RAW), "criterion.weight": torch.ones(5), "val_acc.tp": torch.zeros(5)}
+
+
+@pytest.mark.parametrize(
+    ("make", "left_out"),
+    [
+        (averaged, "n_averaged"),
+        (counted, "0.total_ops, 0.total_params, 1.total_ops, 1.total_params, 2.total_ops, ... 8 in all"),
+        (lightning, "criterion.weight, val_acc.tp"),
+    ],
+)
+def test_choose_leaves_out_tensors_that_are_no_weights_and_names_them(make: Callable[[], State], left_out: str) -> None:
+    chosen = state_dicts.choose(PATH, {"state_dict": make()}, None)
+    assert_same(chosen.tensors, RAW)
+    assert chosen.notes == (f"w.pth: tensors that are no weights were left out: {left_out}",)
+
+
+@pytest.mark.parametrize("key", ["my_weights", "student", "backbone_only"])
+def test_choose_takes_the_only_state_dict_whatever_its_name(key: str) -> None:
+    content = {key: RAW, "epoch": 1, "best": torch.ones(1), "optimizer": {"state": {"0.weight": torch.ones(9)}}}
+    assert_same(state_dicts.choose(PATH, content, None).tensors, RAW)
+
+
+def test_choose_asks_which_when_several_are_equal() -> None:
+    with pytest.raises(DataError) as caught:
+        state_dicts.choose(PATH, {"left": RAW, "right": EMA}, None)
+    assert str(caught.value) == (
+        "w.pth: holds 2 state dicts (left, right); frontend.checkpoint_key (--checkpoint_key of init and export) says "
+        "which to take"
+    )
+    assert_same(state_dicts.choose(PATH, {"left": RAW, "right": EMA}, "right").tensors, EMA)
+
+
+def test_choose_lists_the_keys_when_there_is_none_of_that_name() -> None:
+    with pytest.raises(DataError) as caught:
+        state_dicts.choose(PATH, {"model": RAW, "ema": EMA}, "mdoel")
+    assert str(caught.value) == "w.pth: checkpoint_key 'mdoel' names no state dict of it; wanted one of model, ema"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "model._orig_mod.module."])
+def test_choose_takes_off_the_prefix_that_all_weights_share(prefix: str) -> None:
+    assert_same(state_dicts.choose(PATH, prefixed(prefix, RAW), None).tensors, RAW)
+
+
+def test_choose_keeps_weights_outside_the_prefix_so_that_loading_refuses_them() -> None:
+    mixed = {**prefixed("model.", RAW), "head.weight": torch.ones(3, 3)}
+    assert state_dicts.choose(PATH, {"state_dict": mixed}, None).tensors.keys() == mixed.keys()
