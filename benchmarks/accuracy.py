@@ -34,9 +34,11 @@ from pipeline.data import preprocess
 from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.errors import BackendError, ConfigError
 from pipeline.host import hardware
-from pipeline.measure.accuracy import Divergence, mcnemar_p
+from pipeline.measure.accuracy import mcnemar_p
 from pipeline.packages.package import Package, open_package
-from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
+from pipeline.quant.divergence import Divergence
+from pipeline.runtimes.base import Backend, Batch, Runtime
+from pipeline.runtimes.opening import open_backend, place
 from pipeline.terminal.progress import progress_bar
 
 BATCH, STREAMS = 22, 2

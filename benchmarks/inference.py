@@ -40,7 +40,8 @@ from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
 from pipeline.run.figures import Recorder
 from pipeline.run.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 from pipeline.terminal.progress import progress_bar
 
 OURS, PEER, _ONE_STREAM = "ours, openvino", "benchmark_app", "1 stream"

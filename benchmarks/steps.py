@@ -42,7 +42,8 @@ from pipeline.run import results
 from pipeline.run.figures import Recorder
 from pipeline.run.predict import Classifier, find_images
 from pipeline.run.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime, choose
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose
 from pipeline.stages.artefact_names import FIGURES
 
 BATCH = 16

@@ -9,120 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
-from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
+from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ArtefactError, DataError
-from pipeline.packages.package import open_package
-from pipeline.proof import verdicts
 from pipeline.stages import (
-    arrange,
-    calibrate,
-    calibset,
-    convert,
-    equalize,
     export,
-    image2npz,
-    package,
-    pixels,
-    prove,
-    quantize,
-    rounding,
-    sample,
-    thresholds,
     trial,
-    tune,
 )
 from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
+from pipeline.stages.table import STAGES, Stage
 from pipeline.terminal import console
-
-Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One row of the data flow: (config, artefacts it needs) -> the folder it fills."""
-
-    name: str
-    needs: tuple[str, ...]  # earlier stages whose artefacts it reads, as far as they ran
-    identity: Callable[[BuildConfig], Any]  # everything else its outcome depends on; files by content
-    run: Run
-    when: Callable[[BuildConfig], bool] = lambda cfg: True
-    keep_partial: bool = False  # an interrupted run goes on where it was
-    version: int = 1  # raised when the same inputs start to give other bytes
-
-
-def _is_int8(cfg: BuildConfig) -> bool:
-    return cfg.backend.dtype is Precision.INT8
-
-
-def _takes_pixels(cfg: BuildConfig) -> bool:
-    return _is_int8(cfg) and cfg.backend.quantize.pixel_input
-
-
-def _equalizes(cfg: BuildConfig) -> bool:
-    return _is_int8(cfg) and cfg.backend.quantize.equalization
-
-
-def _rounds_weights(cfg: BuildConfig) -> bool:
-    return _is_int8(cfg) and cfg.backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER
-
-
-def _tunes(cfg: BuildConfig) -> bool:
-    return _is_int8(cfg) and cfg.accuracy is not None
-
-
-def _is_tried(cfg: BuildConfig) -> bool:
-    return _is_int8(cfg) and trial.seconds() > 0
-
-
-def _is_float(cfg: BuildConfig) -> bool:
-    return not _is_int8(cfg)
-
-
-def _has_images(cfg: BuildConfig) -> bool:
-    """Float packages need none; where there are some, they label the classes and check the model."""
-    return cfg.uses_sample or cfg.dataset.path is not None
-
-
-def _has_evaluation(cfg: BuildConfig) -> bool:
-    return cfg.uses_sample or cfg.evaluation.path is not None
-
-
-_GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
-_QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
-_PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
-_PACKED = (
-    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "trial"),
-    "image2npz",
-)
-STAGES = (
-    Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
-    Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
-    Stage("export", ("calibset",), export.identity, export.run, version=7),
-    Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
-    Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes, version=3),
-    Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8, version=2),
-    Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=5),
-    Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
-    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=4),
-    Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True, version=2),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=7),
-    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
-    Stage("prove", _PROVEN, prove.identity, prove.run),
-    Stage("trial", ("export", "quantize", "prove"), trial.identity, trial.run, _is_tried),
-    Stage(
-        "image2npz",
-        ("sample", "calibset"),
-        image2npz.identity,
-        image2npz.run,
-        _has_evaluation,
-        keep_partial=True,
-        version=2,
-    ),
-    Stage("package", _PACKED, package.identity, package.run, version=2),
-)
 
 
 @dataclass(frozen=True)
@@ -291,39 +188,3 @@ def _content(folder: Path) -> dict[str, str]:
     """Return what an artefact holds, by digest. Measured times and lines for people are no part of it."""
     files = read_manifest(folder)["files"]
     return {name: entry["sha256"] for name, entry in files.items() if Path(name).name not in (FIGURES, NOTES)}
-
-
-def summary(built: Built) -> list[str]:
-    """Return the lines that end a build."""
-    package = open_package(built.prefix)
-    report = package.report()
-    layers = report.get("layers")
-    counts_of_layers = f" {layers['quantized']} of {layers['weighted']} layers" if layers else ""
-    agreement = ", ".join(
-        f"{counts['agreeing']}/{counts['images']} in {runtime}" for runtime, counts in report["agreement"].items()
-    )
-    size = package.model.stat().st_size / 1e6
-    return [
-        *_tuned(report.get("accuracy")),
-        f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
-        f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
-        *verdicts.describe(report["proof"]),
-        f"package {built.prefix}   ({built.seconds:.1f} s)",
-    ]
-
-
-def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
-    """Return what the search for accuracy tried: a line for each activation that it left in float, or not."""
-    if not outcome:
-        return []
-    lines = [f"accuracy, on {outcome['images']} calibration images in {outcome['runtime']}:"]
-    for step in outcome["steps"]:
-        figures = step["figures"]
-        drop = "" if figures["drop"] is None else f"  drop {figures['drop']:+.2f}"
-        what = f"{step['activation']} in float" if step["activation"] else "int8"
-        lines.append(
-            f"  agreement {figures['agreement']:6.2f}%{drop}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
-            f"speed {figures['speed']:.2f}  {what}{'' if step['kept'] else ' (not kept)'}"
-        )
-    goal = ", ".join(f"{key} {value}" for key, value in outcome["goal"].items() if value is not None)
-    return [*lines, f"  goal {'reached' if outcome['reached'] else 'NOT reached; best so far kept'} ({goal})"]

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.quant import placement
 from pipeline.quant.qmath import Range, max_range
 from pipeline.runtimes.activations import ActivationReader
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 Float32 = npt.NDArray[np.float32]
 

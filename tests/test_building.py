@@ -17,7 +17,7 @@ from onnx import TensorProto
 from PIL import Image
 
 from pipeline.artefacts import verify, write_manifest
-from pipeline.building import build, check, plan, summary
+from pipeline.building import build, check, plan
 from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.data import preprocess
@@ -27,7 +27,9 @@ from pipeline.host.hardware import available_cores
 from pipeline.onnx_models import classifier
 from pipeline.packages.package import open_package
 from pipeline.quant.rounding import read_rounded
-from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
+from pipeline.reports.summary import summary
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.weights import downloads
 
 MakeConfig = Callable[..., BuildConfig]

@@ -16,7 +16,8 @@ from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import preprocess
 from pipeline.packages.package import Package, open_package
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 pytestmark = [pytest.mark.slow, pytest.mark.openvino]
 

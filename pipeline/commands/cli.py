@@ -12,12 +12,20 @@ from typing import Any, NoReturn
 
 from pipeline.commands import completion
 from pipeline.commands.analyze import add_analyze
+from pipeline.commands.bench import add_bench
+from pipeline.commands.build import add_build
+from pipeline.commands.calibset import add_calibset
+from pipeline.commands.check import add_check
 from pipeline.commands.config import add_config
-from pipeline.commands.formats import add_package
-from pipeline.commands.packages import add_bench, add_build, add_eval
+from pipeline.commands.doctor import add_doctor
+from pipeline.commands.evaluate import add_eval
+from pipeline.commands.export import add_export
+from pipeline.commands.image2npz import add_image2npz
+from pipeline.commands.init import add_init
+from pipeline.commands.models import add_models
+from pipeline.commands.package import add_package
 from pipeline.commands.predict import add_predict
 from pipeline.commands.serve import add_serve
-from pipeline.commands.tools import add_calibset, add_check, add_doctor, add_export, add_image2npz, add_init, add_models
 from pipeline.errors import PipelineError
 from pipeline.terminal import console
 

@@ -112,3 +112,13 @@ def print_json(path: Path | None, value: object) -> None:
             write_json(path, value)
         except OSError as err:
             raise ConfigError(f"--json {path}: cannot be written ({err.strerror}); give another") from None
+
+
+def add_checkpoint_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint_key", metavar="KEY", help="which weights of the checkpoint (the averaged ones, or all there are)"
+    )
+
+
+def add_suffix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suffix", default="any", help="of the image files: JPEG (.jpg too), png, ... (any)")

@@ -1,0 +1,1 @@
+"""Build files and vdsp_params: read, checked, described."""

@@ -1,0 +1,1 @@
+"""Images, labels and datalists: found, chosen, decoded, prepared."""

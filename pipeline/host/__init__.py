@@ -1,0 +1,1 @@
+"""This machine: its CPU, its processes, its cache folder, and clusters of several."""

@@ -18,7 +18,7 @@ from pipeline.proof.verdicts import Figures, Verdict
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
 from pipeline.quant.sensitivity import Cost, Kind, Sensitivity
-from pipeline.runtimes.base import installed_runtimes
+from pipeline.runtimes.opening import installed_runtimes
 from pipeline.terminal.progress import progress_bar
 
 IMAGES = 16

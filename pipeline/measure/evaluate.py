@@ -29,13 +29,15 @@ from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.host.hardware import available_cores
-from pipeline.measure.accuracy import Accuracy, Divergence, drop_interval, mcnemar_p
+from pipeline.measure.accuracy import Accuracy, drop_interval, mcnemar_p
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import REPORT, Package, open_package
 from pipeline.proof import verdicts
+from pipeline.quant.divergence import Divergence
 from pipeline.run import results
 from pipeline.run.runner import Plan, Sample
-from pipeline.runtimes.base import Runtime, choose
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose
 
 _TOP = 5
 _LABELS = "data_prep"  # the folder of the shipped class names

@@ -1,0 +1,1 @@
+"""The networks that are built here, and their export to ONNX."""

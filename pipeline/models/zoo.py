@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
-from pipeline.weights.addresses import address_of, digest_of
+from pipeline.models.addresses import address_of, digest_of
 
 if TYPE_CHECKING:
     from torch import nn

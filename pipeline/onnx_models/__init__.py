@@ -1,0 +1,1 @@
+"""ONNX files of every maker: read, checked, brought into the one form that quantization takes."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.host import hardware
 from pipeline.packages.package import Package
-from pipeline.runtimes.base import Runtime, choose, installed_runtimes, version_of
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose, installed_runtimes, version_of
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import yaml
 from pipeline.artefacts import write_json
 from pipeline.errors import BackendError, ConfigError, DataError
 from pipeline.packages.package import CLASSES, PREPROCESS, Package
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 LABELS = "labels.txt"
 SCORES = "scores.json"

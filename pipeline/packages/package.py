@@ -15,7 +15,8 @@ from pipeline.data.labels import ClassInfo, read_classes
 from pipeline.errors import ArtefactError, DataError
 from pipeline.host.hardware import instruction_sets, saturates
 from pipeline.onnx_models.scores import Scores, find_scores
-from pipeline.runtimes.base import Runtime, version_of
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import version_of
 
 PREPROCESS = "preprocess.json"  # a vdsp_params file
 CLASSES = "classes.tsv"  # a line a class, in index order: id, name

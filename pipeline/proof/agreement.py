@@ -18,8 +18,9 @@ from pipeline.data.imagenet import Sample
 from pipeline.errors import BackendError
 from pipeline.host import isolated
 from pipeline.host.hardware import available_cores, saturates
-from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, open_backend, place
+from pipeline.runtimes.base import Batch, Runtime
 from pipeline.runtimes.executed import Executed, count_int8
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.terminal.progress import progress_bar
 
 IMAGES = 64  # that a model is checked on

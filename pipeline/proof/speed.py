@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.host.hardware import available_cores
-from pipeline.runtimes.base import Backend, Batch, Runtime, open_backend, place
+from pipeline.runtimes.base import Backend, Batch, Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 _BATCH = 8  # images a request, as predicting and serving have; fewer where those take long
 _SLOT_S = 0.03  # that a candidate computes in a round, at the least: shorter ones measure the clock

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.measure.accuracy import Divergence
 from pipeline.onnx_models.scores import Scores
+from pipeline.quant.divergence import Divergence
 
 Float32 = npt.NDArray[np.float32]
 

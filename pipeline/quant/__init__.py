@@ -1,0 +1,1 @@
+"""The mathematics of quantization: ranges, scales, rounding, correction, and the graph with its quantizers."""

@@ -19,11 +19,11 @@ from onnx import numpy_helper
 
 from pipeline.data.preprocess import Prepared
 from pipeline.host.hardware import available_cores
-from pipeline.measure.accuracy import Divergence
 from pipeline.onnx_models.scores import find_scores
 from pipeline.quant import placement
 from pipeline.quant.activations import covered_ranges
 from pipeline.quant.bias_correction import Dequantized
+from pipeline.quant.divergence import Divergence
 from pipeline.quant.graphs import WEIGHTED, constants, not_float32
 from pipeline.quant.qmath import Range
 from pipeline.runtimes.activations import ActivationReader

@@ -24,11 +24,12 @@ from pipeline.data.sources import MAX_IMAGE_FILE_BYTES
 from pipeline.data.storage import Location, Url
 from pipeline.errors import DataError
 from pipeline.host.hardware import available_cores
-from pipeline.measure.accuracy import probabilities
 from pipeline.packages.choice import choose_for
 from pipeline.packages.package import open_package
+from pipeline.quant.divergence import probabilities
 from pipeline.run import sweep
-from pipeline.runtimes.base import Backend, Runtime, open_backend, place
+from pipeline.runtimes.base import Backend, Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Url | Image.Image | npt.NDArray[np.uint8]"
 

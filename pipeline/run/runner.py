@@ -23,7 +23,8 @@ from pipeline.errors import BackendError, DataError
 from pipeline.host.cluster import Cluster
 from pipeline.host.hardware import available_cores
 from pipeline.host.processes import Barrier, run_sharing, run_workers
-from pipeline.runtimes.base import Backend, Output, Placement, Runtime, open_backend, place, survives_fork
+from pipeline.runtimes.base import Backend, Output, Placement, Runtime
+from pipeline.runtimes.opening import open_backend, place, survives_fork
 from pipeline.terminal import console
 
 _CLUSTER_CHUNK = 128  # images a task of Ray, some seconds of a core: what a node that is lost may cost

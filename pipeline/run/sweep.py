@@ -21,7 +21,8 @@ from pipeline.packages.choice import fit_runtimes
 from pipeline.packages.package import Package
 from pipeline.run.figures import Recorder
 from pipeline.run.runner import Limit, Plan, measure
-from pipeline.runtimes.base import Runtime, choose, installed_runtimes, version_of
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose, installed_runtimes, version_of
 from pipeline.terminal.progress import progress_bar
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from pipeline.data import preprocess
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
-from pipeline.measure.accuracy import probabilities
 from pipeline.packages.package import Package
+from pipeline.quant.divergence import probabilities
 from pipeline.run.predict import Prediction, best_classes
 from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics

@@ -19,7 +19,8 @@ from pipeline.errors import BackendError
 from pipeline.host.hardware import available_cores
 from pipeline.packages.choice import runtime_for
 from pipeline.packages.package import Package
-from pipeline.runtimes.base import Backend, Placement, Runtime, open_backend, place
+from pipeline.runtimes.base import Backend, Placement, Runtime
+from pipeline.runtimes.opening import open_backend, place
 from pipeline.serve import rest
 from pipeline.serve.batching import Batcher
 from pipeline.serve.kserve import (

@@ -26,7 +26,8 @@ from pipeline.onnx_models.scores import Scores
 from pipeline.proof import agreement, verdicts
 from pipeline.proof.agreement import Answers, Float32
 from pipeline.proof.verdicts import Figures, Finding, Verdict
-from pipeline.runtimes.base import Batch, Runtime, installed_runtimes, version_of
+from pipeline.runtimes.base import Batch, Runtime
+from pipeline.runtimes.opening import installed_runtimes, version_of
 from pipeline.stages.artefact_names import (
     CALIBRATION,
     CHECK,

@@ -29,12 +29,13 @@ from pipeline.data.imagenet import Sample
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import DataError
 from pipeline.host.hardware import available_cores
-from pipeline.measure.accuracy import Divergence
 from pipeline.onnx_models.scores import Scores
 from pipeline.quant import pixels
 from pipeline.quant.assemble import assemble
+from pipeline.quant.divergence import Divergence
 from pipeline.quant.sensitivity import Kind, Sensitivity
-from pipeline.runtimes.base import Backend, Runtime, choose, open_backend, place
+from pipeline.runtimes.base import Backend, Runtime
+from pipeline.runtimes.opening import choose, open_backend, place
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model, read_scores
 from pipeline.terminal.progress import progress_bar

@@ -1,0 +1,1 @@
+"""Checkpoints: recognized by content, downloaded, read without running what they hold, matched to a network."""

@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.measure.accuracy import Divergence, drop_interval, mcnemar_p, probabilities
+from pipeline.measure.accuracy import drop_interval, mcnemar_p
 from pipeline.onnx_models.scores import Scores
+from pipeline.quant.divergence import Divergence, probabilities
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

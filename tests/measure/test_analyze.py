@@ -13,7 +13,7 @@ import pytest
 from pipeline.building import build
 from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig
-from pipeline.runtimes.base import installed_runtimes
+from pipeline.runtimes.opening import installed_runtimes
 
 MakeConfig = Callable[..., BuildConfig]
 

@@ -26,9 +26,10 @@ from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data import npz
 from pipeline.errors import DataError, PipelineError
 from pipeline.measure import bench, evaluate
-from pipeline.measure.accuracy import Accuracy, Divergence
+from pipeline.measure.accuracy import Accuracy
 from pipeline.measure.evaluate import Request, as_dict, compare, describe, load_ranks
 from pipeline.measure.evaluate import evaluate as run_evaluate
+from pipeline.quant.divergence import Divergence
 from pipeline.run import results
 from pipeline.run.results import read_run
 from pipeline.run.runner import Sample

@@ -13,7 +13,8 @@ from run_fixtures import TinyWorkspace
 
 from pipeline.commands.cli import main
 from pipeline.measure import layer_times
-from pipeline.runtimes.base import Placement, Runtime, open_backend
+from pipeline.runtimes.base import Placement, Runtime
+from pipeline.runtimes.opening import open_backend
 from pipeline.runtimes.profile import Work, profile
 
 RUNTIMES = [

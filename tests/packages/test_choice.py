@@ -16,7 +16,8 @@ from pipeline.host.hardware import instruction_sets
 from pipeline.packages.choice import choose_for, fit_runtimes, machine
 from pipeline.packages.package import Package
 from pipeline.runtimes import base
-from pipeline.runtimes.base import Runtime, installed_runtimes, version_of
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes, version_of
 
 BOTH = pytest.mark.skipif(len(installed_runtimes()) < 2, reason="needs both runtimes")
 

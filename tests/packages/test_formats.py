@@ -14,7 +14,8 @@ from run_fixtures import CLASS_IDS, NAME, TinyWorkspace
 
 from pipeline.commands.cli import main
 from pipeline.packages import formats
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 
 def noise(images: int = 5) -> np.ndarray:  # type: ignore[type-arg]

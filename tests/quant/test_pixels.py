@@ -18,7 +18,7 @@ from pipeline.quant import pixels, placement, qdq
 from pipeline.quant.bias_correction import Dequantized
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range, max_range
-from pipeline.runtimes.base import installed_runtimes, open_backend, place
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.calibrate import _Collector
 
 Float32 = npt.NDArray[np.float32]

@@ -22,7 +22,8 @@ from pipeline.quant import placement, qdq
 from pipeline.quant.neighbours import largest_sums, weight_pairs
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range, max_range
-from pipeline.runtimes.base import Runtime, installed_runtimes, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.calibrate import _Collector
 
 Float32 = npt.NDArray[np.float32]

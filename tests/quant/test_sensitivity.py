@@ -9,9 +9,9 @@ import pytest
 from onnx import helper, numpy_helper
 from small_graphs import SIDE, Builder, images, ranges_seen, run_exact
 
-from pipeline.measure.accuracy import Divergence
 from pipeline.quant import placement, qdq
 from pipeline.quant.assemble import Parts, assemble
+from pipeline.quant.divergence import Divergence
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.int8_weights import round_to_nearest, scales_of
 from pipeline.quant.neighbours import weight_pairs

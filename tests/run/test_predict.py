@@ -30,7 +30,8 @@ from pipeline.onnx_models import classifier as onnx_classifier
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import open_package
 from pipeline.run import sweep
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 MakeConfig = Callable[..., BuildConfig]
 

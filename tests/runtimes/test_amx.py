@@ -13,7 +13,8 @@ from run_fixtures import TinyWorkspace
 
 from pipeline.runtimes import ort
 from pipeline.runtimes.amx import shift_weights
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 
 
 def answers(model: onnx.ModelProto) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -22,7 +22,8 @@ from run_fixtures import CLASS_IDS, REPOSITORY, Float32, TinyWorkspace, float32_
 from pipeline.errors import BackendError
 from pipeline.quant import pixels
 from pipeline.runtimes import base
-from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec, choose, default_runtime, open_backend, place
+from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec
+from pipeline.runtimes.opening import choose, default_runtime, open_backend, place
 
 BATCH = 4
 RUNTIMES = [

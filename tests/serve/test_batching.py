@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BackendError
-from pipeline.runtimes.base import Batch, Output, Placement, Runtime, TensorSpec, open_backend, place
+from pipeline.runtimes.base import Batch, Output, Placement, Runtime, TensorSpec
+from pipeline.runtimes.opening import open_backend, place
 
 pytest.importorskip("prometheus_client", reason="serve's packages are not installed: pip install '.[serve]'")
 from pipeline.serve.batching import Batcher, BusyError

@@ -42,7 +42,8 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.data import preprocess
 from pipeline.packages.package import Package, open_package
 from pipeline.run.predict import Classifier, as_dict
-from pipeline.runtimes.base import Runtime, choose, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose, open_backend, place
 
 # Not imported: KServe and tritonclient define the same protocol, and a process takes only one definition.
 if importlib.util.find_spec("kserve") is None:

@@ -13,7 +13,7 @@ from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.host.hardware import instruction_sets
 from pipeline.packages.package import open_package
-from pipeline.runtimes.base import installed_runtimes, version_of
+from pipeline.runtimes.opening import installed_runtimes, version_of
 from pipeline.stages import package
 
 MakeConfig = Callable[..., BuildConfig]

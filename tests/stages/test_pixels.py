@@ -18,7 +18,7 @@ from pipeline.data import preprocess
 from pipeline.onnx_models import classifier
 from pipeline.packages.package import open_package
 from pipeline.quant.pixels import PIXELS, are_input_of
-from pipeline.runtimes.base import installed_runtimes, open_backend, place
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages import pixels
 
 MakeConfig = Callable[..., BuildConfig]

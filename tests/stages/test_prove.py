@@ -17,13 +17,15 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from pipeline.building import build, summary
+from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import preprocess
 from pipeline.errors import DataError
 from pipeline.host import hardware, isolated
 from pipeline.packages.package import open_package
-from pipeline.runtimes.base import Runtime, installed_runtimes, version_of
+from pipeline.reports.summary import summary
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes, version_of
 from pipeline.stages import calibrate, calibset, convert, export, prove, quantize, thresholds
 
 MakeConfig = Callable[..., BuildConfig]

@@ -16,7 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.packages.choice import machine, runtime_for
 from pipeline.packages.package import open_package
 from pipeline.proof.speed import Candidate
-from pipeline.runtimes.base import Runtime, installed_runtimes
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes
 from pipeline.stages import trial
 
 MakeConfig = Callable[..., BuildConfig]

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.building import Built, build, summary
+from pipeline.building import Built, build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data.calibration_list import FITTING_IMAGES, spread
 from pipeline.errors import ConfigError
 from pipeline.packages.package import open_package
+from pipeline.reports.summary import summary
 from pipeline.stages import tune
 
 MakeConfig = Callable[..., BuildConfig]

@@ -360,7 +360,7 @@ def test_check_says_so_when_no_address_is_known() -> None:
 
 
 def test_every_address_of_the_table_belongs_to_a_row_and_is_secure() -> None:
-    from pipeline.weights.addresses import ADDRESSES
+    from pipeline.models.addresses import ADDRESSES
 
     assert ADDRESSES.keys() <= {(row.library, row.name) for row in zoo.MODELS}
     for row in zoo.MODELS:

@@ -21,96 +21,10 @@ from pipeline.commands.flags import (
     sayer,
 )
 from pipeline.errors import ConfigError
-from pipeline.terminal import console
 
 if TYPE_CHECKING:
     from pipeline.measure.bench import Load
     from pipeline.packages.package import Package
-
-
-def add_build(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "build",
-        _build,
-        "make an int8 package from a build file",
-        "python -m pipeline build timm_wideres.yaml",
-    )
-    parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
-    parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint, or auto: the published one (frontend.checkpoint)"
-    )
-    parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
-    parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
-    parser.add_argument(
-        "--target",
-        choices=("any", "vnni", "avx2"),
-        help="accepted, without effect: packages are exact on every CPU (backend.target)",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
-    )
-    add_report_flag(parser)
-
-
-def _build(args: argparse.Namespace) -> None:
-    from pipeline.config.build_file import load_build_file
-
-    check_report_path(args.report)
-    flags = {
-        "frontend.checkpoint": args.weights,
-        "dataset.path": args.dataset,
-        "evaluation.path": args.evaluation,
-        "backend.target": args.target,
-    }
-    cfg = load_build_file(args.config, args.set, extra=flags)
-    from pipeline.building import build, check, plan, summary
-
-    check(cfg)
-    for notice in cfg.notices:
-        console.step(f"note: {notice}")
-    if cfg.uses_sample:
-        console.step("sample weights, sample images (give --weights and --dataset for your own)")
-    if args.dry_run:
-        from pipeline.commands.config import resolved
-
-        print(resolved(cfg), end="")
-        print("\n".join(f"# {line}" for line in plan(cfg)))
-        return
-    built = build(cfg, console.step)
-    print("\n".join(summary(built)))
-    if "package" in built.ran:
-        _say_speed(built.prefix)
-    if args.report is not None:
-        from pipeline.reports import build as page
-
-        page.write(built, args.report)
-        print(f"report in {args.report}")
-
-
-def _say_speed(prefix: Path) -> None:
-    """Say how fast int8 was in the trial, in the runtime that `auto` takes, and why that one."""
-    from pipeline.packages.choice import runtime_for
-    from pipeline.packages.package import open_package
-    from pipeline.proof import speed
-    from pipeline.runtimes.base import Runtime
-
-    package = open_package(prefix)
-    measured = package.speed()
-    if measured is None:
-        return
-    chosen = runtime_for(package, Runtime.AUTO)
-    slower, line = speed.describe(measured, chosen)
-    if slower:
-        console.warning(f"note: {line}")
-    else:
-        print(line)
-    beside = speed.describe_choice(measured, chosen)
-    if beside:
-        print(beside)
 
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
@@ -234,7 +148,8 @@ def _bench(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Load | None:
     """Return the load that the flags name; None where they leave it open."""
     from pipeline.measure import bench
-    from pipeline.runtimes.base import Runtime, choose
+    from pipeline.runtimes.base import Runtime
+    from pipeline.runtimes.opening import choose
 
     if args.batch is None and args.instances is None and args.runtime is None:
         bench.Load(processes=args.processes)  # says what is wrong with it
@@ -265,7 +180,8 @@ def _sweep(args: argparse.Namespace) -> None:
     from pipeline.measure import bench
     from pipeline.packages.package import open_package
     from pipeline.run import sweep
-    from pipeline.runtimes.base import Runtime, choose
+    from pipeline.runtimes.base import Runtime
+    from pipeline.runtimes.opening import choose
 
     others = ("batch", "instances", "datalist", "path_output", "vdsp_params", "iterations", "reference")
     given = [name for name in others if getattr(args, name) not in (None, False)]
@@ -303,53 +219,3 @@ def _check_cluster_flags(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--processes: --engine ray starts as many workers as have room, one for -i cores; leave -p out"
         )
-
-
-def add_eval(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "eval",
-        _eval,
-        "top-1 and top-5 of a run, beside float32",
-        "python -m pipeline eval --result_path output",
-    )
-    parser.add_argument("--result_path", type=Path, required=True, metavar="DIR", help="results folder of bench")
-    parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
-    parser.add_argument(
-        "--label", type=Path, metavar="FILE", help="class names, a line a class (the package's), or as --val_label"
-    )
-    parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
-    parser.add_argument(
-        "--reference",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="run float32 on the same images and compare (done by itself up to 2000 images)",
-    )
-    add_report_flag(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
-
-
-def _eval(args: argparse.Namespace) -> None:
-    from pipeline.measure import evaluate
-
-    check_json_path(args.json)
-    check_report_path(args.report)
-    evaluation = evaluate.evaluate(
-        evaluate.Request(
-            result_path=args.result_path,
-            datalist=args.datalist,
-            label=args.label,
-            val_label=args.val_label,
-            reference=args.reference,
-        )
-    )
-    say = sayer(args.json)
-    if evaluation.facts["sample"]:
-        say("sample weights, sample images")
-    say("\n".join(evaluate.describe(evaluation)))
-    if args.report is not None:
-        from pipeline.reports import evaluation as page
-
-        page.write(evaluation, args.report)
-        say(f"report in {args.report}")
-    print_json(args.json, evaluate.as_dict(evaluation))

@@ -1,0 +1,103 @@
+"""The `build` command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.flags import (
+    add_command,
+    add_report_flag,
+    check_report_path,
+)
+from pipeline.terminal import console
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_build(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "build",
+        _build,
+        "make an int8 package from a build file",
+        "python -m pipeline build timm_wideres.yaml",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint, or auto: the published one (frontend.checkpoint)"
+    )
+    parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
+    parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
+    parser.add_argument(
+        "--target",
+        choices=("any", "vnni", "avx2"),
+        help="accepted, without effect: packages are exact on every CPU (backend.target)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
+    )
+    add_report_flag(parser)
+
+
+def _build(args: argparse.Namespace) -> None:
+    from pipeline.config.build_file import load_build_file
+
+    check_report_path(args.report)
+    flags = {
+        "frontend.checkpoint": args.weights,
+        "dataset.path": args.dataset,
+        "evaluation.path": args.evaluation,
+        "backend.target": args.target,
+    }
+    cfg = load_build_file(args.config, args.set, extra=flags)
+    from pipeline.building import build, check, plan
+    from pipeline.reports.summary import summary
+
+    check(cfg)
+    for notice in cfg.notices:
+        console.step(f"note: {notice}")
+    if cfg.uses_sample:
+        console.step("sample weights, sample images (give --weights and --dataset for your own)")
+    if args.dry_run:
+        from pipeline.commands.config import resolved
+
+        print(resolved(cfg), end="")
+        print("\n".join(f"# {line}" for line in plan(cfg)))
+        return
+    built = build(cfg, console.step)
+    print("\n".join(summary(built)))
+    if "package" in built.ran:
+        _say_speed(built.prefix)
+    if args.report is not None:
+        from pipeline.reports import build as page
+
+        page.write(built, args.report)
+        print(f"report in {args.report}")
+
+
+def _say_speed(prefix: Path) -> None:
+    """Say how fast int8 was in the trial, in the runtime that `auto` takes, and why that one."""
+    from pipeline.packages.choice import runtime_for
+    from pipeline.packages.package import open_package
+    from pipeline.proof import speed
+    from pipeline.runtimes.base import Runtime
+
+    package = open_package(prefix)
+    measured = package.speed()
+    if measured is None:
+        return
+    chosen = runtime_for(package, Runtime.AUTO)
+    slower, line = speed.describe(measured, chosen)
+    if slower:
+        console.warning(f"note: {line}")
+    else:
+        print(line)
+    beside = speed.describe_choice(measured, chosen)
+    if beside:
+        print(beside)

@@ -1,0 +1,41 @@
+"""The `check` command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.flags import add_command
+from pipeline.errors import ConfigError, PipelineError
+
+
+def add_check(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "check",
+        _check,
+        "load build files and vdsp_params and name every fault",
+        "python -m pipeline check build_configs/timm_wideres.yaml",
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="build files (.yaml) and vdsp_params (.json)"
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    from pipeline.config.build_file import load_build_file
+    from pipeline.config.vdsp import load_vdsp
+
+    faults = []
+    for path in args.files:
+        try:
+            if path.suffix == ".json":
+                load_vdsp(path)
+            else:
+                load_build_file(path)
+            print(f"{path}: ok")
+        except PipelineError as err:
+            faults.append(str(err))
+    if faults:
+        raise ConfigError("\n".join(faults))

@@ -1,0 +1,34 @@
+"""The `doctor` command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.flags import add_command
+from pipeline.errors import PipelineError
+
+
+def add_doctor(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        _doctor,
+        "say whether this machine is fit, and what to install",
+        "python -m pipeline doctor",
+    )
+    parser.add_argument(
+        "--workspace", type=Path, default=Path("deploy_weights"), metavar="DIR", help="where builds go (deploy_weights)"
+    )
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from pipeline.prepare import doctor
+
+    findings = doctor.examine(args.workspace)
+    print("\n".join(map(str, findings)))
+    faults = doctor.faults(findings)
+    if faults:
+        raise PipelineError(f"this machine is not fit: {faults} fault(s) to mend, see above")
+    print("this machine is fit")

@@ -1,0 +1,69 @@
+"""The `eval` command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.flags import (
+    add_command,
+    add_report_flag,
+    check_json_path,
+    check_report_path,
+    print_json,
+    sayer,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def add_eval(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "eval",
+        _eval,
+        "top-1 and top-5 of a run, beside float32",
+        "python -m pipeline eval --result_path output",
+    )
+    parser.add_argument("--result_path", type=Path, required=True, metavar="DIR", help="results folder of bench")
+    parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
+    parser.add_argument(
+        "--label", type=Path, metavar="FILE", help="class names, a line a class (the package's), or as --val_label"
+    )
+    parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
+    parser.add_argument(
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="run float32 on the same images and compare (done by itself up to 2000 images)",
+    )
+    add_report_flag(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from pipeline.measure import evaluate
+
+    check_json_path(args.json)
+    check_report_path(args.report)
+    evaluation = evaluate.evaluate(
+        evaluate.Request(
+            result_path=args.result_path,
+            datalist=args.datalist,
+            label=args.label,
+            val_label=args.val_label,
+            reference=args.reference,
+        )
+    )
+    say = sayer(args.json)
+    if evaluation.facts["sample"]:
+        say("sample weights, sample images")
+    say("\n".join(evaluate.describe(evaluation)))
+    if args.report is not None:
+        from pipeline.reports import evaluation as page
+
+        page.write(evaluation, args.report)
+        say(f"report in {args.report}")
+    print_json(args.json, evaluate.as_dict(evaluation))

@@ -1,0 +1,41 @@
+"""The `image2npz` command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.flags import add_command, add_engine_flags, add_suffix, cluster_of, file_here, place
+from pipeline.errors import ConfigError
+
+
+def add_image2npz(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "image2npz",
+        _image2npz,
+        "decode images into npz files and list them",
+        "python -m pipeline image2npz --dataset_path ILSVRC2012_img_val --target_path input_npz "
+        "--text_path npz_datalist.txt",
+    )
+    parser.add_argument("--dataset_path", type=place, required=True, metavar="DIR", help="images: folder, tar or URL")
+    parser.add_argument(
+        "--target_path", type=place, required=True, metavar="DIR", help="folder or URL of the npz files"
+    )
+    parser.add_argument(
+        "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
+    )
+    add_suffix(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    add_engine_flags(parser)
+
+
+def _image2npz(args: argparse.Namespace) -> None:
+    from pipeline.stages.image2npz import convert
+
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
+    cluster = cluster_of(args)
+    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers, cluster)
+    print(f"{report.datalist}: {report.converted + report.kept} images ({report.kept} were done already)")

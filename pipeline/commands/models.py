@@ -1,0 +1,22 @@
+"""The `models` command."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pipeline.commands.flags import add_command
+
+
+def add_models(commands: Any) -> None:
+    parser = add_command(commands, "models", _models, "list the known networks", "python -m pipeline models iresnet")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only networks whose library or name holds a word")
+    parser.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
+
+
+def _models(args: argparse.Namespace) -> None:
+    from pipeline.prepare import model_table
+
+    models = model_table.select(args.words)
+    for line in [model_table.as_json(models)] if args.json else model_table.lines(models):
+        print(line, flush=True)

@@ -1,0 +1,46 @@
+"""The lines that end a build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.building import Built
+from pipeline.packages.package import open_package
+from pipeline.proof import verdicts
+
+
+def summary(built: Built) -> list[str]:
+    """Return the lines that end a build."""
+    package = open_package(built.prefix)
+    report = package.report()
+    layers = report.get("layers")
+    counts_of_layers = f" {layers['quantized']} of {layers['weighted']} layers" if layers else ""
+    agreement = ", ".join(
+        f"{counts['agreeing']}/{counts['images']} in {runtime}" for runtime, counts in report["agreement"].items()
+    )
+    size = package.model.stat().st_size / 1e6
+    return [
+        *_tuned(report.get("accuracy")),
+        f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
+        f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
+        *verdicts.describe(report["proof"]),
+        f"package {built.prefix}   ({built.seconds:.1f} s)",
+    ]
+
+
+def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
+    """Return what the search for accuracy tried: a line for each activation that it left in float, or not."""
+    if not outcome:
+        return []
+    lines = [f"accuracy, on {outcome['images']} calibration images in {outcome['runtime']}:"]
+    for step in outcome["steps"]:
+        figures = step["figures"]
+        drop = "" if figures["drop"] is None else f"  drop {figures['drop']:+.2f}"
+        what = f"{step['activation']} in float" if step["activation"] else "int8"
+        lines.append(
+            f"  agreement {figures['agreement']:6.2f}%{drop}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
+            f"speed {figures['speed']:.2f}  {what}{'' if step['kept'] else ' (not kept)'}"
+        )
+    goal = ", ".join(f"{key} {value}" for key, value in outcome["goal"].items() if value is not None)
+    return [*lines, f"  goal {'reached' if outcome['reached'] else 'NOT reached; best so far kept'} ({goal})"]
