@@ -10,8 +10,6 @@ import pytest
 
 from pipeline.measure.accuracy import drop_interval, mcnemar_p
 
-LOOKALIKES = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]], np.float32)  # not negative, and each row sums to 1
-
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (1, 0), (4, 3), (9, 15), (2, 20), (300, 240), (0, 2000)])
 def test_mcnemar_p_is_the_sum_of_all_outcomes_as_rare(lost: int, won: int) -> None:
