@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.models.published import BATCHES, published_of
 from pipeline.models.zoo import MODELS, Model
 
 _COLUMNS = (
-    f"{'':12} {'':21} {'':>4} {'counted':>15} {'in the documents':>30}\n"
+    f"{'':12} {'':21} {'':>4} {'counted':>15} {'in the documents':>30} {'reference':>15}\n"
     f"{'library':12} {'model':21} {'px':>4} {'params M':>8} {'MACs G':>6} {'params M':>8} {'flops G':>7} {'top-1':>6} "
-    f"{'top-5':>6} weights"
+    f"{'top-5':>6} {'top-1':>8} {'top-5':>6} weights"
 )
 _NOTE = (
     "MACs: multiply-accumulates of convolutions and the classifier at px x px. The documents count flops otherwise:\n"
     "of the Wide ResNets, MACs with norms and pools; of PaddleClas's, about twice the MACs; iResNets, 2.24 times.\n"
+    "reference: what the network's own paper reports, as the documents give it.\n"
     "weights: auto: `build --weights auto` downloads them; by hand: no hash is known, `models --json` has the address."
 )
 
@@ -43,13 +45,23 @@ def facts(model: Model) -> dict[str, Any]:
     from pipeline.models import cost
 
     counted = cost.count(model)
+    published = published_of(model.library, model.name)
+    reference_top1, reference_top5 = published.reference or (None, None)
     return {
         "library": model.library,
         "model": model.name,
         "size": model.size,
         "params": counted.params,
         "macs": counted.macs,
-        "documents": {"params_m": model.params, "flops_g": model.flops, "top1": model.top1, "top5": model.top5},
+        "documents": {
+            "params_m": model.params,
+            "flops_g": model.flops,
+            "top1": model.top1,
+            "top5": model.top5,
+            "reference_top1": reference_top1,
+            "reference_top5": reference_top5,
+            "latency_ms": {"batches": BATCHES, **published.latencies()},
+        },
         "url": model.url,
         "sha256": model.sha256,
     }
@@ -65,9 +77,26 @@ def lines(models: Sequence[Model]) -> Iterator[str]:
         yield (
             f"{model.library:12} {model.name:21} {model.size:4} {row['params'] / 1e6:8.3f} {row['macs'] / 1e9:6.3f} "
             f"{_or_dash(documents['params_m'], 8, 3)} {_or_dash(documents['flops_g'], 7, 3)} "
-            f"{_or_dash(documents['top1'], 6, 2)} {_or_dash(documents['top5'], 6, 2)} {weights}"
+            f"{_or_dash(documents['top1'], 6, 3)} {_or_dash(documents['top5'], 6, 3)} "
+            f"{_or_dash(documents['reference_top1'], 8, 3)} {_or_dash(documents['reference_top5'], 6, 3)} {weights}"
         )
     yield _NOTE
+
+
+def latency_lines(models: Sequence[Model]) -> list[str]:
+    """Return the documents' latencies of each network that they measured, in ms a request.
+
+    Raises:
+        ConfigError: they measured none of these.
+    """
+    batches = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
+    lines = [f"{'model':21} {'ms a request, with TensorRT':27} {batches}"]
+    for model in models:
+        for gpu, row in published_of(model.library, model.name).latencies().items():
+            lines.append(f"{model.name:21} {gpu:27} " + " ".join(f"{ms:9.3f}" for ms in row))
+    if len(lines) == 1:
+        raise ConfigError("models --latency: the documents give latencies of PaddleClas's networks only")
+    return [*lines, "`bench --documents` measures a package here at the same batch sizes"]
 
 
 def as_json(models: Sequence[Model]) -> str:
