@@ -54,11 +54,12 @@ _COLLECT = """
 import sys
 from pathlib import Path
 from pipeline.data.sources import ImageSource
-from pipeline.package import open_package
+from pipeline.host.hardware import available_cores
+from pipeline.packages.package import open_package
 from pipeline.stages.calibrate import collect
 model, package, out, *images = map(Path, sys.argv[1:])
 sources = [ImageSource(path.parent.absolute(), path.name) for path in images]
-collect(model, open_package(package).preprocess(), sources, out)
+collect(model, open_package(package).preprocess(), sources, out, cores=available_cores())
 """
 
 _OPENCV = """

@@ -13,12 +13,10 @@ from pathlib import Path
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ArtefactError, DataError
-from pipeline.stages import (
-    export,
-    trial,
-)
+from pipeline.stages import export, trial
 from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
-from pipeline.stages.table import STAGES, Stage
+from pipeline.stages.settings import settings_key
+from pipeline.stages.table import STAGES, S, Stage
 from pipeline.terminal import console
 
 
@@ -56,7 +54,7 @@ def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
     """
     check(cfg)
     begun = time.perf_counter()
-    export.with_weights(cfg.frontend)  # a download that fails does so before hours of other work
+    cfg = export.fetch_weights(cfg)  # a download that fails does so before hours of other work
     ran: dict[str, float] = {}
     while True:
         try:
@@ -85,19 +83,20 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
     """
     workspace = cfg.workspace.path.absolute()
     rows = [stage for stage in STAGES if stage.when(cfg)]
+    uncompared = {stage.name for stage in rows if not stage.compared}
     done: dict[str, Path] = {}
     sound: set[Path] = set()  # artefacts that were just made, or compared with their digests
     for number, stage in enumerate(rows, start=1):
         inputs = {name: done[name] for name in stage.needs if name in done}
         step = f"[{number}/{len(rows)}] {stage.name}"
         with _file_faults(step, workspace):
-            out = _address(stage, cfg, inputs)
+            settings = stage.settings(cfg)
+            out = workspace / ".cache" / stage.name / _key(stage, settings, inputs)
         console.detail(f"{step}: {out}")
         if is_published(out):
             say(f"{step}: up to date")
         else:
-            # Of the evaluation npz only the names go into a package, and hashing 50,000 of them takes a minute.
-            read = [folder for name, folder in inputs.items() if name != "image2npz"]
+            read = [folder for name, folder in inputs.items() if name not in uncompared]
             with _file_faults(step, workspace):
                 _compare(read, sound)
             say(f"{step} ...")
@@ -107,7 +106,7 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
                 publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch,
             ):
                 if not is_published(out):  # else another build made it while this one waited for its turn
-                    stage.run(cfg, inputs, scratch)
+                    stage.run(settings, inputs, scratch)
             ran[stage.name] = time.perf_counter() - started
             say(f"{step}: done in {ran[stage.name]:.1f} s{_figures(out)}")
             sound.add(out)
@@ -139,6 +138,8 @@ def plan(cfg: BuildConfig) -> list[str]:
         PipelineError: as `check`, or files that a build would read are missing.
     """
     check(cfg)
+    if not export.is_to_be_fetched(cfg):
+        cfg = export.fetch_weights(cfg)
     lines = []
     rows = [stage for stage in STAGES if stage.when(cfg)]
     done: dict[str, Path | None] = {}
@@ -146,21 +147,21 @@ def plan(cfg: BuildConfig) -> list[str]:
         inputs = {name: done[name] for name in stage.needs if name in done}
         known = {name: folder for name, folder in inputs.items() if folder is not None}
         step, out = f"[{number}/{len(rows)}] {stage.name}", None
-        fetches = stage.name == "export" and export.is_to_be_fetched(cfg.frontend)
+        fetches = stage.fetches(cfg)
         if len(known) == len(inputs) and not fetches:
             with _file_faults(step, cfg.workspace.path.absolute()):
-                address = _address(stage, cfg, known)
+                key = _key(stage, stage.settings(cfg), known)
+            address = cfg.workspace.path.absolute() / ".cache" / stage.name / key
             out = address if is_published(address) else None
         done[stage.name] = out
         lines.append(f"{step}: {'up to date' if out else 'fetches the checkpoint and runs' if fetches else 'runs'}")
     return [*lines, f"package {cfg.workspace.path / cfg.package_name / cfg.name}"]
 
 
-def _address(stage: Stage, cfg: BuildConfig, inputs: Mapping[str, Path]) -> Path:
-    """Return where the artefact of a stage lies, by everything that its content depends on."""
+def _key(stage: Stage[S], settings: S, inputs: Mapping[str, Path]) -> str:
+    """Return the name of a stage's artefact, by everything that its content depends on."""
     upstream = {name: _content(folder) for name, folder in inputs.items()}
-    key = fingerprint(stage.name, stage.version, stage.identity(cfg), upstream)
-    return cfg.workspace.path.absolute() / ".cache" / stage.name / key
+    return fingerprint(stage.name, stage.version, settings_key(settings), upstream)
 
 
 @contextmanager

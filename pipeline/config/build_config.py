@@ -215,6 +215,7 @@ class BuildConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     accuracy: AccuracyConfig | None = None  # None: the plain int8 model
     workspace: WorkspaceConfig = WorkspaceConfig()
+    published: Path | None = None  # the checkpoint that `auto` stands for, once it is on this machine; no key
     described: PreprocessSpec | Fault  # from vdsp_params, else from process_ops; Fault: why only a build refuses it
     notices: tuple[str, ...] = ()  # keys that were accepted and do nothing: to be told to the user once
     document: Document = field(default_factory=Document, repr=False, compare=False)  # where each key stands, for errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -15,15 +16,20 @@ from pipeline.quant.layers import weights_of
 from pipeline.stages.artefact_names import FIGURES, MODEL, float32_model
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    float_classifier: bool  # the last layer stays float32
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return cfg.backend.quantize.float_classifier
+    return Settings(float_classifier=cfg.backend.quantize.float_classifier)
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model with its channels in another order."""
     model = onnx.load(float32_model(inputs))
-    in_float = placement.classifier_inputs(model) if cfg.backend.quantize.float_classifier else frozenset()
+    in_float = placement.classifier_inputs(model) if settings.float_classifier else frozenset()
     sources = placement.range_sources(model)
     readers = {node.name for node in model.graph.node if sources.get(node.input[0]) in in_float}
     layers = {weights.layer for weights in weights_of(model)} - readers

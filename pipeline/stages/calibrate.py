@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import onnx
 
 from pipeline.artefacts import whole_file, write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.label_check import find_doubts
@@ -40,6 +41,7 @@ from pipeline.stages.artefact_names import (
     float32_model,
     write_notes,
 )
+from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
@@ -59,19 +61,25 @@ Float32 = npt.NDArray[np.float32]
 Means = dict[str, npt.NDArray[np.float64]]  # of each channel, by tensor name
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    preprocess: PreprocessSpec
+    cores: int = unkeyed()  # they share the images out; what is counted is the same
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return to_vdsp_dict(cfg.preprocess)
+    return Settings(preprocess=cfg.preprocess, cores=available_cores())
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [sample.source for sample in samples]
-    collect(float32_model(inputs), cfg.preprocess, images, out)
+    collect(float32_model(inputs), settings.preprocess, images, out, cores=settings.cores)
     outputs = np.load(out / OUTPUTS)
     if float32_model(inputs).parent != inputs["export"]:
-        _check_against_export(inputs["export"] / MODEL, cfg.preprocess, images, outputs)
+        _check_against_export(inputs["export"] / MODEL, settings.preprocess, images, outputs)
     write_notes(out, find_doubts(samples, outputs, read_classes(inputs["calibset"] / CLASSES)))
 
 
@@ -95,7 +103,7 @@ def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[Im
         )
 
 
-def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource], out: Path) -> None:
+def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource], out: Path, *, cores: int) -> None:
     """Do what `run` does, with any float32 model and any images.
 
     Raises:
@@ -106,7 +114,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
     model = onnx.load(model_file)
     observers, outputs = _resume(out, placement.observed_tensors(model))
     seen = sum(map(len, outputs))
-    collector = _Collector(model, observers)
+    collector = _Collector(model, observers, cores)
     raw = pixels.are_input_of(model)
     del model
 
@@ -172,13 +180,13 @@ def _thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 class _Collector:
     """The float32 model, every observed tensor of it and every layer's input."""
 
-    def __init__(self, model: onnx.ModelProto, observers: ObserverSet) -> None:
-        self.workers = min(available_cores(), _MAX_WORKERS)
+    def __init__(self, model: onnx.ModelProto, observers: ObserverSet, cores: int) -> None:
+        self.workers = min(cores, _MAX_WORKERS)
         self._observers = observers
         self._output = model.graph.output[0].name
         self._averaged = placement.layer_inputs(model)
         wanted = [*observers.observers, *self._averaged, self._output]
-        self._reader = ActivationReader(model, wanted, threads=available_cores() // self.workers)
+        self._reader = ActivationReader(model, wanted, threads=cores // self.workers)
 
     def observe(self, image: Prepared) -> tuple[Float32, Means]:
         """Run and count a prepared image [C, H, W]; return a copy of the output and the layers' mean inputs.

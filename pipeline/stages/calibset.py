@@ -5,73 +5,73 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artefacts import file_digest, fingerprint
 from pipeline.config.build_file import BuildConfig, ClassOrder, Precision
 from pipeline.data import class_order
 from pipeline.data.calibration_list import write_calibration_list
 from pipeline.data.imagenet import Dataset, Sample, list_dataset
 from pipeline.data.labels import ClassInfo, write_classes
 from pipeline.data.sample import class_folder, sample_class_names
-from pipeline.data.sources import scan
 from pipeline.errors import DataError
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, IMAGES, write_notes
+from pipeline.stages.settings import ImageTree, InputFile
 
 _SAMPLE_SPLIT = "calibration"
 
 
-def identity(cfg: BuildConfig) -> object:
-    """Return what this stage's outcome depends on. Images enter by name, size and time: the stage itself reads them."""
-    dataset = cfg.dataset
-    listing = None
-    if dataset.path is not None:
-        listing = fingerprint([[file.name, *file.stamp()] for file in scan(dataset.path).files])
-    labels = file_digest(dataset.val_label) if dataset.val_label else None
-    sampler = dataset.sampler
-    return [
-        str(dataset.path),
-        listing,
-        labels,
-        sampler.suffix,
-        sampler.get_data_num,
-        sampler.seed,
-        _covers(cfg),
-        cfg.frontend.num_classes,
-        None if dataset.class_order is None else dataset.class_order.value,
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    images: ImageTree | None  # None: those of the sample
+    labels: InputFile | None
+    suffix: str
+    count: int
+    seed: int
+    covers_classes: bool  # refuse a choice without an image of every class
+    takes_fewer: bool  # all images, where there are fewer than `count`
+    num_classes: int | None
+    class_order: ClassOrder | None
 
 
-def _covers(cfg: BuildConfig) -> bool:
-    """Only a calibration needs an image of every class."""
-    return cfg.dataset.sampler.cover_classes and cfg.backend.dtype is Precision.INT8
+def take_settings(cfg: BuildConfig) -> Settings:
+    """Return what this stage's outcome depends on."""
+    dataset, sampler = cfg.dataset, cfg.dataset.sampler
+    calibrates = cfg.backend.dtype is Precision.INT8
+    return Settings(
+        images=None if dataset.path is None else ImageTree(dataset.path),
+        labels=None if dataset.val_label is None else InputFile(dataset.val_label),
+        suffix=sampler.suffix,
+        count=sampler.get_data_num,
+        seed=sampler.seed,
+        covers_classes=sampler.cover_classes and calibrates,
+        takes_fewer=not calibrates,
+        num_classes=cfg.frontend.num_classes,
+        class_order=dataset.class_order,
+    )
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the list of images, the digest of each, and the classes of the data set."""
-    sampler = cfg.dataset.sampler
-    if cfg.dataset.path is None:
+    if settings.images is None:
         names = sample_class_names()
         folders = [class_folder(index) for index in range(len(names))]
         dataset = list_dataset(inputs["sample"] / _SAMPLE_SPLIT, class_ids=folders)
         classes = tuple(ClassInfo(folder, name) for folder, name in zip(folders, names, strict=True))
     else:
-        order = cfg.dataset.class_order
         dataset = list_dataset(
-            cfg.dataset.path,
-            sampler.suffix,
-            cfg.dataset.val_label,
-            class_count=cfg.frontend.num_classes,
-            require_labels=_covers(cfg),
-            class_order=order,
+            settings.images.path,
+            settings.suffix,
+            None if settings.labels is None else settings.labels.path,
+            class_count=settings.num_classes,
+            require_labels=settings.covers_classes,
+            class_order=settings.class_order,
         )
         classes = dataset.classes
-        write_notes(out, _notes_of_order(dataset, order))
-    count = sampler.get_data_num
-    if cfg.backend.dtype is not Precision.INT8:
-        count = min(count, len(dataset.samples))
-    chosen = choose(dataset, count, sampler.seed, _covers(cfg))
-    write_calibration_list(chosen, out / CALIBRATION, sampler.seed)
+        write_notes(out, _notes_of_order(dataset, settings.class_order))
+    count = min(settings.count, len(dataset.samples)) if settings.takes_fewer else settings.count
+    chosen = choose(dataset, count, settings.seed, settings.covers_classes)
+    write_calibration_list(chosen, out / CALIBRATION, settings.seed)
     digests = (f"{hashlib.sha256(sample.source.read()).hexdigest()}  {sample.source.name}\n" for sample in chosen)
     (out / IMAGES).write_text("".join(digests), encoding="utf-8", errors="surrogateescape")
     write_classes(out / CLASSES, classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -12,13 +13,18 @@ from pipeline.quant.float16 import to_float16
 from pipeline.stages.artefact_names import MODEL
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    precision: Precision
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return cfg.backend.dtype.value
+    return Settings(precision=cfg.backend.dtype)
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model."""
     float32 = inputs["export"] / MODEL
     model = onnx.load(float32)
-    onnx.save(to_float16(model) if cfg.backend.dtype is Precision.FP16 else model, out / MODEL)
+    onnx.save(to_float16(model) if settings.precision is Precision.FP16 else model, out / MODEL)

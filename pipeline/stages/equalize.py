@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,33 +11,44 @@ import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.host.hardware import available_cores
 from pipeline.quant import equalization, pixels, placement
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
+from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    preprocess: PreprocessSpec
+    images: int  # calibration images whose ranges count, at most
+    strength: float
+    cores: int = unkeyed()  # they share the work within an image
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return [to_vdsp_dict(cfg.preprocess), FITTING_IMAGES, equalization.STRENGTH]
+    return Settings(
+        preprocess=cfg.preprocess, images=FITTING_IMAGES, strength=equalization.STRENGTH, cores=available_cores()
+    )
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rescaled model."""
     model = onnx.load(float32_model(inputs))
     raw = pixels.are_input_of(model)
     names = list(equalization.scaled_tensors(model, placement.observed_tensors(model)))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
-    reader = ActivationReader(model, names, threads=available_cores())
+    images = [listed[index] for index in spread(len(listed), settings.images)]
+    reader = ActivationReader(model, names, threads=settings.cores)
     largest: dict[str, np.ndarray] = {}
     with progress_bar(len(images), "channel ranges", "img") as progress:
         for image in images:
-            values = reader.read(preprocess.load(cfg.preprocess, image.source.content(), raw=raw))
+            values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
             for name in names:
                 seen = np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))).astype(np.float64)
                 largest[name] = np.maximum(largest.get(name, 0.0), seen)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline.artefacts import file_digest, write_json
+from pipeline.artefacts import write_json
 from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import (
     GRAPH_FILES,
@@ -21,7 +21,7 @@ from pipeline.config.build_file import (
     Frontend,
     FrontendConfig,
 )
-from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.imagenet import Sample
@@ -32,6 +32,7 @@ from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import Given, check_given, compare
 from pipeline.onnx_models.scores import describe, find_scores
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
+from pipeline.stages.settings import InputFile
 from pipeline.weights import downloads
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 
@@ -42,21 +43,46 @@ _CHECKED_IMAGES = 4  # alone and in a batch
 _COMPARED_IMAGES = 16  # with what the model was made of
 
 
-def identity(cfg: BuildConfig) -> object:
-    """Return what this stage's outcome depends on, the checkpoint by content."""
-    frontend = with_weights(cfg.frontend)
-    weights = _digests(frontend) if frontend.checkpoint else "sample"
-    network = [frontend.type.value, frontend.model, frontend.num_classes, list(frontend.chw), frontend.input_name]
-    network += [frontend.checkpoint_key] if frontend.checkpoint_key else []
-    scores = [frontend.output, frontend.background and frontend.background.value]
-    return [network, scores, weights, cfg.graph.extra_op is not None, to_vdsp_dict(cfg.preprocess)]
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    type: Frontend
+    model: str | None  # None where the checkpoint is the graph
+    checkpoint: InputFile | None  # None: sample weights
+    checkpoint_key: str | None  # which of several state dicts
+    input_name: str
+    chw: tuple[int, int, int]
+    num_classes: int | None  # None: as the model says
+    output: str | None  # of an ONNX file with several
+    background: BackgroundClass | None  # a class of an ONNX file that is cut off
+    softmax: bool  # appended to the network's output
+    preprocess: PreprocessSpec
 
 
-def _digests(frontend: FrontendConfig) -> object:
-    assert frontend.checkpoint is not None
-    if frontend.type is not Frontend.ONNX:
-        return file_digest(frontend.checkpoint)
-    return [file_digest(path) for path in classifier.files(frontend.checkpoint)]
+def take_settings(cfg: BuildConfig) -> Settings:
+    """Return what this stage's outcome depends on beside its inputs; a checkpoint `auto` is resolved already."""
+    frontend = cfg.frontend
+    return Settings(
+        type=frontend.type,
+        model=frontend.model,
+        checkpoint=_checkpoint(frontend.type, cfg.published or frontend.checkpoint),
+        checkpoint_key=frontend.checkpoint_key,
+        input_name=frontend.input_name,
+        chw=frontend.chw,
+        num_classes=frontend.num_classes,
+        output=frontend.output,
+        background=frontend.background,
+        softmax=cfg.graph.extra_op is ExtraOp.SOFTMAX,
+        preprocess=cfg.preprocess,
+    )
+
+
+def _checkpoint(kind: Frontend, path: Path | None) -> InputFile | None:
+    assert path != AUTO, "resolved by fetch_weights"
+    if path is None:
+        return None
+    if kind is not Frontend.ONNX:
+        return InputFile(path)
+    return InputFile(path, tuple(part for part in classifier.files(path) if part != path))
 
 
 def check(frontend: FrontendConfig) -> None:
@@ -114,45 +140,44 @@ def _kind_of(checkpoint: Path | None) -> FileKind | None:
     return kind
 
 
-def with_weights(frontend: FrontendConfig) -> FrontendConfig:
-    """Return the frontend with the published checkpoint, fetched if need be, where it says `auto`."""
-    if frontend.checkpoint != AUTO:
-        return frontend
-    row = zoo.find_model(frontend.type.value, frontend.model or "")
-    return replace(frontend, checkpoint=downloads.fetch(row, "frontend.checkpoint"))
+def fetch_weights(cfg: BuildConfig) -> BuildConfig:
+    """Return the build file with the place of the published checkpoint, fetched if need be, where it says `auto`."""
+    if cfg.frontend.checkpoint != AUTO:
+        return cfg
+    row = zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or "")
+    return replace(cfg, published=downloads.fetch(row, "frontend.checkpoint"))
 
 
-def is_to_be_fetched(frontend: FrontendConfig) -> bool:
+def is_to_be_fetched(cfg: BuildConfig) -> bool:
     """Tell whether the checkpoint is the published one and not on this machine yet."""
-    if frontend.checkpoint != AUTO:
+    if cfg.frontend.checkpoint != AUTO or cfg.published is not None:
         return False
-    return not downloads.is_fetched(zoo.find_model(frontend.type.value, frontend.model or ""))
+    return not downloads.is_fetched(zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or ""))
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model and how it answers beside what it was made of, on calibration images or else on noise.
 
     Sample weights are fitted where there are no others. The classes of a build without images are the network's own,
     and written here.
     """
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION) if "calibset" in inputs else []
-    classes = len(read_classes(inputs["calibset"] / CLASSES)) if samples else cfg.frontend.num_classes
+    classes = len(read_classes(inputs["calibset"] / CLASSES)) if samples else settings.num_classes
     # Spread over the list, so that the images show different classes.
     chosen = [samples[index] for index in spread(len(samples), _COMPARED_IMAGES)]
     pixels = [preprocess.decode(sample.source.content()) for sample in chosen]
-    pixels = pixels or [preprocess.synthetic(cfg.preprocess, seed) for seed in range(_COMPARED_IMAGES)]
-    images = np.stack([preprocess.apply(cfg.preprocess, image_chw) for image_chw in pixels])
-    if cfg.frontend.num_classes not in (None, classes):
+    pixels = pixels or [preprocess.synthetic(settings.preprocess, seed) for seed in range(_COMPARED_IMAGES)]
+    images = np.stack([preprocess.apply(settings.preprocess, image_chw) for image_chw in pixels])
+    if settings.num_classes not in (None, classes):
         raise ConfigError(
-            f"frontend.num_classes: {cfg.frontend.num_classes}, but the data set has {classes} classes; set it to "
+            f"frontend.num_classes: {settings.num_classes}, but the data set has {classes} classes; set it to "
             "the data set's, or give the data set the model was trained on"
         )
-    exported = export(cfg.frontend, images, cfg.preprocess, samples, num_classes=classes)
+    exported = export(settings, images, samples, num_classes=classes)
     if not samples:
         write_classes(out / CLASSES, usual_classes(exported.classes))
-    softmax_asked = cfg.graph.extra_op is ExtraOp.SOFTMAX
-    write_notes(out, describe(find_scores(exported.model), softmax_asked))
-    if softmax_asked:
+    write_notes(out, describe(find_scores(exported.model), settings.softmax))
+    if settings.softmax:
         classifier.append_softmax(exported.model)
     onnx.save(exported.model, out / MODEL)
     write_json(out / SCORES, {"scores": find_scores(exported.model).value})
@@ -169,18 +194,14 @@ class Exported:
 
 
 def export(
-    frontend: FrontendConfig,
-    images_nchw: npt.NDArray[np.float32],
-    spec: PreprocessSpec,
-    fit_on: Sequence[Sample],
-    num_classes: int | None,
+    settings: Settings, images_nchw: npt.NDArray[np.float32], fit_on: Sequence[Sample], num_classes: int | None
 ) -> Exported:
-    """Return the float32 model of a build file's frontend section.
+    """Return the float32 model of a network or file, without the softmax that may be asked for.
 
     Args:
-        frontend: what to export.
+        settings: what to export.
         images_nchw: float32 [N, C, H, W], prepared images that the model is checked on.
-        spec, fit_on: preprocessing and labelled images for sample weights; used where there is no checkpoint.
+        fit_on: labelled images for sample weights; used where there is no checkpoint.
         num_classes: that the model must have; None: as many as an ONNX model has, ImageNet's 1000 of a named network.
 
     Raises:
@@ -188,16 +209,15 @@ def export(
             computes something else than the file.
         PipelineError: the exported model computes something else than the network.
     """
-    frontend = with_weights(frontend)
-    if frontend.type is Frontend.ONNX:
-        return _from_file(frontend, images_nchw, num_classes, "the data set has" if fit_on else None)
+    if settings.type is Frontend.ONNX:
+        return _from_file(settings, images_nchw, num_classes, "the data set has" if fit_on else None)
     from pipeline.models import exporter
 
-    network = _network(frontend, spec, fit_on, num_classes or len(imagenet_classes()))
-    model = exporter.to_onnx(network, frontend.chw, frontend.input_name)
+    network = _network(settings, fit_on, num_classes or len(imagenet_classes()))
+    model = exporter.to_onnx(network, settings.chw, settings.input_name)
     checked = images_nchw[:_CHECKED_IMAGES]
     exporter.check_against_torch(model, network, checked)
-    name = frontend.checkpoint or Path(f"{frontend.model}")
+    name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
     found = classifier.check_batch(model, checked, name)
     _check_classes(name, found, num_classes, "the data set has" if fit_on else None)
     given, _ = compare("torch", exporter.answers(network, images_nchw), classifier.run_in_chunks(model, images_nchw))
@@ -205,15 +225,15 @@ def export(
 
 
 def _from_file(
-    frontend: FrontendConfig, images_nchw: npt.NDArray[np.float32], num_classes: int | None, wanted_by: str | None
+    settings: Settings, images_nchw: npt.NDArray[np.float32], num_classes: int | None, wanted_by: str | None
 ) -> Exported:
-    path = frontend.checkpoint
-    assert path is not None, "checked by BuildConfig.check_inputs"
-    model = classifier.load(path, frontend.chw, frontend.output)
+    assert settings.checkpoint is not None, "checked by BuildConfig.check_inputs"
+    path = settings.checkpoint.path
+    model = classifier.load(path, settings.chw, settings.output)
     found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
-    given = check_given(path, frontend.output, model, images_nchw)
-    if frontend.background is not None:
-        classifier.cut_class(model, 0 if frontend.background is BackgroundClass.FIRST else -1, found)
+    given = check_given(path, settings.output, model, images_nchw)
+    if settings.background is not None:
+        classifier.cut_class(model, 0 if settings.background is BackgroundClass.FIRST else -1, found)
         found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     _check_classes(path, found, num_classes, wanted_by)
     return Exported(model, found, given)
@@ -238,21 +258,22 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
     raise DataError(line)
 
 
-def _network(frontend: FrontendConfig, spec: PreprocessSpec, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
+def _network(settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
     from pipeline.weights import checkpoints, sample_weights
 
-    assert frontend.model is not None, "checked by the build file's loader"
-    row = zoo.find_model(frontend.type.value, frontend.model)
+    assert settings.model is not None, "checked by the build file's loader"
+    row = zoo.find_model(settings.type.value, settings.model)
     network = zoo.build_network(row, num_classes)
-    if frontend.checkpoint is None:
+    if settings.checkpoint is None:
         sample_weights.fit_sample_weights(
             network,
             lambda image: preprocess.apply(
-                spec, np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+                settings.preprocess, np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
             ),
             [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
         )
     else:
-        state = checkpoints.read_state_dict(frontend.checkpoint, frontend.checkpoint_key)
-        checkpoints.load_strictly(network, state, frontend.checkpoint, f"{frontend.type.value} {frontend.model}")
+        path = settings.checkpoint.path
+        state = checkpoints.read_state_dict(path, settings.checkpoint_key)
+        checkpoints.load_strictly(network, state, path, f"{settings.type.value} {settings.model}")
     return network

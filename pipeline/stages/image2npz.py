@@ -10,20 +10,20 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artefacts import file_digest, fingerprint
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_file import BuildConfig, ClassOrder
 from pipeline.data import preprocess
 from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Dataset, Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
-from pipeline.data.sources import ImageSource, scan
+from pipeline.data.sources import ImageSource
 from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolute
 from pipeline.errors import DataError
 from pipeline.host.cluster import Cluster
 from pipeline.host.hardware import available_cores
 from pipeline.host.worker_pool import answers
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL, write_notes
+from pipeline.stages.settings import ImageTree, InputFile
 from pipeline.terminal.progress import progress_bar
 
 _CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
@@ -50,39 +50,50 @@ class _Job:
 _Outcome = tuple[_Job, str]  # and why it failed; "" if it did not
 
 
-def identity(cfg: BuildConfig) -> object:
-    """Return what the build's stage depends on. Images enter by name, size and time."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    images: ImageTree | None  # None: those of the sample
+    labels: InputFile | None
+    suffix: str
+    count: int | None  # images, at most; None: all
+    num_classes: int | None
+    class_order: ClassOrder | None
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
+    """Return what the build's stage depends on beside its inputs."""
     evaluation = cfg.evaluation
-    listing = None
-    if evaluation.path is not None:
-        listing = fingerprint([[file.name, *file.stamp()] for file in scan(evaluation.path).files])
-    labels = file_digest(evaluation.val_label) if evaluation.val_label else None
-    order = [] if cfg.dataset.class_order is None else [cfg.dataset.class_order.value]
-    return [str(evaluation.path), listing, labels, evaluation.num, cfg.dataset.sampler.suffix, *order]
+    return Settings(
+        images=None if evaluation.path is None else ImageTree(evaluation.path),
+        labels=None if evaluation.val_label is None else InputFile(evaluation.val_label),
+        suffix=cfg.dataset.sampler.suffix,
+        count=evaluation.num,
+        num_classes=cfg.frontend.num_classes,
+        class_order=cfg.dataset.class_order,
+    )
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the evaluation images of a build with their datalist (paths below `out`) and labels.
 
     The first `evaluation.num` images are those of a stride through the data set, so that they spread over its classes.
     """
-    evaluation = cfg.evaluation
     # Without calibration images the evaluation images alone say what the classes are.
     classes = read_classes(inputs["calibset"] / CLASSES) if "calibset" in inputs else ()
     class_ids = [known.id for known in classes] or None
-    if evaluation.path is None:
+    if settings.images is None:
         dataset = list_dataset(inputs["sample"] / "evaluation", class_ids=class_ids)
     else:
         dataset = list_dataset(
-            evaluation.path,
-            cfg.dataset.sampler.suffix,
-            evaluation.val_label,
+            settings.images.path,
+            settings.suffix,
+            None if settings.labels is None else settings.labels.path,
             class_ids,
-            class_count=cfg.frontend.num_classes,
-            class_order=cfg.dataset.class_order,
+            class_count=settings.num_classes,
+            class_order=settings.class_order,
         )
         write_notes(out, _absent_classes(dataset))
-    wanted = min(evaluation.num or len(dataset.samples), len(dataset.samples))
+    wanted = min(settings.count or len(dataset.samples), len(dataset.samples))
     samples = [dataset.samples[index * len(dataset.samples) // wanted] for index in range(wanted)]
     scratch_list = out / f".{DATALIST}"
     convert(samples, out / "npz", scratch_list)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
-from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
@@ -42,30 +42,53 @@ from pipeline.stages.artefact_names import (
 _TIGHT_PERCENTILE = 99.99  # below it, ranges cut off what networks need
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class RuntimeHere:
+    """A runtime as it is on this machine."""
+
+    name: Runtime
+    version: str
+    instruction_sets: tuple[str, ...]
+    isa_cap: str  # what holds it to fewer of them; "": nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    precision: Precision
+    cause: str  # what noise of the model would most likely come from, and what to do
+    preprocess: PreprocessSpec
+    runtimes: tuple[RuntimeHere, ...]  # those installed
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs: what is said, and what it is proven on."""
-    machine = {
-        runtime.value: [version_of(runtime), hardware.instruction_sets(runtime.value), hardware.isa_cap(runtime.value)]
+    runtimes = tuple(
+        RuntimeHere(
+            name=runtime,
+            version=version_of(runtime),
+            instruction_sets=tuple(hardware.instruction_sets(runtime.value)),
+            isa_cap=hardware.isa_cap(runtime.value),
+        )
         for runtime in installed_runtimes()
-    }
-    return [cfg.backend.dtype.value, _model_cause(cfg), to_vdsp_dict(cfg.preprocess), machine]
+    )
+    return Settings(precision=cfg.backend.dtype, cause=_model_cause(cfg), preprocess=cfg.preprocess, runtimes=runtimes)
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the figures and verdicts.
 
     Raises:
         DataError: the model is of no use, or no runtime computes it.
     """
-    precision = cfg.backend.dtype.value
+    precision = settings.precision.value
     model = inputs["quantize" if "quantize" in inputs else "convert"] / MODEL
-    checked = _checked(cfg, inputs)
+    checked = _checked(settings, inputs)
     if "calibset" in inputs and "calibrate" not in inputs:  # which looks at the labels of all images
         listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
         shown = [listed[index] for index in agreement.choose(len(listed))]
         write_notes(out, find_doubts(shown, checked.expected, read_classes(inputs["calibset"] / CLASSES)))
     exact = agreement.run_exact(model, checked.batches)
-    exact_figures, found = _prove_exact(cfg, checked, exact)
+    exact_figures, found = _prove_exact(settings, checked, exact)
     if exact_figures is not None and found.verdict is Verdict.REFUSED:
         images = "calibration images" if "calibset" in inputs else "images of noise"
         raise DataError(
@@ -73,7 +96,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
             f"{exact_figures.same_answers} of {exact_figures.images} {images}, "
             f"{exact_figures.decibels:.1f} dB; {found.cause}"
         )
-    runtimes = {runtime.value: _prove_runtime(cfg, runtime, model, checked, exact) for runtime in installed_runtimes()}
+    runtimes = {each.name.value: _prove_runtime(settings, each, model, checked, exact) for each in settings.runtimes}
     _check_any_is_of_use(precision, runtimes)
     agreeing = {
         name: {"images": each["float32"]["images"], "agreeing": each["float32"]["same_answers"]}
@@ -97,7 +120,7 @@ class _Checked:
         return verdicts.compare(reference, outputs, self.scores)
 
 
-def _checked(cfg: BuildConfig, inputs: Mapping[str, Path]) -> _Checked:
+def _checked(settings: Settings, inputs: Mapping[str, Path]) -> _Checked:
     """Return the images that the model is checked on, and float32's outputs for them.
 
     Raises:
@@ -108,9 +131,9 @@ def _checked(cfg: BuildConfig, inputs: Mapping[str, Path]) -> _Checked:
         listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
         chosen = agreement.choose(len(listed))
         raw = "quantize" in inputs and json.loads((inputs["quantize"] / CHECK).read_text())["input"] == "uint8"
-        batches = agreement.prepare([listed[index] for index in chosen], cfg.preprocess, raw=raw)
+        batches = agreement.prepare([listed[index] for index in chosen], settings.preprocess, raw=raw)
     else:
-        batches = agreement.noise(cfg.preprocess)
+        batches = agreement.noise(settings.preprocess)
     if "calibrate" in inputs:
         return _Checked(batches, np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[chosen], scores)
     float32 = agreement.run_exact(inputs["export"] / MODEL, batches)
@@ -119,29 +142,29 @@ def _checked(cfg: BuildConfig, inputs: Mapping[str, Path]) -> _Checked:
     return _Checked(batches, float32.outputs, scores)
 
 
-def _prove_exact(cfg: BuildConfig, checked: _Checked, exact: Answers) -> tuple[Figures | None, Finding]:
+def _prove_exact(settings: Settings, checked: _Checked, exact: Answers) -> tuple[Figures | None, Finding]:
     if exact.outputs is None:
         return None, Finding(Verdict.LOST, exact.reason)
     figures = checked.compare(checked.expected, exact.outputs)
-    return figures, verdicts.judge_model(figures, _model_cause(cfg))
+    return figures, verdicts.judge_model(figures, settings.cause)
 
 
 def _prove_runtime(
-    cfg: BuildConfig, runtime: Runtime, model: Path, checked: _Checked, exact: Answers
+    settings: Settings, here: RuntimeHere, model: Path, checked: _Checked, exact: Answers
 ) -> dict[str, Any]:
     """Return the record of a runtime: beside exact arithmetic, and below `float32` beside float32."""
-    int8 = cfg.backend.dtype is Precision.INT8
-    answers = agreement.run_in(runtime, model, checked.batches, counts=int8, exact_seconds=exact.seconds)
-    setting = {"version": version_of(runtime), "instruction_sets": hardware.instruction_sets(runtime.value)}
+    int8 = settings.precision is Precision.INT8
+    answers = agreement.run_in(here.name, model, checked.batches, counts=int8, exact_seconds=exact.seconds)
+    setting = {"version": here.version, "instruction_sets": list(here.instruction_sets)}
     if answers.outputs is None:
         return {**Finding(Verdict.LOST, answers.reason).as_dict(), **setting}
     beside_float32 = checked.compare(checked.expected, answers.outputs)
     if exact.outputs is None:
-        found, figures = verdicts.judge_model(beside_float32, _model_cause(cfg)), beside_float32
+        found, figures = verdicts.judge_model(beside_float32, settings.cause), beside_float32
     else:
         figures = checked.compare(exact.outputs, answers.outputs)
         wanted = checked.compare(checked.expected, exact.outputs)
-        found = verdicts.judge_runtime(beside_float32, wanted, agreement.kernel_cause(runtime))
+        found = verdicts.judge_runtime(beside_float32, wanted, agreement.kernel_cause(here.name))
     record = {**verdicts.record(figures, found), "float32": verdicts.plain(beside_float32)}
     return {**record, "executed": answers.executed, **setting}
 

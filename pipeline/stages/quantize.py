@@ -17,19 +17,21 @@ from pipeline.quant.classifier import find_classifier
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CHECK, ISLANDS, MODEL, float32_model
 
+Settings = int8_parts.PartSettings
 
-def identity(cfg: BuildConfig) -> object:
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return int8_parts.identity(cfg)
+    return int8_parts.take_settings(cfg)
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the int8 model, and what became of its layers."""
     float32 = onnx.load(float32_model(inputs))
     tuned: dict[str, Any] = {}
     if "tune" in inputs:
         tuned = json.loads((inputs["tune"] / ISLANDS).read_text(encoding="utf-8"))
-    parts = int8_parts.load(cfg, inputs, float32)
+    parts = int8_parts.load(settings, inputs, float32)
     made = assemble(float32, parts.leaving(tuned.get("float_activations", ())))
     onnx.save(made.model, out / MODEL)
     report = {

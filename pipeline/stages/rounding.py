@@ -16,7 +16,7 @@ import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.config.vdsp import to_vdsp_dict
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.data.imagenet import Sample
@@ -30,6 +30,7 @@ from pipeline.quant.layers import Layer, layers_of
 from pipeline.quant.rounding import Float32, Rounded, mean_error, read_rounded, round_weights, write_rounded
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float32_model
+from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
 # Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
@@ -42,17 +43,32 @@ _SECONDS_BETWEEN_SAVES = 10.0
 Held = Covariance | list[Float32]  # of a layer's inputs: the covariance, or each image's activation
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    preprocess: PreprocessSpec
+    per_channel: bool  # a scale per output channel, or one per tensor
+    images: int  # calibration images that the covariances are of, at most
+    positions: int  # of each image's output pixels
+    cores: int = unkeyed()  # they share the work within an image and within a layer
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return [to_vdsp_dict(cfg.preprocess), cfg.backend.quantize.quantize_per_channel, FITTING_IMAGES, POSITIONS]
+    return Settings(
+        preprocess=cfg.preprocess,
+        per_channel=cfg.backend.quantize.quantize_per_channel,
+        images=FITTING_IMAGES,
+        positions=POSITIONS,
+        cores=available_cores(),
+    )
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rounded weights; goes on after the layers that an interrupted run has rounded."""
     begun = time.perf_counter()
     reset_peak_memory()
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    images = [listed[index] for index in spread(len(listed), FITTING_IMAGES)]
+    images = [listed[index] for index in spread(len(listed), settings.images)]
     model = onnx.load(float32_model(inputs))
     layers = list(layers_of(model))
     sizes = _sizes(layers, activation_shapes(model), len(images))
@@ -67,8 +83,8 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
             if len(found) == len(some):
                 progress.update(len(images))
             else:
-                held = _collect(cfg, float32_model(inputs), some, sizes, images, progress.update)
-                _round_in_turn(cfg, some, held, found, partial, progress.update)
+                held = _collect(settings, float32_model(inputs), some, sizes, images, progress.update)
+                _round_in_turn(settings, some, held, found, partial, progress.update)
             rounded.update(found)
     write_rounded(out / WEIGHTS, rounded)
     for leftover in [*out.glob("partial_*.npz"), *out.glob(".*")]:
@@ -128,7 +144,7 @@ def _passes(layers: Sequence[Layer], sizes: Mapping[str, _Size]) -> Iterator[lis
 
 
 def _collect(
-    cfg: BuildConfig,
+    settings: Settings,
     path: Path,
     layers: Sequence[Layer],
     sizes: Mapping[str, _Size],
@@ -140,7 +156,7 @@ def _collect(
     The model is loaded for that and let go of: factoring covariances takes more memory than anything else here.
     """
     model = onnx.load(path)
-    reader = ActivationReader(model, [layer.source for layer in layers], threads=available_cores())
+    reader = ActivationReader(model, [layer.source for layer in layers], threads=settings.cores)
     held: dict[str, Held] = {}
     for layer in layers:
         size = sizes[layer.name]
@@ -149,11 +165,11 @@ def _collect(
     raw = pixels.are_input_of(model)
     del model
     for image in images:
-        values = reader.read(preprocess.load(cfg.preprocess, image.source.content(), raw=raw))
+        values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
         for layer in layers:
             some = held[layer.name]
             if isinstance(some, Covariance):
-                some.add(layer.columns(values[layer.source], POSITIONS, random))
+                some.add(layer.columns(values[layer.source], settings.positions, random))
             else:
                 some.append(values[layer.source].copy())
         advance()
@@ -161,7 +177,7 @@ def _collect(
 
 
 def _round_in_turn(
-    cfg: BuildConfig,
+    settings: Settings,
     layers: Sequence[Layer],
     held: dict[str, Held],
     found: dict[str, Rounded],
@@ -171,7 +187,7 @@ def _round_in_turn(
     """Round the layers that are not in `found`, and put them there; save it on the way and at the end."""
     saved = time.perf_counter()
     for layer in layers[len(found) :]:
-        found[layer.name] = _round(cfg, layer, held.pop(layer.name))
+        found[layer.name] = _round(settings, layer, held.pop(layer.name))
         advance()
         if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
             write_rounded(partial, found)
@@ -179,16 +195,16 @@ def _round_in_turn(
     write_rounded(partial, found)
 
 
-def _round(cfg: BuildConfig, layer: Layer, held: Held) -> Rounded:
+def _round(settings: Settings, layer: Layer, held: Held) -> Rounded:
     """Round a layer's weights; of what is held of its inputs nothing is left."""
     if isinstance(held, Covariance):
         seen = held
     else:
         seen, random = Covariance(layer.inputs), np.random.default_rng(_SEED)
         while held:
-            seen.add(layer.columns(held.pop(0), POSITIONS, random))
+            seen.add(layer.columns(held.pop(0), settings.positions, random))
     matrix, pairs = layer.weights.matrix, layer.weights.pairs
-    scales = scales_of(matrix, pairs, per_channel=cfg.backend.quantize.quantize_per_channel)
+    scales = scales_of(matrix, pairs, per_channel=settings.per_channel)
     means = seen.means()
     rounded = round_weights(matrix, scales, seen.result(), pairs)
     return replace(rounded, mean_error=mean_error(matrix, rounded.weights, scales, means))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.build_file import BuildConfig
 from pipeline.data.sample import SAMPLE_CLASSES, write_sample
 
-# Calibration wants every class; for the accuracy every second one does, in half the time of its two passes.
-_CLASSES = {"calibration": range(SAMPLE_CLASSES), "evaluation": range(0, SAMPLE_CLASSES, 2)}
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    calibration_step: int = 1  # calibration wants an image of every class
+    evaluation_step: int = 2  # for the accuracy every second class does, in half the time of its two passes
 
 
-def identity(cfg: BuildConfig) -> object:
-    """Return what this stage's outcome depends on: nothing but its code."""
-    return {split: len(classes) for split, classes in _CLASSES.items()}
+def take_settings(cfg: BuildConfig) -> Settings:
+    """Return what this stage's outcome depends on: nothing of the build file."""
+    return Settings()
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write `calibration/` and `evaluation/`: class folders with an image each."""
-    for split, classes in _CLASSES.items():
-        write_sample(out / split, split, classes)
+    for split, step in (("calibration", settings.calibration_step), ("evaluation", settings.evaluation_step)):
+        write_sample(out / split, split, range(0, SAMPLE_CLASSES, step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
 from pipeline.stages import (
@@ -27,19 +27,21 @@ from pipeline.stages import (
     tune,
 )
 
-Run = Callable[[BuildConfig, Mapping[str, Path], Path], None]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One row of the data flow: (config, artefacts it needs) -> the folder it fills."""
+class Stage(Generic[S]):
+    """One row of the data flow: (settings, artefacts it needs) -> the folder it fills."""
 
     name: str
     needs: tuple[str, ...]  # earlier stages whose artefacts it reads, as far as they ran
-    identity: Callable[[BuildConfig], Any]  # everything else its outcome depends on; files by content
-    run: Run
+    settings: Callable[[BuildConfig], S]  # everything else its outcome depends on; see `stages.settings`
+    run: Callable[[S, Mapping[str, Path], Path], None]
     when: Callable[[BuildConfig], bool] = lambda cfg: True
-    keep_partial: bool = False  # an interrupted run goes on where it was
+    keep_partial: bool = False  # an interrupted run is resumed
+    fetches: Callable[[BuildConfig], bool] = lambda cfg: False  # a download comes before its settings are known
+    compared: bool = True  # its files are compared with their digests before another stage reads them
     version: int = 1  # raised when the same inputs start to give other bytes
 
 
@@ -95,29 +97,30 @@ _PACKED = (
 )
 
 
-STAGES = (
-    Stage("sample", (), sample.identity, sample.run, when=lambda cfg: cfg.uses_sample),
-    Stage("calibset", ("sample",), calibset.identity, calibset.run, when=_has_images, version=2),
-    Stage("export", ("calibset",), export.identity, export.run, version=7),
-    Stage("pixels", ("export",), pixels.identity, pixels.run, _takes_pixels, version=2),
-    Stage("equalize", ("calibset", "export", "pixels"), equalize.identity, equalize.run, _equalizes, version=3),
-    Stage("arrange", ("export", "pixels", "equalize"), arrange.identity, arrange.run, _is_int8, version=2),
-    Stage("calibrate", _GIVEN, calibrate.identity, calibrate.run, _is_int8, keep_partial=True, version=5),
-    Stage("thresholds", ("calibrate",), thresholds.identity, thresholds.run, _is_int8),
-    Stage("round", _GIVEN, rounding.identity, rounding.run, _rounds_weights, keep_partial=True, version=4),
-    Stage("tune", _QUANTIZED, tune.identity, tune.run, _tunes, keep_partial=True, version=2),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.identity, quantize.run, _is_int8, version=7),
-    Stage("convert", ("export", "calibset"), convert.identity, convert.run, _is_float, version=2),
-    Stage("prove", _PROVEN, prove.identity, prove.run),
-    Stage("trial", ("export", "quantize", "prove"), trial.identity, trial.run, _is_tried),
+STAGES: tuple[Stage[Any], ...] = (
+    Stage("sample", (), sample.take_settings, sample.run, when=lambda cfg: cfg.uses_sample),
+    Stage("calibset", ("sample",), calibset.take_settings, calibset.run, when=_has_images, version=2),
+    Stage("export", ("calibset",), export.take_settings, export.run, fetches=export.is_to_be_fetched, version=7),
+    Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=2),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=3),
+    Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=2),
+    Stage("calibrate", _GIVEN, calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=5),
+    Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
+    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=4),
+    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=2),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=7),
+    Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=2),
+    Stage("prove", _PROVEN, prove.take_settings, prove.run),
+    Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),
     Stage(
         "image2npz",
         ("sample", "calibset"),
-        image2npz.identity,
+        image2npz.take_settings,
         image2npz.run,
         _has_evaluation,
         keep_partial=True,
+        compared=False,  # of the npz only the names go into a package, and hashing 50,000 of them takes a minute
         version=2,
     ),
-    Stage("package", _PACKED, package.identity, package.run, version=2),
+    Stage("package", _PACKED, package.take_settings, package.run, version=2),
 )

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,20 @@ def seconds() -> float:
     return value
 
 
-def identity(cfg: BuildConfig) -> object:
-    """Return what this stage's outcome depends on beside its inputs: the machine."""
-    return [machine(), [hardware.isa_cap(runtime.value) for runtime in Runtime], seconds()]
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    machine: Mapping[str, Any]  # as of `packages.choice.machine`
+    isa_caps: tuple[str, ...]  # what holds each runtime to fewer instruction sets, in the order of `Runtime`
+    seconds: float  # that the trial may take
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def take_settings(cfg: BuildConfig) -> Settings:
+    """Return what this stage's outcome depends on beside its inputs: the machine, and nothing of the build file."""
+    caps = tuple(hardware.isa_cap(runtime.value) for runtime in Runtime)
+    return Settings(machine=machine(), isa_caps=caps, seconds=seconds())
+
+
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the machine, and what was measured on it."""
     begun = time.perf_counter()
     proven = json.loads((inputs["prove"] / CHECK).read_text(encoding="utf-8"))["proof"]["runtimes"]
@@ -59,14 +68,14 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
         if each["verdict"] == "good":
             candidates.append(Candidate(Runtime(name), "int8", inputs["quantize"] / MODEL))
             candidates.append(Candidate(Runtime(name), "float32", inputs["export"] / MODEL))
-    write_json(out / MACHINE, machine())
-    found = measure(candidates)
+    write_json(out / MACHINE, settings.machine)
+    found = measure(candidates, settings.seconds)
     if found is not None:
-        found["machine"] = machine()
+        found["machine"] = settings.machine
     write_json(out / FIGURES, {"speed": found, "seconds": round(time.perf_counter() - begun, 1)})
 
 
-def measure(candidates: Sequence[Candidate]) -> dict[str, Any] | None:
+def measure(candidates: Sequence[Candidate], budget_s: float) -> dict[str, Any] | None:
     """Measure candidates in a process of its own, each runtime by itself if they do not go together; None: neither."""
     names = list(dict.fromkeys(each.runtime for each in candidates))
     groups = [names] if len(names) < 2 else [names, *([name] for name in names)]
@@ -76,7 +85,7 @@ def measure(candidates: Sequence[Candidate]) -> dict[str, Any] | None:
         if not chosen:
             continue
         try:
-            rates: Rates = isolated.call(speed.measure, chosen, seconds(), seconds=4 * seconds() + _MOST_S)
+            rates: Rates = isolated.call(speed.measure, chosen, budget_s, seconds=4 * budget_s + _MOST_S)
         except (isolated.LostError, BackendError) as err:
             console.detail(f"speed in {', '.join(name.value for name in group)} was not measured: {err}")
             continue

@@ -23,6 +23,7 @@ import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import AccuracyConfig, BuildConfig
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
 from pipeline.data.imagenet import Sample
@@ -73,17 +74,24 @@ class Step:
     seconds: float
 
 
-def identity(cfg: BuildConfig) -> object:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    parts: int8_parts.PartSettings
+    goal: AccuracyConfig
+    preprocess: PreprocessSpec
+
+
+def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return [int8_parts.identity(cfg), None if cfg.accuracy is None else asdict(cfg.accuracy)]
+    assert cfg.accuracy is not None, "the stage runs only where the build file has a goal"
+    return Settings(parts=int8_parts.take_settings(cfg), goal=cfg.accuracy, preprocess=cfg.preprocess)
 
 
-def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
+def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write what stays in float and what each trial bought; goes on after the last trial of an interrupted run."""
-    goal = cfg.accuracy
-    assert goal is not None
+    goal = settings.goal
     float32 = onnx.load(float32_model(inputs))
-    parts = int8_parts.load(cfg, inputs, float32)
+    parts = int8_parts.load(settings.parts, inputs, float32)
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     outputs = np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)
     if goal.max_drop is not None and any(image.class_index is None for image in listed):
@@ -93,7 +101,7 @@ def run(cfg: BuildConfig, inputs: Mapping[str, Path], out: Path) -> None:
     raw = pixels.are_input_of(float32)
 
     def load(image: Sample) -> Prepared:
-        return preprocess.load(cfg.preprocess, image.source.content(), raw=raw)
+        return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
 
     judged = _judged(len(listed))
     samples = [listed[index] for index in judged]

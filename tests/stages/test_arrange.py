@@ -10,7 +10,6 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.onnx_models import classifier
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import weights_of
-from pipeline.stages import arrange
 
 MakeConfig = Callable[..., BuildConfig]
 
@@ -35,9 +34,3 @@ def test_run_writes_the_same_function_with_narrower_scales_and_later_stages_read
     float_weights = {each.name for each in after.graph.initializer if each.name.startswith("/fc/Gemm")}
     quantized = onnx.load(stages["quantize"] / "model.onnx")
     assert float_weights <= {each.name for each in quantized.graph.initializer}
-
-
-def test_identity_changes_with_what_stays_in_float_only(make_config: MakeConfig) -> None:
-    base = arrange.identity(make_config())
-    assert arrange.identity(make_config("backend.quantize.percentile=99.9")) == base
-    assert arrange.identity(make_config("backend.quantize.float_classifier=false")) != base

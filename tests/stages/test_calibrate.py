@@ -37,14 +37,14 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
     folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    calibset.run(cfg, {}, folders["calibset"])
-    export.run(cfg, folders, folders["export"])
+    calibset.run(calibset.take_settings(cfg), {}, folders["calibset"])
+    export.run(export.take_settings(cfg), folders, folders["export"])
     return folders
 
 
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> ObserverSet:
     out.mkdir(exist_ok=True)
-    calibrate.run(cfg, inputs, out)
+    calibrate.run(calibrate.take_settings(cfg), inputs, out)
     observers, images = ObserverSet.load(out / "observers.npz")
     assert images == 22
     return observers
@@ -226,4 +226,4 @@ def test_run_refuses_a_model_that_computes_something_else(
     onnx.save(model, equalized / "model.onnx")
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="the model made of it for int8 differs by 1 on outputs of up to "):
-        calibrate.run(cfg, {**inputs, "equalize": equalized}, tmp_path / "out")
+        calibrate.run(calibrate.take_settings(cfg), {**inputs, "equalize": equalized}, tmp_path / "out")

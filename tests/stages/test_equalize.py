@@ -33,15 +33,15 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
     folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    calibset.run(make_config("dataset.sampler.get_data_num=24"), {}, folders["calibset"])
-    export.run(make_config(), folders, folders["export"])
+    calibset.run(calibset.take_settings(make_config("dataset.sampler.get_data_num=24")), {}, folders["calibset"])
+    export.run(export.take_settings(make_config()), folders, folders["export"])
     return folders
 
 
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the models before and after."""
     out.mkdir()
-    equalize.run(cfg, inputs, out)
+    equalize.run(equalize.take_settings(cfg), inputs, out)
     assert sorted(path.name for path in out.iterdir()) == ["figures.json", "model.onnx"]
     return onnx.load(inputs["export"] / "model.onnx"), onnx.load(out / "model.onnx")
 
@@ -105,7 +105,7 @@ def test_later_stages_work_on_the_rescaled_model(
     for stage, name in ((calibrate, "calibrate"), (thresholds, "thresholds"), (quantize, "quantize")):
         folders[name] = tmp_path / name
         folders[name].mkdir()
-        stage.run(make_config("backend.quantize.calibrate_mode=max"), folders, folders[name])
+        stage.run(stage.take_settings(make_config("backend.quantize.calibrate_mode=max")), folders, folders[name])
     int8 = onnx.load(folders["quantize"] / "model.onnx")
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     makers = {made: node for node in int8.graph.node for made in node.output}
@@ -117,13 +117,6 @@ def test_later_stages_work_on_the_rescaled_model(
     sums = largest_sums(weights.reshape(len(weights), -1), weight_pairs(weights.shape))
     largest = np.abs(weights).max(axis=(1, 2, 3))
     np.testing.assert_allclose(scales, np.maximum(largest / 127, sums / 128), rtol=1e-6)
-
-
-def test_identity_changes_with_the_preprocessing_only(make_config: MakeConfig) -> None:
-    base = equalize.identity(make_config())
-    for same in ("backend.quantize.percentile=99", "backend.quantize.quantize_per_channel=false", "name=other"):
-        assert equalize.identity(make_config(same)) == base
-    assert equalize.identity(make_config("dataset.process_ops.1.size=40")) != base
 
 
 def test_package_keeps_the_exported_model_as_its_float32_reference(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.host import user_cache
 from pipeline.models import exporter, zoo
 from pipeline.prepare.export_model import export_model
 from pipeline.stages import export
+from pipeline.stages.settings import settings_key
 from pipeline.weights import downloads
 
 
@@ -87,7 +88,7 @@ def test_build_check_refuses_auto_with_sample_images(tmp_path: Path) -> None:
     )
 
 
-def test_identity_of_auto_is_that_of_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_of_auto_is_that_of_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"weights"
     row = dataclasses.replace(
         zoo.find_model("timm", "wide_resnet50_2"),
@@ -104,8 +105,12 @@ def test_identity_of_auto_is_that_of_the_same_file(tmp_path: Path, monkeypatch: 
         for path in (AUTO, cached, tmp_path / "other.pth")
     )
     (tmp_path / "other.pth").write_bytes(b"other")
-    assert export.identity(by_name) == export.identity(by_path)
-    assert export.identity(by_name) != export.identity(other)
+    keys = [
+        settings_key(export.take_settings(cfg))
+        for cfg in (export.fetch_weights(by_name), by_path, export.fetch_weights(other))
+    ]
+    assert keys[0] == keys[1] != keys[2]
+    assert by_name.as_dict() == export.fetch_weights(by_name).as_dict()  # the package says auto, not where it lay
 
 
 def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.host.hardware import instruction_sets
 from pipeline.packages.package import open_package
 from pipeline.runtimes.opening import installed_runtimes, version_of
-from pipeline.stages import package
 
 MakeConfig = Callable[..., BuildConfig]
 
@@ -85,9 +84,3 @@ def test_run_describes_the_preprocessing_that_the_build_used(folder: Path, make_
 def test_manifest_lists_every_file_of_the_package(folder: Path) -> None:
     listed = set(verify(folder)["files"]) | {"manifest.json"}
     assert listed == {path.name for path in folder.iterdir()}
-
-
-def test_identity_changes_with_every_key_of_the_build_file(make_config: MakeConfig) -> None:
-    base = package.identity(make_config())
-    for override in ("name=other", "evaluation.num=3", "dataset.sampler.seed=1", "graph.extra_ops.type=softmax"):
-        assert package.identity(make_config(override)) != base

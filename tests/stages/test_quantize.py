@@ -27,14 +27,14 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
     ):
         out = tmp_path / "inputs" / name
         out.mkdir(parents=True)
-        stage.run(make_config(), folders, out)
+        stage.run(stage.take_settings(make_config()), folders, out)
         folders[name] = out
     return folders
 
 
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> tuple[onnx.ModelProto, dict[str, dict[str, int]]]:
     out.mkdir()
-    quantize.run(cfg, inputs, out)
+    quantize.run(quantize.take_settings(cfg), inputs, out)
     return onnx.load(out / "model.onnx"), json.loads((out / "check.json").read_text(encoding="utf-8"))
 
 
@@ -64,19 +64,3 @@ def test_run_raises_when_layers_to_leave_out_are_not_there(
 ) -> None:
     with pytest.raises(ConfigError, match=r"^backend\.quantize\.skip_conv_layers: the model has no layer 'conv1'; "):
         run(make_config("backend.quantize.skip_conv_layers=[conv1]"), inputs, tmp_path / "out")
-
-
-def test_identity_changes_with_granularity_layers_and_preprocessing_only(make_config: MakeConfig) -> None:
-    base = quantize.identity(make_config())
-    for same in ("backend.quantize.percentile=99", "name=other", "dataset.sampler.seed=3"):
-        assert quantize.identity(make_config(same)) == base
-    others = [
-        quantize.identity(make_config(override))
-        for override in (
-            "backend.quantize.quantize_per_channel=false",
-            "backend.quantize.skip_conv_layers=[0]",
-            "backend.quantize.exclude_layers=[0]",
-        )
-    ]
-    assert all(each != base for each in others)
-    assert others[1] != others[2]

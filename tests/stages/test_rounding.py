@@ -34,14 +34,14 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
     folders = {name: tmp_path / "inputs" / name for name in ("calibset", "export")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    calibset.run(make_config(), {}, folders["calibset"])
-    export.run(make_config(), folders, folders["export"])
+    calibset.run(calibset.take_settings(make_config()), {}, folders["calibset"])
+    export.run(export.take_settings(make_config()), folders, folders["export"])
     return folders
 
 
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> bytes:
     out.mkdir(exist_ok=True)
-    rounding.run(cfg, inputs, out)
+    rounding.run(rounding.take_settings(cfg), inputs, out)
     assert sorted(path.name for path in out.iterdir()) == ["figures.json", "weights.npz"]
     return (out / "weights.npz").read_bytes()
 
@@ -52,9 +52,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     seen: list[list[str]] = []
     collect = rounding._collect
 
-    def watched(cfg: BuildConfig, model: Any, layers: Any, *rest: Any) -> Any:
+    def watched(settings: Any, model: Any, layers: Any, *rest: Any) -> Any:
         seen.append([layer.name for layer in layers])
-        return collect(cfg, model, layers, *rest)
+        return collect(settings, model, layers, *rest)
 
     monkeypatch.setattr(rounding, "_collect", watched)
     monkeypatch.setattr(rounding, "_MEMORY", SOME_PASSES)
@@ -157,7 +157,7 @@ def test_run_gives_equal_bytes_when_it_was_interrupted(
     with monkeypatch.context() as patched:
         interrupt(patched, at=at)
         with pytest.raises(KeyboardInterrupt):
-            rounding.run(make_config(), inputs, out)
+            rounding.run(rounding.take_settings(make_config()), inputs, out)
     assert len(list(out.glob("partial_*.npz"))) == at - 1
     (out / ".partial_0.npz-abcdefgh").write_bytes(b"half")  # what a kill in the middle of a save leaves
     passes.clear()
@@ -230,17 +230,6 @@ def test_run_rounds_when_all_images_are_the_same(
     gemm = next(layer for layer in layers_of(model) if layer.kernel is None)
     steps = gemm.weights.matrix / rounded[gemm.name].scales[:, None]
     assert np.abs(rounded[gemm.name].weights - steps).max() <= 1.5
-
-
-def test_identity_changes_with_granularity_and_preprocessing_only(make_config: MakeConfig) -> None:
-    base = rounding.identity(make_config())
-    for same in (
-        *("backend.quantize.percentile=99", "backend.quantize.calibrate_mode=max", "name=other"),
-        *("backend.quantize.bias_correction=false", "backend.quantize.exclude_layers=[0]"),
-    ):
-        assert rounding.identity(make_config(same)) == base
-    assert rounding.identity(make_config("backend.quantize.quantize_per_channel=false")) != base
-    assert rounding.identity(make_config("dataset.process_ops.1.size=40")) != base
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
     out.mkdir()
-    thresholds.run(cfg, inputs, out)
+    thresholds.run(thresholds.take_settings(cfg), inputs, out)
     assert [path.name for path in out.iterdir()] == ["thresholds.json"]
     ranges: dict[str, dict[str, float]] = json.loads((out / "thresholds.json").read_text(encoding="utf-8"))
     return ranges
@@ -52,13 +52,6 @@ def test_run_cuts_the_outlier_when_the_mode_is_percentile(
     assert found["relu"] == {"low": 0.0, "high": found["input"]["high"]}
     everything = run(make_config("backend.quantize.percentile=100"), inputs, tmp_path / "all")
     assert everything["input"] == {"low": -1.0, "high": 50.0}
-
-
-def test_identity_changes_with_mode_and_percentile_only(make_config: MakeConfig) -> None:
-    base = thresholds.identity(make_config())
-    assert thresholds.identity(make_config("backend.quantize.quantize_per_channel=false")) == base
-    assert thresholds.identity(make_config("backend.quantize.calibrate_mode=max")) != base
-    assert thresholds.identity(make_config("backend.quantize.percentile=99")) != base
 
 
 def test_run_says_what_to_do_when_the_calibration_is_damaged(

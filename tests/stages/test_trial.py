@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,14 +100,13 @@ def test_measure_measures_the_others_when_a_runtime_dies(
         for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
         for precision in ("int8", "float32")
     ]
-    found = trial.measure(candidates)
+    found = trial.measure(candidates, 0.5)
     assert found is not None
     assert list(found["runtimes"]) == ["onnxruntime"]
     assert found["fastest"] == "onnxruntime"
 
 
-def test_identity_changes_with_the_machine(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = trial.identity(make_config())
-    assert json.dumps(base)
+def test_settings_change_with_the_machine(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = trial.take_settings(make_config())
     monkeypatch.setattr("pipeline.host.hardware.cpu_name", lambda: "another CPU")
-    assert trial.identity(make_config()) != base
+    assert trial.take_settings(make_config()) != base

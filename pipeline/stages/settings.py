@@ -1,0 +1,83 @@
+"""What a stage may see of the build file, and how that enters the address of its artefact.
+
+Each stage module has a frozen dataclass `Settings` and a function `take_settings` that takes it from the build file.
+`run` gets these settings and nothing else of the build file, and the key is made of all of them: what is not in the key
+cannot be read, and a field that has no place in the key says so with `unkeyed`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts import file_digest, fingerprint
+from pipeline.data.sources import scan
+
+_IN_KEY = "key"  # of a field's metadata
+
+
+def unkeyed() -> Any:
+    """Declare a field that the key leaves out: it changes how a result is computed, never which. Say why beside it."""
+    return field(metadata={_IN_KEY: False})
+
+
+class Keyed(ABC):
+    """A setting that enters the key by something else than its fields."""
+
+    @abstractmethod
+    def key(self) -> object:
+        """Return plain data that changes when what the setting stands for does."""
+
+
+@dataclass(frozen=True)
+class InputFile(Keyed):
+    """A file of the user's. It enters the key by its content; where it lies and when it was written do not count."""
+
+    path: Path
+    parts: tuple[Path, ...] = ()  # other files that belong to it, such as the external data of an ONNX file
+
+    def key(self) -> object:
+        return [file_digest(path) for path in (self.path, *self.parts)]
+
+
+@dataclass(frozen=True)
+class ImageTree(Keyed):
+    """A folder or tar of images. It enters the key by its path and by name, size and time of each file.
+
+    Reading 150 GB of images to learn that nothing changed would take longer than the build. The calibration images that
+    were chosen enter the later stages by content.
+    """
+
+    path: Path
+
+    def key(self) -> object:
+        return [str(self.path), fingerprint([[file.name, *file.stamp()] for file in scan(self.path).files])]
+
+
+def settings_key(settings: object) -> object:
+    """Return the plain data of a stage's settings, for `artefacts.fingerprint`.
+
+    Raises:
+        TypeError: a setting that is no plain data, such as a bare path; `InputFile` says how a file counts.
+    """
+    if isinstance(settings, Keyed):
+        return settings.key()
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return {
+            item.name: settings_key(getattr(settings, item.name))
+            for item in fields(settings)
+            if item.metadata.get(_IN_KEY, True)
+        }
+    if isinstance(settings, Enum):
+        return settings_key(settings.value)
+    if isinstance(settings, Mapping):
+        return {str(name): settings_key(value) for name, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [settings_key(value) for value in settings]
+    if settings is None or isinstance(settings, (bool, int, float, str)):
+        return settings
+    raise TypeError(f"{type(settings).__name__} cannot enter the key of a stage")
