@@ -32,6 +32,11 @@ def add_build(commands: Any) -> None:
     parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
     parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
     parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="take others for images that cannot be decoded, and name them (dataset.skip_bad)",
+    )
+    parser.add_argument(
         "--target",
         choices=("any", "vnni", "avx2"),
         help="accepted, without effect: packages are exact on every CPU (backend.target)",
@@ -54,6 +59,7 @@ def _build(args: argparse.Namespace) -> None:
         "dataset.path": args.dataset,
         "evaluation.path": args.evaluation,
         "backend.target": args.target,
+        "dataset.skip_bad": args.skip_bad or None,
     }
     cfg = load_build_file(args.config, args.set, extra=flags)
     from pipeline.building import build, check, plan

@@ -18,6 +18,7 @@ FLAGS = {
     "dataset.path": "--dataset",
     "evaluation.path": "--evaluation",
     "backend.target": "--target",
+    "dataset.skip_bad": "--skip_bad",
 }
 
 # In place of a checkpoint's path: the file that the library publishes for the network.
@@ -185,6 +186,7 @@ class DatasetConfig:
     vdsp_params: str | None = None  # a path, or a file name in vdsp_params/
     sampler: SamplerConfig = SamplerConfig()
     process_ops: tuple[Mapping[str, object], ...] = ()  # as written; what they mean is BuildConfig.preprocess
+    skip_bad: bool = False  # images that cannot be decoded: others of the same class, and a line about them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -304,6 +304,7 @@ def _read_dataset(
             cover_classes=sampler.boolean("cover_classes", SamplerConfig.cover_classes),
         ),
         process_ops=tuple(item.values for item in section.sections(ops_key)) if ops or custom else (),
+        skip_bad=section.boolean("skip_bad", DatasetConfig.skip_bad),
     )
     sampler.done()
     described: PreprocessSpec | Fault | None

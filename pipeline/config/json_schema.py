@@ -15,6 +15,7 @@ from pipeline.config.build_config import (
     BackgroundClass,
     CalibrateMode,
     ClassOrder,
+    DatasetConfig,
     DatasetType,
     ExtraOp,
     Frontend,
@@ -190,6 +191,7 @@ def _dataset() -> Schema:
         ),
         process_ops=ops,
         transform_ops=ops,
+        skip_bad=_flag("images that cannot be decoded are left out and named (--skip_bad)", DatasetConfig.skip_bad),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.build_file import BuildConfig, ClassOrder
-from pipeline.data import preprocess
+from pipeline.data import inspection, preprocess
 from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Dataset, Sample, list_dataset, list_images
 from pipeline.data.labels import read_classes
@@ -39,6 +39,7 @@ class Report:
     converted: int
     kept: int  # whole npz files of an earlier run, made from the same images
     datalist: Path
+    faults: Mapping[ImageSource, str]  # images that cannot be decoded, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Settings:
     count: int | None  # images, at most; None: all
     num_classes: int | None
     class_order: ClassOrder | None
+    skip_bad: bool  # leave out images that cannot be decoded
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -70,6 +72,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         count=evaluation.num,
         num_classes=cfg.frontend.num_classes,
         class_order=cfg.dataset.class_order,
+        skip_bad=cfg.dataset.skip_bad,
     )
 
 
@@ -77,7 +80,11 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the evaluation images of a build with their datalist (paths below `out`) and labels.
 
     The first `evaluation.num` images are those of a stride through the data set, so that they spread over its classes.
+
+    Raises:
+        DataError: images cannot be decoded; all are named, and the others are kept for the next run.
     """
+    notes = []
     # Without calibration images the evaluation images alone say what the classes are.
     classes = read_classes(inputs["calibset"] / CLASSES) if "calibset" in inputs else ()
     class_ids = [known.id for known in classes] or None
@@ -92,12 +99,22 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             class_count=settings.num_classes,
             class_order=settings.class_order,
         )
-        write_notes(out, _absent_classes(dataset))
+        notes = _absent_classes(dataset)
     wanted = min(settings.count or len(dataset.samples), len(dataset.samples))
     samples = [dataset.samples[index * len(dataset.samples) // wanted] for index in range(wanted)]
     scratch_list = out / f".{DATALIST}"
-    convert(samples, out / "npz", scratch_list)
-    scratch_list.unlink()
+    faults = convert(samples, out / "npz", scratch_list, tolerates_bad=True).faults
+    scratch_list.unlink(missing_ok=True)
+    if faults and (not settings.skip_bad or len(faults) == len(samples)):
+        raise DataError(
+            f"{dataset.path}: {len(faults)} of the {len(samples)} evaluation images cannot be decoded; replace or "
+            "remove them, or leave them out: --skip_bad of build (dataset.skip_bad: true)\n"
+            + inspection.list_faults(faults)
+        )
+    samples = [sample for sample in samples if sample.source not in faults]
+    if faults:
+        notes.append(f"{len(faults)} evaluation images left out:\n{inspection.list_faults(faults)}")
+    write_notes(out, notes)
     for name, lines in (
         (DATALIST, [f"npz/{sample.key}.npz" for sample in samples]),
         (VAL_LABEL, [f"{sample.key} {sample.class_index}" for sample in samples]),
@@ -122,6 +139,8 @@ def convert(
     suffix: str = ANY,
     workers: int | None = None,
     cluster: Cluster | None = None,
+    *,
+    tolerates_bad: bool = False,
 ) -> Report:
     """Decode every image into `<target>/<its folder's name>/<stem>.npz` and list the files in `datalist`.
 
@@ -136,6 +155,7 @@ def convert(
         suffix: of the image files below a folder or tar; `any`: of every kind.
         workers: processes; None takes as many as there are cores for this process, or in the cluster.
         cluster: where to compute; its nodes must see the images and the target by the same names. None: here.
+        tolerates_bad: leave images that cannot be decoded to the caller, in the report.
 
     Raises:
         DataError: two images would share an npz (before any work), an image cannot be decoded (after the others are
@@ -161,9 +181,14 @@ def convert(
         good = [job.npz for job in jobs if job not in failed]
         if good:
             write_datalist(datalist, good)
-    if failures:
+    if failures and not tolerates_bad:
         raise DataError(_failure_text(failures, len(jobs), datalist))
-    return Report(converted=len(pending), kept=len(jobs) - len(pending), datalist=datalist)
+    return Report(
+        converted=len(pending) - len(failures),
+        kept=len(jobs) - len(pending),
+        datalist=datalist,
+        faults={job.source: reason for job, reason in failures},
+    )
 
 
 def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:

@@ -100,6 +100,16 @@ _PACKED = (
 STAGES: tuple[Stage[Any], ...] = (
     Stage("sample", (), sample.take_settings, sample.run, when=lambda cfg: cfg.uses_sample),
     Stage("calibset", ("sample",), calibset.take_settings, calibset.run, when=_has_images, version=2),
+    Stage(
+        "image2npz",
+        ("sample", "calibset"),
+        image2npz.take_settings,
+        image2npz.run,
+        _has_evaluation,
+        keep_partial=True,
+        compared=False,  # of the npz only the names go into a package, and hashing 50,000 of them takes a minute
+        version=2,
+    ),
     Stage("export", ("calibset",), export.take_settings, export.run, fetches=export.is_to_be_fetched, version=7),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=2),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=3),
@@ -112,15 +122,5 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=2),
     Stage("prove", _PROVEN, prove.take_settings, prove.run),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),
-    Stage(
-        "image2npz",
-        ("sample", "calibset"),
-        image2npz.take_settings,
-        image2npz.run,
-        _has_evaluation,
-        keep_partial=True,
-        compared=False,  # of the npz only the names go into a package, and hashing 50,000 of them takes a minute
-        version=2,
-    ),
     Stage("package", _PACKED, package.take_settings, package.run, version=2),
 )

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.config.build_file import BuildConfig
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, write_calibration_list
-from pipeline.data.imagenet import Dataset, list_dataset, make_sample
+from pipeline.data.imagenet import Dataset, Sample, list_dataset, make_sample
 from pipeline.data.labels import classes_of
 from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
 from pipeline.stages import calibset
+from pipeline.stages.artefact_names import read_notes
+
+MakeConfig = Callable[..., BuildConfig]
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
@@ -96,3 +103,105 @@ def test_choose_covers_all_classes_of_the_real_set(tmp_path: Path) -> None:
     assert {sample.class_index for sample in chosen} == set(range(1000))
     write_calibration_list(chosen, tmp_path / "list.txt")
     assert read_calibration_list(tmp_path / "list.txt") == chosen
+
+
+def damage(image_tree: Path) -> dict[str, str]:
+    """Cut, empty and replace three images of two classes; return a part of the reason for each, by name."""
+    cut, empty, text = (
+        image_tree / "n90000001" / "n90000001_0.JPEG",
+        image_tree / "n90000001" / "n90000001_3.JPEG",
+        image_tree / "n90000003" / "n90000003_5.JPEG",
+    )
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])  # its header and size can be read
+    empty.write_bytes(b"")
+    text.write_text("not an image", encoding="utf-8")
+    return {str(cut): "image file is truncated", str(empty): "no format", str(text): "no format"}
+
+
+def run(cfg: BuildConfig, out: Path) -> list[Sample]:
+    out.mkdir()
+    calibset.run(calibset.take_settings(cfg), {}, out)
+    return read_calibration_list(out / "calibration.txt")
+
+
+def test_run_names_every_damaged_image_at_once(make_config: MakeConfig, image_tree: Path, tmp_path: Path) -> None:
+    reasons = damage(image_tree)
+    with pytest.raises(DataError) as caught:
+        run(make_config("dataset.sampler.get_data_num=24"), tmp_path / "out")
+    first, *lines = str(caught.value).splitlines()
+    assert first == (
+        f"{image_tree}: 3 of the 24 images chosen for calibration cannot be decoded; replace or remove them, or take "
+        "others of the same classes: --skip_bad of build (dataset.skip_bad: true)"
+    )
+    assert len(lines) == 3
+    for line, (name, reason) in zip(lines, sorted(reasons.items()), strict=True):
+        assert line.startswith(f"  {name}: cannot be decoded as an image: ")
+        assert reason in line
+        assert "bytes:" not in line
+
+
+def test_run_takes_others_of_the_same_class_when_images_are_skipped(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path
+) -> None:
+    options = ("dataset.sampler.get_data_num=12", "dataset.skip_bad=true")
+    before = run(make_config(*options), tmp_path / "before")
+    assert Counter(sample.folder for sample in before) == dict.fromkeys(
+        ("n90000001", "n90000002", "n90000003", "n90000004"), 3
+    )
+    gone = before[0].source
+    (image_tree / gone.name).write_bytes(b"\xff\xd8 broken")
+    after = run(make_config(*options), tmp_path / "after")
+    assert Counter(sample.folder for sample in after) == Counter(sample.folder for sample in before)
+    assert {sample.source for sample in before} - {sample.source for sample in after} == {gone}
+    (note,) = read_notes(tmp_path / "after")
+    first, line = note.splitlines()
+    assert first == "1 calibration images left out:"
+    assert line.startswith(f"  {image_tree}/{gone.name}: cannot be decoded as an image: ")
+    digests = dict(
+        reversed(line.split("  ")) for line in (tmp_path / "after" / "images.sha256").read_text().splitlines()
+    )
+    assert digests == {
+        sample.source.name: hashlib.sha256((image_tree / sample.source.name).read_bytes()).hexdigest()
+        for sample in after
+    }
+
+
+def test_run_says_what_is_lacking_when_too_few_images_can_be_decoded(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path
+) -> None:
+    damage(image_tree)
+    with pytest.raises(DataError, match=r"holds 21 images that can be decoded, sampler\.get_data_num asks for 22;"):
+        run(make_config("dataset.sampler.get_data_num=22", "dataset.skip_bad=true"), tmp_path / "few")
+    for path in (image_tree / "n90000002").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 4 classes have no image that can be decoded: n90000002;"):
+        run(make_config("dataset.sampler.get_data_num=8", "dataset.skip_bad=true"), tmp_path / "none")
+    float_model = make_config("dataset.sampler.get_data_num=24", "dataset.skip_bad=true", "backend.dtype=fp16")
+    assert len(run(float_model, tmp_path / "float")) == 15  # all there are
+
+
+def test_run_decodes_no_image_twice_when_images_are_skipped(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(image_tree)
+    decoded: list[bytes] = []
+    decode = preprocess.decode
+
+    def watched(content: bytes) -> preprocess.Pixels:
+        decoded.append(content)
+        return decode(content)
+
+    monkeypatch.setattr(preprocess, "decode", watched)
+    run(make_config("dataset.sampler.get_data_num=20", "dataset.skip_bad=true"), tmp_path / "out")
+    assert len(decoded) == len(set(decoded)) <= 24
+
+
+def test_choose_replaces_what_is_left_out_and_keeps_the_others() -> None:
+    dataset = make_dataset({"a": 30, "b": 30, "c": 30})
+    chosen = calibset.choose(dataset, 20, 5)
+    gone = {sample.source for sample in chosen[:3]}
+    other = calibset.choose(dataset, 20, 5, without=gone)
+    assert len(other) == 20
+    assert {sample.source for sample in chosen} - {sample.source for sample in other} == gone
+    assert Counter(sample.folder for sample in other) == Counter(sample.folder for sample in chosen)

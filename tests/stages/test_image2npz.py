@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.build_file import BuildConfig
 from pipeline.data.imagenet import list_dataset
 from pipeline.data.npz import read_datalist, read_image_npz
 from pipeline.errors import DataError, PipelineError
+from pipeline.stages import image2npz
+from pipeline.stages.artefact_names import read_notes
 from pipeline.stages.image2npz import Report, convert
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,7 +65,7 @@ def many_images(tmp_path: Path) -> Path:
 
 def test_convert_writes_what_pillow_decodes_in_the_data_sets_order(images: Path, tmp_path: Path) -> None:
     report = convert(images, tmp_path / "npz", tmp_path / "list.txt", workers=2)
-    assert report == Report(converted=4, kept=0, datalist=tmp_path / "list.txt")
+    assert report == Report(converted=4, kept=0, datalist=tmp_path / "list.txt", faults={})
     paths = read_datalist(tmp_path / "list.txt")
     names = ["n01440764/c", "n01440764/grey", "n01443537/a", "n01443537/b"]
     assert paths == [tmp_path / "npz" / f"{name}.npz" for name in names]
@@ -112,14 +115,14 @@ def test_convert_keeps_whole_files_and_mends_others(images: Path, tmp_path: Path
     target, datalist = tmp_path / "npz", tmp_path / "list.txt"
     convert(images, target, datalist, workers=1)
     before = {path: path.stat().st_ino for path in read_datalist(datalist)}
-    assert convert(images, target, datalist, workers=1) == Report(converted=0, kept=4, datalist=datalist)
+    assert convert(images, target, datalist, workers=1) == Report(converted=0, kept=4, datalist=datalist, faults={})
     put(images, "n01443537/a.jpg", jpeg(9))
     cut = target / "n01440764" / "c.npz"
     mtime_ns = cut.stat().st_mtime_ns
     cut.write_bytes(cut.read_bytes()[:-10])
     os.utime(cut, ns=(mtime_ns, mtime_ns))
     (target / "n01440764" / ".c.npz-abcd1234").write_bytes(b"left by a killed run")
-    assert convert(images, target, datalist, workers=1) == Report(converted=2, kept=2, datalist=datalist)
+    assert convert(images, target, datalist, workers=1) == Report(converted=2, kept=2, datalist=datalist, faults={})
     changed = {path.stem for path, inode in before.items() if path.stat().st_ino != inode}
     assert changed == {"a", "c"}
     assert not list(target.rglob(".*"))
@@ -255,3 +258,28 @@ def is_running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_run_names_damaged_evaluation_images_or_leaves_them_out(
+    make_config: Callable[..., BuildConfig], image_tree: Path, tmp_path: Path
+) -> None:
+    bad = image_tree / "n90000002" / "n90000002_1.JPEG"
+    bad.write_bytes(bad.read_bytes()[:500])
+
+    def run(out: Path, *overrides: str) -> None:
+        out.mkdir()
+        image2npz.run(image2npz.take_settings(make_config(f"evaluation.path={image_tree}", *overrides)), {}, out)
+
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "refused")
+    assert str(caught.value).splitlines()[0] == (
+        f"{image_tree}: 1 of the 24 evaluation images cannot be decoded; replace or remove them, or leave them out: "
+        "--skip_bad of build (dataset.skip_bad: true)"
+    )
+    assert str(caught.value).splitlines()[1].startswith(f"  {bad}: cannot be decoded as an image: ")
+    run(tmp_path / "skipped", "dataset.skip_bad=true")
+    listed = (tmp_path / "skipped" / "npz_datalist.txt").read_text(encoding="utf-8").splitlines()
+    labels = (tmp_path / "skipped" / "val_label.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == len(labels) == 23
+    assert "npz/n90000002/n90000002_1.npz" not in listed
+    assert read_notes(tmp_path / "skipped")[0].startswith(f"1 evaluation images left out:\n  {bad}: ")

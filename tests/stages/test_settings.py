@@ -59,6 +59,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "dataset.sampler.cover_classes": ("dataset.sampler.cover_classes=false",),
     "dataset.process_ops resize": ("dataset.process_ops.1.size=40",),
     "dataset.process_ops mean": ("dataset.process_ops.3.mean=[0.5,0.5,0.5]",),
+    "dataset.skip_bad": ("dataset.skip_bad=true",),
     "evaluation.path": ("evaluation.path={root}/others",),
     "evaluation.val_label": ("evaluation.val_label={root}/labels.txt",),
     "evaluation.num": ("evaluation.num=4",),
@@ -81,6 +82,7 @@ DEPENDS: Mapping[str, set[str]] = {
     "sample": set(),
     "calibset": {
         *("dataset.path", "dataset.val_label", "dataset.class_order", "frontend.num_classes", "backend.dtype"),
+        "dataset.skip_bad",
         *(f"dataset.sampler.{key}" for key in ("suffix", "get_data_num", "seed", "cover_classes")),
     },
     "export": {
@@ -99,7 +101,7 @@ DEPENDS: Mapping[str, set[str]] = {
     "trial": set(),
     "image2npz": {
         *("evaluation.path", "evaluation.val_label", "evaluation.num", "frontend.num_classes"),
-        *("dataset.sampler.suffix", "dataset.class_order"),
+        *("dataset.sampler.suffix", "dataset.class_order", "dataset.skip_bad"),
     },
     "convert": {"backend.dtype"},
     "package": set(CHANGES),
@@ -229,4 +231,4 @@ def test_fields_outside_of_the_key_are_these(vary: Callable[..., BuildConfig]) -
         settings = stage.settings(vary(None))
         fields = dataclasses.fields(settings)
         found |= {(stage.name, item.name) for item in fields if not item.metadata.get(module._IN_KEY, True)}
-    assert found == {("equalize", "cores"), ("calibrate", "cores"), ("round", "cores")}
+    assert found == {("calibset", "cores"), ("equalize", "cores"), ("calibrate", "cores"), ("round", "cores")}
