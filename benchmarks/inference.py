@@ -38,8 +38,9 @@ from pipeline.packages.package import BUILD_FILE, Package, open_package
 from pipeline.quant import placement, qdq
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
-from pipeline.run.figures import Recorder
-from pipeline.run.runner import Limit, Plan, measure
+from pipeline.run.performance import Recorder
+from pipeline.run.plan import Limit, Plan
+from pipeline.run.runner import measure
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import open_backend, place
 from pipeline.terminal.progress import progress_bar
@@ -84,7 +85,7 @@ def ours(package: Package, load: Load, runtime: Runtime, model: Path, seconds: f
     plan = Plan(model=model, runtime=runtime, spec=spec, batch=load.batch, instances=load.instances)
     recorder = Recorder()
     begun = measure(plan, Limit(duration_s=seconds), recorder)
-    return recorder.figures(begun, steady=True).throughput
+    return recorder.summarize(begun, steady=True).throughput
 
 
 def benchmark_app(model: Path, load: Load, flags: Sequence[str], seconds: float) -> float:

@@ -37,7 +37,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from pipeline.data import preprocess
 from pipeline.errors import PipelineError
 from pipeline.packages.package import Package, open_package
-from pipeline.run.predict import find_images
+from pipeline.run.inputs import find_images
 from pipeline.runtimes.base import Runtime
 
 Ask = Callable[[int], Awaitable[object]]  # sends request number n and waits for its answer

@@ -39,9 +39,11 @@ from pipeline.errors import ConfigError
 from pipeline.host import hardware
 from pipeline.packages.package import Package, open_package
 from pipeline.run import results
-from pipeline.run.figures import Recorder
-from pipeline.run.predict import Classifier, find_images
-from pipeline.run.runner import Limit, Plan, measure
+from pipeline.run.inputs import find_images
+from pipeline.run.performance import Recorder
+from pipeline.run.plan import Limit, Plan
+from pipeline.run.predict import Classifier
+from pipeline.run.runner import measure
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose
 from pipeline.stages.artefact_names import FIGURES
@@ -114,7 +116,7 @@ def images(args: argparse.Namespace) -> None:
         def infer() -> float:
             recorder = Recorder()
             begun = measure(plan, Limit(duration_s=args.seconds), recorder)
-            return recorder.figures(begun, steady=True).throughput
+            return recorder.summarize(begun, steady=True).throughput
 
         def from_npz() -> float:
             with tempfile.TemporaryDirectory() as out:
@@ -210,7 +212,7 @@ def calibration(args: argparse.Namespace) -> None:
         plan = Plan(float32, runtime, package.preprocess(), batch=1, instances=hardware.available_cores())
         recorder = Recorder()
         begun = measure(plan, Limit(iterations=len(paths)), recorder)
-        return recorder.figures(begun, steady=False).throughput
+        return recorder.summarize(begun, steady=False).throughput
 
     def calibrate() -> float:
         with tempfile.TemporaryDirectory(dir=args.scratch) as out:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.errors import PipelineError
-    from pipeline.run.predict import Classifier, Prediction
+    from pipeline.run.predict import Classifier
+    from pipeline.run.prediction import Prediction
 
 __all__ = ["Classifier", "PipelineError", "Prediction"]
 
@@ -17,7 +18,7 @@ def __getattr__(name: str) -> object:
 
     modules = {
         "Classifier": "pipeline.run.predict",
-        "Prediction": "pipeline.run.predict",
+        "Prediction": "pipeline.run.prediction",
         "PipelineError": "pipeline.errors",
     }
     if name not in modules:

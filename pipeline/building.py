@@ -42,11 +42,15 @@ def check(cfg: BuildConfig) -> None:
     trial.seconds()
 
 
-def build(cfg: BuildConfig, say: Callable[[str], None]) -> Built:
+def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> Built:
     """Run each stage whose inputs changed, then put the package in the workspace.
 
+    >>> built = pipeline.build(pipeline.load_build_file("flowers.yaml"))
+    >>> built.prefix
+    PosixPath('deploy_weights/flowers-int8-percentile-3_32_32-vacc/flowers')
+
     Args:
-        cfg: the build file.
+        cfg: the build file, of `load_build_file`.
         say: gets one line for each stage.
 
     Raises:

@@ -1,17 +1,18 @@
-"""The three commands: build, bench and eval."""
+"""The `bench` command."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.commands.flags import (
     RUNTIMES,
     add_command,
     add_engine_flags,
     add_report_flag,
+    add_results_flag,
     check_json_path,
     check_report_path,
     cluster_of,
@@ -21,10 +22,6 @@ from pipeline.commands.flags import (
     sayer,
 )
 from pipeline.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipeline.measure.bench import Load
-    from pipeline.packages.package import Package
 
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +71,7 @@ def add_bench(commands: Any) -> None:
     )
     parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
     parser.add_argument("--datalist", type=file_here, metavar="FILE", help="npz files to answer, a path or URL a line")
-    parser.add_argument("--path_output", type=place, metavar="DIR", help="results folder, path or URL (output)")
+    add_results_flag(parser, type=place, help="results folder, path or URL (output)")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
@@ -92,14 +89,12 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from pipeline.measure import bench
-    from pipeline.packages.choice import choose_for
+    from pipeline.measure.bench import bench, check_limits
     from pipeline.packages.package import open_package
-    from pipeline.run.runner import Limit
 
     check_json_path(args.json)
     check_report_path(args.report)
-    _check_performance_flags(args)
+    check_limits(args.datalist is None, args.reference, args.duration, args.iterations)
     cluster = cluster_of(args)
     if cluster is not None:
         _check_cluster_flags(args)
@@ -110,87 +105,46 @@ def _bench(args: argparse.Namespace) -> None:
         raise ConfigError("--max_latency: is a limit for --sweep; add that, or leave it out")
     if args.report is not None:
         raise ConfigError("--report: is the page of --sweep; add that, or give --report to eval, for accuracy")
-    given = _load(args)
     package = open_package(args.model)
-    bench.check_shape(package, args.shape)
-    spec, notes = bench.resolve_preprocess(package, args.vdsp_params)
-    load, found = (given, []) if given else _swept_load(package, args.processes)
-    notes += [*found, *choose_for(package, load.runtime).notes]
+    out = args.results
     # The documents' long form measures speed, or with --datalist makes results; the short form does both.
-    datalist = args.datalist
-    if datalist is None and (args.model is None or args.path_output is not None):
-        datalist = package.workspace_file("datalist")
-    if datalist is None and args.path_output is not None:
-        raise ConfigError("--path_output: there are no images to answer; give --datalist FILE (image2npz makes it)")
-    out = args.path_output or Path("output")
-    if datalist is not None:
-        bench.check_accuracy_run(datalist, out)
-    say = sayer(args.json)
-    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
-    for note in notes:
-        say(f"note: {note}")
-    performance = comparison = accuracy = None
-    limit = Limit(args.duration or Limit.duration_s, args.iterations)
-    if args.reference:
-        comparison = bench.run_comparison(package, load, spec, limit)
-        say("\n".join([*bench.describe(comparison.package[-1], "performance, last round"), str(comparison)]))
-    elif args.datalist is None:
-        performance = bench.run_performance(package, load, spec, limit)
-        say("\n".join(bench.describe(performance, "performance")))
-    if datalist is not None:
-        accuracy = bench.run_accuracy(package, load, spec, datalist, out, cluster)
-        if accuracy is not None:
-            say("\n".join(bench.describe(accuracy, "from npz to results", cluster)))
-        say(f"results in {out}/")
-    print_json(args.json, bench.report(package, load, performance, comparison, accuracy, cluster))
-
-
-def _load(args: argparse.Namespace) -> Load | None:
-    """Return the load that the flags name; None where they leave it open."""
-    from pipeline.measure import bench
-    from pipeline.runtimes.base import Runtime
-    from pipeline.runtimes.opening import choose
-
-    if args.batch is None and args.instances is None and args.runtime is None:
-        bench.Load(processes=args.processes)  # says what is wrong with it
-        return None
-    batch = 1 if args.batch is None else args.batch
-    instances = 1 if args.instances is None else args.instances
-    runtime = Runtime(args.runtime or "auto")
-    choose(runtime)  # says where it is not installed
-    return bench.Load(batch=batch, instances=instances, processes=args.processes, runtime=runtime)
-
-
-def _swept_load(package: Package, processes: int) -> tuple[Load, list[str]]:
-    """Return the load that a sweep found best here, or the least there is, and what the user should know of it."""
-    from pipeline.measure import bench
-    from pipeline.run import sweep
-    from pipeline.runtimes.base import Runtime
-
-    found = sweep.recall(package)
-    if found is None:
-        return bench.Load(processes=processes), []
-    setting, path = found
-    runtime = Runtime(setting.runtime)
-    load = bench.Load(batch=setting.batch, instances=setting.instances, processes=processes, runtime=runtime)
-    return load, [f"{setting.flags()}, which --sweep found best here ({path})"]
+    if out is None and args.model is None and package.workspace_file("datalist"):
+        out = Path("output")
+    found = bench(
+        package,
+        batch=args.batch,
+        instances=args.instances,
+        processes=args.processes,
+        runtime=args.runtime,
+        shape=args.shape,
+        vdsp_params=args.vdsp_params,
+        speed=args.datalist is None,
+        duration=args.duration,
+        iterations=args.iterations,
+        reference=args.reference,
+        datalist=args.datalist,
+        results=out,
+        cluster=cluster,
+        say=sayer(args.json),
+    )
+    print_json(args.json, found.as_dict())
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from pipeline.measure import bench
+    from pipeline.measure.bench import check_shape
     from pipeline.packages.package import open_package
     from pipeline.run import sweep
     from pipeline.runtimes.base import Runtime
     from pipeline.runtimes.opening import choose
 
-    others = ("batch", "instances", "datalist", "path_output", "vdsp_params", "iterations", "reference")
+    others = ("batch", "instances", "datalist", "results", "vdsp_params", "iterations", "reference")
     given = [name for name in others if getattr(args, name) not in (None, False)]
     if given or args.processes != 1:
         raise ConfigError(f"--sweep: chooses the load and runs nothing else; leave --{(*given, 'processes')[0]} out")
     runtime = Runtime(args.runtime or "auto")
     choose(runtime)
     package = open_package(args.model)
-    bench.check_shape(package, args.shape)
+    check_shape(package, args.shape)
     say = sayer(args.json)
     say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
     found = sweep.sweep(package, runtime, args.max_latency, args.duration or sweep.SECONDS)
@@ -202,14 +156,6 @@ def _sweep(args: argparse.Namespace) -> None:
         page.write(package, found, args.report)
         say(f"report in {args.report}")
     print_json(args.json, sweep.as_dict(package, found))
-
-
-def _check_performance_flags(args: argparse.Namespace) -> None:
-    if args.iterations is not None and args.iterations < 1:
-        raise ConfigError(f"--iterations: must be at least 1, got {args.iterations}")
-    given = [flag for flag in ("reference", "iterations", "duration") if getattr(args, flag)]
-    if args.datalist is not None and given:
-        raise ConfigError(f"--{given[0]}: a run over --datalist ends with its images; leave one of the two out")
 
 
 def _check_cluster_flags(args: argparse.Namespace) -> None:

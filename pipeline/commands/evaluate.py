@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.commands.flags import (
     add_command,
     add_report_flag,
+    add_results_flag,
     check_json_path,
     check_report_path,
     print_json,
     sayer,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_eval(commands: Any) -> None:
@@ -27,7 +25,7 @@ def add_eval(commands: Any) -> None:
         "top-1 and top-5 of a run, beside float32",
         "python -m pipeline eval --result_path output",
     )
-    parser.add_argument("--result_path", type=Path, required=True, metavar="DIR", help="results folder of bench")
+    add_results_flag(parser, type=Path, required=True, help="results folder of bench")
     parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
     parser.add_argument(
         "--label", type=Path, metavar="FILE", help="class names, a line a class (the package's), or as --val_label"
@@ -44,26 +42,20 @@ def add_eval(commands: Any) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from pipeline.measure import evaluate
+    from pipeline.measure.evaluate import evaluate
 
     check_json_path(args.json)
     check_report_path(args.report)
-    evaluation = evaluate.evaluate(
-        evaluate.Request(
-            result_path=args.result_path,
-            datalist=args.datalist,
-            label=args.label,
-            val_label=args.val_label,
-            reference=args.reference,
-        )
+    evaluation = evaluate(
+        args.results, datalist=args.datalist, label=args.label, val_label=args.val_label, reference=args.reference
     )
     say = sayer(args.json)
     if evaluation.facts["sample"]:
         say("sample weights, sample images")
-    say("\n".join(evaluate.describe(evaluation)))
+    say("\n".join(evaluation.as_lines()))
     if args.report is not None:
         from pipeline.reports import evaluation as page
 
         page.write(evaluation, args.report)
         say(f"report in {args.report}")
-    print_json(args.json, evaluate.as_dict(evaluation))
+    print_json(args.json, evaluation.as_dict())

@@ -88,6 +88,11 @@ def sayer(json_path: Path | None) -> Callable[[str], None]:
     return lambda text: print(text, file=stream, flush=True)
 
 
+def add_results_flag(parser: argparse.ArgumentParser, **settings: Any) -> None:
+    """Add the flag of the folder that bench writes and eval reads: the documents give it a name in each."""
+    parser.add_argument("--results", "--path_output", "--result_path", dest="results", metavar="DIR", **settings)
+
+
 def add_report_flag(parser: argparse.ArgumentParser, of: str = "") -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help=f"{of}write a page to look at")
 

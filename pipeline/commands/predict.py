@@ -6,7 +6,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,11 +22,15 @@ from pipeline.commands.flags import (
     is_standard_output,
     place,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.terminal import console
 
 if TYPE_CHECKING:
-    from pipeline.run.predict import Prediction
+    from pipeline.data.storage import Location
+    from pipeline.host.cluster import Cluster
+    from pipeline.run.answer import Skip
+    from pipeline.run.predict import Classifier
+    from pipeline.run.prediction import Prediction
 
 
 def add_predict(commands: Any) -> None:
@@ -44,7 +48,7 @@ def add_predict(commands: Any) -> None:
     parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image (5)")
     parser.add_argument("-b", "--batch", type=count, default=0, help="images at once (as bench --sweep found, or 8)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and say which")
+    parser.add_argument("--skip_bad", action="store_true", help="images that cannot be read are no error (exit code 0)")
     written = parser.add_mutually_exclusive_group()
     written.add_argument(
         "--json", type=file_here, metavar="FILE", help="write a list of objects, - for standard output"
@@ -54,22 +58,26 @@ def add_predict(commands: Any) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from pipeline.run import predict, predict_cluster
+    from pipeline.run.inputs import find_images
+    from pipeline.run.predict import Classifier
     from pipeline.terminal.progress import progress_bar
 
     check_json_path(args.json)
     cluster = cluster_of(args)
-    paths = predict.find_images(args.images)
-    skipped: list[str] = []
+    paths = find_images(args.images)
+    bad: list[str] = []
 
     def skip(name: str, reason: Exception) -> None:
-        skipped.append(name)
-        console.warning(f"skipped: {reason}")
+        bad.append(name)
+        if args.skip_bad:
+            console.warning(f"skipped: {reason}")
+        else:
+            console.error(str(reason))
 
     # Lines that appear one by one on a terminal are progress enough.
     shows_lines = args.json is None and args.csv is None and sys.stdout.isatty()
     with (
-        predict.Classifier(args.model, runtime=args.runtime, batch=args.batch) as classifier,
+        Classifier(args.model, runtime=args.runtime, batch=args.batch) as classifier,
         _writer(args) as write,
         progress_bar(len(paths), "predict", "img", shown=not shows_lines) as progress,
     ):
@@ -77,34 +85,43 @@ def _predict(args: argparse.Namespace) -> None:
             console.warning(f"note: {note}")
         if classifier.package.uses_sample:
             console.warning("sample weights, sample images: the answers to photos mean nothing")
-        passing = skip if args.skip_bad else None
-        if cluster is None:
-            predictions = classifier.predict(paths, args.topk, skip=passing)
-        else:
-            predictions = predict_cluster.predict(cluster, classifier, paths, args.topk, skip=passing)
-        with closing(predictions):
+        with closing(_predictions(cluster, classifier, paths, args.topk, skip)) as predictions:
             for prediction in predictions:
                 write(prediction)
                 progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
         console.note(f"thread seconds in: {spent} (infer includes waiting for a stream)")
-    if skipped:
-        console.warning(f"{len(skipped)} of {len(paths)} images skipped")
+    if bad and args.skip_bad:
+        console.warning(f"{len(bad)} of {len(paths)} images skipped")
+    elif bad:
+        raise DataError(
+            f"{len(bad)} of {len(paths)} images cannot be read, the others are answered; add --skip_bad to accept that"
+        )
+
+
+def _predictions(
+    cluster: Cluster | None, classifier: Classifier, paths: Sequence[Location], topk: int, skip: Skip
+) -> Generator[Prediction, None, None]:
+    from pipeline.run import cluster_predict
+
+    if cluster is None:
+        return classifier.predict(paths, topk, skip=skip)
+    return cluster_predict.predict(cluster, classifier, paths, topk, skip=skip)
 
 
 @contextmanager
 def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
     """Yield what writes one prediction in the form that the flags ask for."""
-    from pipeline.run import predict
+    from pipeline.run.prediction import COLUMNS
 
     if args.json is None and args.csv is None:
-        yield lambda prediction: print(predict.as_text(prediction), flush=True)
+        yield lambda prediction: print(prediction.as_text(), flush=True)
     elif args.csv is not None:
         with _output("--csv", args.csv) as stream:
             table = csv.writer(stream, lineterminator="\n")
-            table.writerow(predict.COLUMNS)
-            yield lambda prediction: table.writerows(predict.as_rows(prediction))
+            table.writerow(COLUMNS)
+            yield lambda prediction: table.writerows(prediction.as_rows())
     else:
         with _output("--json", args.json) as stream:
             begun = False
@@ -112,7 +129,7 @@ def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
             def write(prediction: Prediction) -> None:
                 nonlocal begun
                 stream.write(",\n" if begun else "[\n")
-                stream.write(json.dumps(predict.as_dict(prediction), ensure_ascii=False))
+                stream.write(json.dumps(prediction.as_dict(), ensure_ascii=False))
                 begun = True
 
             yield write

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +43,31 @@ def decode(source: Path | bytes) -> Pixels:
             (Pillow itself only warns up to twice that number).
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    with _decoding(name), Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+        return _to_chw(name, image)
+
+
+def from_pillow(image: Image.Image) -> Pixels:
+    """Return the pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
+
+    Args:
+        image: of any mode; only read. One that was opened and not loaded yet is loaded.
+
+    Returns:
+        uint8 [3, H, W], RGB, C-contiguous.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    with _decoding("image"):
+        return _to_chw("image", image)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn what Pillow raises into a DataError."""
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            _check_pixels(name, image.width, image.height)
-            image_hwc = _rgb(image)
+        yield
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -55,7 +78,11 @@ def decode(source: Path | bytes) -> Pixels:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
-    return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+
+def _to_chw(name: str, image: Image.Image) -> Pixels:
+    _check_pixels(name, image.width, image.height)
+    return np.ascontiguousarray(_rgb(image).transpose(2, 0, 1))
 
 
 def _rgb(image: Image.Image) -> Pixels:

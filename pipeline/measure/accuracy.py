@@ -60,8 +60,13 @@ def mcnemar_p(right_to_wrong: int, wrong_to_right: int) -> float:
     return min(1.0, 2 * math.fsum(map(math.exp, terms)))
 
 
-def drop_interval(right_to_wrong: int, wrong_to_right: int, images: int) -> tuple[float, float]:
-    """Return the 95% interval of the accuracy lost, in % points, given how many answers flipped.
+def change_in_points(before: Accuracy, after: Accuracy) -> float:
+    """Return what an accuracy over the same images changed by, in % points; above 0 it is better after."""
+    return 100 * (after.correct - before.correct) / before.count
+
+
+def change_interval(right_to_wrong: int, wrong_to_right: int, images: int) -> tuple[float, float]:
+    """Return the 95% interval of the change in accuracy, in % points, given how many answers flipped.
 
     Tango's score interval of two shares of the same images (Statistics in Medicine 17, 1998, 891-908). How many answers
     flip is by chance too, hence it is not a point where none did: nobody knows of images that were not seen.
@@ -83,4 +88,4 @@ def drop_interval(right_to_wrong: int, wrong_to_right: int, images: int) -> tupl
             low, high = (low, middle) if too_large(middle, flips) else (middle, high)
         return 100 * low
 
-    return -bound((wrong_to_right, right_to_wrong)), bound((right_to_wrong, wrong_to_right))
+    return -bound((right_to_wrong, wrong_to_right)), bound((wrong_to_right, right_to_wrong))

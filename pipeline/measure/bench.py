@@ -2,74 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import read_datalist
-from pipeline.data.storage import Location
+from pipeline.data.storage import Location, Url, location
 from pipeline.errors import ConfigError, DataError
-from pipeline.host import hardware
 from pipeline.host.cluster import Cluster
+from pipeline.measure.bench_result import BenchResult, SpeedComparison, describe
+from pipeline.measure.load import Load, choose_load
 from pipeline.packages.choice import runtime_for
-from pipeline.packages.package import Package, check_fits
-from pipeline.run import results
-from pipeline.run.figures import Figures, Recorder
-from pipeline.run.runner import Limit, Plan, measure
+from pipeline.packages.package import Package, check_fits, open_package
+from pipeline.run import results as results_folder
+from pipeline.run.performance import Performance, Recorder
+from pipeline.run.plan import Limit, Plan
+from pipeline.run.runner import measure
 from pipeline.runtimes.base import Runtime
 from pipeline.terminal.progress import progress_bar
 
 _COMPARED_ROUNDS = 3
 
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """How hard to drive the model: `-b -i -p --runtime`."""
-
-    batch: int = 1
-    instances: int = 1
-    processes: int = 1
-    runtime: Runtime = Runtime.AUTO
-
-    def __post_init__(self) -> None:
-        for flag, value in (("-b", self.batch), ("-i", self.instances), ("-p", self.processes)):
-            if not 1 <= value <= 1024:
-                raise ConfigError(f"{flag}: must be in 1..1024, got {value}")
+FilePath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A package beside float32, measured in turn so that a machine that changes its speed changes both."""
+def bench(
+    package: Package | FilePath | None = None,
+    *,
+    batch: int | None = None,
+    instances: int | None = None,
+    processes: int = 1,
+    runtime: Runtime | str | None = None,
+    shape: Sequence[int] | None = None,
+    vdsp_params: FilePath | None = None,
+    speed: bool = True,
+    duration: float | None = None,
+    iterations: int | None = None,
+    reference: bool = False,
+    datalist: FilePath | None = None,
+    results: FilePath | Url | None = None,
+    cluster: Cluster | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> BenchResult:
+    """Measure how fast a package is on this machine, and write its answers to images.
 
-    precision: str  # of the package: int8, fp16, fp32
-    package: tuple[Figures, ...]
-    float32: tuple[Figures, ...]
+    >>> measured = pipeline.bench(package, batch=4, instances=2, iterations=20)
+    >>> measured.performance.images
+    80
+    >>> sorted(measured.performance.latency_ms)
+    ['max', 'mean', 'min', 'p50', 'p90', 'p95', 'p99']
+    >>> pipeline.bench(package, speed=False, datalist="npz_datalist.txt", results="output").accuracy_run.images
+    8
 
-    @property
-    def ratios(self) -> list[float]:
-        """How many times as fast the package was, round by round."""
-        rounds = zip(self.package, self.float32, strict=True)
-        return [round(package.throughput / float32.throughput, 3) for package, float32 in rounds]
+    Args:
+        package: a package or its path, as of `open_package`.
+        batch: images a request.
+        instances: requests in flight, over all processes.
+        processes: worker processes.
+        runtime: auto, openvino or onnxruntime. Where this, `batch` and `instances` are None, all three are what
+            `bench --sweep` found best on this machine; else each that is None is auto, 1 and 1.
+        shape: [C, H, W] that the package must take; None: any.
+        vdsp_params: a preprocessing file in place of the package's own.
+        speed: measure throughput and latency, on synthetic images.
+        duration: seconds of that; None: 10.
+        iterations: requests of that, in place of a time.
+        reference: measure the build's float32 model too, in turn.
+        datalist: a file of npz paths whose images are answered; None: the build's own evaluation images.
+        results: folder of the answers; None: output/ where a `datalist` is given, else nothing is answered.
+        cluster: where images are answered, in place of this machine.
+        say: gets the lines that the command prints, each as soon as it is known.
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            self.precision: [asdict(figures) for figures in self.package],
-            "float32": [asdict(figures) for figures in self.float32],
-            "ratios": self.ratios,
-            "median_ratio": median(self.ratios),
-        }
+    Raises:
+        PipelineError: the arguments do not fit each other, the package or this machine.
+    """
+    check_limits(speed, reference, duration, iterations)
+    package = package if isinstance(package, Package) else open_package(package)
+    check_shape(package, shape)
+    spec, notes = resolve_preprocess(package, None if vdsp_params is None else os.fspath(vdsp_params))
+    load, found = choose_load(package, batch=batch, instances=instances, processes=processes, runtime=runtime)
+    result = BenchResult(package=package, load=load, notes=(*notes, *found), cluster=cluster)
+    answers = _find_answers(package, datalist, results)
+    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    for note in result.notes:
+        say(f"note: {note}")
+    limit = Limit(Limit.duration_s if duration is None else duration, iterations)
+    if speed:
+        result = _measure_speed(result, spec, limit, reference=reference, say=say)
+    if answers is not None:
+        accuracy_run = run_accuracy(package, load, spec, *answers, cluster)
+        if accuracy_run is not None:
+            say("\n".join(describe(accuracy_run, "from npz to results", cluster)))
+        say(f"results in {answers[1]}/")
+        result = replace(result, accuracy_run=accuracy_run, results=answers[1])
+    return result
 
-    def __str__(self) -> str:
-        package = median(figures.throughput for figures in self.package)
-        float32 = median(figures.throughput for figures in self.float32)
-        rounds = ", ".join(f"{ratio:.2f}" for ratio in self.ratios)
-        return (
-            f"{self.precision} {package:.1f} images/s, float32 {float32:.1f} images/s (medians); "
-            f"{self.precision} is {median(self.ratios):.2f}x as fast (in turn: {rounds})"
-        )
+
+def check_limits(speed: bool, reference: bool, duration: float | None, iterations: int | None) -> None:
+    """Raise ConfigError if the limits of a performance run are out of range, or there is none."""
+    if iterations is not None and iterations < 1:
+        raise ConfigError(f"--iterations: must be at least 1, got {iterations}")
+    if duration is not None and not 0 < duration < float("inf"):
+        raise ConfigError(f"--duration: must be above 0, got {duration}")
+    given = {"reference": reference, "iterations": iterations, "duration": duration}
+    unused = [flag for flag, value in given.items() if value]
+    if unused and not speed:
+        raise ConfigError(f"--{unused[0]}: a run over --datalist ends with its images; leave one of the two out")
+
+
+def _find_answers(
+    package: Package, datalist: FilePath | None, results: FilePath | Url | None
+) -> tuple[Path, Location] | None:
+    """Return the datalist to answer and the folder for that; None where nothing is to be answered.
+
+    Raises:
+        PipelineError: they cannot be read or written, before the minutes that a performance run may take.
+    """
+    if datalist is None and results is None:
+        return None
+    listed = package.workspace_file("datalist") if datalist is None else Path(datalist)
+    if listed is None:
+        raise ConfigError("--path_output: there are no images to answer; give --datalist FILE (image2npz makes it)")
+    out = location("output" if results is None else results)
+    read_datalist(listed)
+    results_folder.check_folder(out)
+    return listed, out
+
+
+def _measure_speed(
+    result: BenchResult, spec: PreprocessSpec, limit: Limit, *, reference: bool, say: Callable[[str], None]
+) -> BenchResult:
+    if reference:
+        comparison = run_comparison(result.package, result.load, spec, limit)
+        say("\n".join([*describe(comparison.package[-1], "performance, last round"), str(comparison)]))
+        return replace(result, comparison=comparison)
+    performance = run_performance(result.package, result.load, spec, limit)
+    say("\n".join(describe(performance, "performance")))
+    return replace(result, performance=performance)
 
 
 def resolve_preprocess(package: Package, vdsp_params: str | None) -> tuple[PreprocessSpec, list[str]]:
@@ -96,18 +166,12 @@ def check_shape(package: Package, shape: Sequence[int] | None) -> None:
         )
 
 
-def check_accuracy_run(datalist: Path, out: Location) -> None:
-    """Raise PipelineError if `run_accuracy` could not begin, before the minutes that a performance run may take."""
-    read_datalist(datalist)
-    results.check_folder(out)
-
-
-def run_performance(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> Figures:
+def run_performance(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> Performance:
     """Measure throughput and latency on prepared synthetic images, `load.instances` requests always in flight."""
     return _measure(_plan(package, load, spec), limit, package.name)
 
 
-def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> Comparison:
+def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Limit) -> SpeedComparison:
     """Measure the package and the build's float32 model in turn, the same load on both.
 
     Raises:
@@ -123,20 +187,20 @@ def run_comparison(package: Package, load: Load, spec: PreprocessSpec, limit: Li
         float32.append(
             _measure(replace(plan, model=model, wide_weights=False), limit, f"float32 {number}/{_COMPARED_ROUNDS}")
         )
-    return Comparison(package.precision, tuple(measured), tuple(float32))
+    return SpeedComparison(package.precision, tuple(measured), tuple(float32))
 
 
-def _measure(plan: Plan, limit: Limit, what: str) -> Figures:
+def _measure(plan: Plan, limit: Limit, what: str) -> Performance:
     total = None if limit.iterations is None else limit.iterations * plan.batch
     with progress_bar(total, what, "img") as progress:
         recorder = Recorder(progress)
         begun = measure(plan, limit, recorder)
-    return recorder.figures(begun, steady=limit.iterations is None)
+    return recorder.summarize(begun, steady=limit.iterations is None)
 
 
 def run_accuracy(
     package: Package, load: Load, spec: PreprocessSpec, datalist: Path, out: Location, cluster: Cluster | None = None
-) -> Figures | None:
+) -> Performance | None:
     """Write the package's answer to every image of a datalist; see `results` for the folder.
 
     Returns:
@@ -153,7 +217,7 @@ def run_accuracy(
         "preprocess": to_vdsp_dict(spec),
         "datalist": str(datalist.absolute()),
     }
-    return results.write_results(plan, run, images, out, f"results of {package.name}", cluster)
+    return results_folder.write_results(plan, run, images, out, f"results of {package.name}", cluster)
 
 
 def _plan(package: Package, load: Load, spec: PreprocessSpec) -> Plan:
@@ -166,46 +230,3 @@ def _plan(package: Package, load: Load, spec: PreprocessSpec) -> Plan:
         processes=load.processes,
         wide_weights=package.has_wide_weights,
     )
-
-
-def report(
-    package: Package,
-    load: Load,
-    performance: Figures | None = None,
-    comparison: Comparison | None = None,
-    accuracy: Figures | None = None,
-    cluster: Cluster | None = None,
-) -> dict[str, Any]:
-    """Return everything of a bench as plain data, for `--json`."""
-    return {
-        "package": str(package.prefix),
-        "model_sha256": package.digest,
-        "sample": package.uses_sample,
-        "machine": hardware.describe(),
-        "cluster": str(cluster) if cluster else None,
-        "load": {**asdict(load), "runtime": runtime_for(package, load.runtime).value},
-        "performance": asdict(performance) if performance else None,
-        "comparison": comparison.as_dict() if comparison else None,
-        "accuracy_run": asdict(accuracy) if accuracy else None,
-    }
-
-
-def describe(figures: Figures, title: str, cluster: Cluster | None = None) -> list[str]:
-    """Return the lines that people read."""
-    here = f"{hardware.cpu_name()}, {hardware.available_cores()} cores, " + (
-        ", ".join(hardware.instruction_sets()) or "no int8 instructions known"
-    )
-    worker = figures.workers[0]
-    streams = sum(w["streams"] for w in figures.workers)
-    threads = sum(w["threads"] for w in figures.workers)
-    latency = "  ".join(f"{name} {value:.1f}" for name, value in figures.latency_ms.items())
-    lines = [
-        f"{title}: {figures.throughput:.1f} images/s ({figures.images} images in {figures.seconds:.1f} s)",
-        f"latency of a request, ms: {latency}",
-        f"ran on {worker['runtime']} {worker['version']}, {len(figures.workers)} process(es), {streams} stream(s), "
-        f"{threads} thread(s); {cluster or here}",
-    ]
-    if figures.stage_seconds:
-        spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in figures.stage_seconds.items())
-        lines.append(f"thread seconds in: {spent} (infer includes waiting for a stream)")
-    return lines

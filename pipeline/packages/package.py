@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -180,14 +181,21 @@ def _scores_in(model: Path, digest: str) -> Scores | None:
     return find_scores(onnx.load(model, load_external_data=False))
 
 
-def open_package(prefix: Path | None) -> Package:
-    """Return the package that `-m` names (`folder/name`, or the folder), or the one built last under deploy_weights/.
+def open_package(prefix: str | os.PathLike[str] | None = None) -> Package:
+    """Return a package after comparing its files with their digests.
 
-    A folder that does not exist here is looked for in deploy_weights/, where `build` puts it.
+    >>> package = pipeline.open_package("deploy_weights/flowers-int8-percentile-3_32_32-vacc/flowers")
+    >>> package.name, package.precision, package.input_chw
+    ('flowers', 'int8', (3, 32, 32))
+
+    Args:
+        prefix: what `-m` takes: `folder/name`, or the folder. One that does not exist here is looked for in
+            deploy_weights/, where `build` puts it. None: the package built last under deploy_weights/.
 
     Raises:
         ArtefactError: there is none, or a file of it is missing or changed.
     """
+    prefix = None if prefix is None else Path(prefix)
     folder = _newest() if prefix is None else _find(prefix)
     files = artefacts.verify(folder)["files"]
     if FACTS not in files:

@@ -14,7 +14,8 @@ from pipeline.data.npz import read_image_npz
 from pipeline.data.storage import Location
 from pipeline.errors import DataError
 from pipeline.measure.accuracy import Accuracy
-from pipeline.measure.evaluate import Comparison, Evaluation, Flip
+from pipeline.measure.comparison import AnswerComparison, Flip
+from pipeline.measure.evaluation import Evaluation
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import THRESHOLDS, Package
 from pipeline.reports import markup
@@ -38,7 +39,7 @@ def _body(evaluation: Evaluation, title: str) -> Iterator[str]:
     yield from map(markup.note, evaluation.notes)
     yield from _accuracy(evaluation)
     if evaluation.reference is not None:
-        yield from _comparison(evaluation.reference)
+        yield from _comparison(evaluation, evaluation.reference)
         yield from _flips(evaluation, evaluation.reference)
     if evaluation.package is not None:
         yield from _speed(evaluation.package)
@@ -52,8 +53,9 @@ def _accuracy(evaluation: Evaluation) -> Iterator[str]:
         rows.insert(0, ("float32", evaluation.reference.top1, evaluation.reference.top5))
     runtime = evaluation.facts.get("runtime", "another program")
     yield f"<h2>Accuracy</h2><p>{evaluation.top1.count} images, answers of {markup.text(str(runtime))}.</p>"
-    cells = [[name, _share(top1), _share(top5)] for name, top1, top5 in rows]
-    yield markup.table(["", "top-1 (95% interval)", "top-5 (95% interval)"], cells)
+    shown = 3 if evaluation.has_top5 else 2
+    cells = [[name, _share(top1), _share(top5)][:shown] for name, top1, top5 in rows]
+    yield markup.table(["", "top-1 (95% interval)", "top-5 (95% interval)"][:shown], cells)
 
 
 def _share(accuracy: Accuracy) -> str:
@@ -61,12 +63,11 @@ def _share(accuracy: Accuracy) -> str:
     return f"{accuracy.percent:.2f}% ({low:.2f} to {high:.2f})"
 
 
-def _comparison(reference: Comparison) -> Iterator[str]:
-    low, high = reference.drop_interval
-    drop = 100 * (reference.right_to_wrong - reference.wrong_to_right) / reference.top1.count
+def _comparison(evaluation: Evaluation, reference: AnswerComparison) -> Iterator[str]:
+    low, high = reference.change_interval
     by_label = reference.divergence.scores is Scores.SIGMOID
     rows = [
-        ["top-1 lost", f"{drop:+.2f} points, {low:+.2f} to {high:+.2f} (95%)"],
+        ["change in top-1", f"{evaluation.top1_change:+.2f} points, {low:+.2f} to {high:+.2f} (95%)"],
         ["McNemar's exact test", f"p = {reference.p_value:.2g}"],
         ["same answer", _share(reference.agreement)],
         ["right to wrong, wrong to right", f"{reference.right_to_wrong}, {reference.wrong_to_right}"],
@@ -76,7 +77,7 @@ def _comparison(reference: Comparison) -> Iterator[str]:
     yield "<h2>Beside float32, image by image</h2>" + markup.table(["", ""], rows)
 
 
-def _flips(evaluation: Evaluation, reference: Comparison) -> Iterator[str]:
+def _flips(evaluation: Evaluation, reference: AnswerComparison) -> Iterator[str]:
     count = len(reference.flips)
     yield f"<h2>{count} answers changed</h2>"
     if count > _MOST_FLIPS:

@@ -23,8 +23,9 @@ from pipeline.artefacts import fingerprint, json_bytes, write_json
 from pipeline.data.storage import Location, Url, absolute, location, names_in, stamps
 from pipeline.errors import DataError
 from pipeline.host.cluster import Cluster
-from pipeline.run.figures import Figures, Recorder
-from pipeline.run.runner import Plan, Sample, infer_samples, unanswered
+from pipeline.run import cluster_runner, runner
+from pipeline.run.performance import Performance, Recorder
+from pipeline.run.plan import Entry, Plan
 from pipeline.terminal.progress import progress_bar
 
 _RUN_FILE = "run.json"
@@ -35,10 +36,10 @@ _STEM_LENGTH = 50  # characters of an image's name in that of its result: file n
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the facts it was started with, and each sample's image with its result file."""
+    """A finished run: the facts it was started with, and each image with its result file."""
 
     facts: dict[str, Any]
-    samples: tuple[Sample, ...]
+    entries: tuple[Entry, ...]
 
 
 def write_results(
@@ -48,7 +49,7 @@ def write_results(
     out: Location,
     what: str,
     cluster: Cluster | None = None,
-) -> Figures | None:
+) -> Performance | None:
     """Infer the images into a results folder, going on where an interrupted run with the same facts stopped.
 
     Where the images are computed, here or in a cluster, is none of the facts: the results are the same.
@@ -56,19 +57,23 @@ def write_results(
     Returns:
         What was measured; None if there was nothing left to do.
     """
-    with open_run(out, facts, images) as samples:
-        missing = sum(map(len, unanswered(samples, plan.batch)))
-        with progress_bar(len(samples), what, "img", done=len(samples) - missing) as progress:
+    with open_run(out, facts, images) as entries:
+        requests = runner.list_unanswered(entries, plan.batch)
+        missing = sum(map(len, requests))
+        with progress_bar(len(entries), what, "img", done=len(entries) - missing) as progress:
             recorder = Recorder(progress)
-            begun = infer_samples(plan, samples, recorder, cluster)
+            if cluster is None:
+                begun = runner.infer_requests(plan, requests, recorder)
+            else:
+                begun = cluster_runner.infer_requests(cluster, plan, requests, recorder)
         if cluster is not None:
             _remove_scratch(out)  # of workers that died
-    return recorder.figures(begun, steady=False) if recorder.requests else None
+    return recorder.summarize(begun, steady=False) if recorder.requests else None
 
 
 @contextlib.contextmanager
-def open_run(out: Location, facts: dict[str, Any], images: Sequence[Location]) -> Iterator[list[Sample]]:
-    """Yield the samples of a run, ready to be written; the run counts as finished when the body succeeds.
+def open_run(out: Location, facts: dict[str, Any], images: Sequence[Location]) -> Iterator[list[Entry]]:
+    """Yield the entries of a run, ready to be written; the run counts as finished when the body succeeds.
 
     Results that an interrupted run with the same facts and images left are kept; those of any other run are removed.
 
@@ -87,7 +92,7 @@ def open_run(out: Location, facts: dict[str, Any], images: Sequence[Location]) -
     with _sole_writer(out):
         _make_room(out, key)
         _write_record(out, record)
-        yield [Sample(image, out / name) for name, image in zip(names, images, strict=True)]
+        yield [Entry(image, out / name) for name, image in zip(names, images, strict=True)]
         _write_record(out, {**record, "finished": True})
 
 
@@ -191,7 +196,7 @@ def _write_record(out: Location, record: dict[str, Any]) -> None:
         else:
             record_file.write_bytes(json_bytes(record))
     except OSError as err:
-        raise DataError(f"{run_file(out)}: cannot be written ({err.strerror}); mend that, then run again") from None
+        raise DataError(f"{run_file(out)}: cannot be written ({err.strerror}); fix that, then run again") from None
 
 
 def _records(folder: Location) -> list[Location]:
@@ -247,7 +252,7 @@ def read_run(folder: Path, datalist: Sequence[Location] | None) -> Run:
         )
     _check_same({path.name for path in files}, set(samples), folder)
     facts = {key: value for key, value in record.items() if key != "samples"}
-    return Run(facts, tuple(Sample(image, folder / name) for name, image in samples.items()))
+    return Run(facts, tuple(Entry(image, folder / name) for name, image in samples.items()))
 
 
 def _check_same(found: set[str], wanted: set[str], folder: Path) -> None:
@@ -260,7 +265,7 @@ def _check_same(found: set[str], wanted: set[str], folder: Path) -> None:
         raise DataError(f"{folder}: {len(strange)} results of no sample (first: {strange[0]}); run bench again")
 
 
-def _pair_by_order(folder: Path, files: Sequence[Location], datalist: Sequence[Location] | None) -> list[Sample]:
+def _pair_by_order(folder: Path, files: Sequence[Location], datalist: Sequence[Location] | None) -> list[Entry]:
     if not files:
         raise DataError(f"--result_path {folder}: no results (*{_SUFFIX}) in it; run bench with --path_output {folder}")
     if datalist is None:
@@ -270,4 +275,4 @@ def _pair_by_order(folder: Path, files: Sequence[Location], datalist: Sequence[L
         )
     if len(files) != len(datalist):
         raise DataError(f"{folder}: {len(files)} results for {len(datalist)} samples of the datalist; run it again")
-    return [Sample(image, result) for image, result in zip(datalist, files, strict=True)]
+    return [Entry(image, result) for image, result in zip(datalist, files, strict=True)]

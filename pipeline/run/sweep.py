@@ -19,8 +19,9 @@ from pipeline.host import hardware
 from pipeline.host.user_cache import cache_folder
 from pipeline.packages.choice import fit_runtimes
 from pipeline.packages.package import Package
-from pipeline.run.figures import Recorder
-from pipeline.run.runner import Limit, Plan, measure
+from pipeline.run.performance import Recorder
+from pipeline.run.plan import Limit, Plan
+from pipeline.run.runner import measure
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes, version_of
 from pipeline.terminal.progress import progress_bar
@@ -103,9 +104,9 @@ def sweep(package: Package, runtime: Runtime, max_latency: float | None, seconds
             )
             recorder = Recorder()
             begun = measure(plan, Limit(duration_s=seconds), recorder)
-            figures = recorder.figures(begun, steady=True)
+            found = recorder.summarize(begun, steady=True)
             progress.update()
-            return Point(setting, figures.throughput, figures.latency_ms["p95"])
+            return Point(setting, found.throughput, found.latency_ms["p95"])
 
         points: list[Point] = []
         for each in runtimes:

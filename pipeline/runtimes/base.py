@@ -33,6 +33,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether this input is of raw pixels, uint8, which the model normalises itself."""
+        return self.dtype == "uint8"
+
     def check(self, array: npt.NDArray[np.generic], batch: int) -> None:
         """Raise BackendError unless `array` fits and holds 1 to `batch` images."""
         fits = array.ndim == len(self.shape) and all(

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError
+from pipeline.run import answer
 from pipeline.runtimes.base import Backend, Output
 from pipeline.serve import metrics
 
@@ -116,18 +117,18 @@ class Batcher:
             metrics.WAIT.observe(begun - turn.since)
         backend = self._single if len(turns) == 1 else self._full
         try:
-            outputs = backend.infer(np.stack([turn.call.images[turn.number] for turn in turns]))
+            outputs = answer.infer(backend, [turn.call.images[turn.number] for turn in turns])
         except Exception as err:  # whatever it is, the requests must be answered, and the thread must go on
             for turn in turns:
                 _settle(turn.call.future, err)
             return
         metrics.COMPUTE.observe(time.perf_counter() - begun)
         metrics.BATCH.observe(len(turns))
-        for turn, output in zip(turns, outputs, strict=True):
-            if np.isfinite(output).all():
+        for turn, output, finite in zip(turns, outputs, answer.find_finite(outputs), strict=True):
+            if finite:
                 self._answer(turn, output)
             else:
-                _settle(turn.call.future, BackendError("the model's output holds NaN or Inf"))
+                _settle(turn.call.future, BackendError(answer.NOT_FINITE))
 
     def _answer(self, turn: _Turn, output: Output) -> None:
         call = turn.call

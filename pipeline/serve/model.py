@@ -17,7 +17,8 @@ from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
 from pipeline.packages.package import Package
 from pipeline.quant.divergence import probabilities
-from pipeline.run.predict import Prediction, best_classes
+from pipeline.run import answer
+from pipeline.run.prediction import Prediction
 from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics
 from pipeline.serve.batching import Batcher, BusyError
@@ -127,9 +128,8 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         """
         with self._one_more():
             images = await self._decoded([content for _, content in files], [name for name, _ in files])
-            shares = probabilities(await self._infer(images), self._scores)
-        rows = zip(files, shares, strict=True)
-        return [best_classes(name, row, self._labels, topk) for (name, _), row in rows]
+            outputs = await self._infer(images)
+        return answer.make_predictions([name for name, _ in files], outputs, self._scores, self._labels, topk)
 
     def close(self) -> None:
         self._decoders.shutdown()
@@ -180,9 +180,12 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
 
     def _decode(self, content: bytes, name: str) -> Prepared:
         try:
-            return preprocess.load(self._spec, content, raw=self._takes.dtype == "uint8")
+            image, _ = answer.prepare(
+                self._spec, name, content, preprocess.decode, takes_pixels=self._takes.takes_pixels
+            )
         except DataError as err:
-            raise InvalidInput(f"{name}: {err}") from None
+            raise InvalidInput(str(err)) from None
+        return image
 
     async def _infer(self, images: Sequence[Prepared]) -> Output:
         """Return float32 [images, classes]."""
@@ -213,15 +216,17 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         if classes == 0:
             made = InferOutput(wanted.name, list(values.shape), "FP32")
         else:
-            values = np.array([self._classification(row, classes) for row in values], dtype=object)
+            values = np.array(self._classify_as_text(values, classes), dtype=object)
             made = InferOutput(wanted.name, list(values.shape), "BYTES")
         made.set_data_from_numpy(values, binary_data=True)
         return made
 
-    def _classification(self, row: Output, count: int) -> list[bytes]:
-        """Return `value:class:label`, best first, as Triton's classification extension has it."""
-        best = np.argsort(-row, kind="stable")[:count]
-        return [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in best]
+    def _classify_as_text(self, values: Output, count: int) -> list[list[bytes]]:
+        """Return `value:class:label` for each row, best first, as Triton's classification extension has it."""
+        return [
+            [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in ranks]
+            for row, ranks in zip(values, answer.rank_classes(values, count), strict=True)
+        ]
 
 
 def refuse_shared_memory(where: str, parameters: Mapping[str, object] | None) -> None:

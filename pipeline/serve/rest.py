@@ -18,7 +18,6 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.run.predict import as_dict
 from pipeline.serve import metrics
 from pipeline.serve.kserve import (
     DataPlane,
@@ -85,7 +84,7 @@ def make_app(
         check(model_name, model_version)
         if topk < 1:
             raise InvalidInput(f"topk: expected 1 or more, got {topk}")
-        found = [as_dict(each) for each in await model.classify(await _uploads(request), topk)]
+        found = [each.as_dict() for each in await model.classify(await _uploads(request), topk)]
         return Response(orjson.dumps(found), media_type="application/json")
 
     async def show_metrics(request: Request) -> Response:

@@ -390,7 +390,7 @@ def test_ctrl_c_ends_a_long_measurement(tiny: TinyWorkspace, command: RunCommand
 
 INTERRUPTED_IN_AN_EXEC = """
 import argparse
-from pipeline import cli
+from pipeline.commands import cli
 
 def make_parser():
     parser = argparse.ArgumentParser()
@@ -437,7 +437,7 @@ def test_the_process_that_shares_the_model_is_killed(tiny: TinyWorkspace, comman
 
 IDLE_WORKERS = """
 import threading
-from pipeline.processes import run_workers
+from pipeline.host.processes import run_workers
 
 def wait_forever(task, report, barrier):
     barrier()

@@ -17,7 +17,8 @@ from pipeline.data.sources import scan
 from pipeline.data.storage import Url, location, names_in, stamps
 from pipeline.errors import DataError
 from pipeline.measure import bench
-from pipeline.run import predict
+from pipeline.run.inputs import find_images
+from pipeline.run.predict import Classifier
 from pipeline.run.results import check_folder
 from pipeline.runtimes.base import Runtime
 
@@ -173,10 +174,10 @@ def test_predict_reads_urls_and_folders_of_them(root: Url, in_workspace: TinyWor
     save(0, root / "images/b.jpg")
     npz.write_image_npz(root / "images/a.npz", draw(1))
     (root / "images/notes.txt").write_bytes(b"x")
-    places = predict.find_images([root / "images", root / "images/b.jpg"])
+    places = find_images([root / "images", root / "images/b.jpg"])
     assert [place.name for place in places] == ["a.npz", "b.jpg", "b.jpg"]
     (tmp_path / "b.jpg").write_bytes((root / "images/b.jpg").read_bytes(1 << 20))
-    with predict.Classifier(in_workspace.prefix, runtime="onnxruntime") as classifier:
+    with Classifier(in_workspace.prefix, runtime="onnxruntime") as classifier:
         found = list(classifier.predict([*places, tmp_path / "b.jpg"]))
         (root / "bad.jpg").write_bytes(b"no image")
         with pytest.raises(DataError, match=r"^memory://bucket/bad\.jpg: image of 8 bytes: cannot be decoded"):
@@ -184,4 +185,4 @@ def test_predict_reads_urls_and_folders_of_them(root: Url, in_workspace: TinyWor
     assert found[1].source == "memory://bucket/images/b.jpg"
     assert found[1].scores == found[2].scores == found[3].scores
     with pytest.raises(DataError, match=r"^memory://bucket/none: no such file$"):
-        predict.find_images([root / "none"])
+        find_images([root / "none"])

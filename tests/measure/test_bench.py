@@ -12,14 +12,16 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, to_vdsp_dict
 from pipeline.errors import ConfigError, DataError
 from pipeline.measure import bench
+from pipeline.measure.bench_result import BenchResult, describe
+from pipeline.measure.load import Load
 from pipeline.packages.package import open_package
+from pipeline.run.plan import Limit
 from pipeline.run.results import read_run
-from pipeline.run.runner import Limit
 from pipeline.runtimes.base import Runtime
 
 
-def load(**changes: object) -> bench.Load:
-    return bench.Load(**{"runtime": Runtime.ONNXRUNTIME, **changes})  # type: ignore[arg-type]
+def load(**changes: object) -> Load:
+    return Load(**{"runtime": Runtime.ONNXRUNTIME, **changes})  # type: ignore[arg-type]
 
 
 def write_vdsp(path: Path, base: PreprocessSpec = SPEC, **changes: object) -> str:
@@ -58,7 +60,7 @@ def test_run_accuracy_writes_a_result_a_sample_and_says_what_it_ran(tiny: TinyWo
     assert figures.stage_seconds is not None
     assert list(figures.stage_seconds) == ["read", "preprocess", "infer", "write"]
     run = read_run(tmp_path / "out", tiny.images)
-    assert len(run.samples) == IMAGES
+    assert len(run.entries) == IMAGES
     expected = {
         "package": str(package.prefix),
         "model_sha256": package.digest,
@@ -115,7 +117,7 @@ def test_load_names_the_flag_that_is_out_of_range(name: str, flag: str, value: i
 def test_report_is_plain_data(tiny: TinyWorkspace) -> None:
     package = tiny.package
     performance = bench.run_performance(package, load(batch=2), SPEC, Limit(iterations=4))
-    found = json.loads(json.dumps(bench.report(package, load(batch=2), performance, None)))
+    found = json.loads(json.dumps(BenchResult(package=package, load=load(batch=2), performance=performance).as_dict()))
     assert found["load"] == {"batch": 2, "instances": 1, "processes": 1, "runtime": "onnxruntime"}
     assert found["performance"]["images"] == 8
     assert found["accuracy_run"] is None
@@ -126,7 +128,7 @@ def test_report_is_plain_data(tiny: TinyWorkspace) -> None:
 def test_describe_says_rate_latency_and_what_it_ran_on(tiny: TinyWorkspace, tmp_path: Path) -> None:
     figures = bench.run_accuracy(tiny.package, load(batch=5), SPEC, tiny.datalist, tmp_path / "out")
     assert figures is not None
-    lines = bench.describe(figures, "from npz to results")
+    lines = describe(figures, "from npz to results")
     assert lines[0].startswith(f"from npz to results: {figures.throughput:.1f} images/s ({IMAGES} images in ")
     assert lines[1].startswith("latency of a request, ms: min ")
     assert "ran on onnxruntime" in lines[2]
@@ -140,7 +142,9 @@ def test_run_comparison_measures_both_models_in_turn(tiny: TinyWorkspace) -> Non
         round(int8.throughput / float32.throughput, 3)
         for int8, float32 in zip(compared.package, compared.float32, strict=True)
     ]
-    found = json.loads(json.dumps(bench.report(tiny.package, load(batch=2), comparison=compared)))["comparison"]
+    found = json.loads(
+        json.dumps(BenchResult(package=tiny.package, load=load(batch=2), comparison=compared).as_dict())
+    )["comparison"]
     assert found["median_ratio"] == sorted(found["ratios"])[1]
     assert f"int8 is {found['median_ratio']:.2f}x as fast" in str(compared)
 

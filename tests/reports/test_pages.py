@@ -20,7 +20,7 @@ from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import npz
 from pipeline.measure import bench
-from pipeline.measure.evaluate import Request, evaluate
+from pipeline.measure.evaluate import evaluate
 from pipeline.packages.package import THRESHOLDS, open_package
 from pipeline.quant.rounding import read_rounded
 from pipeline.reports import markup
@@ -67,7 +67,7 @@ def out(tiny: TinyWorkspace, tmp_path: Path) -> Path:
     load = bench.Load(batch=4, instances=2, runtime=Runtime.ONNXRUNTIME)
     folder = tmp_path / "output"
     bench.run_accuracy(tiny.package, load, tiny.package.preprocess(), tiny.datalist, folder)
-    for sample in read_run(folder, None).samples[::3]:
+    for sample in read_run(folder, None).entries[::3]:
         npz.write_result_npz(sample.result, np.roll(npz.read_result_npz(sample.result), 1, axis=1))
     return folder
 
@@ -87,7 +87,7 @@ def test_report_says_what_the_evaluation_says_and_loads_nothing(
     parsed = Page(text)
     assert all(address.startswith("data:image/jpeg;base64,") for address in parsed.addresses)
     assert not re.search(r"https?://|@import|<script", text)
-    evaluation = evaluate(Request(result_path=out))
+    evaluation = evaluate(out)
     assert evaluation.reference is not None
     words = " ".join(parsed.words)
     assert f"{evaluation.top1.percent:.2f}% (" in words

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,9 +37,17 @@ from pipeline.runtimes.opening import open_backend, place
 MakeConfig = Callable[..., BuildConfig]
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the package that `prefix` builds once."""
+    return tmp_path_factory.mktemp("built") / "package"
+
+
 @pytest.fixture
-def prefix(make_config: MakeConfig) -> Path:
-    return build(make_config(), lambda line: None).prefix
+def prefix(built: Path, make_config: MakeConfig) -> Path:
+    if not built.is_dir():
+        shutil.copytree(build(make_config()).prefix.parent, built)
+    return built / "tiny"
 
 
 @pytest.fixture
@@ -81,6 +90,63 @@ def test_predict_takes_files_pillow_images_arrays_and_npz(prefix: Path, paths: l
     assert {(each.class_ids, each.scores) for each in found} == {(found[0].class_ids, found[0].scores)}
     assert [each.source for each in found[2:4]] == ["image 3", "image 4"]
     assert len(found[0].class_ids) == 4  # topk of 5, but no more classes
+
+
+@pytest.mark.parametrize("kind", [str, Path, "file url", "folder", "pillow", "array", "generator", "array of images"])
+def test_predict_yields_predictions_when_given_one_image_of_any_kind(
+    prefix: Path, image_tree: Path, paths: list[Path], kind: object
+) -> None:
+    path = image_tree / "n90000003" / "n90000003_1.JPEG"
+    with Image.open(path) as opened:
+        array = np.asarray(opened)
+        given: dict[object, tuple[object, list[str]]] = {
+            str: (str(path), [str(path)]),
+            Path: (path, [str(path)]),
+            "file url": (f"file://{path}", [f"file://{path}"]),
+            "folder": (str(path.parent), [str(each) for each in paths if each.parent == path.parent]),
+            "pillow": (opened, ["image 1"]),
+            "array": (array, ["image 1"]),
+            "generator": ((each for each in [path, array]), [str(path), "image 2"]),
+            "array of images": (np.stack([array, array]), ["image 1", "image 2"]),
+        }
+        images, names = given[kind]
+        with Classifier(prefix, batch=2) as classifier:
+            found = list(classifier.predict(images))  # type: ignore[arg-type]
+            (wanted,) = classifier.predict([path])
+    assert [each.source for each in found] == names
+    at = names.index(str(path)) if str(path) in names else 0
+    assert found[at].class_ids == wanted.class_ids
+    assert found[at].scores == pytest.approx(wanted.scores, abs=1e-6)
+    assert all(each.labels[0] == "n90000003" for each in found)
+
+
+@pytest.mark.parametrize("images", [b"\xff\xd8", 3, None])
+def test_predict_says_what_it_takes_when_given_something_else(prefix: Path, images: object) -> None:
+    with Classifier(prefix) as classifier, pytest.raises(TypeError, match="images: expected a path, URL, Pillow image"):
+        list(classifier.predict(images))  # type: ignore[arg-type]
+
+
+def test_predict_mixes_folders_and_files_in_the_order_given(
+    prefix: Path, image_tree: Path, paths: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with Classifier(prefix) as classifier:
+        found = list(classifier.predict([paths[-1], image_tree / "n90000001", paths[8]], topk=1))
+        assert [each.source for each in found] == [str(each) for each in (paths[-1], *paths[:6], paths[8])]
+        with pytest.raises(DataError, match=r"empty: no images in this folder"):
+            list(classifier.predict([paths[0], tmp_path / "empty"]))
+
+
+def test_predict_takes_one_opened_image_many_times(prefix: Path, paths: list[Path]) -> None:
+    with Image.open(paths[0]) as opened, Classifier(prefix, batch=2) as classifier:  # which is not loaded yet
+        found = list(classifier.predict([opened] * 40))
+    assert len({(each.class_ids, each.scores) for each in found}) == 1
+
+
+def test_predict_names_the_pillow_image_that_is_cut_short(prefix: Path, paths: list[Path]) -> None:
+    cut = Image.open(io.BytesIO(paths[0].read_bytes()[:700]))
+    with Classifier(prefix) as classifier, pytest.raises(DataError, match=r"^image 2: image: cannot be decoded"):
+        list(classifier.predict([paths[0], cut]))
 
 
 def test_predict_is_a_generator_that_can_be_left_and_used_again(prefix: Path, paths: list[Path]) -> None:
@@ -126,9 +192,9 @@ def test_classifier_takes_what_a_sweep_found(prefix: Path, tmp_path: Path, monke
     best = sweep.Point(sweep.Setting("onnxruntime", 3, 1), 1.0, 1.0)
     sweep.remember(package, sweep.Sweep((best,), best, None))
     with Classifier(prefix) as classifier:
-        assert (classifier.runtime, classifier._batch) == (Runtime.ONNXRUNTIME, 3)
+        assert (classifier.runtime, classifier.batch) == (Runtime.ONNXRUNTIME, 3)
     with Classifier(prefix, batch=2) as classifier:
-        assert classifier._batch == 2
+        assert classifier.batch == 2
 
 
 @pytest.mark.parametrize(
@@ -182,21 +248,41 @@ def test_command_writes_json_and_csv_of_folders(
     assert [row[2] for row in rows[1:]] == [str(each["class_ids"][0]) for each in written]
 
 
-def test_command_ends_at_a_bad_image_with_nothing_written_or_skips_it(
-    prefix: Path, image_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_command_answers_the_good_images_and_names_the_bad_ones(
+    prefix: Path, image_tree: Path, paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (image_tree / "n90000002" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for name in ("n90000002/broken.png", "n90000003/cut.JPEG"):
+        (image_tree / name).write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     capsys.readouterr()
     arguments = ("predict", "-m", prefix, image_tree, "--json", tmp_path / "out.json")
-    code, _, errors = run(capsys, *arguments)
+    code, _, said = run(capsys, *arguments)
     assert code == 2
-    assert "broken.png: cannot be decoded as an image" in errors
-    assert not (tmp_path / "out.json").exists()
-    code, _, errors = run(capsys, *arguments, "--skip_bad")
+    faults = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert sorted(faults[:2]) == [
+        f"error: {image_tree}/{name}: cannot be decoded as an image: it is of no format that Pillow knows"
+        for name in ("n90000002/broken.png", "n90000003/cut.JPEG")
+    ]
+    assert faults[2:] == [
+        "error: 2 of 26 images cannot be read, the others are answered; add --skip_bad to accept that"
+    ]
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert [each["file_name"] for each in written] == [str(path) for path in paths]
+    (tmp_path / "out.json").unlink()
+    code, _, said = run(capsys, *arguments, "--skip_bad")
     assert code == 0
-    assert "skipped: " in errors
-    assert errors.endswith("1 of 25 images skipped\n")
-    assert len(json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))) == 24
+    assert "skipped: " in said
+    assert said.endswith("2 of 26 images skipped\n")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == written
+
+
+def test_command_is_an_error_when_no_image_is_good(
+    prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.ppm").write_bytes(b"P6 but no more")
+    capsys.readouterr()
+    code, printed, said = run(capsys, "predict", "-m", prefix, tmp_path / "bad.ppm")
+    assert (code, printed) == (2, "")
+    assert f"error: {tmp_path}/bad.ppm: cannot be decoded as an image" in said
 
 
 @pytest.mark.parametrize(

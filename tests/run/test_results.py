@@ -170,8 +170,8 @@ def test_read_run_returns_what_was_written(tmp_path: Path) -> None:
     scores = some_scores(3)
     write_scores(out, images, scores, **FACTS)
     run = read_run(out, images)
-    assert [sample.image for sample in run.samples] == images
-    for sample, wanted in zip(run.samples, scores, strict=True):
+    assert [sample.image for sample in run.entries] == images
+    for sample, wanted in zip(run.entries, scores, strict=True):
         np.testing.assert_array_equal(npz.read_result_npz(sample.result)[0], wanted)
     assert {**run.facts, **FACTS} == run.facts
     assert read_run(out, None) == run
@@ -242,7 +242,7 @@ def test_folder_of_another_program_needs_the_datalist_and_its_length(tmp_path: P
     assert str(raised.value) == f"{out}: 4 results for 3 samples of the datalist; run it again"
     run = read_run(out, images)
     assert run.facts == {}
-    assert [(s.image, s.result.name) for s in run.samples] == [(p, f"out_{i:02d}.npz") for i, p in enumerate(images)]
+    assert [(s.image, s.result.name) for s in run.entries] == [(p, f"out_{i:02d}.npz") for i, p in enumerate(images)]
 
 
 def test_result_path_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -20,18 +20,9 @@ from pipeline.config.vdsp import PreprocessSpec, ResizeMode
 from pipeline.data import npz
 from pipeline.errors import BackendError, DataError
 from pipeline.host.processes import Barrier, Report, run_sharing, run_workers
-from pipeline.run.runner import (
-    Limit,
-    Message,
-    Plan,
-    Ready,
-    Request,
-    Sample,
-    StageTimes,
-    infer_samples,
-    measure,
-    unanswered,
-)
+from pipeline.run.plan import Entry, Limit, Message, Plan, Ready, Request, StageTimes
+from pipeline.run.plan import Report as Reports
+from pipeline.run.runner import infer_requests, list_unanswered, measure
 from pipeline.runtimes.base import Runtime
 
 
@@ -40,30 +31,34 @@ def plan_for(space: TinyWorkspace, **changes: object) -> Plan:
     return Plan(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def samples_of(images: Sequence[Path], out: Path) -> list[Sample]:
+def infer_entries(plan: Plan, entries: Sequence[Entry], on_message: Reports) -> float:
+    return infer_requests(plan, list_unanswered(entries, plan.batch), on_message)
+
+
+def entries_of(images: Sequence[Path], out: Path) -> list[Entry]:
     out.mkdir(exist_ok=True)
-    return [Sample(image, out / f"{index:04d}.npz") for index, image in enumerate(images)]
+    return [Entry(image, out / f"{index:04d}.npz") for index, image in enumerate(images)]
 
 
-def answers(samples: Sequence[Sample]) -> np.ndarray:
-    return np.concatenate([npz.read_result_npz(sample.result) for sample in samples])
+def answers(entries: Sequence[Entry]) -> np.ndarray:
+    return np.concatenate([npz.read_result_npz(entry.result) for entry in entries])
 
 
 @pytest.mark.parametrize("runtime", [Runtime.ONNXRUNTIME, pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino)])
 @pytest.mark.parametrize(
     ("batch", "instances", "processes"), [(1, 1, 1), (5, 3, 1), (22, 8, 1), (IMAGES, 1, 1), (64, 2, 1), (4, 3, 2)]
 )
-def test_infer_samples_equals_a_plain_loop(
+def test_infer_requests_equals_a_plain_loop(
     tiny: TinyWorkspace, tmp_path: Path, runtime: Runtime, batch: int, instances: int, processes: int
 ) -> None:
-    samples = samples_of(tiny.images, tmp_path / "out")
+    entries = entries_of(tiny.images, tmp_path / "out")
     messages: list[Message] = []
     plan = plan_for(tiny, runtime=runtime, batch=batch, instances=instances, processes=processes)
-    infer_samples(plan, samples, messages.append)
+    infer_entries(plan, entries, messages.append)
     expected = plain_answers(tiny.package, tiny.images)
     # A requantized activation that lies between two integers may round either way.
-    np.testing.assert_allclose(answers(samples), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [sample.result.name for sample in samples]
+    np.testing.assert_allclose(answers(entries), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [entry.result.name for entry in entries]
     finished = [message for message in messages if isinstance(message, Request)]
     assert sum(request.images for request in finished) == IMAGES
     assert len(finished) == -(-IMAGES // batch)
@@ -72,65 +67,65 @@ def test_infer_samples_equals_a_plain_loop(
     assert sum(isinstance(message, StageTimes) for message in messages) == len(finished)
 
 
-def test_infer_samples_does_what_is_missing_in_requests_of_the_first_time(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    samples = samples_of(tiny.images, tmp_path / "out")
-    infer_samples(plan_for(tiny, batch=4), samples, lambda message: None)
-    whole = [sample.result.read_bytes() for sample in samples]
+def test_infer_requests_does_what_is_missing_in_requests_of_the_first_time(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    entries = entries_of(tiny.images, tmp_path / "out")
+    infer_entries(plan_for(tiny, batch=4), entries, lambda message: None)
+    whole = [entry.result.read_bytes() for entry in entries]
     for index in (5, 6, 22):
-        samples[index].result.unlink()
-    assert [list(request) for request in unanswered(samples, 4)] == [samples[4:8], samples[20:23]]
+        entries[index].result.unlink()
+    assert [list(request) for request in list_unanswered(entries, 4)] == [entries[4:8], entries[20:23]]
     messages: list[Message] = []
-    infer_samples(plan_for(tiny, batch=4), samples, messages.append)
+    infer_entries(plan_for(tiny, batch=4), entries, messages.append)
     assert sum(message.images for message in messages if isinstance(message, Request)) == 7
-    assert [sample.result.read_bytes() for sample in samples] == whole
+    assert [entry.result.read_bytes() for entry in entries] == whole
 
 
-def test_infer_samples_loads_no_model_when_all_is_done(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    samples = samples_of(tiny.images, tmp_path / "out")
-    for sample in samples:
-        sample.result.touch()
-    infer_samples(plan_for(tiny, model=Path("no such model")), samples, pytest.fail)
+def test_infer_requests_loads_no_model_when_all_is_done(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    entries = entries_of(tiny.images, tmp_path / "out")
+    for entry in entries:
+        entry.result.touch()
+    infer_entries(plan_for(tiny, model=Path("no such model")), entries, pytest.fail)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_infer_samples_names_the_damaged_image(tiny: TinyWorkspace, tmp_path: Path, processes: int) -> None:
+def test_infer_requests_names_the_damaged_image(tiny: TinyWorkspace, tmp_path: Path, processes: int) -> None:
     images = tiny.images
     damaged = images[9]
     damaged.write_bytes(damaged.read_bytes()[:-9])
     with pytest.raises(DataError) as raised:
-        infer_samples(
+        infer_entries(
             plan_for(tiny, batch=2, instances=2, processes=processes),
-            samples_of(images, tmp_path / "out"),
+            entries_of(images, tmp_path / "out"),
             lambda message: None,
         )
     assert str(raised.value).startswith(f"{damaged}: not a readable npz file")
     assert "\n" not in str(raised.value)
 
 
-def test_infer_samples_names_the_image_that_cannot_be_prepared(tiny: TinyWorkspace, tmp_path: Path) -> None:
+def test_infer_requests_names_the_image_that_cannot_be_prepared(tiny: TinyWorkspace, tmp_path: Path) -> None:
     small = tiny.images[3]
     npz.write_image_npz(small, draw(0, 20, 20))
     spec = PreprocessSpec(resize=ResizeMode.NONE, resize_hw=None, crop_hw=(32, 32), crop_yx=None, synthetic_hw=(32, 32))
     with pytest.raises(DataError) as raised:
-        infer_samples(plan_for(tiny, spec=spec), samples_of(tiny.images, tmp_path / "out"), lambda message: None)
+        infer_entries(plan_for(tiny, spec=spec), entries_of(tiny.images, tmp_path / "out"), lambda message: None)
     assert str(raised.value) == f"{small}: image: 20 x 20 is smaller than the crop 32 x 32 [height x width]"
 
 
-def test_infer_samples_refuses_an_answer_that_is_not_finite(tiny: TinyWorkspace, tmp_path: Path) -> None:
+def test_infer_requests_refuses_an_answer_that_is_not_finite(tiny: TinyWorkspace, tmp_path: Path) -> None:
     spec = PreprocessSpec(**{**vars(SPEC), "mean": (float("nan"),) * 3})
-    samples = samples_of(tiny.images[:3], tmp_path / "out")
+    entries = entries_of(tiny.images[:3], tmp_path / "out")
     with pytest.raises(BackendError) as raised:
-        infer_samples(plan_for(tiny, spec=spec, model=tiny.float32_model, batch=3), samples, lambda message: None)
-    assert str(raised.value) == f"{samples[0].image}: the model's output holds NaN or Inf"
+        infer_entries(plan_for(tiny, spec=spec, model=tiny.float32_model, batch=3), entries, lambda message: None)
+    assert str(raised.value) == f"{entries[0].image}: the model's output holds NaN or Inf"
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_infer_samples_says_where_a_result_cannot_be_written(tiny: TinyWorkspace, tmp_path: Path) -> None:
+def test_infer_requests_says_where_a_result_cannot_be_written(tiny: TinyWorkspace, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    sample = Sample(tiny.images[0], tmp_path / "file" / "0.npz")
+    entry = Entry(tiny.images[0], tmp_path / "file" / "0.npz")
     with pytest.raises(DataError) as raised:
-        infer_samples(plan_for(tiny), [sample], lambda message: None)
-    assert str(raised.value) == f"{sample.result}: cannot be written (File exists); mend that, then run again"
+        infer_entries(plan_for(tiny), [entry], lambda message: None)
+    assert str(raised.value) == f"{entry.result}: cannot be written (File exists); fix that, then run again"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +345,7 @@ def test_processes_share_a_model_that_needs_no_threads_of_its_own(
     not_taken = "run_workers" if shares else "run_sharing"
     monkeypatch.setattr(f"pipeline.run.runner.{not_taken}", lambda *_: pytest.fail(f"{not_taken} was called"))
     plan = plan_for(tiny, runtime=runtime, batch=4, instances=instances, processes=2, cores=cores)
-    samples = samples_of(tiny.images, tmp_path / "out")
-    infer_samples(plan, samples, lambda message: None)
+    entries = entries_of(tiny.images, tmp_path / "out")
+    infer_entries(plan, entries, lambda message: None)
     expected = plain_answers(tiny.package, tiny.images)
-    np.testing.assert_allclose(answers(samples), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)
+    np.testing.assert_allclose(answers(entries), expected, atol=1e-6 if runtime is Runtime.ONNXRUNTIME else 0.05)

@@ -41,7 +41,7 @@ from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import preprocess
 from pipeline.packages.package import Package, open_package
-from pipeline.run.predict import Classifier, as_dict
+from pipeline.run.predict import Classifier
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, open_backend, place
 
@@ -229,7 +229,7 @@ def test_uploads_get_what_predict_prints(server: Server, tmp_path: Path) -> None
     for index, path in enumerate(paths):
         path.write_bytes(encoded(index))
     with Classifier(server.package.prefix) as classifier:
-        expected = [as_dict(each) for each in classifier.predict(paths, topk=3)]
+        expected = [each.as_dict() for each in classifier.predict(paths, topk=3)]
     status, found = server.post(f"/v2/models/{NAME}/classify?topk=3", paths[0].read_bytes())
     assert status == 200
     assert found == [{**expected[0], "file_name": "image"}]

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pipeline.run.runner import Message, Ready, Request, StageTimes
+from pipeline.run.plan import Message, Ready, Request, StageTimes
 
 _PERCENTILES = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class Performance:
     """What a run measured. Latency is of one request of `batch` images, from its submission, in ms."""
 
     images: int
@@ -48,7 +48,7 @@ class Recorder:
             if self._progress is not None:
                 self._progress.update(message.images)
 
-    def figures(self, begun: float, *, steady: bool) -> Figures:
+    def summarize(self, begun: float, *, steady: bool) -> Performance:
         """Condense a run that began at `begun`.
 
         Args:
@@ -57,10 +57,10 @@ class Recorder:
         """
         requests = sorted(self.requests, key=lambda request: request.finished)
         if steady:
-            requests = while_all_busy(requests, sum(ready.placement.streams for ready in self.ready))
+            requests = keep_while_all_busy(requests, sum(ready.placement.streams for ready in self.ready))
         images = sum(request.images for request in requests)
         seconds = requests[-1].finished - begun
-        return Figures(
+        return Performance(
             images=images,
             seconds=round(seconds, 3),
             throughput=round(images / seconds, 3),
@@ -76,7 +76,7 @@ class Recorder:
         return {name: round(float(total), 3) for name, total in zip(asdict(self.stages[0]), totals, strict=True)}
 
 
-def while_all_busy(requests: Sequence[Request], streams: int) -> list[Request]:
+def keep_while_all_busy(requests: Sequence[Request], streams: int) -> list[Request]:
     """Return the requests that finished while all streams were computing, of a run that none left before its end.
 
     The streams go idle one by one at the end: of `n` requests, all are busy until number `n - streams + 1` finishes.

@@ -1,0 +1,72 @@
+"""How hard a bench drives a package: images a request, requests in flight, processes, runtime."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.packages.choice import choose_for, runtime_for
+from pipeline.packages.package import Package
+from pipeline.run import sweep
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How hard to drive the model: `-b -i -p --runtime`."""
+
+    batch: int = 1  # images a request
+    instances: int = 1  # requests in flight, over all processes
+    processes: int = 1
+    runtime: Runtime = Runtime.AUTO
+
+    def __post_init__(self) -> None:
+        for flag, value in (("-b", self.batch), ("-i", self.instances), ("-p", self.processes)):
+            if not 1 <= value <= 1024:
+                raise ConfigError(f"{flag}: must be in 1..1024, got {value}")
+
+    def as_dict(self, package: Package) -> dict[str, Any]:
+        """Return plain data, with the runtime that `auto` stands for with a package."""
+        return {**asdict(self), "runtime": runtime_for(package, self.runtime).value}
+
+
+def choose_load(
+    package: Package, *, batch: int | None, instances: int | None, processes: int, runtime: Runtime | str | None
+) -> tuple[Load, list[str]]:
+    """Return the load of a run, and what its user should know of it.
+
+    Args:
+        batch, instances, runtime: where all three are None, what `bench --sweep` found best here; else 1, 1 and auto.
+
+    Raises:
+        ConfigError: a number is out of range.
+        BackendError: the runtime is not installed.
+        ValueError: there is no such runtime.
+    """
+    if batch is None and instances is None and runtime is None:
+        load, notes = _recall_load(package, processes)
+    else:
+        wanted = Runtime(runtime or "auto")
+        choose(wanted)  # says where it is not installed
+        load = Load(
+            batch=1 if batch is None else batch,
+            instances=1 if instances is None else instances,
+            processes=processes,
+            runtime=wanted,
+        )
+        notes = []
+    return load, [*notes, *choose_for(package, load.runtime).notes]
+
+
+def _recall_load(package: Package, processes: int) -> tuple[Load, list[str]]:
+    """Return the load that a sweep found best here, or the least there is."""
+    least = Load(processes=processes)  # says what is wrong with it
+    found = sweep.recall(package)
+    if found is None:
+        return least, []
+    setting, path = found
+    runtime = Runtime(setting.runtime)
+    load = Load(batch=setting.batch, instances=setting.instances, processes=processes, runtime=runtime)
+    return load, [f"{setting.flags()}, which --sweep found best here ({path})"]

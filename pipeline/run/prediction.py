@@ -1,0 +1,48 @@
+"""What `predict` and the server say of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+COLUMNS = ("file", "rank", "class_id", "score", "label")  # of `Prediction.as_rows`
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image, best first; all tuples are of one length.
+
+    >>> prediction = pipeline.Prediction("cat.jpg", class_ids=(281, 285), scores=(0.75, 0.125), labels=("tabby", "Mau"))
+    >>> prediction.as_dict()["label_names"]
+    ['tabby', 'Mau']
+    """
+
+    source: str  # the file as it was given; "image 3" for the third that was no file
+    class_ids: tuple[int, ...]  # indices of the network's output
+    scores: tuple[float, ...]  # probabilities; where the network ends in sigmoids, an independent score for each label
+    labels: tuple[str, ...]  # of the package's classes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, with the keys of PaddleClas: file_name, class_ids, scores (6 decimals), label_names."""
+        return {
+            "file_name": self.source,
+            "class_ids": list(self.class_ids),
+            "scores": [round(score, 6) for score in self.scores],
+            "label_names": list(self.labels),
+        }
+
+    def as_text(self) -> str:
+        """Return a line as PaddleClas prints it."""
+        scores = ", ".join(f"{score:.2f}" for score in self.scores)
+        return (
+            f"{self.source}:\tclass id(s): {list(self.class_ids)}, score(s): [{scores}], "
+            f"label_name(s): {list(self.labels)}"
+        )
+
+    def as_rows(self) -> list[list[object]]:
+        """Return a table row a class: file, rank from 1, class, score, label."""
+        ranked = zip(self.class_ids, self.scores, self.labels, strict=True)
+        return [
+            [self.source, rank, class_id, f"{score:.6f}", label]
+            for rank, (class_id, score, label) in enumerate(ranked, start=1)
+        ]
