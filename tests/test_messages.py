@@ -22,49 +22,57 @@ _OF = re.compile(r"(--[a-z][\w-]*)(?: \S+)? of ((?:\w+)(?:(?:, | and )\w+)*)")
 # the message itself says of which it is.
 READERS: dict[str, tuple[str, ...]] = {
     "": (),  # what follows names them all: a new module needs a row, or names no flag
-    "agreement": ("bench", "predict", "serve"),
-    "analyze": ("analyze",),
-    "bench": ("bench",),
-    "cli": ("",),
-    "cluster": ("bench", "image2npz", "predict"),
-    "completion": ("build", "config show"),
+    "building": ("build",),
     "config": ("build",),
     "data.imagenet": ("build", "init", "calibset", "image2npz"),
     "data.label_check": ("build",),
     "data.labels": ("eval",),
-    "doctor": ("doctor",),
-    "evaluate": ("eval",),
-    "export_model": ("export",),
-    "formats": ("package",),
-    "models.checkpoints": ("build", "init", "export"),
-    "models.file_kinds": ("build", "init", "export"),
-    "models.onnx_classifier": ("build",),
-    "models.onnx_files": ("build", "init"),
-    "models.onnx_signature": ("build",),
-    "models.state_dicts": ("build", "init", "export"),
-    "new_build_file": ("init",),
-    "package": ("bench", "eval", "predict", "serve", "analyze", "package"),
-    "predict": ("predict",),
+    "host.cluster": ("bench", "image2npz", "predict"),
+    "measure.analyze": ("analyze",),
+    "measure.bench": ("bench",),
+    "measure.evaluate": ("eval",),
+    "measure.load": ("bench",),
+    "measure.reference": ("eval",),
+    "measure.result_scores": ("eval",),
+    "onnx_models": ("build",),
+    "packages.formats": ("package",),
+    "packages.package": ("bench", "eval", "predict", "serve", "analyze", "package"),
+    "prepare.doctor": ("doctor",),
+    "prepare.export_model": ("export",),
+    "prepare.new_build_file": ("init",),
+    "proof.agreement": ("bench", "predict", "serve"),
+    "proof.speed": ("build",),
     "reports": ("build", "bench", "eval"),
-    "results": ("bench", "eval"),
+    "run.predict": ("predict",),
+    "run.results": ("bench", "eval"),
+    "run.sweep": ("bench",),
     "runtimes": ("bench", "predict", "serve", "analyze"),
     "serve": ("serve",),
-    "speed": ("build",),
     "stages": ("build",),
     "stages.calibset": ("build", "calibset"),
     "stages.image2npz": ("build", "image2npz"),
-    "sweep": ("bench",),
+    "weights.checkpoints": ("build", "init", "export"),
+    "weights.file_kinds": ("build", "init", "export"),
+    "weights.state_dicts": ("build", "init", "export"),
     "commands.analyze": ("analyze",),
-    "commands.common": ("analyze", "bench", "eval", "build"),
+    "commands.bench": ("bench",),
+    "commands.build": ("build",),
+    "commands.calibset": ("calibset",),
+    "commands.cli": ("",),
+    "commands.completion": ("build", "config show"),
     "commands.config": ("config show",),
-    "commands.formats": ("package",),
-    "commands.packages": ("build", "bench", "eval"),
+    "commands.doctor": ("doctor",),
+    "commands.evaluate": ("eval",),
+    "commands.export": ("export",),
+    "commands.flags": ("build", "bench", "eval", "predict", "image2npz", "analyze", "calibset", "init"),
+    "commands.image2npz": ("image2npz",),
+    "commands.init": ("init",),
+    "commands.package": ("package",),
     "commands.predict": ("predict",),
     "commands.serve": ("serve",),
-    "commands.tools": ("export", "calibset", "image2npz", "check", "models", "doctor", "init"),
 }
 # Modules whose functions are each of one of these commands: there a flag must be one of any of them.
-SHARED = frozenset({"results", "commands.common", "commands.packages", "commands.tools", "package", "cluster"})
+SHARED = frozenset({"run.results", "commands.flags", "packages.package", "host.cluster"})
 OTHER_PROGRAMS = frozenset({"--head", "--port"})  # of `ray start`, in the advice of `cluster`
 
 
@@ -123,6 +131,12 @@ def wrong_flags(text: str, module: str) -> list[str]:
     return wrong
 
 
+def test_readers_name_modules_and_commands_that_exist() -> None:
+    rooms = {module.rpartition(".")[0] for module in MODULES}
+    assert [row for row in READERS if row and row not in MODULES and row not in rooms] == []
+    assert {command for row in READERS.values() for command in row} <= FLAGS.keys()
+
+
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -150,7 +164,7 @@ def test_every_flag_in_a_message_is_one_of_its_readers_command(module: str) -> N
         ("measure it by bench --weights", "stages.calibset", ["--weights"]),
         ("give --weights FILE", "stages.export", []),
         ("give --wieghts FILE", "stages.export", ["--wieghts"]),
-        ("give --weights FILE", "console", ["--weights"]),
+        ("give --weights FILE", "terminal.console", ["--weights"]),
     ],
 )
 def test_wrong_flags_finds_what_a_command_does_not_have(text: str, module: str, wrong: list[str]) -> None:

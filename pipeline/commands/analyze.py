@@ -18,12 +18,18 @@ def add_analyze(commands: Any) -> None:
         "what each quantizer of an int8 package costs in accuracy, or each operation in time",
         "python -m pipeline analyze --top 30",
     )
-    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
-    parser.add_argument("--images", type=count, default=None, metavar="N", help="calibration images to measure on (16)")
-    parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table (20)")
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
+    )
+    parser.add_argument(
+        "--images", type=count, default=None, metavar="N", help="calibration images to measure on (default: 16)"
+    )
+    parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table")
     parser.add_argument("--time", action="store_true", help="measure time in place of accuracy")
-    parser.add_argument("--runtime", choices=RUNTIMES, help="of --time (auto: the one that the build found faster)")
-    parser.add_argument("-b", "--batch", type=count, metavar="N", help="of --time: images a request (1)")
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, help="of --time (default: auto, the one that the build found faster)"
+    )
+    parser.add_argument("-b", "--batch", type=count, metavar="N", help="of --time: images a request (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 

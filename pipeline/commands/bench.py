@@ -26,14 +26,14 @@ from pipeline.errors import ConfigError
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", type=Path, metavar="PREFIX", help="package as folder/name (the last one built)"
+        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
     )
     found = "what --sweep found"
-    parser.add_argument("-b", "--batch", type=int, help=f"images a request ({found}, else 1)")
-    parser.add_argument("-i", "--instances", type=int, help=f"requests in flight ({found}, else 1)")
-    parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes (1)")
+    parser.add_argument("-b", "--batch", type=int, help=f"images a request (default: {found}, else 1)")
+    parser.add_argument("-i", "--instances", type=int, help=f"requests in flight (default: {found}, else 1)")
+    parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, help=f"auto: the one that the build found faster ({found}, else auto)"
+        "--runtime", choices=RUNTIMES, help=f"auto: the one that the build found faster (default: {found}, else auto)"
     )
 
 
@@ -69,10 +69,10 @@ def add_bench(commands: Any) -> None:
     parser.add_argument(
         "-s", "--shape", type=_shape, metavar="[C,H,W]", help="input shape, checked against the package"
     )
-    parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (the package's own)")
+    parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (default: the package's own)")
     parser.add_argument("--datalist", type=file_here, metavar="FILE", help="npz files to answer, a path or URL a line")
-    add_results_flag(parser, type=place, help="results folder, path or URL (output)")
-    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (10)")
+    add_results_flag(parser, type=place, help="results folder, path or URL (default: output)")
+    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (default: 10)")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
     )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.commands.flags import (
     add_command,
+    add_key_flag,
     add_report_flag,
     check_report_path,
+    flagged_keys,
+    key_values,
 )
 from pipeline.terminal import console
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_build(commands: Any) -> None:
@@ -26,21 +26,8 @@ def add_build(commands: Any) -> None:
         "python -m pipeline build timm_wideres.yaml",
     )
     parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
-    parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint, or auto: the published one (frontend.checkpoint)"
-    )
-    parser.add_argument("--dataset", metavar="DIR", help="calibration images, folder or tar (dataset.path)")
-    parser.add_argument("--evaluation", metavar="DIR", help="evaluation images, folder or tar (evaluation.path)")
-    parser.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="take others for images that cannot be decoded, and name them (dataset.skip_bad)",
-    )
-    parser.add_argument(
-        "--target",
-        choices=("any", "vnni", "avx2"),
-        help="accepted, without effect: packages are exact on every CPU (backend.target)",
-    )
+    for key in flagged_keys():
+        add_key_flag(parser, key)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"
     )
@@ -54,14 +41,7 @@ def _build(args: argparse.Namespace) -> None:
     from pipeline.config.build_file import load_build_file
 
     check_report_path(args.report)
-    flags = {
-        "frontend.checkpoint": args.weights,
-        "dataset.path": args.dataset,
-        "evaluation.path": args.evaluation,
-        "backend.target": args.target,
-        "dataset.skip_bad": args.skip_bad or None,
-    }
-    cfg = load_build_file(args.config, args.set, extra=flags)
+    cfg = load_build_file(args.config, args.set, extra=key_values(args))
     from pipeline.building import build, check, plan
     from pipeline.reports.summary import summary
 

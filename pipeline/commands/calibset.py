@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import add_command, add_suffix
+from pipeline.commands.flags import add_command, add_key_flag
 
 
 def add_calibset(commands: Any) -> None:
@@ -18,14 +18,12 @@ def add_calibset(commands: Any) -> None:
         "python -m pipeline calibset --dataset_path ILSVRC2012_img_val --num 1000 --out calibration.txt",
     )
     parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
-    parser.add_argument("--num", type=int, default=1000, help="images to choose (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another choice (0)")
-    add_suffix(parser)
-    parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat folder: lines 'name index'")
-    parser.add_argument(
-        "--class_order", choices=("text", "numeric"), help="of class folders that are numbers (dataset.class_order)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="(calibration.txt)")
+    add_key_flag(parser, "dataset.sampler.get_data_num", "--num", "--num_images", type=int, default=1000)
+    add_key_flag(parser, "dataset.sampler.seed", "--seed", type=int, default=0)
+    add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
+    add_key_flag(parser, "dataset.val_label", "--val_label", type=Path, metavar="FILE")
+    add_key_flag(parser, "dataset.class_order", "--class_order", choices=("text", "numeric"), metavar="ORDER")
+    parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="the list of images")
 
 
 def _calibset(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def add_check(commands: Any) -> None:
         "python -m pipeline check build_configs/timm_wideres.yaml",
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="build files (.yaml) and vdsp_params (.json)"
+        "files", nargs="+", type=Path, metavar="FILE", help="build files, .yaml, and vdsp_params, .json"
     )
 
 

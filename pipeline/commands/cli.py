@@ -49,12 +49,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_FAULT, f"error: {message}; see {self.prog} --help\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0, 2 for a fault the user can fix, 130 after Ctrl-C."""
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
+    """Run one command; return its exit code: 0, 2 for a fault the user can fix, 130 after Ctrl-C.
+
+    Args:
+        argv: the arguments; those of the process where none are given.
+        parser: of another program that has one command, with the defaults that `make_parser` sets.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
-    parser = make_parser()
+    parser = parser or make_parser()
     completion.offer(parser)
     args = parser.parse_args(argv)
     console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)

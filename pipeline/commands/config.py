@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import add_command
@@ -23,31 +24,30 @@ def add_config(commands: Any) -> None:
     kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT", dest="what")
     kinds.add_parser("keys", help="every key with its default, its values and what it is for")
     kinds.add_parser("schema", help="the same as a JSON Schema, for editors")
+    docs = kinds.add_parser("docs", help="the same as a table in Markdown")
+    docs.add_argument(
+        "page", type=Path, nargs="?", metavar="PAGE", help="renew the table of this page, docs/build-files.md"
+    )
     show = kinds.add_parser("show", help="a build file with every default and override resolved")
     show.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
 
 
 def _config(args: argparse.Namespace) -> None:
-    from pipeline.config import json_schema
+    from pipeline.config import json_schema, key_table
 
     if args.what == "schema":
         print(json.dumps(json_schema.build_file_schema(), indent=1))
     elif args.what == "keys":
-        print("\n".join(map(_describe, json_schema.key_names())))
+        print("\n".join(key_table.lines()))
+    elif args.what == "docs" and args.page is None:
+        print(key_table.table())
+    elif args.what == "docs":
+        print(f"{args.page}: {'renewed' if key_table.renew(args.page) else 'up to date'}")
     else:
         from pipeline.config.build_file import load_build_file
 
         print(resolved(load_build_file(args.config, args.set)), end="")
-
-
-def _describe(key: str) -> str:
-    from pipeline.config import json_schema
-
-    found = json_schema.lookup(key)
-    values = ", ".join(json_schema.values(key))
-    default = f" [{json.dumps(found['default'])}]" if "default" in found else ""
-    return f"{key:38} {found.get('description', '')}{default}{f': {values}' if values else ''}"
 
 
 def resolved(cfg: BuildConfig) -> str:

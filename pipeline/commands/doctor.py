@@ -18,9 +18,7 @@ def add_doctor(commands: Any) -> None:
         "say whether this machine is fit, and what to install",
         "python -m pipeline doctor",
     )
-    parser.add_argument(
-        "--workspace", type=Path, default=Path("deploy_weights"), metavar="DIR", help="where builds go (deploy_weights)"
-    )
+    parser.add_argument("--workspace", type=Path, default=Path("deploy_weights"), metavar="DIR", help="where builds go")
 
 
 def _doctor(args: argparse.Namespace) -> None:

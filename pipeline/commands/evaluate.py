@@ -28,14 +28,17 @@ def add_eval(commands: Any) -> None:
     add_results_flag(parser, type=Path, required=True, help="results folder of bench")
     parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
     parser.add_argument(
-        "--label", type=Path, metavar="FILE", help="class names, a line a class (the package's), or as --val_label"
+        "--label",
+        type=Path,
+        metavar="FILE",
+        help="class names, a line a class, or as --val_label (default: the package's)",
     )
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
     parser.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="run float32 on the same images and compare (done by itself up to 2000 images)",
+        help="run float32 on the same images and compare (default: up to 2000 images)",
     )
     add_report_flag(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")

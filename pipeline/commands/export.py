@@ -6,10 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import (
-    add_checkpoint_key,
-    add_command,
-)
+from pipeline.commands.flags import add_command, add_key_flag
+from pipeline.config.sections import AUTO
 
 
 def add_export(commands: Any) -> None:
@@ -17,19 +15,31 @@ def add_export(commands: Any) -> None:
         commands,
         "export",
         _export,
-        "write one network as an ONNX model",
+        "write one network as an ONNX model, or as TorchScript",
         "python -m pipeline export --model_library timm --model_name wide_resnet50_2 --size 256 --save_dir onnx "
         "--pretrained_weights wide_resnet50_2.pth",
     )
-    parser.add_argument("--model_library", default="timm", choices=("timm", "torchvision", "official", "paddleclas"))
-    parser.add_argument("--model_name", required=True, help="as `models` lists it")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the input, px (224)")
-    parser.add_argument("--save_dir", type=Path, default=Path("onnx"), metavar="DIR", help="folder of the model (onnx)")
     parser.add_argument(
-        "--pretrained_weights", type=Path, required=True, metavar="FILE", help="checkpoint, or auto: the published one"
+        "--model_library",
+        default="timm",
+        choices=("timm", "torchvision", "official", "paddleclas"),
+        help="library of the network",
     )
-    parser.add_argument("--num_classes", type=int, default=1000, help="classes of the checkpoint (1000)")
-    add_checkpoint_key(parser)
+    parser.add_argument("--model_name", required=True, help="as `models` lists it")
+    parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of the input")
+    parser.add_argument("--save_dir", type=Path, default=Path("onnx"), metavar="DIR", help="folder of the model")
+    parser.add_argument(
+        "--pretrained_weights",
+        type=Path,
+        default=AUTO,
+        metavar="FILE",
+        help="checkpoint; auto: the weights that the library publishes",
+    )
+    parser.add_argument(
+        "--convert_mode", choices=("onnx", "pt"), default="onnx", help="pt: TorchScript, for a batch of any size"
+    )
+    parser.add_argument("--num_classes", type=int, default=1000, help="classes of the checkpoint")
+    add_key_flag(parser, "frontend.checkpoint_key", "--checkpoint_key", metavar="KEY")
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -43,5 +53,6 @@ def _export(args: argparse.Namespace) -> None:
         args.pretrained_weights,
         args.num_classes,
         args.checkpoint_key,
+        form=args.convert_mode,
     )
     print(f"{path}: largest difference from torch {error:.1e} of the largest logit")

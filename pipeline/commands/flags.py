@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.kinds import Switch
+from pipeline.config.sections import declaration, declared_keys
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,11 +27,22 @@ def count(text: str) -> int:
     return int(text)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Ends the help of a flag that has a default with `(default: X)`."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        silent = action.default is None or isinstance(action.default, (bool, list)) or "(default:" in text
+        if silent or action.default == argparse.SUPPRESS or not action.option_strings:
+            return text
+        return f"{text} (default: %(default)s)".lstrip()
+
+
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: {example}"
+        name, help=text, description=text, epilog=f"example: {example}", formatter_class=HelpFormatter
     )
     parser.set_defaults(run=run)
     said = parser.add_argument_group("what it says")
@@ -57,10 +70,12 @@ def file_here(text: str) -> Path:
 def add_engine_flags(parser: argparse.ArgumentParser, of: str = "") -> None:
     group = parser.add_argument_group("where it computes")
     group.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help=f"{of}local: here; ray: a Ray cluster (local)"
+        "--engine", choices=("local", "ray"), default="local", help=f"{of}local: here; ray: a Ray cluster"
     )
     group.add_argument(
-        "--address", metavar="ADDR", help="of --engine ray: the cluster, auto or HOST:PORT (one for this run, here)"
+        "--address",
+        metavar="ADDR",
+        help="of --engine ray: the cluster, auto or HOST:PORT (default: one for this run, here)",
     )
 
 
@@ -119,11 +134,35 @@ def print_json(path: Path | None, value: object) -> None:
             raise ConfigError(f"--json {path}: cannot be written ({err.strerror}); give another") from None
 
 
-def add_checkpoint_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint_key", metavar="KEY", help="which weights of the checkpoint (the averaged ones, or all there are)"
-    )
+def add_key_flag(parser: argparse.ArgumentParser, key: str, *names: str, **more: Any) -> None:
+    """Add a flag that stands for a key of build files; its help says what the key's declaration says.
+
+    Args:
+        names: of the flag, where it is not the one that `build` has.
+        more: arguments of `add_argument`.
+    """
+    declared = declaration(key)
+    named = names or tuple(filter(None, (declared.flag,)))
+    meaning = declared.meaning if names or declared.flag_means is None else declared.flag_means
+    values = "" if names else declared.kind.values() if declared.flag_means is None else ""
+    text = f"{meaning}{f': {values}' if values else ''} ({key})".replace("%", "%%")
+    given = {"metavar": declared.metavar, **more} if declared.metavar else more
+    if isinstance(declared.kind, Switch):
+        given, text = {"action": "store_const", "const": "true"}, text.replace(": true, false (", " (")
+    parser.add_argument(*named, help=text, **given)
 
 
-def add_suffix(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suffix", default="any", help="of the image files: JPEG (.jpg too), png, ... (any)")
+def flagged_keys() -> list[str]:
+    """Return the keys that have a flag of `build`."""
+    return [key for key, declared in declared_keys() if declared.flag is not None]
+
+
+def key_values(args: argparse.Namespace) -> dict[str, object]:
+    """Return the plain values of the flags of `flagged_keys` that were given, by key."""
+    found = {}
+    for key in flagged_keys():
+        declared = declaration(key)
+        text = getattr(args, str(declared.flag).removeprefix("--"))
+        if text is not None:
+            found[key] = declared.kind.parse(text)
+    return found

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import add_command, add_engine_flags, add_suffix, cluster_of, file_here, place
+from pipeline.commands.flags import add_command, add_engine_flags, add_key_flag, cluster_of, file_here, place
 from pipeline.errors import ConfigError
 
 
@@ -26,8 +26,8 @@ def add_image2npz(commands: Any) -> None:
     parser.add_argument(
         "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
     )
-    add_suffix(parser)
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add_engine_flags(parser)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.flags import (
-    add_checkpoint_key,
     add_command,
-    add_suffix,
+    add_key_flag,
     sayer,
 )
 from pipeline.errors import ConfigError
@@ -24,14 +23,18 @@ def add_init(commands: Any) -> None:
         "python -m pipeline init mynet.yaml --weights mynet.pth --dataset images/train --evaluation images/val",
     )
     parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write, - for standard output")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="checkpoint, or an ONNX model")
-    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="a folder a class, or a tar of that")
-    parser.add_argument("--evaluation", type=Path, metavar="DIR", help="the same of images to evaluate on")
-    parser.add_argument("--model", metavar="LIBRARY/NAME", help="as `models` lists it (found out from the weights)")
-    parser.add_argument("--size", type=int, metavar="PX", help="height and width of the input (the network's usual)")
-    add_checkpoint_key(parser)
-    add_suffix(parser)
-    parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of the dataset: lines 'name index'")
+    add_key_flag(parser, "frontend.checkpoint", type=Path, required=True)
+    add_key_flag(parser, "dataset.path", type=Path, required=True)
+    add_key_flag(parser, "evaluation.path", type=Path)
+    parser.add_argument(
+        "--model", metavar="LIBRARY/NAME", help="as `models` lists it (default: found out from the weights)"
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="height and width of the input (default: the network's usual)"
+    )
+    add_key_flag(parser, "frontend.checkpoint_key", "--checkpoint_key", metavar="KEY")
+    add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
+    add_key_flag(parser, "dataset.val_label", "--val_label", type=Path, metavar="FILE")
 
 
 def _init(args: argparse.Namespace) -> None:

@@ -18,16 +18,24 @@ def add_package(commands: Any) -> None:
         "write a package as OpenVINO IR, in ORT format, for Triton or for KServe",
         "python -m pipeline package --format triton --out models",
     )
-    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
+    )
     parser.add_argument("--format", required=True, choices=("openvino", "ort", "triton", "kserve"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="an empty or new folder")
     served = parser.add_argument_group("of triton and kserve")
-    served.add_argument("--backend", choices=("onnxruntime", "openvino"), help="which runs it there (onnxruntime)")
     served.add_argument(
-        "-b", "--batch", type=count, metavar="N", help="images put together (what bench --sweep found, else 32)"
+        "--backend", choices=("onnxruntime", "openvino"), help="which runs it there (default: onnxruntime)"
     )
     served.add_argument(
-        "-i", "--instances", type=count, metavar="N", help="models side by side (one a core of this machine)"
+        "-b",
+        "--batch",
+        type=count,
+        metavar="N",
+        help="images put together (default: what bench --sweep found, else 32)",
+    )
+    served.add_argument(
+        "-i", "--instances", type=count, metavar="N", help="models side by side (default: one a core of this machine)"
     )
     served.add_argument(
         "--storage_uri", metavar="URI", help="of kserve: where the folder will lie, as s3://BUCKET/FOLDER"

@@ -44,11 +44,15 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "images", type=place, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
     )
-    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
-    parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image (5)")
-    parser.add_argument("-b", "--batch", type=count, default=0, help="images at once (as bench --sweep found, or 8)")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
-    parser.add_argument("--skip_bad", action="store_true", help="images that cannot be read are no error (exit code 0)")
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
+    )
+    parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image")
+    parser.add_argument(
+        "-b", "--batch", type=count, default=0, help="images at once (default: what bench --sweep found, else 8)"
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
+    parser.add_argument("--skip_bad", action="store_true", help="images that cannot be read are no error: the exit code stays 0")
     written = parser.add_mutually_exclusive_group()
     written.add_argument(
         "--json", type=file_here, metavar="FILE", help="write a list of objects, - for standard output"

@@ -23,21 +23,35 @@ def add_serve(commands: Any) -> None:
         "answer requests over REST and gRPC (Open Inference Protocol v2)",
         "python -m pipeline serve -m deploy_weights/.../wide_resnet50_2 --host 0.0.0.0",
     )
-    parser.add_argument("-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (the one built last)")
     parser.add_argument(
-        "-b", "--batch", type=count, default=0, help="images computed at once (as the sweep found, or 8)"
+        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
     )
     parser.add_argument(
-        "-i", "--instances", type=count, default=0, help="batches at the same time (as found, or cores)"
+        "-b",
+        "--batch",
+        type=count,
+        default=0,
+        help="images computed at once (default: what bench --sweep found, else 8)",
     )
-    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: as bench --sweep found")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
-    parser.add_argument("--http_port", type=_port, default=8080, help="0: any that is free (8080)")
-    parser.add_argument("--grpc_port", type=_port, default=8081, help="0: any that is free (8081)")
-    parser.add_argument("--max_body", type=count, default=64, metavar="MIB", help="largest request (64)")
-    parser.add_argument("--max_queue", type=count, default=512, metavar="IMAGES", help="that wait; beyond: 503 (512)")
-    parser.add_argument("--drain", type=_seconds, default=2.0, metavar="S", help="serve on while clients leave (2)")
-    parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, for what is under way (30)")
+    parser.add_argument(
+        "-i",
+        "--instances",
+        type=count,
+        default=0,
+        help="batches at the same time (default: what bench --sweep found, else one a core)",
+    )
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1: for this machine only")
+    parser.add_argument("--http_port", type=_port, default=8080, help="port of REST; 0: any that is free")
+    parser.add_argument("--grpc_port", type=_port, default=8081, help="port of gRPC; 0: any that is free")
+    parser.add_argument("--max_body", type=count, default=64, metavar="MIB", help="largest request, in MiB")
+    parser.add_argument(
+        "--max_queue", type=count, default=512, metavar="IMAGES", help="images that may wait; more are answered by 503"
+    )
+    parser.add_argument(
+        "--drain", type=_seconds, default=2.0, metavar="S", help="seconds to serve on while clients leave"
+    )
+    parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, seconds for what is under way")
 
 
 def _port(text: str) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from pipeline.config.kinds import MAX_SIDE
 from pipeline.config.schema import MISSING, Fault, Section, did_you_mean, shown
 from pipeline.config.vdsp import (
-    MAX_SIDE,
     ColourOrder,
     NormType,
     PreprocessSpec,

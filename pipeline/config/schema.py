@@ -60,6 +60,7 @@ class Document:
     lines: dict[KeyPath, int] = field(default_factory=dict)  # 1-based line of each key
     flags: dict[KeyPath, str] = field(default_factory=dict)  # keys given on the command line -> the flag that did
     faults: list[Fault] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)  # what was accepted and does nothing, a line each
 
     def at(self, key: KeyPath, message: str) -> Fault:
         """A fault of `key`, at its own line, or where it is absent at the line of the section that lacks it."""

@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.documents import find_file, parse_json, read_text, shown_path
+from pipeline.config.kinds import MAX_SIDE
 from pipeline.config.schema import Document, Fault, Section, raise_faults
 
 Triple = tuple[float, float, float]
 
-# No classifier has larger inputs, and the arrays of a wrong number (2560000) would take the machine's memory.
-MAX_SIDE = 16384
 FOLDER = "vdsp_params"
 USUAL_HW = (224, 224)  # taken where a file has no sizes and nobody says what the network takes
 # Keys that say how large something is or how it is resized; a file has several of them, or leaves all to the network.

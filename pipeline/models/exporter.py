@@ -41,6 +41,23 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     return onnx.load_from_string(stream.getvalue())
 
 
+def to_torchscript(network: nn.Module, chw: tuple[int, ...]) -> bytes:
+    """Return the network as a TorchScript file: float32 [N, C, H, W] -> float32 [N, classes], for any N."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(1, *chw)), stream)  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
+def check_torchscript(file: bytes, network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> float:
+    """Return the relative error of a TorchScript file against the network, as `check_against_torch` does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        loaded = torch.jit.load(io.BytesIO(file))  # type: ignore[no-untyped-call]
+    return _check(answers(network, batch_nchw), answers(loaded, batch_nchw))
+
+
 def answers(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the network's own output for one batch, computed by torch: [N, C, H, W] -> [N, classes]."""
     with torch.inference_mode():
@@ -54,7 +71,11 @@ def check_against_torch(model: onnx.ModelProto, network: nn.Module, batch_nchw: 
     Raises:
         PipelineError: it is too large, so the export is wrong.
     """
-    error = classifier.relative_error(answers(network, batch_nchw), classifier.run(model, batch_nchw))
+    return _check(answers(network, batch_nchw), classifier.run(model, batch_nchw))
+
+
+def _check(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    error = classifier.relative_error(wanted, found)
     if not error <= _TOLERANCE:
         raise PipelineError(
             f"the exported model differs from torch by {error:.1e} of the largest logit (at most {_TOLERANCE:.0e} is "

@@ -111,8 +111,11 @@ MODELS: tuple[Model, ...] = (
 )
 
 
-def find_model(library: str, name: str) -> Model:
+def find_model(library: str, name: str, where: str = "frontend.model") -> Model:
     """Return the row of a network.
+
+    Args:
+        where: the key or flag that gave the name, for errors.
 
     Raises:
         ConfigError: the library is not in the table, or has no such network.
@@ -120,11 +123,12 @@ def find_model(library: str, name: str) -> Model:
     known = {model.name: model for model in MODELS if model.library == library}
     if not known:
         libraries = ", ".join(sorted({model.library for model in MODELS}))
-        raise ConfigError(f"frontend.type: no networks of {library!r} are known; wanted {libraries}, or onnx")
+        key = "frontend.type" if where == "frontend.model" else where
+        raise ConfigError(f"{key}: no networks of {library!r} are known; wanted {libraries}, or onnx")
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"frontend.model: {library} has no network {name!r}; {hint}")
+        raise ConfigError(f"{where}: {library} has no network {name!r}; {hint}")
     return known[name]
 
 

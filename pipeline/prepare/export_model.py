@@ -1,10 +1,13 @@
-"""Export by itself: one network of a library to ONNX, without a build file."""
+"""One network of a library as an ONNX model or as TorchScript, without a build file."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import whole_file
@@ -15,40 +18,82 @@ from pipeline.models import exporter, zoo
 from pipeline.onnx_models import classifier
 from pipeline.weights import checkpoints, downloads
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _CHECK_IMAGES = 4
 # Every network of the table divides its input by 32 before the pooling.
 _LEAST_SIZE, _LARGEST_SIZE = 32, 2048
 
 
+@dataclass(frozen=True)
+class Flags:
+    """The flags that gave the values, for errors."""
+
+    name: str = "--model_name"
+    size: str = "--size"
+    weights: str = "--pretrained_weights"
+    save_dir: str = "--save_dir"
+
+
 def export_model(
-    library: str, name: str, size: int, save_dir: Path, weights: Path, num_classes: int = 1000, key: str | None = None
+    library: str,
+    name: str,
+    size: int,
+    save_dir: Path,
+    weights: Path,
+    num_classes: int = 1000,
+    key: str | None = None,
+    *,
+    form: str = "onnx",
+    flags: Flags = Flags(),
 ) -> tuple[Path, float]:
-    """Write `<save_dir>/<name>_<size>.onnx`, float32 with a free batch axis.
+    """Write `<save_dir>/<name>_<size>.onnx`, float32 with a free batch axis, or the same as TorchScript, `.pt`.
 
     Args:
+        weights: a checkpoint; `auto`: the one that the library publishes.
         key: which state dict of the checkpoint, where it holds several.
+        form: onnx or pt.
 
     Returns:
         The file, and its largest difference from torch as a share of the largest logit, on generated images.
 
     Raises:
-        PipelineError: the network is not known, the checkpoint does not fit, or the model differs from torch.
+        PipelineError: the network is not known, the checkpoint does not fit, the model differs from torch, or the file
+            cannot be written.
     """
     if not _LEAST_SIZE <= size <= _LARGEST_SIZE:
-        raise ConfigError(f"--size: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
-    row = zoo.find_model(library, name)
+        raise ConfigError(f"{flags.size}: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
+    row = zoo.find_model(library, name, flags.name)
     if weights == AUTO:
-        weights = downloads.fetch(row, "--pretrained_weights")
+        weights = downloads.fetch(row, flags.weights)
+    elif not weights.is_file():
+        raise ConfigError(f"{flags.weights} {weights}: {'is a folder' if weights.is_dir() else 'no such file'}")
     network = zoo.build_network(row, num_classes)
     checkpoints.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
-    model = exporter.to_onnx(network, (3, size, size))
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])
-    error = exporter.check_against_torch(model, network, images)
-    classifier.check_batch(model, images, weights)
-    path = save_dir / f"{name}_{size}.onnx"
-    with whole_file(path) as scratch:
-        onnx.save(model, scratch)
+    path = save_dir / f"{name}_{size}.{form}"
+    try:
+        with whole_file(path) as scratch:
+            error = (_write_onnx if form == "onnx" else _write_torchscript)(network, images, scratch, weights)
+    except OSError as err:
+        raise ConfigError(f"{flags.save_dir} {save_dir}: cannot be written ({err.strerror}); give another") from err
     return path, error
+
+
+def _write_onnx(network: nn.Module, images_nchw: npt.NDArray[np.float32], out: Path, weights: Path) -> float:
+    _, channels, height, width = images_nchw.shape
+    model = exporter.to_onnx(network, (channels, height, width))
+    error = exporter.check_against_torch(model, network, images_nchw)
+    classifier.check_batch(model, images_nchw, weights)
+    onnx.save(model, out)
+    return error
+
+
+def _write_torchscript(network: nn.Module, images_nchw: npt.NDArray[np.float32], out: Path, _: Path) -> float:
+    written = exporter.to_torchscript(network, images_nchw.shape[1:])
+    out.write_bytes(written)
+    return exporter.check_torchscript(written, network, images_nchw)
 
 
 def _image(index: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -146,7 +146,7 @@ def _is_onnx(path: Path) -> bool:
 def _choose(given: Given, rows: list[Model]) -> Model:
     if given.model is not None:
         library, _, name = given.model.partition("/")
-        wanted = zoo.find_model(library, name)
+        wanted = zoo.find_model(library, name, "--model")
         if wanted not in rows:
             fitting = ", ".join(f"{row.library}/{row.name}" for row in rows) or "none of the table"
             raise DataError(f"{given.weights}: is not of {given.model}; it fits {fitting}")

@@ -1,0 +1,68 @@
+"""Section `dataset:` of a build file, with the preprocessing that it describes in one spelling or in both."""
+
+from __future__ import annotations
+
+from pipeline.config.choices import Precision
+from pipeline.config.documents import find_file, shown_path
+from pipeline.config.keys import read_keys
+from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
+from pipeline.config.schema import MISSING, Fault, Section
+from pipeline.config.sections import BackendConfig, DatasetConfig, FrontendConfig
+from pipeline.config.vdsp import FOLDER, PreprocessSpec, difference, read_vdsp
+from pipeline.errors import ConfigError
+
+_NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"
+
+
+def read_dataset(
+    section: Section, frontend: FrontendConfig, backend: BackendConfig
+) -> tuple[DatasetConfig, PreprocessSpec | Fault | None]:
+    """The section and the preprocessing; a Fault where only a build has to refuse it, None after a fault."""
+    ops_key = _spelling(section)
+    custom = custom_op(section, ops_key)
+    ops = read_process_ops(section, ops_key) if custom is None else None
+    values = read_keys(DatasetConfig, section)
+    values["process_ops"] = tuple(item.values for item in section.sections(ops_key)) if ops or custom else ()
+    config = DatasetConfig(**values)
+    described: PreprocessSpec | Fault | None
+    described = _resolve_preprocess(section, ops_key, ops, config.vdsp_params, frontend.chw[1:])
+    missing = config.vdsp_params is None and not section.values.get(ops_key)
+    if missing and backend.dtype is Precision.INT8:
+        section.fault("process_ops", _NO_PREPROCESS)
+    elif missing:  # the vendor's files of float packages leave it to the runner's flag
+        described = section.document.at((*section.key, "process_ops"), _NO_PREPROCESS)
+    elif custom is not None and config.vdsp_params is None:
+        described = custom
+    elif custom is not None:
+        name = custom.key.removesuffix(".type")
+        section.document.notices.append(f"{name} (CustomFunc) has no effect here: vdsp_params says it all")
+    section.done()
+    return config, described
+
+
+def _spelling(section: Section) -> str:
+    """Return the key that the ops stand under."""
+    spellings = [key for key in ("process_ops", "transform_ops") if section.take(key) is not MISSING]
+    if len(spellings) > 1:
+        section.fault("transform_ops", "another spelling of process_ops, and both are given; expected one of them")
+    return spellings[0] if spellings else "process_ops"
+
+
+def _resolve_preprocess(
+    dataset: Section, ops_key: str, ops: ProcessOps | None, vdsp_params: str | None, input_hw: tuple[int, int]
+) -> PreprocessSpec | None:
+    """The one preprocessing that the vdsp file and the ops describe. None where there is neither, or after a fault."""
+    if vdsp_params is None:
+        return None if ops is None else spec_from_process_ops(ops)
+    try:
+        path = find_file(vdsp_params, FOLDER)
+        spec, faults = read_vdsp(path, input_hw)
+    except ConfigError as error:
+        dataset.fault("vdsp_params", str(error))
+        return None
+    dataset.document.faults.extend(faults)
+    if spec is not None and ops is not None:
+        differs = difference(spec_from_process_ops(ops, spec.filter), spec)
+        if differs:
+            dataset.fault(ops_key, f"disagrees with {shown_path(path)}: {differs}")
+    return spec
