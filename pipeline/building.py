@@ -30,6 +30,16 @@ class Built:
     stages: Mapping[str, Path]  # where the artefact of each lies
     stage_seconds: Mapping[str, float]  # of those that ran
 
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data."""
+        return {
+            "prefix": str(self.prefix),
+            "seconds": round(self.seconds, 3),
+            "ran": list(self.ran),
+            "stages": {name: str(folder) for name, folder in self.stages.items()},
+            "stage_seconds": {name: round(seconds, 3) for name, seconds in self.stage_seconds.items()},
+        }
+
 
 def check(cfg: BuildConfig) -> None:
     """Find every fault that can be known before any work starts.

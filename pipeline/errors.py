@@ -4,7 +4,14 @@ from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Something the user can fix. The message says where, what was found, what was wanted, and what to do."""
+    """Something the user can fix. The message says where, what was found, what was wanted, and what to do.
+
+    >>> try:
+    ...     pipeline.load_build_file("flowers.yaml", ["backend.quantize.percentile=0.9999"])
+    ... except pipeline.PipelineError as error:
+    ...     print(error)
+    --set backend.quantize.percentile: must be in (50, 100], got 0.9999
+    """
 
 
 class ConfigError(PipelineError):

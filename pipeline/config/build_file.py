@@ -73,6 +73,10 @@ def load_build_file(
 ) -> BuildConfig:
     """Read a build file, apply overrides, check everything.
 
+    >>> cfg = pipeline.load_build_file("flowers.yaml", ["backend.quantize.percentile=99.99"])
+    >>> cfg.name, cfg.backend.quantize.percentile
+    ('flowers', 99.99)
+
     Args:
         config: a path, or else a file whose name (the last component) is in build_configs/.
         overrides: `section.key=value`, the value in YAML.

@@ -48,16 +48,14 @@ def bench(
 ) -> BenchResult:
     """Measure how fast a package is on this machine, and write its answers to images.
 
-    >>> measured = pipeline.bench(package, batch=4, instances=2, iterations=20)
-    >>> measured.performance.images
+    >>> measured = pipeline.bench(batch=4, instances=2, iterations=20)
+    >>> measured.speed.images
     80
-    >>> sorted(measured.performance.latency_ms)
+    >>> sorted(measured.speed.latency_ms)
     ['max', 'mean', 'min', 'p50', 'p90', 'p95', 'p99']
-    >>> pipeline.bench(package, speed=False, datalist="npz_datalist.txt", results="output").accuracy_run.images
-    8
 
     Args:
-        package: a package or its path, as of `open_package`.
+        package: a package or its path, as of `open_package`; None: the one built last under deploy_weights/.
         batch: images a request.
         instances: requests in flight, over all processes.
         processes: worker processes.
@@ -73,6 +71,9 @@ def bench(
         results: folder of the answers; None: output/ where a `datalist` is given, else nothing is answered.
         cluster: where images are answered, in place of this machine.
         say: gets the lines that the command prints, each as soon as it is known.
+
+    Returns:
+        What was measured; `as_dict` gives it as plain data.
 
     Raises:
         PipelineError: the arguments do not fit each other, the package or this machine.

@@ -59,6 +59,19 @@ class BenchResult:
     results: Location | None = None  # the folder of the answers, for `evaluate`
     cluster: Cluster | None = None
 
+    @property
+    def speed(self) -> Performance:
+        """Throughput and latency on synthetic images; with float32 in turn, those of the package's last round.
+
+        Raises:
+            ValueError: speed was not measured.
+        """
+        if self.comparison is not None:
+            return self.comparison.package[-1]
+        if self.performance is None:
+            raise ValueError("speed was not measured: bench was called with speed=False")
+        return self.performance
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, as `bench --json` writes it."""
         return {

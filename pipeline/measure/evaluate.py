@@ -52,11 +52,12 @@ def evaluate(
 ) -> Evaluation:
     """Score a results folder, which `bench` or another program wrote.
 
+    >>> answered = pipeline.bench(speed=False, results="output")
     >>> found = pipeline.evaluate("output")
-    >>> f"{found.top1.percent:.1f}% of {found.top1.count} images"
-    '...% of 8 images'
-    >>> found.as_dict()["comparison"]["agreement"]["count"]
-    8
+    >>> found.top1.count, found.as_dict()["int8"]["top1"]["count"]
+    (8, 8)
+    >>> found.top1_change  # points against float32
+    0.0
 
     Args:
         result_path: the folder, as of `--results`.

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 @dataclass
 class _Style:
-    quiet: bool = False
+    quiet: bool = True  # until the command line configures it: a library says nothing but warnings
     verbose: bool = False
     json_lines: bool = False
 

@@ -20,8 +20,7 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-import pipeline
-from pipeline import Classifier, PipelineError, Prediction
+from pipeline import Classifier
 from pipeline.building import build
 from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig
@@ -203,16 +202,6 @@ def test_classifier_takes_what_a_sweep_found(prefix: Path, tmp_path: Path, monke
 def test_classifier_refuses_wrong_arguments(prefix: Path, arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Classifier(prefix, **arguments)  # type: ignore[arg-type]
-
-
-def test_public_names_are_few_and_importing_them_costs_nothing() -> None:
-    assert sorted(pipeline.__all__) == ["Classifier", "PipelineError", "Prediction"]
-    assert issubclass(DataError, PipelineError)
-    assert Prediction.__doc__
-    with pytest.raises(AttributeError, match="no attribute 'Classifer'"):
-        _ = pipeline.Classifer  # type: ignore[attr-defined]
-    code = "import pipeline, sys; print('numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
