@@ -51,8 +51,7 @@ _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 _MAX_WORKERS = 8
 _TAIL_IMAGES = 4  # that say which values are extremes; see ObserverSet.set_tails
 _CHECKED_IMAGES = 4
-# Of the outputs' norm. Sums of other orders differ by 1e-5 of it; the border of whole pixels, by 1e-3 on images of 32
-# pixels, and by 1e-2 where the network ends in a Tanh or rounds.
+# Of the outputs' norm. Sums of other orders differ by 1e-5 of it, and by more where the network itself rounds.
 _LARGEST_SHARE = 3e-2
 _ROUND = 32  # images between two looks at the clock for saving
 _SECONDS_BETWEEN_SAVES = 30.0

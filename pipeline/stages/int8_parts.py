@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from pipeline.config.build_file import BuildConfig
@@ -57,7 +56,7 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
         observers, images = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
         means = {name: sums / images for name, sums in observers.mean_sums.items()}
     elif pixels.are_input_of(float32):  # see there: without it, the mean pixel would go through weights as they were
-        means = {pixels.PIXELS: pixels.LIMIT * np.asarray(settings.mean)}
+        means = {pixels.PIXELS: pixels.mean_input(float32, settings.mean)}
     return Parts(
         ranges={name: Range(**bounds) for name, bounds in ranges.items()},
         per_channel=settings.per_channel,

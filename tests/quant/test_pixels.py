@@ -100,11 +100,48 @@ def test_folded_model_gives_the_same_answers_from_pixels(
     assert all(tensor.name in read for tensor in of_pixels.graph.initializer)
 
 
-def test_border_is_the_nearest_whole_pixel_where_the_mean_is_none(tiny_model: onnx.ModelProto) -> None:
-    mean = (0.485, 0.456, 0.406)
+@pytest.mark.parametrize("mean", [(0.485, 0.456, 0.406), (0.5, 0.5, 0.5), (-0.02, 0.5, 1.03)])
+def test_folded_model_gives_the_same_answers_where_the_mean_is_no_whole_pixel(
+    tiny_model: onnx.ModelProto, mean: tuple[float, ...]
+) -> None:
     found = classifier.run(reading_pixels(tiny_model, mean), images().astype(np.float32))
     expected = classifier.run(tiny_model, normalised(images(), mean))
-    assert 0 < classifier.relative_error(expected, found) < 2e-3
+    assert classifier.relative_error(expected, found) < 1e-5
+
+
+def test_border_of_the_folded_convolution_is_the_exact_mean() -> None:
+    """Beside a padding by hand: the image in the middle of a larger one of the mean, which no uint8 holds."""
+    mean, batch = (0.485, 0.456, 0.406), images(2, 9)[:, :, :8]
+    padded = np.empty((2, 3, 12, 12), np.float64)
+    padded[:] = 255.0 * np.reshape(mean, (3, 1, 1))
+    padded[:, :, 1:9, 2:11] = batch
+    model = one_convolution(pads=[1, 2, 3, 1])
+    del model.graph.node[1:]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["N", 4, None, None]))
+    weights = {each.name: numpy_helper.to_array(each).astype(np.float64) for each in model.graph.initializer}
+    windows = np.lib.stride_tricks.sliding_window_view(
+        (padded / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(STD, (3, 1, 1)), (3, 3), (2, 3)
+    )
+    expected = np.einsum("nchwij,ocij->nohw", windows, weights["w"]) + weights["b"][:, None, None]
+    found = classifier.run(reading_pixels(model, mean), batch.astype(np.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_border_has_no_mark_where_the_mean_is_a_whole_pixel(tiny_model: onnx.ModelProto) -> None:
+    def channels(model: onnx.ModelProto) -> int:
+        reader = next(node for node in model.graph.node if pixels.PIXELS in node.input)
+        return next(each.dims[1] for each in model.graph.initializer if each.name == reader.input[1])
+
+    assert channels(reading_pixels(tiny_model)) == 3
+    assert channels(reading_pixels(tiny_model, (0.485, 0.456, 0.406))) == 4
+
+
+def test_mark_costs_the_weights_of_the_image_no_step(tiny_model: onnx.ModelProto) -> None:
+    model = reading_pixels(tiny_model, (0.485, 0.456, 0.406))
+    reader = next(node for node in model.graph.node if pixels.PIXELS in node.input)
+    weights = next(numpy_helper.to_array(each) for each in model.graph.initializer if each.name == reader.input[1])
+    largest = np.abs(weights).max(axis=(2, 3))
+    assert (largest[:, 3] <= largest[:, :3].max(axis=1) / 16 + 1e-9).all()
 
 
 @pytest.mark.parametrize("attributes", [{}, {"pads": [0, 0, 0, 0]}, {"pads": [1, 0, 2, 3], "strides": [2, 1]}])
@@ -158,8 +195,8 @@ def read_by_a_norm() -> onnx.ModelProto:
         (computed_weights, WHOLE_MEAN, "computed"),
         (read_twice, WHOLE_MEAN, "read by Conv, Conv"),
         (read_by_a_norm, WHOLE_MEAN, "read by Mul"),
-        (lambda: one_convolution(pads=[1, 1, 1, 1]), (0.5, -0.1, 0.5), "no pixel"),
-        (lambda: one_convolution(pads=[1, 1, 1, 1]), (0.5, 1.1, 0.5), "no pixel"),
+        (lambda: one_convolution(pads=[1, 1, 1, 1]), (0.5, -1.1, 0.5), "far from any pixel"),
+        (lambda: one_convolution(pads=[1, 1, 1, 1]), (0.5, 2.1, 0.5), "far from any pixel"),
     ],
 )
 def test_obstacle_says_why_a_model_cannot_take_pixels(
@@ -187,14 +224,17 @@ def test_int8_model_takes_uint8_and_reads_it_without_a_quantizer(int8: onnx.Mode
     assert qdq.count_quantized(int8) == {"weighted": 7, "quantized": 7}
 
 
+@pytest.mark.parametrize("mean", [WHOLE_MEAN, (0.485, 0.456, 0.406)])
 def test_int8_model_answers_in_every_runtime_as_one_with_a_normalised_input_does(
-    tiny_model: onnx.ModelProto, int8: onnx.ModelProto, tmp_path: Path
+    tiny_model: onnx.ModelProto, tmp_path: Path, mean: tuple[float, ...]
 ) -> None:
     """And as near to float32, in the nature of things: nearer by what the input's quantizer cost."""
     batch = images()
-    expected = classifier.run(tiny_model, normalised(batch))
-    usual = qdq.insert_qdq(tiny_model, ranges_of(tiny_model, normalised(batch)), per_channel=True)
-    for name, model, fed in (("usual", usual, normalised(batch)), ("pixels", int8, batch)):
+    expected = classifier.run(tiny_model, normalised(batch, mean))
+    usual = qdq.insert_qdq(tiny_model, ranges_of(tiny_model, normalised(batch, mean)), per_channel=True)
+    folded = reading_pixels(tiny_model, mean)
+    int8 = qdq.insert_qdq(folded, ranges_of(folded, batch), per_channel=True)
+    for name, model, fed in (("usual", usual, normalised(batch, mean)), ("pixels", int8, batch)):
         onnx.save(model, tmp_path / f"{name}.onnx")
         for runtime in installed_runtimes():
             with open_backend(runtime, tmp_path / f"{name}.onnx", batch=4, placement=place(1, 1)) as backend:
@@ -203,8 +243,14 @@ def test_int8_model_answers_in_every_runtime_as_one_with_a_normalised_input_does
             assert classifier.relative_error(expected, answers) < 0.06, (name, runtime)
 
 
-def test_onnxruntime_runs_every_convolution_of_it_in_int8(int8: onnx.ModelProto, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mean", [WHOLE_MEAN, (0.485, 0.456, 0.406)])
+def test_onnxruntime_runs_every_convolution_of_it_in_int8(
+    tiny_model: onnx.ModelProto, tmp_path: Path, mean: tuple[float, ...]
+) -> None:
     import onnxruntime
+
+    folded = reading_pixels(tiny_model, mean)
+    int8 = qdq.insert_qdq(folded, ranges_of(folded, images()), per_channel=True)
 
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
