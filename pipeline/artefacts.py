@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ArtefactError
+from pipeline.host.locks import exclusive
 
 MANIFEST = "manifest.json"
 STANDARD_OUTPUT = 1  # its descriptor
@@ -209,6 +209,29 @@ def _remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def whole_folder(out: Path, *, keep_partial: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder beside `out`, which takes the place of nothing or an empty folder if the body succeeds.
+
+    Args:
+        keep_partial: leave the scratch folder when the body fails, and hand it out again next time. A body that removes
+            it itself leaves `out` as it is.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.parent / f".{out.name}.partial"
+    if not keep_partial:
+        _remove(scratch)  # of a run that was killed
+    scratch.mkdir(exist_ok=True)
+    try:
+        yield scratch
+        if scratch.exists():
+            scratch.rename(out)
+    except BaseException:
+        if not keep_partial:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
 def publish(out: Path, producer: str, *, keep_partial: bool = False) -> Iterator[Path]:
     """Yield a scratch folder beside `out`; rename it to `out` only if the body succeeds.
 
@@ -216,27 +239,19 @@ def publish(out: Path, producer: str, *, keep_partial: bool = False) -> Iterator
         out: the artefact. If an equal build published it meanwhile, theirs is kept: names are content fingerprints.
         producer: written into the manifest.
         keep_partial: leave the scratch folder when the body fails, and hand it out again next time, so that a long
-            stage goes on where it was. Such a body must tell whole files from half ones by itself.
+            stage is resumed. Such a body must tell whole files from half ones by itself.
 
     Two processes that publish the same artefact take turns: the second finds it done.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.parent / f".{out.name}.partial"
-    with _exclusive(out.parent / f".{out.name}.lock"):
-        if not keep_partial:
+    lock = out.parent / f".{out.name}.lock"
+    with exclusive(lock, creates=True), whole_folder(out, keep_partial=keep_partial) as scratch:
+        yield scratch
+        if is_published(out):
             _remove(scratch)
-        scratch.mkdir(exist_ok=True)
-        try:
-            yield scratch
-            if not is_published(out):
-                write_manifest(scratch, producer)
-                _remove(out)  # a folder without a manifest is not an artefact
-                scratch.rename(out)
-        except BaseException:
-            if not keep_partial:
-                shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            write_manifest(scratch, producer)
+            _remove(out)  # a folder without a manifest is not an artefact
 
 
 def install(source: Path, target: Path) -> None:
@@ -246,7 +261,7 @@ def install(source: Path, target: Path) -> None:
     first may be reading it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(target.parent / f".{target.name}.lock"):
+    with exclusive(target.parent / f".{target.name}.lock", creates=True):
         if _is_whole_copy(source, target):
             return
         scratch = target.parent / f".{target.name}.partial"
@@ -268,11 +283,3 @@ def _is_whole_copy(source: Path, target: Path) -> bool:
     except ArtefactError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _exclusive(lock: Path) -> Iterator[None]:
-    """Hold an advisory lock; the kernel drops it when the process ends, however it ends."""
-    with lock.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "pipeline"
 # The rooms, bottom to top: a module imports from rows below its own in this list's order, or from its own room.
 ROWS = (
     {"errors", "version", "terminal"},
-    {"artefacts", "config", "host", "onnx_models"},
+    {"config", "host", "onnx_models"},
+    {"artefacts"},
     {"data", "runtimes", "models"},
     {"packages", "quant", "weights"},
     {"proof", "prepare", "run"},

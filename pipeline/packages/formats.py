@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import yaml
 
-from pipeline.artefacts import write_json
+from pipeline.artefacts import whole_folder, write_json
 from pipeline.errors import BackendError, ConfigError, DataError
 from pipeline.packages.package import CLASSES, PREPROCESS, Package
 from pipeline.runtimes.base import Runtime
@@ -63,8 +62,13 @@ def write(package: Package, wanted: Wanted) -> list[Path]:
         BackendError: the engine that converts is not installed, or refuses the model.
     """
     _check(wanted)
-    with _whole_folder(wanted.out) as folder:
-        _WRITERS[wanted.format](package, wanted, folder)
+    try:
+        # Not `publish`: a server's model repository has no place for our manifest, nor a user's folder for its lock.
+        with whole_folder(wanted.out) as folder:
+            _WRITERS[wanted.format](package, wanted, folder)
+    except OSError as err:
+        place = err.filename or wanted.out
+        raise DataError(f"--out {place}: cannot be written ({err.strerror}); give another") from err
     return sorted(path for path in wanted.out.rglob("*") if path.is_file())
 
 
@@ -77,22 +81,6 @@ def _check(wanted: Wanted) -> None:
         raise ConfigError("--storage_uri: missing; say where the model repository will lie, as s3://BUCKET/FOLDER")
     if not _STORAGE.fullmatch(wanted.storage_uri):
         raise ConfigError(f"--storage_uri {wanted.storage_uri}: expected an address such as s3://BUCKET/FOLDER")
-
-
-@contextlib.contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    scratch = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        if out.is_dir():
-            out.rmdir()
-        scratch.rename(out)
-    except OSError as err:
-        raise DataError(f"--out {err.filename or out}: cannot be written ({err.strerror}); give another") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_openvino(package: Package, wanted: Wanted, folder: Path) -> None:

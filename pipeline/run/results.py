@@ -8,11 +8,9 @@ read it as it is. A record that was moved into its folder, as `run.json`, is fou
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -23,6 +21,7 @@ from pipeline.artefacts import fingerprint, json_bytes, write_json
 from pipeline.data.storage import Location, Url, absolute, location, names_in, stamps
 from pipeline.errors import DataError
 from pipeline.host.cluster import Cluster
+from pipeline.host.locks import LockedError, exclusive
 from pipeline.run import cluster_runner, runner
 from pipeline.run.performance import Performance, Recorder
 from pipeline.run.plan import Entry, Plan
@@ -129,19 +128,14 @@ def _sole_writer(out: Location) -> Iterator[None]:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
+        lock = contextlib.ExitStack()
+        lock.enter_context(exclusive(out, waits=False))
     except OSError as err:
-        raise DataError(f"--path_output {out}: cannot be made a folder ({err.strerror}); give another") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"--path_output {out}: another run is writing there; wait for it, or give another"
-            ) from None
+        raise DataError(f"--path_output {out}: cannot be made a folder ({err.strerror}); give another") from err
+    except LockedError as err:
+        raise DataError(f"--path_output {out}: another run is writing there; wait for it, or give another") from err
+    with lock:
         yield
-    finally:
-        os.close(handle)
 
 
 def _make_room(out: Location, key: str) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from pipeline.data.storage import REQUESTS_AT_ONCE, Location, Stamp, Url, absolu
 from pipeline.errors import DataError
 from pipeline.host.cluster import Cluster
 from pipeline.host.hardware import available_cores
+from pipeline.host.locks import LockedError, exclusive
 from pipeline.host.worker_pool import answers
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL, write_notes
 from pipeline.stages.settings import ImageTree, InputFile
@@ -225,19 +224,16 @@ def _sole_writer(target: Location) -> Iterator[None]:
         return
     try:
         target.mkdir(parents=True, exist_ok=True)
-        handle = os.open(target, os.O_RDONLY)
+        lock = ExitStack()
+        lock.enter_context(exclusive(target, waits=False))
     except OSError as err:
         raise DataError(
             f"{target}: cannot be made a folder ({err.strerror}); give another (--target_path of image2npz)"
-        ) from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{target}: another image2npz is writing there; wait for it, or stop it") from None
+        ) from err
+    except LockedError as err:
+        raise DataError(f"{target}: another image2npz is writing there; wait for it, or stop it") from err
+    with lock:
         yield
-    finally:
-        os.close(handle)
 
 
 def _remove_leftovers(jobs: Iterable[_Job]) -> None:

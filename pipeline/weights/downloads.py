@@ -6,8 +6,6 @@ environment as everything else does.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import http.client
 import os
 import re
@@ -15,7 +13,6 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -23,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.artefacts import file_digest
 from pipeline.errors import ConfigError, DataError
+from pipeline.host.locks import exclusive
 from pipeline.host.user_cache import FOLDER_VARIABLE, cache_folder
 from pipeline.models.zoo import Model
 from pipeline.terminal.progress import progress_bar
@@ -94,7 +92,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     target = _target(url, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder):
+        with exclusive(folder):
             if not (target.is_file() and file_digest(target).startswith(sha256)):
                 partial = _partial(target)  # perhaps whole, of a process that ended just before the next two steps
                 if partial is None or not file_digest(partial).startswith(sha256):
@@ -116,17 +114,6 @@ def _check_digest(partial: Path, sha256: str, url: str) -> None:
             f"{url}: sha256 is {found[: len(sha256)]}, wanted {sha256}; what came is removed, as it was changed or "
             f"damaged: try again, {_BY_HAND}"
         )
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two builds that want the same file take turns; the kernel drops the lock when the process ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 class _BrokenError(Exception):
