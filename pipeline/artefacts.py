@@ -174,7 +174,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise ArtefactError(f"{path}: not JSON ({err}); run the build again") from None
+        raise ArtefactError(f"{path}: not JSON ({err}); run the build again") from err
     if not isinstance(manifest, dict) or not _lists_files(manifest.get("files")):
         raise ArtefactError(f"{path}: has no list of files; run the build again")
     return manifest

@@ -141,7 +141,7 @@ def _compare(folders: Iterable[Path], sound: set[Path]) -> None:
             try:
                 verify(folder)
             except ArtefactError as err:
-                raise _DamagedError(folder, err) from None
+                raise _DamagedError(folder, err) from err
             sound.add(folder)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_PROGRAMMING = (AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+
 
 class PipelineError(Exception):
     """Something the user can fix. The message says where, what was found, what was wanted, and what to do.
@@ -28,3 +33,20 @@ class ArtefactError(PipelineError):
 
 class BackendError(PipelineError):
     """A runtime is missing, or refused a model."""
+
+
+def is_our_bug(error: BaseException, *, except_in: tuple[str, ...] = ()) -> bool:
+    """Tell whether a line of this package raised what only a wrong program raises.
+
+    For code that has to expect any exception of a library: a decoder meets a damaged file with a dozen kinds.
+
+    Args:
+        except_in: modules of this package, as "runtimes", whose lines stand directly before those of such a library.
+    """
+    trace = error.__traceback__
+    if trace is None or not isinstance(error, _PROGRAMMING):
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    place = Path(trace.tb_frame.f_code.co_filename)
+    return place.is_relative_to(_PACKAGE) and place.relative_to(_PACKAGE).parts[0] not in except_in

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         sys.stdout.flush()
     except PipelineError as err:
         console.error(str(err))
+        console.causes(err)
         return EXIT_FAULT
     except ModuleNotFoundError as err:
         if err.name not in _LIBRARIES:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
-from pipeline.errors import DataError
+from pipeline.errors import DataError, is_our_bug
 
 Pixels = NDArray[np.uint8]
 Prepared = NDArray[np.float32 | np.uint8]
@@ -76,6 +76,8 @@ def _decoding(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be decoded as an image: it is of no format that Pillow knows") from error
     # Pillow's decoders meet a damaged file with a dozen exception types (struct.error, SyntaxError, zlib.error, ...).
     except Exception as error:
+        if is_our_bug(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
 

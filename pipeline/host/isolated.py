@@ -13,21 +13,32 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_our_bug
 from pipeline.host.processes import sigint_held_back
 
 R = TypeVar("R")
 
 _TASK, _RESULT, _SAID = "task", "result", "said"
+# Whose lines call into runtimes: what those raise there for a model, or after an upgrade, is not our bug.
+_BINDINGS = ("runtimes",)
 _MAIN = "import sys; sys.path[:] = sys.argv[2:]; from pipeline.host.isolated import _child; _child(sys.argv[1])"
 
 
 class LostError(Exception):
-    """The process ended without a result: it died, hung, or the call raised what is no error of the user's."""
+    """The process ended without a result: it died, hung, or a library raised what is no error of the user's."""
+
+
+class _RemoteError(Exception):
+    """Where an exception was raised in the other process; the cause of the same exception here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 def call(function: Callable[..., R], *arguments: Any, seconds: float) -> R:
@@ -42,8 +53,9 @@ def call(function: Callable[..., R], *arguments: Any, seconds: float) -> R:
         seconds: that it may take; then it is ended.
 
     Raises:
-        LostError: it died, hung or failed; the text says how, in a part of a sentence.
+        LostError: it died, hung, or a library failed; the text says how, in a part of a sentence.
         PipelineError: that the call raised.
+        Exception: that the call raised, where a line of this package is at fault: our bug, with its traceback.
     """
     with tempfile.TemporaryDirectory(prefix="isolated-") as folder:
         task = Path(folder) / _TASK
@@ -58,18 +70,42 @@ def call(function: Callable[..., R], *arguments: Any, seconds: float) -> R:
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
+            # Its own cause is this bound and nothing else.
             raise LostError(f"did not end within {seconds:.0f} s") from None
         finally:
             process.kill()
             process.communicate()
         try:
             result = pickle.loads((Path(folder) / _RESULT).read_bytes())
-        except (OSError, EOFError, pickle.UnpicklingError):
-            raise LostError(_death(process.returncode, Path(folder) / _SAID)) from None
-    if isinstance(result, PipelineError | LostError):
-        raise result
+        except (OSError, EOFError, pickle.UnpicklingError) as err:
+            raise LostError(_death(process.returncode, Path(folder) / _SAID)) from err
+    if isinstance(result, _Failed):
+        raise result.error from _RemoteError(result.trace)
     answer: R = result[0]
     return answer
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What the parent is to raise, and the traceback of the child, which pickling would lose."""
+
+    error: Exception
+    trace: str
+
+
+def _to_raise(err: Exception) -> Exception:
+    """Return what the parent raises for an exception of the call."""
+    text = " ".join(str(err).split())
+    if isinstance(err, PipelineError):
+        return type(err)(str(err))
+    if is_our_bug(err, except_in=_BINDINGS):
+        try:
+            pickle.loads(pickle.dumps(err))
+        except Exception:  # an exception class that cannot be made again from its arguments
+            return RuntimeError(f"{type(err).__name__}: {text}")
+        return err
+    # MemoryError and what a runtime's binding raises: the caller tells what it costs.
+    return LostError(f"failed with {type(err).__name__}" + (f": {text[:300]}" if text else ""))
 
 
 def _death(code: int, said: Path) -> str:
@@ -90,11 +126,8 @@ def _child(folder: str) -> NoReturn:
     try:
         function, arguments = pickle.loads((Path(folder) / _TASK).read_bytes())
         result = (function(*arguments),)
-    except PipelineError as err:
-        result = type(err)(str(err))
-    except Exception as err:  # MemoryError and what a runtime's binding raises: the parent tells what it costs
-        text = " ".join(str(err).split())
-        result = LostError(f"failed with {type(err).__name__}" + (f": {text[:300]}" if text else ""))
+    except Exception as err:
+        result = _Failed(_to_raise(err), "".join(traceback.format_exception(err)))
     scratch = Path(folder) / f"{_RESULT}.new"
     scratch.write_bytes(pickle.dumps(result))
     scratch.replace(Path(folder) / _RESULT)

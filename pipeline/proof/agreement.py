@@ -21,6 +21,7 @@ from pipeline.host.hardware import available_cores, saturates
 from pipeline.runtimes.base import Batch, Runtime
 from pipeline.runtimes.executed import Executed, count_int8
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
+from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 IMAGES = 64  # that a model is checked on
@@ -121,6 +122,7 @@ def _attempt(
         try:
             outputs, executed = isolated.call(function, *arguments, seconds=bound)
         except (isolated.LostError, BackendError) as err:
+            console.causes(err)
             return Answers(None, str(err))
         progress.update(images)
     return Answers(outputs, executed=executed, seconds=time.perf_counter() - begun)

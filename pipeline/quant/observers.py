@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError, DataError
 from pipeline.quant import qmath
+from pipeline.quant.arrays import read_arrays
 from pipeline.quant.qmath import Counts
 
 # Values counted at a time: few enough that they and their keys stay in the cache, enough that adding the bins of a
@@ -149,16 +151,18 @@ class ObserverSet:
         Raises:
             ArtefactError: the file is not one that `save` wrote.
         """
+        arrays: dict[str, Any] = read_arrays(path, "a calibration")
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                loaded = cls([str(name) for name in arrays["names"]])
-                for index, observer in enumerate(loaded.observers.values()):
-                    observer.counts[arrays[f"keys_{index}"]] = arrays[f"counts_{index}"]
-                    observer.lowest, observer.highest = (float(value) for value in arrays["extremes"][index])
-                    below, above = arrays["tails"][index]
-                    observer.tails = (int(below), int(above))
-                for index, name in enumerate(arrays["mean_names"]):
-                    loaded.mean_sums[str(name)] = arrays[f"mean_sums_{index}"]
-                return loaded, int(arrays["images"][0])
-        except Exception as err:  # a flipped bit surfaces as any of a dozen kinds, from zipfile, numpy or here
-            raise ArtefactError(f"{path}: not a calibration of ours ({err}); delete it and build again") from None
+            loaded = cls([str(name) for name in arrays["names"]])
+            for index, observer in enumerate(loaded.observers.values()):
+                observer.counts[arrays[f"keys_{index}"]] = arrays[f"counts_{index}"]
+                observer.lowest, observer.highest = (float(value) for value in arrays["extremes"][index])
+                below, above = arrays["tails"][index]
+                observer.tails = (int(below), int(above))
+            for index, name in enumerate(arrays["mean_names"]):
+                loaded.mean_sums[str(name)] = arrays[f"mean_sums_{index}"]
+            return loaded, int(arrays["images"][0])
+        except (LookupError, ValueError) as err:  # arrays that are not there, or of other shapes
+            raise ArtefactError(
+                f"{path}: not a calibration that this program wrote ({err}); delete it and build again"
+            ) from err

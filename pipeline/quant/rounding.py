@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
+from pipeline.quant.arrays import read_arrays
 from pipeline.quant.int8_weights import LIMIT, round_to_nearest
 from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, partners
 
@@ -167,17 +168,19 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
     Raises:
         ArtefactError: the file is none of those.
     """
+    arrays: dict[str, Any] = read_arrays(path, "rounded weights")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return {
-                str(name): Rounded(
-                    arrays[f"weights_{index}"],
-                    arrays[f"scales_{index}"],
-                    float(ours),
-                    float(nearest),
-                    arrays.get(f"mean_error_{index}"),
-                )
-                for index, (name, (ours, nearest)) in enumerate(zip(arrays["names"], arrays["decibels"], strict=True))
-            }
-    except Exception as err:  # a flipped bit surfaces as any of a dozen kinds, from zipfile, numpy or here
-        raise ArtefactError(f"{path}: no rounded weights of ours ({err}); delete it and build again") from None
+        return {
+            str(name): Rounded(
+                arrays[f"weights_{index}"],
+                arrays[f"scales_{index}"],
+                float(ours),
+                float(nearest),
+                arrays.get(f"mean_error_{index}"),
+            )
+            for index, (name, (ours, nearest)) in enumerate(zip(arrays["names"], arrays["decibels"], strict=True))
+        }
+    except (LookupError, ValueError) as err:  # arrays that are not there, or of other shapes
+        raise ArtefactError(
+            f"{path}: not rounded weights that this program wrote ({err}); delete it and build again"
+        ) from err

@@ -134,7 +134,7 @@ def _kind_of(checkpoint: Path | None) -> FileKind | None:
     try:
         kind = kind_of(checkpoint)
     except OSError as err:
-        raise ConfigError(f"frontend.checkpoint: {checkpoint}: cannot be read ({err.strerror})") from None
+        raise ConfigError(f"frontend.checkpoint: {checkpoint}: cannot be read ({err.strerror})") from err
     if not kind.is_weights and kind not in (FileKind.ONNX, FileKind.UNKNOWN):
         raise ConfigError(f"frontend.checkpoint: {checkpoint}: {why_not_weights(checkpoint, kind)}")
     return kind

@@ -294,7 +294,7 @@ def _convert_one(job: _Job) -> str:
     except OSError as err:
         raise DataError(
             f"{err.filename or job.npz}: cannot be written ({err.strerror}); mend that, then run again"
-        ) from None
+        ) from err
     return ""
 
 

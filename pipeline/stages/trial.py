@@ -88,6 +88,7 @@ def measure(candidates: Sequence[Candidate], budget_s: float) -> dict[str, Any] 
             rates: Rates = isolated.call(speed.measure, chosen, budget_s, seconds=4 * budget_s + _MOST_S)
         except (isolated.LostError, BackendError) as err:
             console.detail(f"speed in {', '.join(name.value for name in group)} was not measured: {err}")
+            console.causes(err)
             continue
         if not rates.rounds[0]:
             continue

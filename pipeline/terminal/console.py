@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -76,6 +77,19 @@ def error(text: str) -> None:
             event("error", text=line)
         else:
             print(f"error: {line}", file=sys.stderr)
+
+
+def causes(err: BaseException) -> None:
+    """Say, to somebody who looks for a cause, where an error came from: each exception that led to it."""
+    while err.__traceback__ is not None:
+        for line in "".join(traceback.format_exception(err, chain=False)).splitlines():
+            detail(line)
+        cause = err.__cause__ or err.__context__  # also of `from None`, which hides it from tracebacks alone
+        if cause is None:
+            return
+        detail("caused by:")
+        err = cause
+    detail(str(err).strip())
 
 
 def interrupted(text: str) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.errors import BackendError
+from pipeline.data import preprocess
+from pipeline.errors import BackendError, DataError
 from pipeline.host import isolated
 
 REPOSITORY = Path(__file__).parents[2]
@@ -88,15 +92,35 @@ def test_call_raises_what_the_user_can_fix_as_it_is() -> None:
         isolated.call(refuse, seconds=60)
 
 
+def test_call_raises_our_own_bug_with_the_traceback_of_the_process() -> None:
+    with pytest.raises(AttributeError, match=r"^'int' object has no attribute 'resize_hw'$") as caught:
+        isolated.call(preprocess.apply, 3, np.zeros((3, 4, 4), np.uint8), seconds=60)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert f'{REPOSITORY}/pipeline/data/preprocess.py", line ' in shown
+    assert "in _child" in shown
+
+
+def test_call_keeps_where_a_library_failed_and_goes_on() -> None:
+    with pytest.raises(isolated.LostError, match=r"^failed with JSONDecodeError: Expecting property name") as caught:
+        isolated.call(json.loads, "{no", seconds=60)
+    assert "json/decoder.py" in str(caught.value.__cause__)
+
+
+def test_call_keeps_the_cause_of_what_the_user_can_fix() -> None:
+    with pytest.raises(DataError) as caught:
+        isolated.call(preprocess.decode, b"no image", seconds=60)
+    assert "UnidentifiedImageError" in str(caught.value.__cause__)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads what only Linux has")
 def test_process_ends_with_its_parent_when_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from test_isolated import wait_for\nfrom pipeline import isolated\n"
+        "from test_isolated import wait_for\nfrom pipeline.host import isolated\n"
         "isolated.call(wait_for, 120.0, seconds=120)"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
-    parent = subprocess.Popen([sys.executable, "-c", code, str(REPOSITORY / "tests")], env=environment)
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{Path(__file__).parent}"}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent)], env=environment)
 
     def children() -> list[int]:
         try:

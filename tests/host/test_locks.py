@@ -18,9 +18,12 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bool]:
 
 def test_exclusive_refuses_when_another_holds_it_and_it_does_not_wait(target: tuple[Path, bool]) -> None:
     path, creates = target
-    with exclusive(path, creates=creates), pytest.raises(LockedError, match="another process holds it"):
-        with exclusive(path, creates=creates, waits=False):
-            pass
+    with (
+        exclusive(path, creates=creates),
+        pytest.raises(LockedError, match="another process holds it"),
+        exclusive(path, creates=creates, waits=False),
+    ):
+        pass
     with exclusive(path, creates=creates, waits=False):
         pass
 

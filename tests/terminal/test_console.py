@@ -103,6 +103,23 @@ def test_verbose_bench_says_how_the_model_was_opened(run: Run, in_workspace: Tin
     assert "for 4 images" in line
 
 
+def test_verbose_shows_where_an_error_came_from(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "manifest.json").write_text("{no", encoding="utf-8")
+    command = ("package", "-m", tmp_path / "package" / "x", "--format", "ort", "--out", tmp_path / "out")
+    code, _, err = run(*command)
+    assert (code, len(err.splitlines())) == (2, 1)
+    code, _, verbose = run(*command, "--verbose")
+    assert code == 2
+    assert verbose.startswith(err)
+    lines = verbose.splitlines()[1:]
+    assert all(line.startswith("  ") for line in lines)
+    assert [line.strip() for line in lines if line.strip() in ("caused by:", "Traceback (most recent call last):")] == [
+        *("Traceback (most recent call last):", "caused by:", "Traceback (most recent call last):"),
+    ]
+    assert "json.decoder.JSONDecodeError" in lines[-1]
+
+
 def test_quiet_and_verbose_exclude_each_other(run: Run) -> None:
     with pytest.raises(SystemExit) as stopped:
         run("models", "--quiet", "--verbose")

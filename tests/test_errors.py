@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import preprocess
+from pipeline.errors import DataError, is_our_bug
+
+
+def raised_by(function: Callable[..., Any], *arguments: Any) -> Exception:
+    try:
+        function(*arguments)
+    except Exception as err:
+        return err
+    raise AssertionError("nothing was raised")
+
+
+def test_is_our_bug_takes_a_wrong_call_in_our_own_lines_only() -> None:
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    ours = raised_by(preprocess.apply, None, pixels)  # None has no sizes
+    assert isinstance(ours, AttributeError)
+    assert is_our_bug(ours)
+    assert not is_our_bug(ours, except_in=("data",))
+    assert not is_our_bug(raised_by(json.loads, None))  # a TypeError, in the library's lines
+    assert not is_our_bug(raised_by(preprocess.decode, b"no image"))  # what the user can fix
+    assert not is_our_bug(KeyError("never raised"))
+
+
+def test_decode_lets_our_own_bug_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(stream, "PNG")
+    monkeypatch.setattr(preprocess, "_rgb", None)  # so that a line of ours calls what is no function
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        preprocess.decode(stream.getvalue())
+
+
+def test_decode_keeps_the_cause_of_a_damaged_image() -> None:
+    with pytest.raises(DataError) as caught:
+        preprocess.decode(b"no image")
+    assert type(caught.value.__cause__).__name__ == "UnidentifiedImageError"
