@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,17 @@ def needed_at_import(path: Path) -> set[str]:
 def test_map_names_every_module() -> None:
     units = {unit_of(module) for module in MODULES if module != "pipeline"}
     assert units <= ROW_OF.keys(), f"give these a row: {sorted(units - ROW_OF.keys())}"
+
+
+def test_contributing_has_the_rooms_in_this_order() -> None:
+    listed: list[set[str]] = []
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for number, room in re.findall(r"^\| (\d*) *\| `(\w+)(?:/|\.py)` \|", text, re.MULTILINE):
+        if number:
+            assert int(number) == len(listed) + 1
+            listed.append(set())
+        listed[-1].add(room)
+    assert tuple(listed) == ROWS
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"pipeline"}))
