@@ -1,8 +1,8 @@
-"""ReLU and Clip in an int8 model: left out where the quantizer behind them does their work to the bit, else kept.
+"""ReLU and Clip in an int8 model: removed where the quantizer after them gives the same levels without them, else kept.
 
-A quantizer saturates at both ends of its range. After values were cut off at `low` and `high` it gives the same as
-without, for every value, exactly where it maps `low` to its least level and `high` to its greatest. For a ReLU that is
-a zero point of 0; for Clip(0.5, 3) it is never so, since every range holds zero.
+A quantizer saturates at both ends of its range. Clipping values to `low` and `high` before it changes nothing exactly
+where it maps `low` to its lowest level and `high` to its highest. For a ReLU that means a zero point of 0; for
+Clip(0.5, 3) it never holds, since every range contains zero.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pipeline.quant.graphs import constants, readers_of
 from pipeline.quant.placement import ACTIVATIONS
 from pipeline.quant.qmath import Range
 
-# Of a range: where a bound of a Clip falls midway between two levels, this decides that it rounds outwards.
+# Relative widening of a range: a bound of a Clip that falls midway between two levels then rounds outwards.
 _INWARDS = 1e-4
 _LEVELS = 255  # steps of a uint8 activation
 _BEYOND = 0.01  # of a level, by which a bound is put beyond it: more than the float32 rounding of 255 levels
-_LEAST_STEPS = 8  # from zero to a bound: of fewer, a range that puts it on a level could be an eighth too wide and more
+_LEAST_STEPS = 8  # from zero to a bound: with fewer, putting it on a level can widen the range by an eighth or more
 
 Bounds = tuple[float, float]
 
 
 def bounds_of(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> Bounds | None:
-    """Return the two values at which a ReLU or Clip cuts off, infinite where it does not; None where they are computed.
+    """Return the two values at which a ReLU or Clip clips, infinite where it does not; None where they are computed.
 
     Args:
         known: the model's constants by name.
@@ -48,10 +48,10 @@ def bounds_of(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> Bo
 
 
 def within_bounds(covered: Range, bounds: Bounds | None) -> Range:
-    """Return the range of what comes out of a ReLU or Clip, such that its quantizer cuts where they do, if any can.
+    """Return a range for the output of a ReLU or Clip whose quantizer clips at the same values, where there is one.
 
-    A ReLU's begins at 0 exactly: with a zero point of 1, ONNX Runtime would compute the ReLU by itself, in float. Where
-    zero lies outside the bounds, the nearer of them is put on a level: a large share of the values may have it.
+    A ReLU's begins at 0 exactly: with a zero point of 1, ONNX Runtime would compute the ReLU in float. Where zero lies
+    outside the bounds, the nearer bound is put on a level, since a large share of the values may equal it.
     """
     if bounds is None:
         return covered
@@ -79,7 +79,7 @@ def _with_level_at(bound: float, extent: float) -> float:
 
 
 def remove_redundant(model: onnx.ModelProto, kept: Collection[str]) -> None:
-    """Remove the ReLUs and Clips of a QDQ model whose quantizer cuts where they do, in place.
+    """Remove the ReLUs and Clips of a QDQ model whose quantizer clips at the same values, in place.
 
     Args:
         kept: names of nodes to be left as they are.
@@ -96,7 +96,7 @@ def remove_redundant(model: onnx.ModelProto, kept: Collection[str]) -> None:
 def put_on_levels(model: onnx.ModelProto) -> None:
     """Move the bounds of the Clips of a QDQ model to the levels that their quantizer rounds them to, in place.
 
-    No level changes. OpenVINO 2026.4 takes such a Clip into its quantizer and rounds its lower bound up and its upper
+    No level changes. OpenVINO 2026.4 merges such a Clip with its quantizer and rounds its lower bound up and its upper
     bound down, so that a bound of 11.000001 levels became 12: the bounds are put a little beyond their levels.
     """
     known, readers = constants(model), readers_of(model.graph)
@@ -138,7 +138,7 @@ def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
             return
         source = quantizer.input[0]
         removed += [quantizer, maker]
-    # The maker's output takes the name of what it stands for now; a network's input keeps its own.
+    # The producer's output takes the name of the removed node's; a network's input keeps its own.
     if source not in makers or len(readers[source]) > 1 or any(value.name == source for value in graph.output):
         return
     outputs = makers[source].output
@@ -150,7 +150,7 @@ def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
 
 
 def _cuts_at(quantizer: onnx.NodeProto, bounds: Bounds, known: Mapping[str, onnx.TensorProto]) -> bool:
-    """Tell whether a quantizer gives its least level at the lower bound and its greatest at the upper one."""
+    """Tell whether a quantizer gives its least level at the lower bound and its highest at the upper one."""
     scale, zero_point = (numpy_helper.to_array(known[name]) for name in quantizer.input[1:3])
     limits = np.iinfo(zero_point.dtype)
     levels = quantize(np.array(bounds, np.float32), scale, zero_point)

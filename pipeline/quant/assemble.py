@@ -22,7 +22,7 @@ class Parts:
     ranges: Mapping[str, Range]  # of every observed tensor
     per_channel: bool
     rounded: Mapping[str, Rounded] = field(default_factory=dict)  # by layer; others are rounded to the nearest
-    means: Mapping[str, Float64] | None = None  # mean inputs of the layers, to correct biases by; None: leave them
+    means: Mapping[str, Float64] | None = None  # mean inputs of the layers, for bias correction; None: no correction
     float_layers: Collection[str] = ()
     float_activations: frozenset[str] = frozenset()  # observed ones, and with them the layers that read them
 

@@ -34,8 +34,8 @@ def correct_biases(
         int8: what `qdq.insert_qdq` made of `float32`.
         float32: the float model.
         means: float64 [channels] by tensor name: the mean input of each layer over images and pixels.
-        measured: float64 [output channels] by layer: what its mean output lacks, where that is known better than from
-            the means, which take a map's padding for more of the map; NaN where it is not.
+        measured: float64 [output channels] by layer: what its mean output lacks, where that was measured
+            directly (the means treat padding as more of the feature map); NaN where it was not.
 
     Returns:
         By name of each corrected layer the largest correction, in units of its output. Layers in float, without a bias
@@ -62,7 +62,7 @@ def correct_biases(
 
 
 def _mean_error(layer: onnx.NodeProto, error: Float64, mean: Float64) -> Float64:
-    """Return the mean of what a layer's output lacks for its rounded weights: float64 [output channels]."""
+    """Return by how much rounding its weights lowers a layer's mean output: float64 [output channels]."""
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in layer.attribute}
     if layer.op_type == "Gemm":
         of_gemm: Float64 = (error if attributes.get("transB") else error.T) @ mean

@@ -1,4 +1,4 @@
-"""The classifier, found by structure: the layers after which no other layer comes before the network's output.
+"""The classifier, found by structure: the layers that no other layer follows on the way to the network's output.
 
 Networks end in many ways: one Gemm, a MatMul with an addition, a 1x1 convolution before or after the pooling, two heads
 whose scores are added, a Softmax behind any of them. What they share is that nothing with weights follows.
@@ -12,14 +12,14 @@ import onnx
 
 from pipeline.quant.graphs import WEIGHTED, constants
 
-# Their result tells a shape, not values: who reads it does not read the tensor.
+# Their result depends on the shape alone: a node that reads it does not read the tensor's values.
 SHAPE_READERS = frozenset({"Shape", "Size"})
 
 
 def find_classifier(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the layers that make the scores, in graph order: none where the network ends without weights of its own.
+    """Return the layers that compute the scores, in graph order; none where the network ends in no such layer.
 
-    A layer counts when the output hears of it, and nothing after it has weights or multiplies activations.
+    A layer counts if the output depends on it, and nothing after it has weights or multiplies activations.
     """
     known = constants(model)
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -45,7 +45,7 @@ def _leads_to_layers(model: onnx.ModelProto, layer: onnx.NodeProto) -> bool:
 
 
 def tail_tensors(model: onnx.ModelProto, layers: Iterable[onnx.NodeProto]) -> set[str]:
-    """Return what some layers make and what is made of it, up to the network's output."""
+    """Return the outputs of some layers and everything computed from them, up to the network's output."""
     reached = {name for node in layers for name in node.output}
     for node in model.graph.node:
         if node.op_type not in SHAPE_READERS and reached.intersection(node.input):

@@ -1,4 +1,4 @@
-"""The covariance of a layer's inputs, summed over columns as they come."""
+"""The covariance of a layer's inputs, accumulated batch by batch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy.typing as npt
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-_ROWS = 1024  # columns of inputs multiplied at a time: fewer are bound by memory, more take more of it
+_ROWS = 1024  # columns of inputs multiplied at a time: fewer are limited by memory bandwidth, more take more memory
 
 
 class Covariance:
-    """The covariance of a layer's inputs, summed over columns as they come."""
+    """The covariance of a layer's inputs, accumulated batch by batch."""
 
     def __init__(self, inputs: int) -> None:
         self._products = np.zeros((inputs, inputs), np.float32)
         self._sums = np.zeros(inputs, np.float64)
-        self._shift: Float32 | None = None  # near the means: sums of squares far from zero would drown the variances
+        self._shift: Float32 | None = None  # near the means: sums of large squares would lose the variances
         self._pending: list[Float32] = []
         self._count = 0
 
@@ -33,7 +33,7 @@ class Covariance:
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
             columns -= self._shift
-            # Block by block, the lower triangle only: a whole product would take the memory of the sums once more.
+            # Block by block, the lower triangle only: the whole product would need as much memory again.
             for start in range(0, columns.shape[1], _ROWS):
                 end = start + _ROWS
                 self._products[start:end, :end] += columns[:, start:end].T @ columns[:, :end]
@@ -50,7 +50,7 @@ class Covariance:
         return self._sums / self._count
 
     def result(self) -> Float32:
-        """Return float32 [inputs, inputs] and keep no part of it: nothing can be added after."""
+        """Return float32 [inputs, inputs] and release it: nothing can be added afterwards."""
         means = self._centred_means().astype(np.float32)
         covariance, self._products = self._products, np.zeros((0, 0), np.float32)
         for start in range(0, len(means), _ROWS):

@@ -1,6 +1,6 @@
-"""How far one model's answers to the same images lie from another's: KL divergence and SQNR.
+"""How far the outputs of two models for the same images differ: KL divergence and SQNR.
 
-Finer than top-1, whose last tenths are noise.
+Both are finer than top-1 accuracy, whose tenths of a point are noise.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Float64 = npt.NDArray[np.float64]
 _SUM_TOLERANCE = 1e-3  # of scores that are probabilities already
 
 
-_LEAST = float(np.finfo(np.float32).tiny)  # a probability that float32 cannot hold
+_LEAST = float(np.finfo(np.float32).tiny)  # stands in for a probability too small for float32
 
 
-_NEAREST = 2.0**-24  # how near to 1 a float32 comes: sigmoids are cut off there at both ends, logits at +-16.6
+_NEAREST = 2.0**-24  # distance from 1 to the next float32: sigmoids are clipped to it at both ends, logits to +-16.6
 
 
 @dataclass
 class Divergence:
     """Running sums over images; add blocks of scores as they are read.
 
-    Scores of labels by themselves (sigmoids) are Bernoulli distributions that do not depend on each other. Divergences
-    of independent distributions add up (Cover and Thomas, Elements of Information Theory, 2006, theorem 2.5.3), so that
-    an image has the sum over its labels of p ln(p / q) + (1 - p) ln((1 - p) / (1 - q)); their logits are ln(p / (1-p)).
+    Sigmoids are independent Bernoulli distributions, one for each label. Divergences of independent distributions add
+    up (Cover and Thomas, Elements of Information Theory, 2006, theorem 2.5.3), so the divergence of an image is the sum
+    over its labels of p ln(p / q) + (1 - p) ln((1 - p) / (1 - q)); their logits are ln(p / (1-p)).
     """
 
-    scores: Scores | None = None  # what both models' outputs are; None: not known, told by their values
+    scores: Scores | None = None  # what both models' outputs are; None: guessed from their values
     images: int = 0
     divergence_sum: float = 0.0
     signal: float = 0.0
@@ -49,14 +49,14 @@ class Divergence:
         if self.scores is Scores.SIGMOID:
             wanted, found = _logits_of_sigmoids(reference), _logits_of_sigmoids(answers)
             share = 1 / (1 + np.exp(-wanted))
-            # ln p = -ln(1 + exp(-x)), and ln(1 - p) the same of -x.
+            # ln p = -ln(1 + exp(-x)), and ln(1 - p) is the same for -x.
             right = np.logaddexp(0, -found) - np.logaddexp(0, -wanted)
             wrong = np.logaddexp(0, found) - np.logaddexp(0, wanted)
             self.divergence_sum += float((share * right + (1 - share) * wrong).sum())
         else:
             wanted, found = _log_probabilities(reference, self.scores), _log_probabilities(answers, self.scores)
             self.divergence_sum += float((np.exp(wanted) * (wanted - found)).sum())
-            # The softmax is the same whatever is added to all logits of an image.
+            # Adding a constant to all logits of an image does not change its softmax.
             wanted -= wanted.mean(axis=1, keepdims=True)
             found -= found.mean(axis=1, keepdims=True)
         self.signal += float((wanted**2).sum())
@@ -69,18 +69,18 @@ class Divergence:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal-to-quantization-noise ratio of the logits, in dB; before a softmax, each image's less their mean."""
+        """Signal-to-quantization-noise ratio of the logits, in dB; before a softmax, less the mean of each image."""
         return 10 * math.log10(self.signal / self.noise) if self.noise > 0 else math.inf
 
 
 def probabilities(values: Float32, scores: Scores | None) -> Float64:
     """Return what is shown to people, float64 [images, classes].
 
-    The softmax of logits and log-probabilities; whatever else a network ends in as it is.
+    The softmax of logits and log-probabilities; any other output unchanged.
 
     Args:
         values: outputs of the model, [images, classes].
-        scores: what they are; None: not known, told by the values.
+        scores: what they are; None: guessed from the values.
     """
     if scores is None or scores.takes_softmax:
         return np.exp(_log_probabilities(values, scores))
@@ -90,7 +90,7 @@ def probabilities(values: Float32, scores: Scores | None) -> Float64:
 def _log_probabilities(values: Float32, scores: Scores | None) -> Float64:
     """Return the logarithms of the probabilities of one class, float64 [images, classes]."""
     wide = values.astype(np.float64)
-    if scores is None:  # packages of earlier versions, where there is no onnx to look into the graph
+    if scores is None:  # a package of an earlier version, on a machine without onnx to read its graph
         sums = np.abs(wide.sum(axis=1) - 1)
         scores = Scores.SOFTMAX if (wide >= 0).all() and sums.max() < _SUM_TOLERANCE else Scores.LOGITS
     logits = np.log(np.maximum(wide, _LEAST)) if scores is Scores.SOFTMAX else wide

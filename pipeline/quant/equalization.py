@@ -1,11 +1,12 @@
-"""Cross-layer equalization: channels of one activation share a scale, so they are made to span like ranges.
+"""Cross-layer equalization: channels of one activation share a scale, so they are rescaled to similar ranges.
 
-What a channel is divided by, the layers that write it and those that read it take into their weights; ReLU, pooling and
-addition pass it through, so a residual stream is rescaled as one. The float model computes the same function.
+The layers that write a channel divide their weights by its factor and those that read it multiply theirs; ReLU, pooling
+and addition let the factor through, so a residual stream is rescaled as one. The float model computes the same
+function.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv:1906.04721), 4.1,
 extended to residual streams, with measured ranges in the place of weight ranges, and by the square root of their ratio:
-the whole ratio makes the weights' error grow by more than the activations' falls.
+with the whole ratio, the weights' error grows by more than the activations' error falls.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.quant.streams import FACTORS, NORM, WeightEditor, streams
 Float64 = npt.NDArray[np.float64]
 
 STRENGTH = 0.5  # exponent of the ratio of ranges
-_LEAST_RATIO = 1e-2  # of a channel's range to the widest; one that is hardly ever on must not blow up its weights
+_LEAST_RATIO = 1e-2  # of a channel's range to the widest; a channel that is rarely active must not get huge weights
 
 
 def equalize(model: onnx.ModelProto, largest: Mapping[str, Float64]) -> dict[str, float]:
@@ -29,8 +30,8 @@ def equalize(model: onnx.ModelProto, largest: Mapping[str, Float64]) -> dict[str
 
     Args:
         model: float32, batch norms folded.
-        largest: float64 [channels] by tensor name, the largest magnitude of each channel of an activation; those that
-            will not be quantized may be left out.
+        largest: float64 [channels] by tensor name, the largest magnitude of each channel of an activation;
+            activations that will not be quantized may be left out.
 
     Returns:
         By the name of each stream's first tensor the ratio of its widest to its narrowest factor.

@@ -14,8 +14,8 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul")
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with weights and activations in float16; `model` stays as it is.
 
-    What turns logits into probabilities at the end stays float32: float16 would give many of a thousand classes one and
-    the same score, and the order of the best five with it. Weights beyond float16's range are cut to it.
+    The softmax at the end stays float32: in float16 many of a thousand classes would get the same score, and the order
+    of the best five would be lost. Weights beyond float16's range are clipped to it.
     """
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16

@@ -1,8 +1,9 @@
-"""What keeps a layer in float32 that a build file leaves out of quantization.
+"""Keeps in float32 the layers that a build file excludes from quantization.
 
-ONNX Runtime itself quantizes the weights of a Conv, ConvTranspose or Gemm, one scale a tensor, where it finds them in
-float32 behind a quantized input, and computes the layer in int8 without a word. It passes over layers whose bias is no
-constant. So the bias of such a layer is stored as int32 behind a DequantizeLinear, in steps finer than float32 has.
+Where the input of a Conv, ConvTranspose or Gemm is quantized and its weights are not, ONNX Runtime quantizes the
+weights while loading, with one scale for the tensor, and computes the layer in int8 without a warning. It leaves out
+layers whose bias is not a constant. So the bias of such a layer is stored as int32 with a DequantizeLinear, in steps
+finer than float32's.
 
 Source: ONNX Runtime's graph transformer WeightBiasQuantization, 1.20 to 1.32; measured with `count_int8`.
 """
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-_STEPS = 2.0**30  # of the largest magnitude in a bias
+_STEPS = 2.0**30  # for the largest magnitude in a bias
 _AFFECTED = ("Conv", "ConvTranspose", "Gemm")
 
 

@@ -1,4 +1,4 @@
-"""What several parts need to know of an ONNX graph."""
+"""Queries on ONNX graphs that several modules need: constants, shapes, layers, readers, types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAKE_BOOLEANS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessO
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the constants by every name they go by: the exporter stores equal tensors once, behind Identity."""
+    """Return the constants by all of their names: the exporter stores equal tensors once, with Identity nodes."""
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Identity" and node.input[0] in found:
@@ -39,7 +39,7 @@ def weighted_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Return the nodes that read each tensor; one that reads it twice is there twice."""
+    """Return the nodes that read each tensor; a node that reads it twice is listed twice."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -50,8 +50,8 @@ def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def not_float32(graph: onnx.GraphProto) -> set[str]:
     """Return the tensors of other types than float32: shape arithmetic, and what is computed in float64.
 
-    They are found by following types through the graph, which takes no copy of the weights as type inference does: an
-    operator gives the type that its first input has, but for those that always give the same.
+    Types are followed through the graph here, since onnx's type inference copies the weights: an operator's output has
+    the type of its first input, except for operators with a fixed output type.
     """
     other = {tensor.name for tensor in graph.initializer if tensor.data_type != onnx.TensorProto.FLOAT}
     for node in graph.node:
@@ -80,7 +80,7 @@ def work_of_layers(model: onnx.ModelProto) -> dict[str, int]:
     work = {}
     for node in weighted_nodes(model):
         output = shapes.get(node.output[0], ())
-        positions = [max(1, size) for size in output[:1]] + list(output[1:])  # the batch, not known, counts as one
+        positions = [max(1, size) for size in output[:1]] + list(output[1:])  # an unknown batch size counts as 1
         weights = known[node.input[1]].dims if node.input[1] in known else ()
         left = shapes.get(node.input[0], ())
         if node.op_type == "Conv":

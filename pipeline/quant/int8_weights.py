@@ -1,6 +1,7 @@
 """Int8 weights: their scales, rounding to the nearest step, and their place in a QDQ model.
 
-Both keep every pair of neighbouring weights within `neighbours.PAIR_LIMIT`, so that no x86 kernel cuts a sum off.
+Scales and rounding keep every pair of neighbouring weights within `neighbours.PAIR_LIMIT`, so that no x86 kernel
+saturates.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, largest_sums, same_sign
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
-LIMIT = 127  # steps, of symmetric int8; -128 is left out, so that weights can be stored less one (runtimes/amx.py)
+LIMIT = 127  # steps, of symmetric int8; without -128, so that weights can be stored as w - 1 (runtimes/amx.py)
 _SAME_SCALE = 1e-5  # relative: the last bits of a float32
 
 
@@ -41,7 +42,7 @@ def scales_of(matrix: Float32, pairs: Pairs, *, per_channel: bool) -> Float32:
 
 
 def round_to_nearest(matrix: Float32, scales: Float32, pairs: Pairs) -> Int8:
-    """Return each weight rounded to the nearest step; of a pair that sums to too much, the one rounded up more is less.
+    """Return each weight rounded to the nearest step; of a pair beyond the bound, the one rounded up more loses a step.
 
     Args:
         matrix: float32 [outputs, inputs].
@@ -64,7 +65,7 @@ def round_to_nearest(matrix: Float32, scales: Float32, pairs: Pairs) -> Int8:
 
 
 def round_all_to_nearest(int8: onnx.ModelProto, float32: onnx.ModelProto) -> None:
-    """Round the weights of a QDQ model anew, in place: the tool that made it knows nothing of neighbours."""
+    """Round the weights of a QDQ model again, in place: the tool that made it does not bound pairs."""
     for weights, tensor, scales in quantized_weights(int8, float32):
         values = round_to_nearest(weights.matrix, scales, weights.pairs)
         tensor.CopyFrom(numpy_helper.from_array(weights.as_stored(values), tensor.name))
@@ -87,10 +88,10 @@ def quantized_weights(
 def install_weights(
     int8: onnx.ModelProto, float32: onnx.ModelProto, rounded: Mapping[str, tuple[Int8, Float32]]
 ) -> dict[str, npt.NDArray[np.bool_]]:
-    """Put rounded weights in the place of a QDQ model's own, in place.
+    """Replace the weights of a QDQ model by rounded ones, in place.
 
-    Layers that the model computes in float are left out, and outputs whose scale is another than they were rounded by:
-    ONNX Runtime widens it where a bias would not fit beside very small weights. Those keep the nearest weights.
+    Layers in float are left out, and outputs whose scale differs from the one they were rounded with: ONNX Runtime
+    widens it where a bias would not fit beside very small weights. Those outputs keep their nearest-rounded weights.
 
     Args:
         rounded: by layer int8 [outputs, inputs] and their scales, float32 [outputs] or [1].

@@ -1,4 +1,4 @@
-"""The layers of a float32 model that have constant weights, their weights as matrices with a row for each output."""
+"""The layers of a float32 model that have constant weights, as matrices with one row for each output."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class LayerWeights:
         return 1 if self.transposed else 0
 
     def as_stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a matrix of the form of `matrix` in the shape that the model stores."""
+        """Return a matrix shaped like `matrix` in the shape that the model stores."""
         return np.ascontiguousarray(rows.T if self.transposed else rows).reshape(self.shape)
 
     def as_rows(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return what the model stores in the form of `matrix`."""
+        """Return weights as the model stores them in the shape of `matrix`."""
         return stored.T if self.transposed else stored.reshape(len(stored), -1)
 
 
 def weights_of(model: onnx.ModelProto) -> Iterator[LayerWeights]:
     """Yield the weights of every layer that has constant ones, in graph order.
 
-    A MatMul whose constant has more than two axes, or stands on the left, is left out: it has no one row an output. So
-    is a layer in another type than float32, whose input no quantizer and no buffer of float32 takes.
+    A MatMul whose constant has more than two axes, or is the left operand, is left out: its weights are not one row for
+    each output. So is a layer of another type than float32, since its input cannot be quantized or copied as float32.
     """
     known = constants(model)
     for node in model.graph.node:

@@ -11,9 +11,11 @@ Which weights are neighbours was found by enumerating all pairs in both runtimes
 - channels (2c, 2c + 1) of a group at one kernel position, in OpenVINO's convolutions;
 - consecutive weights in the order row, column, channel, in ONNX Runtime and in OpenVINO's matrix products (the same for
   an even number of channels);
-- of one channel with several filters: rows, columns or lines, by kernel size, stride and CPU, so every pair is bounded;
-- of one channel with one filter: none, such depthwise convolutions are exact on every CPU;
-- OpenVINO splits matrix products of 257 to 511 inputs in two halves, whose pairs are counted anew.
+- in layers with one input channel and several filters: rows, columns or lines, depending on kernel size, stride and
+  CPU,
+  so every pair is bounded;
+- in layers with one input channel and one filter: none, such depthwise convolutions are exact on every CPU;
+- OpenVINO splits matrix products of 257 to 511 inputs in two halves, each with pairs of its own.
 """
 
 from __future__ import annotations

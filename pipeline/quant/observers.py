@@ -1,7 +1,7 @@
-"""Streaming observers: what the activations of a float32 model look like over any number of images, in flat memory.
+"""Streaming observers: histograms of the activations of a float32 model over any number of images, in constant memory.
 
 ONNX Runtime's own histogram calibrators keep every activation of every image. Here each batch is counted into
-histograms of fixed size and forgotten.
+histograms of fixed size and discarded.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pipeline.quant import qmath
 from pipeline.quant.arrays import read_arrays
 from pipeline.quant.qmath import Counts
 
-# Values counted at a time: few enough that they and their keys stay in the cache, enough that adding the bins of a
-# chunk costs little beside counting it. Measured on random values: 2^16 half as fast, 2^17 to 2^19 equal.
+# Values counted at a time: few enough that they and their keys stay in the cache, and so many that adding the bins of a
+# chunk is cheap in comparison. Measured on random values: 2^16 is half as fast, 2^17 to 2^19 are equal.
 _CHUNK = 1 << 18
-# Of a large tensor whose tails are known, all values of the tails are counted, and one in so many of the others: a
-# prime, so that no column of a feature map is preferred. It takes half the time, and thresholds lie in the tails.
+# Of a large tensor whose tails are known, all values of the tails are counted, and every _STRIDE-th of the others: a
+# prime, so that no column of a feature map is preferred. This halves the time, and thresholds lie in the tails.
 _LARGE = 1 << 17  # values; smaller ones are counted whole, at little cost
 _STRIDE = 11
 _TAIL_SHARE = 0.01  # of the values of the images that the tails are set by, at either end
-_SCANNED = _STRIDE << 14  # values that stay in the cache while they are looked through
+_SCANNED = _STRIDE << 14  # values scanned at a time: they stay in the cache
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Observer:
     counts: Counts = field(default_factory=lambda: np.zeros(qmath.BINS, np.int64))
     lowest: float = float("inf")
     highest: float = float("-inf")
-    tails: tuple[int, int] = (0, 0)  # keys of the magnitudes they begin with, below zero and above; 0: all is tail
+    tails: tuple[int, int] = (0, 0)  # keys of the magnitudes where they begin, below and above zero; 0: all is tail
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
@@ -49,7 +49,7 @@ class Observer:
         if self.tails != (0, 0) and flat.size >= _LARGE:
             self._add_sampled(flat)
             return
-        # int64, as bincount wants them: it would copy any other kind. That, and adding only as many bins as there are
+        # int64, since bincount would copy any other dtype. That, and adding only as many bins as there are
         # (a quarter of them for a ReLU), halves the time.
         keys = np.empty(min(_CHUNK, flat.size), np.int64)
         for start in range(0, flat.size, _CHUNK):
@@ -83,7 +83,7 @@ class Observer:
         with self._lock:
             for part in qmath.inner_bins(*self.tails):
                 self.counts[part][: inner[part].size] += _STRIDE * inner[part]
-            for keys in exact:  # few: counting them into bins of their own would cost more in bins
+            for keys in exact:  # few: a bincount of all bins would cost more
                 np.add.at(self.counts, keys, 1)
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
@@ -96,10 +96,7 @@ class ObserverSet:
         self.mean_sums: dict[str, npt.NDArray[np.float64]] = {}  # of each layer's input, over the images seen
 
     def set_tails(self) -> None:
-        """Take what was counted so far for what is to come: from here on, values that are no extremes are sampled.
-
-        What was counted is forgotten.
-        """
+        """Set the tails by the values counted so far, discard the counts, and sample the other values from here on."""
         for observer in self.observers.values():
             observer.tails = qmath.tail_keys(observer.counts, _TAIL_SHARE)
             observer.counts[:] = 0
@@ -108,7 +105,7 @@ class ObserverSet:
     def add_means(self, means: Mapping[str, npt.NDArray[np.float64]]) -> None:
         """Add one image's channel means, float64 [channels] by tensor name.
 
-        In the order of the images, whoever counted them: float sums in another order differ in their last bits.
+        Call it in the order of the images, whichever thread counted them: float sums depend on their order.
         """
         for name, mean in means.items():
             self.mean_sums[name] = self.mean_sums.get(name, 0.0) + mean
@@ -121,7 +118,7 @@ class ObserverSet:
         """
         for name, tensor in values.items():
             self.observers[name].add(tensor)
-            # The extremes would not tell: min() and max() of Python pass over a NaN.
+            # The extremes would not show it: Python's min() and max() ignore a NaN.
             if qmath.count_not_finite(self.observers[name].counts):
                 raise DataError(
                     f"activation {name}: holds NaN or Inf in float32; check the checkpoint and the preprocessing"

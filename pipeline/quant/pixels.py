@@ -1,8 +1,9 @@
-"""Raw pixels as a network's input: its first convolution takes in the normalisation, and reads uint8 as it is.
+"""Raw pixels as a network's input: the normalisation is folded into the first convolution, which reads uint8.
 
-With x the pixels, a convolution of (x / 255 - mean) / std by W is one of x by W / (255 std), its bias less by what the
-mean pixel gives. Where it pads, it pads with zeros, which in pixels is the mean pixel, so the image gets that border
-before it. Pixels are whole numbers: the input's quantizer (scale 1, zero point 0) loses nothing, and none is needed.
+With x the pixels, convolving (x / 255 - mean) / std by W equals convolving x by W / (255 std), with the output for the
+mean pixel subtracted from the bias. A padding of zeros in normalised values is one of the mean pixel in x, so the image
+gets a border of that pixel before the convolution. Pixels are whole numbers: a quantizer of scale 1 and zero point 0
+loses nothing, so the input needs none.
 
 ImageNet's mean is no whole pixel. The border then is the nearest whole one, and one more channel, zero but for the
 border, takes away through weights of its own what that is too much. Without it, small networks of random weights change
@@ -55,7 +56,7 @@ def obstacle(model: onnx.ModelProto, mean: Sequence[float]) -> str | None:
         return f"the input is read by {', '.join(node.op_type for node in readers) or 'nothing'}, not by one Conv"
     attributes = {each.name: helper.get_attribute_value(each) for each in readers[0].attribute}
     if attributes.get("group", 1) != 1 or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        return "the first convolution is grouped, or leaves its padding open"
+        return "the first convolution is grouped, or its padding depends on the input size (auto_pad)"
     if not all(each in known for each in readers[0].input[1:]):
         return "the first convolution's weights are computed"
     if any(attributes.get("pads", ())) and np.abs(_border_of(mean)[1]).sum() > LIMIT:
@@ -168,7 +169,7 @@ def border_nodes(model: onnx.ModelProto) -> frozenset[str]:
 def take_uint8(model: onnx.ModelProto) -> None:
     """Turn the input of a quantized model that reads pixels into uint8, in place.
 
-    The quantizer of `PIXELS`, whose scale is 1 and zero point 0, goes: the dequantizer reads the pixels themselves.
+    The quantizer of `PIXELS`, of scale 1 and zero point 0, is removed: the dequantizer reads the pixels directly.
     Where the first convolution stays in float there is none, and a Cast takes its place.
     """
     graph = model.graph
@@ -176,7 +177,7 @@ def take_uint8(model: onnx.ModelProto) -> None:
     for tensor in graph.initializer:
         if tensor.name.startswith(f"{PIXELS}.") and tensor.name.endswith((_FILL, _MARK)):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.uint8), tensor.name))
-    # What shape inference noted of them was float.
+    # Shape inference recorded them as float.
     inner = {name for node in graph.node if node.name in border_nodes(model) for name in node.output}
     for value in [value for value in graph.value_info if value.name in inner]:
         graph.value_info.remove(value)

@@ -1,8 +1,8 @@
-"""Where quantizers stand: which tensors to observe, whose range each takes, and what stays in float32.
+"""Where quantizers are placed: which tensors are observed, which range each tensor uses, and what stays in float32.
 
-The placement is ONNX Runtime's: everything between the input and the classifier is quantized on both sides, residual
-additions and pooling included, since it fuses nothing less. The classifier's own output stays float32: eight bits would
-tie the best answers.
+The placement is ONNX Runtime's: between the input and the classifier, inputs and outputs of every operator are
+quantized, residual additions and pooling included, since its fusions need that. The classifier's output stays float32:
+with 8 bits the best classes would tie.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, read
 SAME_SCALE = frozenset(
     {"MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
 )
-# Of them those that change no value: cutting values off before them is the same as after them.
+# Those of them that change no value: clipping before them is the same as clipping after them.
 _MOVES = SAME_SCALE - {"AveragePool"}
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 NORM = "BatchNormalization"
@@ -26,18 +26,18 @@ QUANTIZED_OPS = (
     *MATRIX,
     *sorted(SAME_SCALE - {"Identity"}),
 )
-# A convolution over a whole map may be the classifier, with the pooling after it. Beyond this share of the network's
-# work it stays in int8: float32 would cost more time than its scores gain.
+# A convolution over the whole feature map may be the classifier, with the pooling after it. Beyond this share of the
+# network's work it stays in int8: float32 would cost more time than the gain in accuracy is worth.
 _FLOAT_SHARE = 0.05
 
 
 def range_sources(model: onnx.ModelProto) -> dict[str, str]:
     """Return for each float32 activation the activation whose values set its range.
 
-    What only a ReLU or a Clip reads takes that one's range: what the quantizer cuts off beyond it would be cut off
-    next. An operator that only moves values takes its input's. All others are their own source, also those that a float
-    operator (Sigmoid, LayerNormalization, ...) makes for a quantized one to read. The classifier's output and what
-    follows it are left out: they stay float32.
+    A tensor that only a ReLU or Clip reads uses the range of that operator's output, which clips the rest anyway. The
+    output of an operator that only moves values uses the range of its input. All others are their own source, including
+    what a float operator (Sigmoid, LayerNormalization, ...) computes for a quantized one. The classifier's output and
+    what follows it are left out: they stay float32.
     """
     graph = model.graph
     readers = readers_of(graph)
@@ -53,13 +53,13 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
         makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
         if node.name in border or node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in MATRIX):
             continue
-        if node.op_type not in ACTIVATIONS:  # which take what they get
+        if node.op_type not in ACTIVATIONS:  # these use the range of their input
             sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
         if makes_float:
             continue
         inherits = node.op_type in SAME_SCALE and node.input[0] in sources
         sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
-    # From the end, so that of a chain of activations everything takes the range of the last.
+    # From the end, so that a whole chain of activations uses the range of the last one.
     for node in reversed(graph.node):
         passes = node.op_type in ACTIVATIONS | _MOVES and {node.input[0], node.output[0]} <= sources.keys()
         if passes and len(readers[node.input[0]]) == 1 and node.input[0] not in outputs:
@@ -84,8 +84,8 @@ def layer_inputs(model: onnx.ModelProto) -> list[str]:
 def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
     """Return the observed activations that stay in float32 with the classifier; none where that would cost too much.
 
-    Those that only the classifier reads, and what a convolution as classifier makes. Left in float32 (with the
-    classifier, some thousandth of a ResNet's work) they lose nothing next to the answers.
+    These are the activations that only the classifier reads, and the output of a convolution that is the classifier. In
+    float32 (with the classifier about a thousandth of a ResNet's work) they add no noise just before the scores.
     """
     sources = range_sources(model)
     work = work_of_layers(model)
@@ -96,7 +96,7 @@ def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
     for layer in layers:
         source = _float32_source(model, layer.input[0], sources)
         alone = source is not None and _is_read_by(model, source, sources, names)
-        # What a layer makes in float it computes in float, in ONNX Runtime; a matrix product has a float output anyway.
+        # In ONNX Runtime a layer with a float output computes in float; the output of a matrix product is float anyway.
         in_float = _makers(model, source, sources) if source is not None and alone else set()
         is_matrix = layer.op_type in MATRIX
         if (
@@ -112,7 +112,7 @@ def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def _makers(model: onnx.ModelProto, source: str, sources: dict[str, str]) -> set[str]:
-    """Return the layers that make the values of a source, activations and moves between them left aside."""
+    """Return the layers that compute the values of a source, through activations and operators that move values."""
     makers = {output: node for node in model.graph.node for output in node.output}
     waiting = [name for name, each in sources.items() if each == source]
     found: set[str] = set()
@@ -134,7 +134,7 @@ def _float32_source(model: onnx.ModelProto, name: str, sources: dict[str, str]) 
 
 
 def _is_read_by(model: onnx.ModelProto, source: str, sources: dict[str, str], layers: set[str]) -> bool:
-    """Tell whether the values of a source end in some layers and nowhere else; their shape may be read by others."""
+    """Tell whether only the given layers read the values of a source; others may read its shape."""
     shared = {name for name, each in sources.items() if each == source}
     for node in model.graph.node:
         if not shared.intersection(node.input) or node.name in layers or node.op_type in SHAPE_READERS:

@@ -1,7 +1,7 @@
-"""The QDQ model from the ranges of its activations, and what the build file's layer numbers mean.
+"""Builds the QDQ model from the ranges of its activations, and resolves the build file's layer numbers.
 
-QDQ nodes are inserted by `onnxruntime.quantization`; which ranges and scales it gets is decided here, and where they
-stand in `placement`.
+`onnxruntime.quantization` inserts the QDQ nodes; their ranges and scales are decided here, their places in
+`placement`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def insert_qdq(
     if per_channel:
         _norms_to_convolutions(prepared, excluded)
     float32 = onnx.ModelProto()
-    float32.CopyFrom(prepared)  # the quantizer takes its model apart
+    float32.CopyFrom(prepared)  # the quantizer modifies its model
     quantizer = QDQQuantizer(
         prepared,
         per_channel,
@@ -79,7 +79,7 @@ def insert_qdq(
             "WeightSymmetric": True,
             "ActivationSymmetric": False,
             "OpTypesToExcludeOutputQuantization": list(MATRIX),
-            "QDQKeepRemovableActivations": True,  # it would remove those too whose work no quantizer does
+            "QDQKeepRemovableActivations": True,  # else it removes those too that no quantizer replaces
             "QDQDisableWeightAdjustForInt32Bias": True,  # the scales below fit their biases
             "TensorQuantOverrides": _weight_scales(prepared, data, excluded, per_channel=per_channel),
         },
@@ -112,7 +112,7 @@ def _weight_scales(
     chosen: dict[str, tuple[int, np.ndarray]] = {}
     for weights in weights_of(model):
         node = nodes[weights.layer]
-        # Behind Identity `onnxruntime.quantization` leaves weights in float.
+        # `onnxruntime.quantization` leaves weights that pass through Identity in float.
         if weights.layer in float_layers or node.input[0] not in ranges or weights.tensor not in stored:
             continue
         bias = None
@@ -144,7 +144,7 @@ def _stacked_products(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _island(model: onnx.ModelProto, unquantized: Collection[str]) -> Iterator[str]:
-    """Yield the nodes that compute in float where some activations stay float: those that read or pass them on."""
+    """Yield the nodes that compute in float because some activations stay float: those that read or forward them."""
     for node in model.graph.node:
         makes = node.output[0] in unquantized and node.op_type not in (*WEIGHTED, NORM)
         if makes or any(name in unquantized for name in node.input):
@@ -152,7 +152,7 @@ def _island(model: onnx.ModelProto, unquantized: Collection[str]) -> Iterator[st
 
 
 def _remove_quantizers(graph: onnx.GraphProto, unquantized: Collection[str]) -> None:
-    """Let the readers of some activations read them as they were before their quantizers, in place."""
+    """Let the readers of some activations bypass their quantizers, in place."""
     dequantizers = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     removed = []
     for quantizer in [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in unquantized]:
@@ -171,10 +171,11 @@ def _stays_float(node: onnx.NodeProto, ranged: Collection[str], float_layers: Co
 
 
 def _norms_to_convolutions(model: onnx.ModelProto, float_layers: Collection[str]) -> None:
-    """Replace the norms that no convolution could take in by 1x1 convolutions of each channel by itself, in place.
+    """Replace the norms that cannot be folded into a convolution by depthwise 1x1 convolutions, in place.
 
-    Those after an addition, as in iResNet. No runtime here computes a norm in int8, and a weight that has its channel
-    to itself is exact in int8. Measured on iResNet-50: ONNX Runtime 2.3 times as fast, OpenVINO the same.
+    Such norms follow an addition, as in iResNet. No runtime here computes a norm in int8, and with one scale for each
+    channel a depthwise 1x1 weight is exact in int8. Measured on iResNet-50: ONNX Runtime 2.3 times as fast, OpenVINO
+    the same.
     """
     graph = model.graph
     known = constants(model)
@@ -231,14 +232,14 @@ def find_layers(
 
 
 def _quantized_range(covered: Range) -> Range:
-    """Return the range that a quantizer takes: of a tensor that is zero everywhere, any."""
+    """Return the range that a quantizer uses; for a tensor that is zero everywhere, any will do."""
     return covered if covered.high > covered.low else Range(0.0, float(_LEVELS))
 
 
 def _scale(covered: Range) -> float:
     taken = _quantized_range(covered)
     scale = (taken.high - taken.low) / _LEVELS
-    return scale if scale >= np.finfo(np.float32).tiny else 1.0  # as the quantizer has it
+    return scale if scale >= np.finfo(np.float32).tiny else 1.0  # as in onnxruntime.quantization
 
 
 def _tensor_data(covered: Range) -> TensorData:

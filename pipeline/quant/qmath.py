@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 KEY_SHIFT = 14  # mantissa bits dropped from a float32's 32 bits
 BINS = 1 << (32 - KEY_SHIFT)
 _SIGN = BINS // 2  # keys from here on are negative values, in order of growing magnitude
-ZERO_KEYS = (0, _SIGN)  # of 0.0 and -0.0, and what float32 holds next to them
+ZERO_KEYS = (0, _SIGN)  # of 0.0 and -0.0, and the numbers nearest to them
 _INFINITE = np.uint32(0x7F800000) >> np.uint32(KEY_SHIFT)  # first key of Inf and NaN among the positive ones
 
 Counts = npt.NDArray[np.int64]
@@ -39,7 +39,7 @@ def float_keys(values: npt.NDArray[np.float32], out: Counts | None = None) -> Co
 
 
 def tail_keys(counts: Counts, share: float) -> tuple[int, int]:
-    """Return the keys from which on the outermost `share` of the values lies, of either sign, as magnitudes' keys.
+    """Return for either sign the key of the magnitude beyond which the outermost `share` of all values lies.
 
     Args:
         counts: int64 [BINS], histogram of finite values by `float_keys`.
@@ -58,7 +58,7 @@ def tail_keys(counts: Counts, share: float) -> tuple[int, int]:
 
 
 def magnitude(key: int) -> float:
-    """Return the least magnitude that has the key of a value >= 0."""
+    """Return the smallest magnitude with a given key of a value >= 0."""
     return float(np.array([key << KEY_SHIFT], np.uint32).view(np.float32)[0])
 
 
@@ -98,7 +98,7 @@ def percentile_range(counts: Counts, lowest: float, highest: float, percentile: 
     total = int(counts.sum())
     if total == 0:
         raise DataError("no value was counted, so no range can be chosen")
-    # Exact arithmetic: 100 - 99.9999 in floats would decide the last clipped value by rounding.
+    # Exact arithmetic: with 100 - 99.9999 in floats, rounding would decide the last clipped value.
     outside = int(total * (100 - Fraction(str(percentile))) / 100)
     high = _outer_bound(counts[:_SIGN], outside, 0)
     low = _outer_bound(counts[_SIGN:], outside, _SIGN)
@@ -106,12 +106,12 @@ def percentile_range(counts: Counts, lowest: float, highest: float, percentile: 
 
 
 def _outer_bound(counts: Counts, outside: int, first_key: int) -> float:
-    """Return the bound of the outermost bin kept when `outside` values may be cut from this side; 0 if none is."""
+    """Return the bound of the outermost bin that is kept when `outside` values may be clipped here; 0 if none is."""
     beyond = np.cumsum(counts[::-1])[::-1]  # values in bin i or further from zero
     kept = np.flatnonzero(beyond > outside)
     return float(key_bounds(kept[-1:] + first_key)[0]) if kept.size else 0.0
 
 
 def max_range(lowest: float, highest: float) -> Range:
-    """Return the range of everything seen, widened to contain zero."""
+    """Return the range of all values seen, widened to contain zero."""
     return Range(min(lowest, 0.0), max(highest, 0.0))

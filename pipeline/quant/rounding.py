@@ -1,9 +1,9 @@
-"""Second-order weight rounding: each weight is rounded so that it makes up for what the ones before it lost.
+"""Second-order weight rounding: each weight is rounded so that it compensates the rounding errors of those before it.
 
-Nearest rounding keeps the weights; what counts is the layer's output. With C the covariance of the layer's inputs, the
-error of rounded weights W' is tr((W - W') C (W - W')^T), and the inputs of a ResNet's layers are far from independent:
-in the first layer of a trained one, the SQNR of the output is 38 dB with nearest rounding and 52 dB with this. The
-error of the mean is left to bias correction.
+Nearest rounding minimises the error of the weights; what counts is the error of the layer's output. With C the
+covariance of the layer's inputs, rounded weights W' give an output error of tr((W - W') C (W - W')^T), and the inputs
+of a ResNet's layers are far from independent: in the first layer of a trained one, the SQNR of the output is 38 dB with
+nearest rounding and 52 dB with this method. The error of the output's mean is left to bias correction.
 
 Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
 (arXiv:2210.17323), in the form of back substitution (Babai's nearest plane), which needs no inverse: Chen et al.,
@@ -31,16 +31,16 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
 
-_BLOCK = 128  # columns rounded one by one before the others hear of it, in one matrix product
+_BLOCK = 128  # columns rounded one by one before their errors are passed on to the others, in one matrix product
 _ROWS = 1024  # rows of a covariance updated at a time: a bound on the memory of their product
 _FACTORED = 256  # columns of a covariance factored at a time
-_DAMPING = 0.01  # of the mean variance, added to each: fewer images than inputs leave directions without any
+_DAMPING = 0.01  # of the mean variance, added to each: with fewer images than inputs, some directions have none
 _DOUBLE = 2304  # inputs; larger covariances are factored in float32, for their memory
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's int8 weights, and the share of its output's variance that rounding costs, in dB: more is better."""
+    """A layer's int8 weights, and the SQNR of its output after rounding, in dB."""
 
     weights: Int8  # [outputs, inputs]
     scales: Float32  # [outputs] or [1], in tensor units a step
@@ -52,8 +52,8 @@ class Rounded:
 def round_weights(weights: Float32, scales: Float32, covariance: Float32, pairs: Pairs) -> Rounded:
     """Return int8 weights whose layer output is nearest to that of the float ones, as far as rounding in turn finds it.
 
-    A weight is rounded within what its neighbours, where they are rounded already, leave of the bound on their sum; the
-    weights after it compensate for what that costs.
+    A weight is rounded within the range that its already rounded neighbours leave of the bound on their sum; the
+    weights after it compensate for the error.
 
     Args:
         weights: float32 [outputs, inputs].
@@ -63,11 +63,11 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32, pairs:
     """
     inputs = weights.shape[1]
     variances = np.diag(covariance).copy()
-    # The inputs that vary most are rounded first: those after them make up for them. The last column is first.
+    # The inputs that vary most are rounded first, since those after them can compensate. The last column is first.
     order = np.argsort(variances, kind="stable")
     ordered = covariance[np.ix_(order, order)].astype(np.float64 if inputs <= _DOUBLE else np.float32, copy=False)
-    del covariance  # hundreds of megabytes, for the widest layers; the caller may have let go of it
-    # Where nothing varies at all, one is as good as any: the weights are then rounded to the nearest.
+    del covariance  # hundreds of megabytes for the widest layers; the caller may have released it
+    # Where no input varies, any positive number will do: the weights are then rounded to the nearest.
     ordered[np.diag_indices(inputs)] += _DAMPING * max(float(variances.mean()), 0.0) or 1.0
     factor_in_place(ordered)
     factor = ordered.astype(np.float32, copy=False)
@@ -122,7 +122,7 @@ def _free_range(rounded: Float32, neighbours: list[int]) -> tuple[Float32, Float
 def factor_in_place(matrix: npt.NDArray[np.floating[Any]]) -> None:
     """Turn a positive definite matrix into its Cholesky factor L, lower triangular: it was L L^T.
 
-    Block by block: `numpy.linalg.cholesky` takes the memory of the matrix twice more, for one of 340 MB.
+    Block by block: `numpy.linalg.cholesky` takes twice the memory of the matrix in addition, for one of 340 MB.
     """
     size = len(matrix)
     for start in range(0, size, _FACTORED):
@@ -137,7 +137,7 @@ def factor_in_place(matrix: npt.NDArray[np.floating[Any]]) -> None:
 
 
 def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64) -> Float64:
-    """Return float64 [outputs]: what a layer's mean output lacks for its rounded weights, given its mean inputs."""
+    """Return float64 [outputs]: what rounding the weights takes from a layer's mean output, given its mean inputs."""
     lost: Float64 = (weights - rounded * scales[:, None]).astype(np.float64) @ means
     return lost
 
@@ -148,7 +148,7 @@ def _decibel(signal: float, noise: float) -> float:
 
 
 def write_rounded(path: Path, layers: Mapping[str, Rounded]) -> None:
-    """Write layers by name to an npz, whole or not at all."""
+    """Write layers by name to an npz that is complete or absent."""
     arrays: dict[str, npt.NDArray[np.generic]] = {
         "names": np.array(list(layers)),
         "decibels": np.array([(each.sqnr_db, each.nearest_sqnr_db) for each in layers.values()]),
@@ -166,7 +166,7 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
     """Return what `write_rounded` wrote.
 
     Raises:
-        ArtefactError: the file is none of those.
+        ArtefactError: the file is not one that `write_rounded` wrote.
     """
     arrays: dict[str, Any] = read_arrays(path, "rounded weights")
     try:

@@ -1,9 +1,8 @@
-"""Scales of int8 weights beside an int32 bias: what the weights alone would take, raised where the bias needs it.
+"""Scales of int8 weights with an int32 bias: those of the weights alone, raised where the bias needs it.
 
-A bias is stored in steps of input scale * weight scale. Of a filter of zeros (batch norms with gamma 0 leave such ones
-when they are folded) nothing but the bias remains, and any weight scale would do for the weights; ONNX Runtime's tools
-take 1, which rounds the bias to whole steps of the input. Of a filter that is hardly there, steps are so small that the
-bias would not fit in 32 bits.
+A bias is stored in steps of input scale * weight scale. For a filter of zeros (folding a batch norm with gamma 0 leaves
+one) any weight scale fits the weights; ONNX Runtime's tools take 1, which rounds the bias to whole steps of the input.
+For a filter of very small weights the steps are so small that the bias would not fit in 32 bits.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ def least_scales(bias: Float32 | None, input_scale: float, outputs: int) -> npt.
         input_scale: of the layer's input, units a step.
 
     Returns:
-        float64 [outputs], > 0. With it a bias keeps 30 bits, more than float32 has.
+        float64 [outputs], > 0. With it a bias has 30 bits, more than float32's mantissa.
     """
     magnitude = np.zeros(outputs) if bias is None else np.abs(bias.astype(np.float64))
     return np.maximum(magnitude / _BIAS_STEPS, _LEAST_STEP) / input_scale
 
 
 def fit_to_bias(scales: Float32, weights: Float32, bias: Float32 | None, input_scale: float) -> Float32:
-    """Return the scales that int8 weights take beside their bias.
+    """Return the scales of int8 weights that fit their bias.
 
     Args:
-        scales: float32 [outputs], or [1] for the whole tensor: what the weights take by themselves.
+        scales: float32 [outputs], or [1] for the whole tensor: those of the weights alone.
         weights: float32 [outputs, inputs].
         bias: float32 [outputs], or None.
         input_scale: of the layer's input, units a step.
 
     Returns:
-        float32, as `scales`: never smaller, but where all weights are zero; there the smallest that the bias allows,
-        or 1 where that is zero too.
+        float32, shaped as `scales` and never smaller, except where all weights are zero: there the smallest that the
+        bias allows, or 1 where the bias is zero too.
     """
     least = least_scales(bias, input_scale, len(weights))
     empty = ~weights.any(axis=1)

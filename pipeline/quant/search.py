@@ -1,6 +1,6 @@
 """Ranges by search: the one with the least squared error, and the one with the least divergence, from histograms.
 
-Both try ranges that keep a share of what was seen and return the best. Source of the histograms: `qmath.float_keys`.
+Both try ranges that are shares of the extremes seen, and return the best. Source of the histograms: `qmath.float_keys`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pipeline.quant import qmath
 from pipeline.quant.qmath import Counts, Range
 
 LEVELS = 256  # of a uint8 activation
-# Shares of the extreme that are tried: in steps of 3%, down to a range that cuts 95% of it.
+# Shares of the extreme that are tried: in steps of 3%, down to 5%.
 _SHARES = np.geomspace(1.0, 0.05, 100)
-_POINTS = 4  # a bin's values, for a quantizer's step near the extreme is as narrow as a bin
-_FINE_BINS = 2048  # of the linear histogram whose divergence is taken, as TensorRT has it
-_LEAST_VALUES = 8 * LEVELS  # fewer say nothing about a distribution
+_POINTS = 4  # values to represent a bin: near the extreme, a quantizer's step is as narrow as a bin
+_FINE_BINS = 2048  # of the linear histogram that the divergence is computed from, as in TensorRT
+_LEAST_VALUES = 8 * LEVELS  # fewer do not show a distribution
 
 Float64 = npt.NDArray[np.float64]
 
 
 def mse_range(counts: Counts, lowest: float, highest: float) -> Range:
-    """Return the range whose 256 levels give the least mean squared error, each end chosen by itself.
+    """Return the range whose 256 levels give the least mean squared error, with both ends chosen separately.
 
     Args:
         counts: int64 [BINS], histogram of finite values by `qmath.float_keys`.
@@ -36,7 +36,7 @@ def mse_range(counts: Counts, lowest: float, highest: float) -> Range:
     """
     values, weights = _values(counts)
     best = whole = qmath.max_range(lowest, highest)
-    for _ in range(2):  # an end's best depends on the other end's; twice suffices where both are near their best
+    for _ in range(2):  # the best low end depends on the high end and vice versa; two passes suffice near the optimum
         if whole.high > 0:
             best = _least(values, weights, [Range(best.low, float(whole.high * share)) for share in _SHARES])
         if whole.low < 0:
@@ -82,7 +82,7 @@ def divergence_range(counts: Counts, lowest: float, highest: float) -> Range:
     if not counts.any():
         raise DataError("no value was counted, so no range can be chosen")
     counts = counts.copy()
-    counts[list(qmath.ZERO_KEYS)] = 0  # exact in any range; a ReLU's zeros would drown all else
+    counts[list(qmath.ZERO_KEYS)] = 0  # exact in any range; a ReLU's zeros would outweigh everything else
     total = int(counts.sum())
     if total < _LEAST_VALUES or whole.high == whole.low:
         return whole
@@ -99,7 +99,7 @@ def linear_histogram(counts: Counts, whole: Range, bins: int = _FINE_BINS) -> Fl
     outer = qmath.key_bounds(used)
     order = np.argsort(outer)
     ends = np.concatenate([[whole.low], np.clip(outer[order], whole.low, whole.high), [whole.high]])
-    # A negative bin's bound is its low end, a positive one's its high end: count up to where the bin is over.
+    # The bound of a negative bin is its low end, of a positive one its high end: count up to the end of the bin.
     seen = np.cumsum(counts[used][order])
     before = np.concatenate([[0], seen[:-1]])
     reached = np.where(outer[order] < 0, before, seen)
@@ -121,7 +121,7 @@ def _divergence(fine: Float64, edges: Float64, covered: Range) -> float:
     bins_of_level = np.bincount(level, occupied, LEVELS)
     spread = np.where(occupied, (in_level / np.maximum(bins_of_level, 1))[level], 0.0)
     p, q = clipped / clipped.sum(), spread / max(spread.sum(), 1.0)
-    lost = occupied & (spread == 0)  # Q knows nothing of outliers where nothing else is: no cut worse
+    lost = occupied & (spread == 0)  # where Q is 0 and P is not, the divergence is infinite
     if lost.any():
         return float("inf")
     return float((p[occupied] * np.log(p[occupied] / q[occupied])).sum())

@@ -1,7 +1,8 @@
-"""What each quantizer costs by itself: one activation or one layer's weights in int8, all else in float32.
+"""What each quantizer costs alone: one activation or one layer's weights in int8, everything else in float32.
 
-The float model runs once and keeps what crosses the cuts; for each quantizer only the part of the network after it
-runs again. Noises so small add up: the sum of their powers is close to what the int8 model as a whole loses.
+The float model runs once and keeps the activations at each quantizer; for each quantizer only the part of the network
+after it runs again. Such small noises are nearly independent: the sum of their powers is close to the noise of the
+whole int8 model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.runtimes.activations import ActivationReader
 Float32 = npt.NDArray[np.float32]
 
 _LEVELS = 255  # steps of a uint8 activation
-_MEMORY = 1 << 30  # bytes of activations kept; fewer images where they are larger
+_MEMORY = 1 << 30  # bytes of activations kept; where they are larger, fewer images are used
 _MIN_IMAGES = 4
 
 
@@ -74,7 +75,7 @@ class Sensitivity:
         """Return what each costs, the most expensive first.
 
         Args:
-            images: prepared, [C, H, W]; only as many as the memory holds are used, which is 4 at the least.
+            images: prepared, [C, H, W]; as many as fit in the memory are used, at least 4.
             advance: is called after each quantizer.
         """
         wanted = list(dict.fromkeys(name for suffix in self._suffixes for name in suffix.inputs))

@@ -1,8 +1,8 @@
-"""Streams: activations whose channels belong together, and the layers that write and read them.
+"""Streams: activations whose channels must be changed together, and the layers that write and read them.
 
-A ResNet's additions tie the channels of several layers; whatever is done to a channel (another scale, another place)
-must be done in all layers that write or read it. What passes unchanged through an operator depends on what is done: a
-positive factor passes a ReLU, a place any operator that treats all channels alike.
+A ResNet's additions tie the channels of several layers: a change of a channel (another scale, another position) must be
+made in all layers that write or read it. Which operators let a change through depends on the change: a positive factor
+passes a ReLU, a new position passes any operator that treats all channels alike.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ _ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True)
 class Rules:
-    """What passes through which operators."""
+    """Which operators let a change through."""
 
-    passes: frozenset[str]  # operators after which a channel, changed before them, is that channel changed
+    passes: frozenset[str]  # operators that let the change of a channel through
     channelwise: bool  # norms and depthwise convolutions pass too, if their own parameters are changed
 
 
-FACTORS = Rules(_LINEAR, channelwise=False)  # a positive factor; norms take it up, as layers do
+FACTORS = Rules(_LINEAR, channelwise=False)  # a positive factor; norms absorb it, as layers do
 PLACES = Rules(_LINEAR | _ELEMENTWISE, channelwise=True)  # another order of the channels
 
 
 @dataclass
 class Stream:
-    """Activations whose channels must be changed together, and the nodes that take the change up."""
+    """Activations whose channels must be changed together, and the nodes that absorb the change."""
 
     tensors: list[str] = field(default_factory=list)
     writers: list[onnx.NodeProto] = field(default_factory=list)
     readers: list[onnx.NodeProto] = field(default_factory=list)
     channelwise: list[onnx.NodeProto] = field(default_factory=list)  # with a parameter for each channel
-    fixed: bool = False  # something else reads or writes it
+    fixed: bool = False  # an operator of another kind reads or writes it
 
 
 def streams(model: onnx.ModelProto, rules: Rules) -> list[Stream]:
@@ -114,7 +114,7 @@ class _Finder:
             self._leader(data[0])
             self._leader(node.output[0])
             return
-        # Whatever broadcasts, or moves channels to another axis, has another number of them there.
+        # An operator that broadcasts, or moves channels to another axis, changes their number on axis 1.
         counts = {self._channels.get(name) for name in (*data, node.output[0])}
         same = len(counts) == 1 and None not in counts
         if node.op_type == "GlobalAveragePool" or (node.op_type in _SPATIAL_ONLY and data[0] in self._pooled):
@@ -125,7 +125,7 @@ class _Finder:
             self._fixed.update((*data, *node.output))
 
     def _passes(self, node: onnx.NodeProto, data: list[str]) -> bool:
-        """Tell whether the operator treats all channels alike; constants beside its data have to be single numbers."""
+        """Tell whether the operator treats all channels alike; its constant inputs have to be single numbers."""
         constant = [name for name in node.input if name and name not in data]
         alike = all(numpy_helper.to_array(self._known[name]).size == 1 for name in constant)
         return node.op_type in self._rules.passes and (not constant or (self._rules.channelwise and alike))
@@ -146,14 +146,14 @@ def is_layer(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> boo
     settings = attributes(node)
     if node.op_type == "Gemm":
         whole = settings.get("transB", 0) == 1 and not settings.get("transA", 0)
-        # A bias of one number, or one that is a row, would need another shape.
+        # A bias that is a single number or a row would need another shape.
         return whole and all(name in known for name in node.input[1:]) and _has_vector_bias(node, known)
     is_conv = node.op_type == "Conv" and settings.get("group", 1) == 1
     return is_conv and all(name in known for name in node.input[1:])
 
 
 def is_channelwise(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
-    """Tell whether the node computes each channel by itself, with constant parameters along their axis 0."""
+    """Tell whether the node computes each channel separately, with constant parameters along their axis 0."""
     if node.op_type == NORM:
         return all(name in known for name in node.input[1:5])
     if node.op_type != "Conv" or not all(name in known for name in node.input[1:]):
@@ -167,7 +167,7 @@ def _has_vector_bias(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]
 
 
 class WeightEditor:
-    """A model's weights, copied for their node when they are first changed: equal tensors are stored once."""
+    """A model's weights, copied for a node when it first changes them, since equal tensors are stored once."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph

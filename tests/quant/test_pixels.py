@@ -191,7 +191,7 @@ def read_by_a_norm() -> onnx.ModelProto:
     ("make", "mean", "expected"),
     [
         (lambda: one_convolution(group=3, channels=12), WHOLE_MEAN, "grouped"),
-        (lambda: one_convolution(auto_pad="SAME_UPPER"), WHOLE_MEAN, "padding open"),
+        (lambda: one_convolution(auto_pad="SAME_UPPER"), WHOLE_MEAN, "padding depends on the input size"),
         (computed_weights, WHOLE_MEAN, "computed"),
         (read_twice, WHOLE_MEAN, "read by Conv, Conv"),
         (read_by_a_norm, WHOLE_MEAN, "read by Mul"),

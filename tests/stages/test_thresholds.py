@@ -61,7 +61,7 @@ def test_run_says_what_to_do_when_the_calibration_is_damaged(
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ArtefactError) as caught:
         run(make_config(), inputs, tmp_path / "out")
-    assert str(caught.value) == f"{path}: not a calibration of ours (File is not a zip file); delete it and build again"
+    assert str(caught.value) == f"{path}: invalid calibration file (File is not a zip file); delete it and build again"
 
 
 def test_run_keeps_everything_when_there_are_too_few_values_for_a_divergence(
