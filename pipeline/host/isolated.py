@@ -1,4 +1,4 @@
-"""A call in a process of its own, for code that may end its process: what a runtime does to it reaches nobody else.
+"""A call in a separate process, for code that may crash its process, as runtimes do on some models.
 
 Not `multiprocessing`, whose children run the main script of their parent again.
 """
@@ -42,15 +42,15 @@ class _RemoteError(Exception):
 
 
 def call(function: Callable[..., R], *arguments: Any, seconds: float) -> R:
-    """Return `function(*arguments)`, computed in a process of its own.
+    """Return `function(*arguments)`, computed in a separate process.
 
-    The process sees the environment and the import path of this one. When memory runs out the kernel ends it before
-    this one (Linux).
+    It has the environment and the import path of this process. When memory runs out, the kernel ends it before this
+    one (Linux).
 
     Args:
-        function: of a module that can be imported.
-        arguments: what can be pickled.
-        seconds: that it may take; then it is ended.
+        function: defined in a module that can be imported.
+        arguments: picklable.
+        seconds: time limit; then the process is ended.
 
     Raises:
         LostError: it died, hung, or a library failed; the text says how, in a part of a sentence.
@@ -60,10 +60,10 @@ def call(function: Callable[..., R], *arguments: Any, seconds: float) -> R:
     with tempfile.TemporaryDirectory(prefix="isolated-") as folder:
         task = Path(folder) / _TASK
         task.write_bytes(pickle.dumps((function, arguments)))
-        with (Path(folder) / _SAID).open("wb") as said, sigint_held_back():  # Ctrl-C is the parent's alone
+        with (Path(folder) / _SAID).open("wb") as said, sigint_held_back():  # Ctrl-C is for the parent only
             process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, folder, *(path or str(Path.cwd()) for path in sys.path)],
-                stdin=subprocess.PIPE,  # closed when this process ends, however it ends: the child then ends too
+                stdin=subprocess.PIPE,  # closed whenever this process ends; the child then ends too
                 stdout=said,
                 stderr=said,
             )
@@ -118,9 +118,9 @@ def _death(code: int, said: Path) -> str:
 
 
 def _child(folder: str) -> NoReturn:
-    """Do the task of a folder, and end before the destructors of libraries, which have no say in the result."""
+    """Run the task of a folder, and exit without the destructors of libraries, whose crash would hide the result."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(OSError):  # of Linux
+    with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/oom_score_adj").write_text("1000")
     result: Any
     try:
@@ -137,5 +137,5 @@ def _child(folder: str) -> NoReturn:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # not by sys.stdin, whose lock a thread must not hold when the interpreter ends
+    os.read(0, 1)  # not sys.stdin: its lock must not be held by a thread when the interpreter exits
     os._exit(1)

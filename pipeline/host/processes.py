@@ -1,4 +1,4 @@
-"""Worker processes that work at the same time, start together, leave Ctrl-C to their parent and do not outlive it."""
+"""Worker processes that start together, leave Ctrl-C to their parent and do not outlive it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from pipeline.errors import BackendError, PipelineError
 
-Report = Callable[[Any], None]  # hands a message to the parent; may be called from any thread
+Report = Callable[[Any], None]  # sends a message to the parent; may be called from any thread
 Barrier = Callable[[], None]  # "I am ready": returns when every worker is
 Work = Callable[[Any, Report, Barrier], None]
 SharingWork = Callable[[Any, Report, Barrier, Any], None]
@@ -33,13 +33,13 @@ _READY, _GO, _DONE = "ready", "go", "done"
 
 @contextlib.contextmanager
 def sigint_held_back() -> Iterator[None]:
-    """Deliver Ctrl-C afterwards. Processes started within never see it, not even while they are starting."""
-    # The first process started makes multiprocessing start this one, which unblocks SIGINT when it is done.
+    """Delay Ctrl-C until the end of the block. Processes started within never receive it, not even while they start."""
+    # multiprocessing starts its resource tracker with the first process, and unblocks SIGINT after that.
     resource_tracker.ensure_running()
     pressed = threading.Event()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the new process inherits it
-    # The mask is this thread's. Python calls the handler in the main thread whichever thread the signal went to, and
-    # a progress bar has a thread of its own.
+    # The mask is this thread's. Python calls the handler in the main thread whichever thread received the signal, and
+    # a progress bar has its own thread.
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.set()) if in_main else None
     try:
@@ -53,9 +53,9 @@ def sigint_held_back() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would work, or wait, forever.
+    """Ignore Ctrl-C, and end when the parent ends: a worker whose parent was killed would work, or wait, forever.
 
-    The first thing that a spawned process does, in its main thread.
+    Called first in a spawned process, in its main thread.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -69,13 +69,13 @@ def _end_with_parent() -> None:
 
 
 def run_sharing(work: SharingWork, tasks: Sequence[Any], opening: Opening, on_message: Report) -> float:
-    """As `run_workers`, of several tasks; `work` gets as fourth argument what `opening` opened, once for all of them.
+    """As `run_workers`, for several tasks; `work` gets what `opening` opened, once for all of them, as fourth argument.
 
-    A process of its own opens it and forks into the workers, so they share its memory as long as they only read it.
+    A separate process opens it and forks into the workers, so they share its memory as long as they only read it.
 
     Args:
         opening: a picklable context manager. What it opens must survive a fork: none of its threads may be needed.
-            One that holds a lock while it does something would hold it forever there, so all are let come to rest.
+            A lock that a thread holds at the fork stays locked in the workers, so the fork waits until all are idle.
     """
     return _Processes(on_message, shares=True).run(partial(_fork_workers, work, opening), [tasks])
 
@@ -88,9 +88,9 @@ def _fork_workers(work: SharingWork, opening: Opening, tasks: Sequence[Any], rep
 
 
 def _wait_for_rest() -> None:
-    """Return when all other threads of this process sleep, or when they have had a second for it. Linux only.
+    """Wait until all other threads of this process sleep, for a second at most. Linux only.
 
-    A thread of Python's that was joined, and one of a runtime's that was told to end, run destructors for a while.
+    A joined thread of Python, or a runtime's thread that was told to end, still runs destructors for a while.
     """
     deadline = time.monotonic() + _REST_S
     while _busy_threads() and time.monotonic() < deadline:
@@ -108,12 +108,12 @@ def _busy_threads() -> list[int]:
 
 
 def run_workers(work: Work, tasks: Sequence[Any], on_message: Report) -> float:
-    """Run `work(task, report, barrier)` for every task: a single one here, several in processes of their own.
+    """Run `work(task, report, barrier)` for every task: a single one here, several in separate processes.
 
     Args:
-        work: a function of a module, so that another process can import it.
+        work: a function defined in a module, so that another process can import it.
         tasks: plain data, one for each worker.
-        on_message: gets what the workers report, one message at a time.
+        on_message: receives what the workers report, one message at a time.
 
     Returns:
         The moment (`time.perf_counter()`) when all workers were ready.
@@ -145,12 +145,12 @@ class _Processes:
     def __init__(
         self, on_message: Report, method: str = "spawn", *, ready: Barrier = lambda: None, shares: bool = False
     ) -> None:
-        """Be ready to start.
+        """Prepare to start.
 
         Args:
-            method: spawn, or fork, which copies the threads of runtimes half-alive.
-            ready: called when all workers are ready, before they go.
-            shares: whether a worker starts processes of its own.
+            method: spawn, or fork, in which the threads of runtimes do not survive.
+            ready: called when all workers are ready, before they start work.
+            shares: whether a worker starts processes itself.
         """
         self._on_message, self._all_ready, self._shares = on_message, ready, shares
         self._context: Any = multiprocessing.get_context(method)  # its base class lacks Process
@@ -178,10 +178,10 @@ class _Processes:
 
     def _start(self, work: Work, task: Any) -> None:
         ours, theirs = self._context.Pipe()
-        # Daemons must not have children. The workers of one that has end with it by themselves.
+        # A daemon must not have children. The children of such a worker end when it ends.
         process = self._context.Process(target=_worker_main, args=(work, task, theirs), daemon=not self._shares)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads; see `run_sharing`
+            warnings.simplefilter("ignore", DeprecationWarning)  # about a fork beside threads; see `run_sharing`
             process.start()
         theirs.close()
         self._workers[ours] = process
@@ -205,7 +205,7 @@ class _Processes:
 
     def _send_go(self) -> None:
         for pipe in self._workers:
-            with contextlib.suppress(OSError):  # a dead worker is noticed where its messages are read
+            with contextlib.suppress(OSError):  # a dead worker is detected where its messages are read
                 pipe.send(_GO)
 
     def _raise_death(self, pipe: Connection) -> NoReturn:
@@ -214,7 +214,7 @@ class _Processes:
         code = process.exitcode or 0
         cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         hint = "; the machine may have run out of memory: use fewer -p, -i or -b" if code == -signal.SIGKILL else ""
-        raise BackendError(f"worker process {process.pid} ended without a word: {cause}{hint}")
+        raise BackendError(f"worker process {process.pid} ended unexpectedly: {cause}{hint}")
 
 
 def _worker_main(work: Work, task: Any, pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The folder for what is kept for the user beyond any workspace: downloads, and how packages run best here."""
+"""The user's cache folder, outside any workspace: downloads, and the best load of each package on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cache_folder() -> Path:
         return Path(named)
     shared = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        # A relative path there is to be ignored, says the XDG standard.
+        # The XDG standard says to ignore a relative path.
         return (Path(shared) if shared.startswith("/") else Path.home() / ".cache") / "int8-pipeline"
     except RuntimeError:
         raise ConfigError(f"{FOLDER_VARIABLE}: there is no home folder to keep files in; name one") from None

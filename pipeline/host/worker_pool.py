@@ -1,4 +1,4 @@
-"""Many small tasks in worker processes, as they finish; a worker that dies is named with its cause."""
+"""Many small tasks in worker processes, yielded as they finish; a worker that dies is reported with the cause."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CHUNKS_PER_WORKER = 4  # submitted ahead; more would only cost memory
 def answers(
     work: Callable[[Sequence[T]], R], tasks: Iterable[T], *, chunk: int, workers: int, name: str, hint: str
 ) -> Generator[R, None, None]:
-    """Yield `work(some tasks)` as the chunks finish. Close it to stop: what was begun is finished, the rest dropped.
+    """Yield `work(chunk of tasks)` as the chunks finish. Close it to stop: chunks under way are finished.
 
     Args:
         work: a picklable function, called in worker processes.
-        tasks: plain data; it is read as work goes on.
-        chunk: tasks that a worker gets at a time; Ctrl-C waits for one at most.
+        tasks: plain data, read lazily.
+        chunk: tasks that a worker gets at a time; Ctrl-C waits for one chunk at most.
         workers: processes.
         name: of the step, for messages.
         hint: what is kept and what to do, should a worker die.
@@ -44,7 +44,7 @@ def answers(
     processes: set[BaseProcess] = set()
 
     def submit(count: int) -> set[Future[R]]:
-        with sigint_held_back():  # the pool starts a process when work comes and none is idle
+        with sigint_held_back():  # the pool starts a process when a task arrives and none is idle
             submitted = {pool.submit(work, some) for some in islice(queue, count)}
         processes.update(multiprocessing.active_children())
         return submitted
@@ -57,14 +57,14 @@ def answers(
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
-        pool.shutdown()  # ends its thread, which also waits for the workers: one of two who wait gets no exit code
+        pool.shutdown()  # ends its thread, which also waits for the workers: of two waiters only one gets the exit code
         raise PipelineError(f"{name}: {_death_text(processes)}; {hint}") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _death_text(processes: Iterable[BaseProcess]) -> str:
-    """Say which worker died of what. The pool itself ends the others with SIGTERM."""
+    """Return which worker died, and why. The pool ends the others with SIGTERM."""
     codes = {process.pid: process.exitcode for process in processes if process.exitcode not in (0, None)}
     pid, code = next(((p, c) for p, c in codes.items() if c != -signal.SIGTERM), (None, -signal.SIGTERM))
     cause = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name

@@ -1,7 +1,7 @@
-"""Where each library publishes the checkpoints of its networks. Facts only.
+"""The addresses where each library publishes the checkpoints of its networks.
 
-A file name with digits such as `-f37072fd` tells how the file's sha256 begins, by the convention of torch.hub, which
-torchvision and timm (0.6.5) keep. PaddleClas and iResNet publish no hash, so that their files are fetched by hand.
+The digits in a file name such as `-f37072fd` are the first digits of the file's sha256, a convention of torch.hub that
+torchvision and timm (0.6.5) follow. PaddleClas and iResNet publish no hash, so their files are downloaded by hand.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ def address_of(library: str, name: str) -> str | None:
 
 
 def digest_of(library: str, name: str) -> str | None:
-    """Return how the sha256 of a network's published file begins; None where nothing says so."""
+    """Return the first digits of the sha256 of a network's published file; None where none are published."""
     found = re.search(r"-([0-9a-f]{8,64})\.pth$", ADDRESSES.get((library, name), ""))
     return found[1] if found else None

@@ -3,9 +3,9 @@
 Parameter names are the contract: those of the official repository (github.com/iduta/iresnet, models/iresnet.py), so
 that its checkpoints load strictly.
 
-Source: Duta et al., "Improved Residual Networks for Image and Video Recognition" (arXiv:2004.04989). The path of the
-identity is kept clear: in each stage only the last block ends in a ReLU, the inner ones begin with norm and ReLU
-instead. A shortcut that strides takes the maximum of 3x3 pixels before its projection.
+Source: Duta et al., "Improved Residual Networks for Image and Video Recognition" (arXiv:2004.04989). No ReLU
+interrupts the identity path within a stage: only its last block ends in a ReLU, the inner ones begin with norm and ReLU
+instead. A strided shortcut takes the maximum of 3x3 pixels before its projection.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.models.resnet import conv1x1, conv3x3
 
 
 class Place(Enum):
-    """Where in its stage a block stands, which decides about its norms."""
+    """The position of a block in its stage, which decides where its norms are."""
 
     START = "start"  # norm at the branch's end
     SECOND = "second"  # ReLU before all; the start block has just normalised
@@ -49,7 +49,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.place in (Place.SECOND, Place.SECOND_AND_END):
-            x = self.relu(x)  # shortcut and all: the official code rectifies in place, and its weights rely on it
+            x = self.relu(x)  # the shortcut too: the official ReLU works in place, and the weights depend on that
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.branch(self.relu(self.bn0(x)) if self.place in (Place.MIDDLE, Place.END) else x)
         if self.place is Place.START:
@@ -120,7 +120,7 @@ class IResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self._channels = 64  # that reach the next stage
+        self._channels = 64  # channels of the next stage's input
         self.layer1 = self._stage(block, 64, depths[0])
         self.layer2 = self._stage(block, 128, depths[1])
         self.layer3 = self._stage(block, 256, depths[2])

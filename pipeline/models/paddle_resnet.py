@@ -3,9 +3,9 @@
 Parameter names are the contract: those of PaddleClas, but for a norm's statistics, which
 PaddleClas calls `_mean` and `_variance`; the reader of `.pdparams` files renames these.
 
-What differs from torchvision: every stage begins with a projected shortcut, stage one of ResNet18 and ResNet34 too.
-`vd` and `vc` have three 3x3 convolutions as their stem; `vd` strides its shortcuts by an average, so that no pixel is
-left out.
+Differences from torchvision: every stage begins with a projected shortcut, including stage one of ResNet18 and
+ResNet34. `vd` and `vc` have three 3x3 convolutions as their stem; `vd` downsamples its shortcuts by averaging, so that
+every pixel counts.
 
 Source: He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks" (arXiv:1812.01187); vc
 and vd are its ResNet-C and ResNet-C with ResNet-D's shortcut.

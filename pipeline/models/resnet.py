@@ -114,7 +114,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self._channels = 64  # that reach the next stage
+        self._channels = 64  # channels of the next stage's input
         self._average_shortcut = average_shortcut
         self.layer1 = self._stage(block, 64, depths[0], 1, base_width)
         self.layer2 = self._stage(block, 128, depths[1], 2, base_width)

@@ -1,4 +1,4 @@
-"""Which runtime `auto` stands for with a package on this machine, and what its user should know of it."""
+"""Which runtime `auto` means for a package on this machine, and what the user should know about it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Choice:
 def choose_for(package: Package, wanted: Runtime) -> Choice:
     """Return the runtime to run a package in.
 
-    `auto` leaves out runtimes that the package's proof says nothing good of and those whose kernels would cut off its
-    sums here, as long as another is left; of the rest it takes the one that the build found faster on this machine, and
-    where the build was on another the one that is usually faster: OpenVINO on x86, ONNX Runtime elsewhere.
+    `auto` leaves out runtimes without a good proof in the package, and those whose kernels would saturate on this CPU,
+    as long as another is left; of the rest it takes the one that the build measured as faster on this machine, or where
+    the build ran elsewhere, the one that is usually faster: OpenVINO on x86, ONNX Runtime elsewhere.
 
     Raises:
         BackendError: the runtime asked for is not installed.
@@ -56,7 +56,7 @@ def _automatic(package: Package) -> tuple[Runtime, list[str]]:
 
 
 def fit_runtimes(package: Package) -> list[Runtime]:
-    """Return the installed runtimes that `auto` may take; all that are installed where none is fit."""
+    """Return the installed runtimes that `auto` may take; where none is fit, all that are installed."""
     installed = installed_runtimes()
     return [each for each in installed if _is_fit(package, each)] or installed
 
@@ -70,11 +70,11 @@ def _is_fit(package: Package, runtime: Runtime) -> bool:
 
 
 def was_measured_here(speed: dict[str, object]) -> bool:
-    """Tell whether a build's `speed` is of this machine and the runtimes that are installed."""
+    """Tell whether a build's `speed` was measured on this machine with the runtimes that are installed."""
     return speed["machine"] == machine()
 
 
 def machine() -> dict[str, object]:
-    """Return what speeds depend on beside the package."""
+    """Return what the speed of a package depends on besides the package."""
     versions = {runtime.value: version_of(runtime) for runtime in installed_runtimes()}
     return {**hardware.describe(), "versions": versions}

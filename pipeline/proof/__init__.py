@@ -1,1 +1,1 @@
-"""That a package answers as float32 does, in every runtime of this machine, and how fast."""
+"""Checks that a package answers as float32 does, in every runtime of this machine, and how fast."""

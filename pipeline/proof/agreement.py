@@ -1,4 +1,4 @@
-"""A model on the images it is checked on: in exact arithmetic and in every runtime, each in its own process."""
+"""Runs a model on the images it is checked with: in exact arithmetic and in every runtime, each in its own process."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pipeline.terminal.progress import progress_bar
 
 IMAGES = 64  # that a model is checked on
 _BATCH = 8
-# A process that takes longer hangs: exact arithmetic does a network of any size in minutes, and no runtime takes
-# many times as long. Emulated CPUs are slow, but are so for both.
+# A process that takes longer hangs: exact arithmetic takes minutes for a network of any size, and no runtime takes
+# many times as long. Emulated CPUs are slow for both.
 _EXACT_SECONDS = 3600.0
 _LEAST_SECONDS, _TIMES_EXACT = 300.0, 20.0
 
@@ -36,18 +36,18 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a process gave: outputs, or the reason why there are none."""
+    """What a process returned: outputs, or the reason why there are none."""
 
     outputs: Float32 | None  # [images, classes]
-    reason: str = ""  # a part of a sentence that begins with what was run
+    reason: str = ""  # a predicate, such as "died by SIGSEGV"
     executed: Executed | None = None  # of int8 models in runtimes
     seconds: float = 0.0
 
 
 def choose(listed: int) -> list[int]:
-    """Return the indices of the calibration images that a model is checked on: others than its weights were fitted to.
+    """Return the indices of the calibration images that a model is checked on.
 
-    Where there are no others, they are those.
+    Where possible, they are images that its weights were not fitted to.
     """
     fitted = set(spread(listed, FITTING_IMAGES))
     others = [index for index in range(listed) if index not in fitted] or list(range(listed))
@@ -86,7 +86,7 @@ def run_in(
     Args:
         wide_weights: as of `open_backend`.
         counts: say what is executed in int8, too.
-        exact_seconds: that exact arithmetic took; 0 where that is not known.
+        exact_seconds: time that exact arithmetic took; 0 where it is not known.
     """
     bound = max(_LEAST_SECONDS, _TIMES_EXACT * exact_seconds) if exact_seconds else _EXACT_SECONDS
     what = f"check in {runtime.value}"
@@ -94,7 +94,7 @@ def run_in(
 
 
 def kernel_cause(runtime: Runtime, *, wide_weights: bool = False) -> str:
-    """Return why a runtime would compute something else here than a file says, and what to do.
+    """Return the likely cause of a runtime's outputs differing from exact arithmetic on this CPU, and what to do.
 
     Args:
         wide_weights: as of `open_backend`.

@@ -1,7 +1,7 @@
-"""How fast a package is beside float32, and each runtime beside the other: rounds in turn, and what they leave open.
+"""Speeds relative to each other: int8 to float32, and runtime to runtime, measured in interleaved rounds.
 
-A machine that changes its speed changes all that is measured in a round. What is said of two of them is the median of
-their ratios over the rounds, with an interval that it lies in.
+When a machine changes its speed, everything measured in the same round changes with it. So two candidates are compared
+by the median of their ratios over the rounds, with a confidence interval.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pipeline.host.hardware import available_cores
 from pipeline.runtimes.base import Backend, Batch, Runtime
 from pipeline.runtimes.opening import open_backend, place
 
-_BATCH = 8  # images a request, as predicting and serving have; fewer where those take long
-_SLOT_S = 0.03  # that a candidate computes in a round, at the least: shorter ones measure the clock
-_LOOKS = (6, 12, 24, 48)  # rounds after which it may end: looking after every round would find what is not there
-_OVERTIME = 4.0  # times the seconds, for the first look; beyond, nothing is known
-_ERROR = 0.05  # that an interval does not hold the median
+_BATCH = 8  # images a request, as in predict and serve; fewer where they take long
+_SLOT_S = 0.03  # least time of a candidate in a round: shorter ones measure the clock's resolution
+_LOOKS = (6, 12, 24, 48)  # rounds after which it may end: testing after every round would find differences by chance
+_OVERTIME = 4.0  # times the seconds, until the first test; beyond, the result is unknown
+_ERROR = 0.05  # probability that an interval does not contain the median
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return a 95% interval of the median that `values` were drawn about; None of fewer than 6.
+    """Return a 95% interval for the median of the distribution that `values` come from; None for fewer than 6.
 
-    Whatever their distribution, each lies below the median as often as above. So the k-th from either end hold it
-    between them but for twice the chance that fewer than k of n lie on one side (David and Nagaraja, Order Statistics,
-    2003, section 7.1).
+    Whatever the distribution, each value lies below the median with probability 1/2. So the k-th values from either end
+    enclose it, except with twice the probability that fewer than k of n lie on one side (David and Nagaraja, Order
+    Statistics, 2003, section 7.1).
     """
     count = len(values)
     tail, outside = 0.0, 0
@@ -94,11 +94,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def measure(candidates: Sequence[Candidate], seconds: float) -> Rates:
-    """Measure candidates in turn until it is clear which of each pair that matters is the faster, or time is over.
+    """Measure candidates in turn until it is clear which of each compared pair is the faster, or the time is over.
 
     Args:
         candidates: of one network; all of them are held in memory.
-        seconds: after which no round begins once the least number is done; 4 times that ends it in any case.
+        seconds: after these no round begins once the least number is done; 4 times as many end it in any case.
 
     Raises:
         BackendError: a runtime refuses a model.
@@ -131,7 +131,7 @@ def _open(opened: ExitStack, candidates: Sequence[Candidate], batch: int, pool: 
 
 
 class _Slot:
-    """A loaded candidate, warm."""
+    """A candidate, loaded and warmed up."""
 
     def __init__(self, backend: Backend, batch: int, pool: ThreadPoolExecutor) -> None:
         self._backend, self._pool = backend, pool
@@ -141,11 +141,11 @@ class _Slot:
         self.rate()
         begun = time.perf_counter()
         self.rate()
-        self.seconds = time.perf_counter() - begun  # of a round
+        self.seconds = time.perf_counter() - begun  # of one round
         self._requests *= max(1, math.ceil(_SLOT_S / self.seconds))
 
     def rate(self) -> float:
-        """Return images/s, as many requests in flight as there are cores."""
+        """Return images/s, with as many requests in flight as there are cores."""
         begun = time.perf_counter()
         for _ in self._pool.map(self._backend.infer, [self._images] * self._requests):
             pass
@@ -182,7 +182,7 @@ def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
 
 
 def record(candidates: Sequence[Candidate], rates: Rates) -> dict[str, Any]:
-    """Return what was measured as plain data: rates and ratios, and the fastest runtime where that is clear."""
+    """Return the measurements as plain data: rates and ratios, and the fastest runtime where that is clear."""
     runtimes: dict[str, Any] = {}
     for a, b in _pairs(candidates):
         if candidates[b].precision != "int8":

@@ -1,7 +1,7 @@
-"""What outputs beside outputs prove, and what they do not: figures, and a verdict with its likely cause.
+"""Comparison of a model's outputs with a reference: figures, and a verdict with its likely cause.
 
-The thresholds were measured on 64 calibration images of resnet18 and on networks of a few layers: sound int8 models lie
-at 24 to 45 dB in exact arithmetic, and each runtime within 1.5 dB of that; sums that an AVX2 CPU cut off leave 11.7 dB
+The thresholds were measured on 64 calibration images of resnet18 and on networks of a few layers: good int8 models lie
+at 24 to 45 dB in exact arithmetic, and each runtime within 1.5 dB of that; saturated sums on an AVX2 CPU leave 11.7 dB
 (KL .22, 52 of 64 answers), ranges clipped at 99.9% 16.0 dB (KL .06, 55 of 64) and at 99% 7.3 dB (KL .50, 43 of 64).
 """
 
@@ -23,27 +23,27 @@ Float32 = npt.NDArray[np.float32]
 _USELESS_DB = 8.0
 _BAD_DB = 15.0  # suspicious in any case
 _LOW_DB = 20.0  # suspicious where it changes answers too
-_KL = 0.02  # nats an image: sound models of 1000 classes stay below .01
-_SAME = 0.95  # of the answers, beside a low SQNR
-_LEAST_SAME = 0.8  # of the answers, whatever the SQNR is: a few logits may hold all of its signal
-_FEW = 8  # images, whose answers are too few to count
-# Of a runtime's SQNR below that of exact arithmetic. Kernels round sums and pools otherwise than the file says, which
-# in networks of a few layers costs some dB of the 40 there are; what matters is where it ends.
+_KL = 0.02  # nats an image: good models of 1000 classes stay below .01
+_SAME = 0.95  # of the answers, together with a low SQNR
+_LEAST_SAME = 0.8  # of the answers, whatever the SQNR: a few logits may make up all of its signal
+_FEW = 8  # images: the answers of fewer are too few to count
+# By how much a runtime's SQNR may lie below that of exact arithmetic. Kernels round sums and pools differently, which
+# in networks of a few layers costs some of the 40 dB; what counts is how many are left.
 _KERNEL_DB, _KERNEL_SOUND_DB, _KERNEL_BROKEN_DB = 3.0, 25.0, 10.0
-_EVALUATION_DB = 6.0  # of an evaluation's SQNR below that of the calibration images
-_PLENTY_DB = 45.0  # what exact arithmetic has beyond it, as float models do, nobody misses
+_EVALUATION_DB = 6.0  # by which an evaluation's SQNR may lie below that of the calibration images
+_PLENTY_DB = 45.0  # a loss above this level, as in float models, does not matter
 
 
 class Verdict(Enum):
     GOOD = "good"
     SUSPICIOUS = "suspicious"
     REFUSED = "refused"  # of no use
-    LOST = "lost"  # of a runtime: it died, hung, or refused the model
+    LOST = "lost"  # the runtime died, hung, or refused the model
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Outputs beside those of a reference, on the same images."""
+    """A comparison of outputs with those of a reference on the same images."""
 
     images: int
     same_answers: int
@@ -55,7 +55,7 @@ class Figures:
 
     @property
     def decibels(self) -> float:
-        """The SQNR; infinite without noise, and minus infinity of outputs that are not finite."""
+        """The SQNR; infinity without noise, and minus infinity for outputs that are not finite."""
         if not self.finite:
             return float("-inf")
         return float("inf") if self.sqnr_db is None else self.sqnr_db
@@ -70,7 +70,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict, and where it is not good the likely cause and what to do."""
+    """A verdict, and unless it is good, the likely cause and what to do."""
 
     verdict: Verdict
     cause: str = ""
@@ -93,10 +93,10 @@ def compare(reference: Float32, outputs: Float32, scores: Scores | None) -> Figu
 
 
 def judge_model(figures: Figures, cause: str) -> Finding:
-    """Return the verdict on a model in exact arithmetic beside float32.
+    """Return the verdict on a model in exact arithmetic, compared with float32.
 
     Args:
-        cause: what noise would most likely come from, and what to do.
+        cause: the most likely cause of noise, and what to do.
     """
     if figures.decibels < _USELESS_DB:
         return Finding(Verdict.REFUSED, cause)
@@ -111,9 +111,9 @@ def judge_runtime(figures: Figures, exact: Figures, cause: str) -> Finding:
     """Return the verdict on a runtime, as it runs on a CPU: whether it computes what the file says.
 
     Args:
-        figures: the runtime beside float32.
-        exact: the file in exact arithmetic beside float32.
-        cause: what a difference would most likely come from, and what to do.
+        figures: the runtime compared with float32.
+        exact: the file in exact arithmetic compared with float32.
+        cause: the most likely cause of a difference, and what to do.
     """
     lost = min(exact.decibels, _PLENTY_DB) - figures.decibels
     if lost > _KERNEL_BROKEN_DB and figures.decibels < _LOW_DB:
@@ -124,9 +124,9 @@ def judge_runtime(figures: Figures, exact: Figures, cause: str) -> Finding:
 
 
 def judge_evaluation(sqnr_db: float, exact_db: float | None) -> str | None:
-    """Return what is to be said of an evaluation's SQNR beside that of exact arithmetic in the build; None: nothing.
+    """Return a warning where an evaluation's SQNR is far below that of exact arithmetic in the build, else None.
 
-    Images of another kind than those of the calibration cost some dB; kernels that cut sums off cost 17.
+    Images of another kind than the calibration's cost some dB; kernels that saturate cost 17 dB.
     """
     if exact_db is None or sqnr_db >= _LOW_DB or exact_db - sqnr_db <= _EVALUATION_DB:
         return None
@@ -143,7 +143,7 @@ def record(figures: Figures, finding: Finding) -> dict[str, Any]:
 
 
 def plain(figures: Figures) -> dict[str, Any]:
-    """Return figures as plain data, rounded: the last bits of a sum depend on how threads shared it."""
+    """Return figures as plain data, rounded: the last bits of a sum depend on how threads divided it."""
     digits = {"kl": "{:.3e}", "sqnr_db": "{:.2f}", "largest_difference": "{:.3e}", "largest_output": "{:.3e}"}
     return {
         name: float(digits[name].format(value)) if name in digits and value is not None else value
@@ -152,7 +152,7 @@ def plain(figures: Figures) -> dict[str, Any]:
 
 
 def describe(proof: Mapping[str, Any]) -> list[str]:
-    """Return the lines that people read of a `proof` in a report: the SQNRs, then what is not good."""
+    """Return a report's `proof` as lines for people: the SQNRs, then what is not good."""
     exact, runtimes = proof["exact"], proof["runtimes"]
     parts = [f"{_decibels(figures)} in {name}" for name, figures in [("exact arithmetic", exact), *_ran(runtimes)]]
     lines = [f"logit SQNR beside float32: {', '.join(parts)}"] if exact.get("images") else []
@@ -160,7 +160,7 @@ def describe(proof: Mapping[str, Any]) -> list[str]:
 
 
 def warnings(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what is not good of a `proof`: verdict, and a sentence with cause and advice."""
+    """Return what is not good in a `proof`: the verdict, and a sentence with cause and advice."""
     found = []
     given = proof.get("given") or {}
     if given.get("verdict", "good") != "good":

@@ -1,1 +1,1 @@
-"""Pages to look at: one self-contained HTML file each, which loads nothing from anywhere."""
+"""HTML reports, each one self-contained file that loads nothing from the network."""

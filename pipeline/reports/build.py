@@ -1,4 +1,4 @@
-"""The page of a build: what was made, how near it is to float32, each layer's error, each activation's histogram."""
+"""The page of a build: what was made, how close it is to float32, each layer's error, each activation's histogram."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _body(built: Built, package: Package) -> Iterator[str]:
 def _proof(package: Package, report: Mapping[str, Any]) -> Iterator[str]:
     images = "calibration images" if package.has_images else "noise"
     yield f"<h2>Beside float32, on {images}</h2>{markup.proof(report['proof'])}"
-    yield "<p>A check of the build's own; the accuracy is <code>eval --report</code>'s to say.</p>"
+    yield "<p>A check that every build makes. For the accuracy, see <code>eval --report</code>.</p>"
 
 
 def _search(outcome: Mapping[str, Any] | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the pages are made of: the frame, tables, charts. Everything that is put in is escaped here."""
+"""The parts of the pages: frame, tables, charts. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ figure.wide { width: 14rem; overflow-wrap: anywhere; } summary { cursor: pointer
 
 
 def write(path: Path, title: str, body: Iterable[str]) -> None:
-    """Write a page, whole or not at all.
+    """Write a page; the file is complete or absent.
 
     Raises:
         DataError: the file cannot be written.
@@ -48,7 +48,7 @@ def write(path: Path, title: str, body: Iterable[str]) -> None:
 
 
 def text(content: str) -> str:
-    """Return text as HTML shows it: names of files and classes are anybody's."""
+    """Return text escaped for HTML: names of files and classes come from users."""
     return html.escape(content, quote=True)
 
 
@@ -57,12 +57,12 @@ def note(content: str) -> str:
 
 
 def warning(content: str) -> str:
-    """Return what must not be overlooked."""
+    """Return a text marked as important."""
     return f'<p class="bad">{text(content)}</p>'
 
 
 def proof(proven: Mapping[str, Any]) -> str:
-    """Return the table of a report's `proof`: float32 beside the file in exact arithmetic, and in each runtime."""
+    """Return the table of a report's `proof`: float32 beside exact arithmetic and each runtime."""
     rows = []
     for name, each in [("exact arithmetic", proven["exact"]), *proven["runtimes"].items()]:
         figures = each.get("float32", each)
@@ -138,7 +138,7 @@ def curve(points: Sequence[Point]) -> str:
             shapes.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{text(told)}</title></circle>'
             )
-        # Below the curves, which rise with the latency.
+        # Below the curves, which rise to the right.
         place = f'x="{width - 20}" y="{height - bottom - 40 + 18 * number}" text-anchor="end"'
         shapes.append(f'<text {place} fill="{colour}">{text(runtime)}</text>')
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" font-size="12">{"".join(shapes)}</svg>'

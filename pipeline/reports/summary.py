@@ -30,7 +30,7 @@ def summary(built: Built) -> list[str]:
 
 
 def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
-    """Return what the search for accuracy tried: a line for each activation that it left in float, or not."""
+    """Return what the search for accuracy tried: a line for each activation that it left in float or rejected."""
     if not outcome:
         return []
     lines = [f"accuracy, on {outcome['images']} calibration images in {outcome['runtime']}:"]

@@ -1,4 +1,4 @@
-"""A float32 model whose inner tensors can be read, one image at a time, in buffers that each thread keeps."""
+"""Reads the inner tensors of a float32 model, one image at a time, into buffers that each thread reuses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import onnxruntime
 
 Float32 = npt.NDArray[np.float32]
 
-onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
+onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
 
 
 class ActivationReader:
     """An ONNX Runtime session with chosen activations as outputs; threads may read at once.
 
-    Letting ONNX Runtime allocate the outputs of each pass costs a fifth of the pass in page faults.
+    If ONNX Runtime allocates the outputs of each pass, page faults take a fifth of the pass.
     """
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], *, threads: int) -> None:
@@ -27,7 +27,7 @@ class ActivationReader:
         self._fetched = [name for name in dict.fromkeys(names) if name != self._input]
         already = {value.name for value in model.graph.output}
         extra = [onnx.ValueInfoProto(name=name) for name in self._fetched if name not in already]
-        # In place, and taken back: each copy of the weights counts (275 MB for wide_resnet50_2).
+        # In place, and undone afterwards, to save a copy of the weights (275 MB for wide_resnet50_2).
         model.graph.output.extend(extra)
         serialized = model.SerializeToString()
         del model.graph.output[len(already) :]
@@ -41,7 +41,7 @@ class ActivationReader:
     def read(self, image: npt.NDArray[np.float32 | np.uint8]) -> Mapping[str, Float32]:
         """Run a prepared image [C, H, W]; return the tensors by name, float32 [1, ...], the model's input among them.
 
-        They are the thread's buffers: its next call overwrites them.
+        They are the thread's buffers, which its next call overwrites.
         """
         batch = image[None].astype(np.float32, copy=False)
         if not self._fetched:

@@ -1,7 +1,7 @@
-"""What a runtime executes in int8, counted in the graph that it runs on this CPU rather than in the file.
+"""What a runtime executes in int8, counted in the graph that it runs on this CPU, not in the file.
 
 A layer with quantizers on all sides may still be computed in float: a runtime fuses the patterns it knows, on the CPUs
-it has kernels for, and says nothing of the rest.
+it has kernels for, and computes the rest in float without a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LAYERS = frozenset(
         *("Convolution", "GroupConvolution", "Deconvolution", "FullyConnected"),
     }
 )
-# They change the type, the layout or the shape of a tensor, and compute nothing.
+# Operators that change the type, the layout or the shape of a tensor, and compute nothing.
 _NO_ARITHMETIC = frozenset(
     {
         *("QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Cast", "Convert"),
@@ -47,7 +47,7 @@ class Executed(TypedDict):
 
     weighted: int  # convolutions and matrix products that it executes
     int8: int  # of them those with an int8 kernel
-    float_layers: list[str]  # names of the others, the file's where they can be told
+    float_layers: list[str]  # names of the others, as in the file where that is known
     other_float: dict[str, int]  # by operator, in the runtime's words: arithmetic from float32 to float32
 
 
@@ -56,7 +56,7 @@ class _Step:
     """One operation as the runtime executes it."""
 
     operator: str
-    names: tuple[str, ...]  # of nodes and tensors of the file that became it
+    names: tuple[str, ...]  # of the file's nodes and tensors that were fused into it
     int8: bool
     is_float: bool  # reads and writes float32
 
@@ -64,8 +64,8 @@ class _Step:
 def count_int8(runtime: Runtime, model: Path) -> Executed:
     """Return what a runtime executes in int8 on this CPU.
 
-    The model is compiled, and in ONNX Runtime run once on a blank image: call this in a process of its own where a
-    runtime that crashes must not take the caller with it.
+    The model is compiled, and in ONNX Runtime run once on a blank image: call this in a separate process
+    where a crash of the runtime must not end the caller.
 
     Args:
         runtime: an installed one.
@@ -95,7 +95,7 @@ class _File:
         self._names: dict[str, str] = {}  # of each layer by everything that was fused into it
         try:
             import onnx
-        except ImportError:  # a machine that only runs packages may have none; the runtime's own names have to do there
+        except ImportError:  # a machine that only runs packages may lack onnx; the runtime's names are used there
             return
         dequantized: set[str] = set()
         for node in onnx.load(model, load_external_data=False).graph.node:
@@ -111,9 +111,9 @@ class _File:
         return next((self._names[name] for name in step.names if name in self._names), step.names[0])
 
     def split(self, step: _Step) -> Iterator[_Step]:
-        """Yield the layers of a step that OpenVINO made of several.
+        """Yield the layers of an operation that OpenVINO fused from several.
 
-        It tells the precision of the first alone; of the others the file has to tell it.
+        OpenVINO reports the precision of the first only; that of the others is taken from the file.
         """
         names = dict.fromkeys(step.names) if step.operator == _SUBGRAPH else ()
         inside = [name for name in names if name in self._layers]
@@ -138,7 +138,7 @@ def _onnxruntime(model: Path) -> Iterator[_Step]:
             facts = event["args"]
             reads, writes = (_first_type(facts[key]) for key in ("input_type_shape", "output_type_shape"))
             name = _ADDED.sub("", event["name"].removesuffix("_kernel_time"))
-            names = (name, name.removesuffix("/MatMulAddFusion"))  # of a MatMul and what is added to it
+            names = (name, name.removesuffix("/MatMulAddFusion"))  # of a MatMul fused with an addition
             yield _Step(facts["op_name"], names, reads in ("uint8", "int8"), reads == writes == "float")
 
 
@@ -157,7 +157,7 @@ def _openvino(model: Path) -> Iterator[_Step]:
             for key in ("layerType", "primitiveType", "runtimePrecision", "outputPrecisions", "originalLayersNames")
         )
         names = [name.strip() for name in made_of.split(",") if name.strip()] or [node.get_friendly_name()]
-        # Of `fc/WithoutBiases/DequantizationMultiply` the first part is the file's.
+        # Of `fc/WithoutBiases/DequantizationMultiply` only the first part is a name of the file.
         names += [name.partition("/WithoutBiases")[0] for name in names]
         int8 = kernel.upper().endswith(("_I8", "_U8"))
         yield _Step(layer, tuple(names), int8, reads == "f32" and writes.startswith("f32"))

@@ -1,4 +1,4 @@
-"""Which runtimes are installed, which one to take, and a model opened in it."""
+"""Which runtimes are installed, which one `auto` takes, and opening a model in one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runtimes.base import Backend, Placement, Runtime
 def place(instances: int, cores: int) -> Placement:
     """Share `cores` among `instances` requests in flight.
 
-    One stream a core at most: a second model computing on the same core only takes cache from the first (8 streams of
+    One stream a core at most: a second stream on the same core only takes cache from the first (8 streams of
     two threads on 2 cores ran at half the rate of 2 streams of one). The requests beyond the streams wait their turn.
     """
     streams = max(1, min(instances, cores))
@@ -44,7 +44,7 @@ def default_runtime() -> Runtime:
 
 
 def choose(runtime: Runtime) -> Runtime:
-    """Return the runtime that `auto` stands for here where no package says more; any other as it is.
+    """Return the runtime that `auto` means on this machine, without regard to a package; any other unchanged.
 
     Raises:
         BackendError: the runtime asked for is not installed.
@@ -57,12 +57,12 @@ def choose(runtime: Runtime) -> Runtime:
 
 
 def survives_fork(runtime: Runtime, placement: Placement) -> bool:
-    """Whether a model opened so computes in its caller's threads alone, and therefore in a forked process too.
+    """Whether a model opened this way computes in its caller's threads only, and so works in a forked process too.
 
-    Threads do not survive a fork. ONNX Runtime starts none for sessions of one thread, and OpenVINO needs none of its
-    own for a single stream of one.
+    Threads do not survive a fork. ONNX Runtime starts none for sessions of one thread, and OpenVINO needs none for
+    a single stream of one thread.
     """
-    if sys.platform != "linux":  # elsewhere system libraries may not survive it either
+    if sys.platform != "linux":  # elsewhere system libraries may not survive a fork either
         return False
     if choose(runtime) is Runtime.OPENVINO:
         return placement == Placement(1, 1)
@@ -76,8 +76,8 @@ def open_backend(
     """Load a model for batches of at most `batch` images; it is freed at the end of the `with`.
 
     Args:
-        wide_weights: its int8 weights were made for CPUs that sum their products in 32 bits. On others ONNX Runtime
-            then takes its exact kernels, which are slower; OpenVINO has none and cuts large sums off.
+        wide_weights: its int8 weights need CPUs that add products in 32 bits. On others ONNX Runtime then uses its
+            exact kernels, which are slower; OpenVINO has none and saturates.
 
     Raises:
         BackendError: the runtime is not installed, or refuses the model.

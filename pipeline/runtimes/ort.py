@@ -13,9 +13,9 @@ from pipeline.errors import BackendError
 from pipeline.host.hardware import instruction_sets, saturates
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
-onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
+onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
-# They have no parent but Exception.
+# They have no common base class but Exception.
 _ERRORS = (
     ort_errors.EPFail,
     ort_errors.Fail,
@@ -30,7 +30,7 @@ _ERRORS = (
 
 
 class OnnxRuntimeBackend:
-    """One session where a stream has one thread (such a session may be shared), else one a stream."""
+    """One session for all streams of one thread (such a session can be shared), else a session for each stream."""
 
     name = "onnxruntime"
     version = onnxruntime.__version__
@@ -68,15 +68,15 @@ def _source(model: Path) -> str | bytes:
         return str(model)
     try:
         from pipeline.runtimes.amx import for_amx
-    except ImportError:  # a machine that only runs packages may have no onnx; it runs them, only slower
+    except ImportError:  # a machine that only runs packages may lack onnx; it runs them, only slower
         return str(model)
-    return for_amx(model) or str(model)  # of what is no model, the session says what is wrong
+    return for_amx(model) or str(model)  # for a file that is not a model, the session raises the error
 
 
 def open_profiled(
     model: Path, threads: int, prefix: Path, *, wide_weights: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Open a session that writes what it measures of itself to a file, which `end_profiling` names.
+    """Open a session that writes its profile to a file, whose name `end_profiling` returns.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
@@ -88,10 +88,10 @@ def open_profiled(
 
 
 def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
-    """Return a model's outputs, float32 [images, classes], as its file says, whatever this CPU's int8 kernels do.
+    """Return a model's outputs, float32 [images, classes], in exact arithmetic, independent of this CPU's int8 kernels.
 
-    Without graph optimizations each node of the file is computed by itself: between quantizers in float32, on values of
-    their grids, whose sums of products it holds exactly up to 24 bits, and to 1e-7 beyond.
+    Without graph optimizations each node of the file is computed separately: between quantizers in float32, on values
+    of their grids, whose sums of products are exact up to 24 bits, and within 1e-7 beyond.
 
     Raises:
         BackendError: ONNX Runtime refuses the model, or fails.
@@ -107,7 +107,7 @@ def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
 
 
 def save_ort(model: Path, path: Path) -> None:
-    """Write a model in ORT format, which ONNX Runtime's small builds load; optimized as far as any CPU takes it.
+    """Write a model in ORT format, which ONNX Runtime's small builds load; with the optimizations that suit every CPU.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
@@ -127,13 +127,13 @@ def _options(threads: int, *, exact: bool = False) -> onnxruntime.SessionOptions
     """Return the options of a session of so many threads.
 
     Args:
-        exact: where x86 kernels sum products in 16 bits, store int8 weights beyond 64 as uint8, whose kernels do not.
+        exact: where x86 kernels add products in 16 bits, store int8 weights beyond 64 as uint8, for which they do not.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    # Threads that spin while they wait take cores from decoding, and from other containers.
+    options.log_severity_level = 4  # errors are raised anyway
+    # Threads that spin while they wait take cores from decoding and from other containers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact:
         options.add_session_config_entry("session.x64quantprecision", "1")

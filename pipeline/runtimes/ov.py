@@ -13,18 +13,18 @@ from pipeline.errors import BackendError
 from pipeline.host.hardware import MAX_ISA, is_arm
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
 
-# With this package OpenVINO reports its import to Google Analytics, from a process it forks amid our threads, and keeps
-# files in the home folder. Where the package does not import, it uses a stub of its own.
+# With this package OpenVINO reports its import to Google Analytics, from a process that it forks beside our threads,
+# and writes files to the home folder. Where the package cannot be imported, it uses a stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 if os.environ.get(MAX_ISA):  # read when the first model is compiled
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", os.environ[MAX_ISA])
 
 import openvino  # noqa: E402
 
-# On ARM its passes for int8 leave what no kernel takes: "Convolution input precision should be single" where a layer
-# reads uint8 pixels; where an input is signed, "object is not initialized" on CPUs without float16, and a float16
-# reference kernel on others. Without them QDQ models are computed in float32, and right: OpenVINO 2024.6 to 2026.4,
-# emulated by benchmarks/emulated.py.
+# On ARM its passes for int8 produce operations that no kernel supports: "Convolution input precision should be single"
+# where a layer reads uint8 pixels; where an input is signed, "object is not initialized" on CPUs without float16, and a
+# float16 reference kernel on others. Without them QDQ models are computed correctly, in float32: OpenVINO 2024.6 to
+# 2026.4, emulated by benchmarks/emulated.py.
 _IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
 
 
@@ -88,7 +88,7 @@ def compile_model(
         settings = {
             "NUM_STREAMS": placement.streams,
             "INFERENCE_NUM_THREADS": placement.threads,
-            # Otherwise it computes float parts, and a whole float32 model, in bfloat16 on CPUs that have it.
+            # Otherwise it computes float parts, and whole float32 models, in bfloat16 on CPUs that support it.
             "INFERENCE_PRECISION_HINT": "f32",
             **(_IN_FLOAT if is_arm() else {}),
             **(more or {}),
@@ -99,7 +99,7 @@ def compile_model(
 
 
 def save_ir(model: Path, path: Path) -> None:
-    """Write a model as OpenVINO IR, `path` (.xml) and a .bin beside it; weights in float keep all their bits.
+    """Write a model as OpenVINO IR, `path` (.xml) and a .bin beside it; float weights stay float32.
 
     Raises:
         BackendError: OpenVINO refuses the model.

@@ -1,4 +1,4 @@
-"""What each operation of a model takes, as the engine itself measures it."""
+"""The time of each operation of a model, as the engine's profiler measures it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Work(Enum):
 
     INT8 = "int8 kernels"
     FLOAT = "layers in float"
-    QUANTIZE = "quantizers by themselves"  # those that no kernel took in
+    QUANTIZE = "quantizers by themselves"  # those that no kernel absorbed
     COPY = "copies"  # into another layout, or of parts of a tensor
     OTHER = "everything else"
 
@@ -36,7 +36,7 @@ class LayerTime:
 
 
 _COPIES = ("Reorder", "ReorderInput", "ReorderOutput", "Transpose", "Convert", "Cast", "Pad", "Split", "Concat")
-_INT8 = ("QLinear", "MatMulInteger", "ConvInteger")  # of ONNX Runtime; OpenVINO says it of the kernel
+_INT8 = ("QLinear", "MatMulInteger", "ConvInteger")  # of ONNX Runtime; OpenVINO's kernel names show it
 _QUANTIZERS = ("FakeQuantize", "QuantizeLinear", "DequantizeLinear")
 _LAYERS = ("Conv", "Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Gemm", "FusedConv", "FusedGemm")
 
@@ -44,7 +44,7 @@ _LAYERS = ("Conv", "Convolution", "GroupConvolution", "FullyConnected", "MatMul"
 def profile(
     runtime: Runtime, model: Path, images: Batch, *, threads: int, runs: int, wide_weights: bool = False
 ) -> list[LayerTime]:
-    """Return the times of a model's operations on one batch, the longest first; the first run is left out.
+    """Return the times of a model's operations on one batch, the longest first; the first run is not counted.
 
     Args:
         wide_weights: as of `open_backend`.

@@ -1,4 +1,4 @@
-"""What commands say while they work: lines for people, or JSON lines for programs. Results are none of this."""
+"""What commands print while they work: lines for people, or JSON lines for programs. Results are printed elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _style = _Style()
 
 
 def configure(*, quiet: bool = False, verbose: bool = False, json_lines: bool = False) -> None:
-    """Choose what is said and how, for the whole process.
+    """Choose what is printed and how, for the whole process.
 
     Args:
         quiet: only results and errors; no steps, no progress.
@@ -39,7 +39,7 @@ def writes_json() -> bool:
 
 
 def step(text: str) -> None:
-    """Say that a step begins, or what it did."""
+    """Print that a step begins, or what it did."""
     if _style.json_lines:
         event("step", text=text)
     elif not _style.quiet:
@@ -47,7 +47,7 @@ def step(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Say something about the work beside its results, on standard error."""
+    """Print a line about the work, beside its results, on standard error."""
     if _style.json_lines:
         event("note", text=text)
     elif not _style.quiet:
@@ -55,7 +55,7 @@ def note(text: str) -> None:
 
 
 def warning(text: str) -> None:
-    """Say what makes results doubtful; also when quiet."""
+    """Print what makes results doubtful; also when quiet."""
     if _style.json_lines:
         event("warning", text=text)
     else:
@@ -63,7 +63,7 @@ def warning(text: str) -> None:
 
 
 def detail(text: str) -> None:
-    """Say what only somebody who looks for a cause wants to know."""
+    """Print a detail for diagnosis; only when verbose."""
     if _style.verbose and _style.json_lines:
         event("detail", text=text)
     elif _style.verbose:
@@ -71,7 +71,7 @@ def detail(text: str) -> None:
 
 
 def error(text: str) -> None:
-    """Say a fault, a line each."""
+    """Print an error, one line for each fault."""
     for line in text.splitlines():
         if _style.json_lines:
             event("error", text=line)
@@ -93,7 +93,7 @@ def causes(err: BaseException) -> None:
 
 
 def interrupted(text: str) -> None:
-    """Say how to go on after Ctrl-C."""
+    """Print how to resume after Ctrl-C."""
     if _style.json_lines:
         event("interrupted", text=text)
     else:
@@ -101,7 +101,7 @@ def interrupted(text: str) -> None:
 
 
 def event(kind: str, **facts: object) -> None:
-    """Write one JSON line; when quiet, only of what ends a command or makes its results doubtful."""
+    """Write one JSON line; when quiet, only for what ends a command or makes its results doubtful."""
     if _style.quiet and kind not in ("warning", "error", "interrupted"):
         return
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")

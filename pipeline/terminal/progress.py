@@ -35,7 +35,7 @@ def progress_bar(
         unit_scale=scaled,
         mininterval=0.1 if on_terminal and not console.writes_json() else _SECONDS_BETWEEN_LINES,
         maxinterval=10 if on_terminal else _SECONDS_BETWEEN_LINES,
-        # A log file has no cursor to go back with: every state is a line of its own.
+        # A log file has no cursor to move back: every state is a separate line.
         file=sys.stderr if on_terminal else _Lines(),
         dynamic_ncols=on_terminal,
         disable=not shown or console.is_quiet(),
@@ -43,7 +43,7 @@ def progress_bar(
 
 
 class _JsonBar(tqdm):  # type: ignore[type-arg]
-    """Writes its state as a JSON line where tqdm draws a bar."""
+    """Writes its state as a JSON line instead of drawing a bar."""
 
     def display(self, *_: object, **__: object) -> bool:  # type: ignore[override]  # of the stubs; tqdm returns True
         state = self.format_dict
@@ -62,7 +62,7 @@ class _JsonBar(tqdm):  # type: ignore[type-arg]
 
 
 class _Lines:
-    """Standard error with line ends in place of carriage returns."""
+    """Standard error with line feeds in place of carriage returns."""
 
     def write(self, text: str) -> None:
         content = text.strip("\r\n")

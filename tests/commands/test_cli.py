@@ -341,7 +341,7 @@ def test_worker_that_is_killed_ends_the_run(tiny: TinyWorkspace, many: Path, com
     code, _, err = run.finish(20)
     assert code == 2
     assert err.splitlines()[-1] == (
-        f"error: worker process {victim} ended without a word: signal 9 (SIGKILL); "
+        f"error: worker process {victim} ended unexpectedly: signal 9 (SIGKILL); "
         "the machine may have run out of memory: use fewer -p, -i or -b"
     )
     assert "Traceback" not in err
@@ -431,7 +431,7 @@ def test_the_process_that_shares_the_model_is_killed(tiny: TinyWorkspace, comman
     code, _, err = run.finish()
     assert code == 2
     (fault,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert re.search(r"worker process \d+ ended without a word: signal 9 \(SIGKILL\)", fault)
+    assert re.search(r"worker process \d+ ended unexpectedly: signal 9 \(SIGKILL\)", fault)
     run.assert_nothing_is_left()
 
 

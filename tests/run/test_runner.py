@@ -230,7 +230,7 @@ def test_run_workers_shows_the_traceback_of_a_bug_and_ends_the_others() -> None:
 
 
 def test_run_workers_tells_how_a_worker_ended_before_the_start() -> None:
-    with pytest.raises(BackendError, match=r"^worker process \d+ ended without a word: exit code 3$"):
+    with pytest.raises(BackendError, match=r"^worker process \d+ ended unexpectedly: exit code 3$"):
         run_workers(_leave, [0, 1], lambda message: None)
 
 
@@ -314,7 +314,7 @@ def test_run_sharing_forks_when_no_thread_is_at_something() -> None:
 
 @sharing
 def test_run_sharing_tells_how_a_worker_ended() -> None:
-    with pytest.raises(BackendError, match=r"^worker process \d+ ended without a word: signal 9 \(SIGKILL\)"):
+    with pytest.raises(BackendError, match=r"^worker process \d+ ended unexpectedly: signal 9 \(SIGKILL\)"):
         run_sharing(_die, [0, 1], partial(_large, 1), lambda message: None)
 
 
