@@ -156,7 +156,7 @@ def test_interrupted_at_any_moment_it_ends_the_same_next_time(job: Job, command:
         assert "Traceback" not in err, (moment, err)
         assert code in (0, 130), (moment, err)
         if code == 130:
-            assert err.splitlines()[-1] == "interrupted; run the same command again to go on where it was"
+            assert err.splitlines()[-1] == "interrupted; run the same command again to resume"
         run.assert_nothing_is_left()
         assert_no_half_artefact(job.made[0])
         finish(command, job)

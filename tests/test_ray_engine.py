@@ -320,7 +320,7 @@ def test_ctrl_c_ends_a_ray_of_its_own_with_all_its_processes(tmp_path: Path) -> 
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == cli.EXIT_INTERRUPTED, said
-    assert said.splitlines()[-1] == "interrupted; run the same command again to go on where it was"
+    assert said.splitlines()[-1] == "interrupted; run the same command again to resume"
     deadline = time.monotonic() + 20
     while processes_with(token):
         assert time.monotonic() < deadline, f"processes left: {processes_with(token)}"

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         console.error(f"this command needs {library}, which is not installed; run: pip install {library}")
         return EXIT_FAULT
     except KeyboardInterrupt:
-        console.interrupted("interrupted; run the same command again to go on where it was")
+        console.interrupted("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; Python would complain of it when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,1 +1,1 @@
-"""Checkpoints: recognized by content, downloaded, read without running what they hold, matched to a network."""
+"""Checkpoints: recognised by content, downloaded, read without executing anything in them, matched to a network."""

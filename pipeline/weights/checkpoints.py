@@ -31,12 +31,12 @@ _AGAIN = "copy or download it again"
 
 
 def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name, on the CPU; say on standard error what was passed over.
+    """Return the tensors of a checkpoint by name, on the CPU; print on standard error what was skipped.
 
     The content decides what the file is, not its suffix: PyTorch's formats, safetensors, PaddlePaddle's `.pdparams`. It
-    may hold the state dict itself or wrap it (`{"state_dict": ...}`, `{"model": ...}`) beside anything else, and its
+    may hold the state dict directly or wrapped (`{"state_dict": ...}`, `{"model": ...}`) beside anything else, and its
     names may carry the prefix that DataParallel (`module.`), `torch.compile` (`_orig_mod.`) or Lightning (`model.`)
-    adds. Names and layout are the file's own: what PaddlePaddle's have otherwise is undone by `load_strictly`.
+    adds. Names and layout stay as in the file: `load_strictly` converts those of PaddlePaddle.
 
     Args:
         path: the file.
@@ -60,7 +60,7 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     chosen = state_dicts.choose(path, loaded, key)
     if passed_over:
         names = state_dicts.shorten(passed_over)
-        console.note(f"note: {path}: objects that are no tensors were passed over: {names}")
+        console.note(f"note: {path}: objects other than tensors were skipped: {names}")
     for note in chosen.notes:
         console.note(f"note: {note}")
     for detail in chosen.details:
@@ -68,7 +68,7 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     return chosen.tensors
 
 
-_Read = tuple[object, tuple[str, ...]]  # the content, and the types of objects that were passed over
+_Read = tuple[object, tuple[str, ...]]  # the content, and the types of objects that were skipped
 
 
 def _read_safetensors(path: Path, _: FileKind) -> _Read:
@@ -82,11 +82,11 @@ def _read_torch(path: Path, kind: FileKind) -> _Read:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with path.open("rb") as stream:  # of a path, torch.load takes the suffix .safetensors for the content
+            with path.open("rb") as stream:  # given a path, torch.load goes by the suffix .safetensors
                 return torch.load(stream, map_location="cpu", weights_only=True), ()
     except pickle.UnpicklingError:  # its own text tells the user to load the file with weights_only=False
         return _read_restricted(path, kind)
-    except Exception as err:  # a damaged pickle surfaces as any of a dozen kinds
+    except Exception as err:  # a damaged pickle raises any of a dozen types
         raise DataError(f"{path}: not a whole checkpoint ({_reason(err)}); {_AGAIN}") from None
 
 
@@ -131,12 +131,12 @@ def _tensors(path: Path, value: object, name: str) -> object:
     return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
 
 
-_NEAR = 0.2  # of a checkpoint's tensors: a network of which fewer differ is named as the one that was meant
+_NEAR = 0.2  # share of a checkpoint's tensors: a network with fewer differences is suggested
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor of a network stands in a checkpoint."""
+    """The place of a network's tensor in a checkpoint."""
 
     name: str
     shape: tuple[int, ...]
@@ -145,12 +145,12 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Misfit:
-    """What keeps a checkpoint from being one of a network, by the names of the file."""
+    """Why a checkpoint does not fit a network, by the names in the file."""
 
     missing: list[str]
     unexpected: list[str]
     wrong: list[_Entry]  # of another shape, as they are wanted
-    classes: tuple[int, int] | None  # found and wanted, where nothing but the classifier's rows differs
+    classes: tuple[int, int] | None  # found and wanted, where only the number of the classifier's rows differs
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
@@ -191,7 +191,7 @@ def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
 
 
 def _entries(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
-    """Return where each tensor of the network stands in the file."""
+    """Return the place of each tensor of the network in the file."""
     tensors = network.state_dict()
     if not any(name.endswith(_PADDLE_NAMES) for name in state):
         return {name: _Entry(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -208,7 +208,7 @@ def _paddle_name(found: re.Match[str]) -> str:
 
 
 def _compare(network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[str, _Entry]) -> _Misfit | None:
-    """Return what does not fit; None where everything does."""
+    """Return what does not fit; None where everything fits."""
     wanted = {entry.name: entry for entry in entries.values()}
     # PyTorch before 0.4.1 did not save this counter, Paddle has none; it takes no part in inference.
     missing = sorted(name for name in set(wanted) - set(state) if not name.endswith(_COUNTER))
@@ -264,7 +264,7 @@ def _faults(misfit: _Misfit, state: Mapping[str, Tensor]) -> str:
 
 
 def describe_nearest(state: Mapping[str, Tensor]) -> str | None:
-    """Return which network of the table a state dict comes nearest to and what is between; None where none is near."""
+    """Return the network of the table that a state dict fits best and the differences; None where none is close."""
     found: tuple[int, str] | None = None
     for row in {(row.design, row.depths, row.bottleneck): row for row in reversed(zoo.MODELS)}.values():
         with torch.device("meta"):
@@ -296,7 +296,7 @@ def networks_of(state: Mapping[str, Tensor]) -> tuple[list[zoo.Model], int]:
     found = []
     for row in zoo.MODELS:
         made = (row.design, row.depths, row.bottleneck)
-        # Rows of equal networks, as those of torchvision and timm, are tried once.
+        # Rows of equal networks, such as torchvision's and timm's, are tried once.
         if made not in classes:
             with torch.device("meta"):  # shapes without memory
                 network = zoo.build_network(row)

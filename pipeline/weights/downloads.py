@@ -1,7 +1,7 @@
-"""Published checkpoints: fetched once into a cache folder, checked by their hash, gone on with after a break.
+"""Published checkpoints: fetched once into a cache folder, verified by their hash, resumed after an interruption.
 
 The standard library's client is enough here: one GET with a range, and it takes proxies and certificates from the
-environment as everything else does.
+environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.models.zoo import Model
 from pipeline.terminal.progress import progress_bar
 
 _CHUNK = 1 << 18  # bytes read at a time
-_MAX_BYTES = 4 << 30  # larger than any checkpoint of the table: a server that never ends must not fill the disk
+_MAX_BYTES = 4 << 30  # larger than any checkpoint of the table: an endless response must not fill the disk
 _TIMEOUT_S = 30.0  # without a byte
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # before each further attempt after a broken connection
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -77,8 +77,8 @@ def _target(url: str, folder: Path) -> Path:
 def download(url: str, sha256: str, folder: Path) -> Path:
     """Return the file of `url` in `folder`, fetched if it is not there.
 
-    An interrupted download leaves `<file>.<version>.partial`, and the next one goes on with it if the server still has
-    that version, by ETag, date or size.
+    An interrupted download leaves `<file>.<version>.partial`, and the next one resumes it if the server still has that
+    version, by ETag, date or size.
 
     Args:
         sha256: of the file in hex, or its first 8 digits or more.
@@ -94,14 +94,14 @@ def download(url: str, sha256: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
             if not (target.is_file() and file_digest(target).startswith(sha256)):
-                partial = _partial(target)  # perhaps whole, of a process that ended just before the next two steps
+                partial = _partial(target)  # may be complete, if a process ended just before the next two steps
                 if partial is None or not file_digest(partial).startswith(sha256):
                     partial = _transfer(url, target)
                 _check_digest(partial, sha256, url)
                 partial.replace(target)
     except OSError as err:
         raise DataError(
-            f"{err.filename or folder}: {err.strerror or err}; mend it, or name another folder in {FOLDER_VARIABLE}"
+            f"{err.filename or folder}: {err.strerror or err}; fix it, or name another folder in {FOLDER_VARIABLE}"
         ) from None
     return target
 
@@ -136,7 +136,7 @@ def _transfer(url: str, target: Path) -> Path:
                 partial = _partial(target)
                 done = partial.stat().st_size if partial else 0
                 raise DataError(
-                    f"{url}: the connection broke after {done} bytes ({err}); run the same command again to go on, "
+                    f"{url}: the connection broke after {done} bytes ({err}); run the same command again to resume, "
                     f"{_BY_HAND}"
                 ) from None
             time.sleep(pause_s)
@@ -152,7 +152,7 @@ def _attempt(url: str, target: Path) -> Path:
             partial is None or answer.begin != partial.stat().st_size or answer.version != _of(partial)
         ):
             if partial is not None:
-                partial.unlink()  # the file has changed since; nothing of the old half may stay
+                partial.unlink()  # the file has changed since: the old partial file is useless
             raise _BrokenError("the file changed at its source")
         if not answer.begin:
             if partial is not None:
@@ -179,7 +179,7 @@ class _Answer:
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
             if not found:
-                raise _BrokenError("the server answered a range it does not name")
+                raise _BrokenError("the server answered with an invalid Content-Range")
             begin, total = int(found[1]), found[2]
         tag = response.headers.get("ETag", "")
         # A weak tag may stay the same while bytes change.
@@ -189,19 +189,19 @@ class _Answer:
 
 
 def _partial_path(target: Path, version: str) -> Path:
-    """Return where a half file goes. Its name tells of which version it is the half, whatever ends this process."""
+    """Return the path of a partial file. Its name holds the version, so that it is known however this process ends."""
     escaped = quote(version, safe="").replace(".", "%2E")
     path = target.with_name(f"{target.name}.{escaped}.partial")
     return path if len(os.fsencode(path.name)) <= _LONGEST_NAME else _partial_path(target, "")
 
 
 def _of(partial: Path) -> str:
-    """Return the version that a half file is of."""
+    """Return the version that a partial file is of."""
     return unquote(partial.name.removesuffix(".partial").rpartition(".")[2])
 
 
 def _partial(target: Path) -> Path | None:
-    """Return the half file of `target` to go on with; remove those that cannot be gone on with."""
+    """Return the partial file of `target` to resume; remove those that cannot be resumed."""
     found = sorted(path for path in target.parent.iterdir() if _is_partial(path, target))
     usable = [path for path in found if _of(path) and path.stat().st_size]
     for path in found:
@@ -226,7 +226,7 @@ def _open(url: str, partial: Path | None) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as err:
         err.close()
         if err.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and partial is not None:
-            partial.unlink()  # as long as the file, or longer: of no use
+            partial.unlink()  # as long as the file, or longer: useless
             raise _BrokenError("the file changed at its source") from None
         raise DataError(f"{url}: the server answered {err.code} {err.reason}; try again later, {_BY_HAND}") from None
     except urllib.error.URLError as err:
@@ -237,7 +237,7 @@ def _open(url: str, partial: Path | None) -> http.client.HTTPResponse:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to addresses that could have been asked for themselves."""
+    """Follows redirects only to addresses that would be allowed directly."""
 
     def redirect_request(
         self,

@@ -1,4 +1,4 @@
-"""What kind of file a checkpoint is, by its first bytes and, of a zip, by its members. Names and suffixes mean nothing.
+"""What kind of file a checkpoint is, by its first bytes and, of a zip, by its members. Names and suffixes are ignored.
 
 Nothing is loaded, and torch is not needed.
 """
@@ -12,11 +12,11 @@ from enum import Enum
 from pathlib import Path
 from typing import IO
 
-_HEAD = 512  # bytes that tell most kinds; a tar's mark is at 257
+_HEAD = 512  # bytes that identify most kinds; the mark of a tar is at 257
 _ZIP = b"PK\x03\x04"
-# torch.save before 1.6 wrote this number (LONG1 of 10 bytes) as a pickle of its own before the content.
+# torch.save before 1.6 wrote this number (LONG1 of 10 bytes) as a separate pickle before the content.
 _TORCH_MARK = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-_TEXT_PICKLE = (b"(", b"c", b"]", b"}")  # how protocols 0 and 1 begin; a full stop ends every pickle
+_TEXT_PICKLE = (b"(", b"c", b"]", b"}")  # first bytes of protocols 0 and 1; every pickle ends with a full stop
 _TAR_MARK = slice(257, 262)
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -31,7 +31,7 @@ _MOST_FIELD = 25  # of a ModelProto: its fields, and some that later versions ma
 
 
 class FileKind(Enum):
-    """What a file is. `is_weights` of it says whether a state dict can be read from it."""
+    """The kind of a file; `is_weights` tells whether a state dict can be read from it."""
 
     TORCH = "PyTorch checkpoint"
     TORCH_OLD = "PyTorch checkpoint of before 1.6"
@@ -58,7 +58,7 @@ class FileKind(Enum):
 
 
 def kind_of(path: Path) -> FileKind:
-    """Return what the file is; UNKNOWN too for one that is cut so short that nothing tells it.
+    """Return what the file is; UNKNOWN also for a file cut too short to tell.
 
     Raises:
         OSError: it cannot be read.
@@ -109,7 +109,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as err:
-        if len(head) < _HEAD or err.start < len(head) - 3:  # else the limit cut a letter in two
+        if len(head) < _HEAD or err.start < len(head) - 3:  # else the limit cut a character in two
             return False
         text = head[: err.start].decode("utf-8")
     return all(letter.isprintable() or letter in "\t\r\n" for letter in text)
@@ -120,7 +120,7 @@ def _kind_of_zip(stream: IO[bytes]) -> FileKind:
         with zipfile.ZipFile(stream) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError):
-        return FileKind.TORCH  # cut short, as reading it will say
+        return FileKind.TORCH  # cut short, as the error of reading it will say
     within = {name.partition("/")[2] for name in names}
     if any(name.startswith("code/") for name in within) or "constants.pkl" in within:
         return FileKind.TORCHSCRIPT
@@ -131,7 +131,7 @@ def _kind_of_zip(stream: IO[bytes]) -> FileKind:
 
 
 def _is_onnx(stream: IO[bytes], size: int) -> bool:
-    """Tell whether the file is, from its first to its last byte, the fields of a ModelProto, the graph among them."""
+    """Tell whether the whole file parses as the fields of a ModelProto, including the graph."""
     fields = set()
     try:
         for field in _proto_fields(stream, size):
@@ -142,10 +142,10 @@ def _is_onnx(stream: IO[bytes], size: int) -> bool:
 
 
 def _proto_fields(stream: IO[bytes], size: int) -> Iterator[int]:
-    """Yield the number of each field of a protobuf message, passing over its content.
+    """Yield the number of each field of a protobuf message, skipping its content.
 
     Raises:
-        ValueError: it is none, or none of an ONNX model: all of its fields are numbers or have a length.
+        ValueError: it is not a protobuf message, or not an ONNX model, whose fields are all numbers or have a length.
     """
     stream.seek(0)
     while stream.tell() < size:
@@ -202,7 +202,7 @@ _ADVICE = {
 
 
 def why_not_weights(path: Path, kind: FileKind) -> str:
-    """Return what a file without a state dict is, and what to do: the end of a message that begins with its path."""
+    """Return what a file without a state dict is, and what to do; completes a message that begins with its path."""
     describe = {FileKind.TEXT: _beginning, FileKind.COMPRESSED: _compressor, FileKind.ZIP: _members}.get(kind)
     return _ADVICE[kind].format(detail=describe(path) if describe else "")
 

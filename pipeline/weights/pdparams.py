@@ -1,7 +1,7 @@
 """Reading PaddlePaddle's checkpoints without paddle: a reader that builds dictionaries and arrays, and nothing else.
 
 `paddle.save` writes a pickle of numpy arrays by name. A pickle may call anything that can be imported; this reader
-imports nothing. Each of the few names that such a file needs is answered by a stand-in of ours, any other is refused.
+imports nothing. The few names that such a file needs are replaced by stand-ins, any other is an error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MAX_NESTING = 4  # dictionaries in dictionaries
 
 
 class _Refused(pickle.UnpicklingError):
-    """The file names something that no array needs."""
+    """The file names something that arrays do not need."""
 
 
 class MoreThanArraysError(DataError):
-    """The file is whole, as far as it was read, and needs more than arrays to be built."""
+    """The file is complete, as far as it was read, but holds more than arrays."""
 
 
 def read_pdparams(path: Path) -> object:
@@ -54,14 +54,14 @@ def read_pdparams(path: Path) -> object:
         raise MoreThanArraysError(
             f"{path}: holds more than arrays ({err}); save it again with paddle.save(model.state_dict(), FILE)"
         ) from None
-    except Exception as err:  # a damaged pickle surfaces as any of a dozen kinds
+    except Exception as err:  # a damaged pickle raises any of a dozen types
         reason = str(err).partition("\n")[0] or type(err).__name__
         raise DataError(f"{path}: not a whole checkpoint ({reason}); copy or download it again") from None
 
 
 def check_opcodes(content: mmap.mmap | IO[bytes]) -> None:
-    """Raise where the file ends early, or numbers its memory so that unpickling would reserve more than it fills."""
-    # `read` and `readline` are all that it calls of a file.
+    """Raise where the file ends early, or has memo indices for which unpickling would reserve more than it fills."""
+    # It only calls `read` and `readline` of the file.
     for before, (opcode, argument, _) in enumerate(pickletools.genops(content)):  # type: ignore[arg-type]
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (not isinstance(argument, int) or argument > before):
             raise pickle.UnpicklingError(f"memory entry {argument} after {before} steps")
@@ -113,11 +113,11 @@ class StandIn:
 
 
 class ArrayReader(pickle.Unpickler):
-    """Builds dictionaries, arrays, numbers and text, and refuses what needs more."""
+    """Builds dictionaries, arrays, numbers and text, and raises for anything else."""
 
     def __init__(self, content: mmap.mmap | IO[bytes], size: int) -> None:
-        super().__init__(content, encoding="latin1")  # what Python 2 wrote as text or bytes
-        self._left = size  # bytes that arrays may still claim: no file can fill more than it holds
+        super().__init__(content, encoding="latin1")  # for what Python 2 wrote as text or bytes
+        self._left = size  # bytes that arrays may still take: not more than the file holds
 
     def find_class(self, module: str, name: str, /) -> Any:
         maker = self.array_maker(module, name)
@@ -126,7 +126,7 @@ class ArrayReader(pickle.Unpickler):
         return maker
 
     def array_maker(self, module: str, name: str) -> StandIn | None:
-        """Return what stands in for a function that arrays and their names are built by; None for any other."""
+        """Return the stand-in for a function that builds arrays and their names; None for any other."""
         where = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         makers: dict[str, Callable[..., object]] = {
             "numpy.core.multiarray._reconstruct": lambda *_: _Array(self),

@@ -1,8 +1,8 @@
 """Weights for the embedded sample, fitted in one pass: random convolutions, measured norms, a closed-form classifier.
 
-A random residual network whose branches are kept small still tells textures apart: its pooled features hold the
-energy of each wave. So only the last layer has to be learnt, and ridge regression learns it without iterations.
-Textures are stationary, hence the features of a crop stand for those of the whole view at a fraction of the cost.
+A random residual network with small branches still distinguishes textures: its pooled features hold the energy of each
+wave. So only the last layer is fitted, by ridge regression, without iterations. Textures are stationary, so the
+features of a crop represent those of the whole image at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, fx, nn
 
 from pipeline.terminal.progress import progress_bar
 
-Prepare = Callable[[Image.Image], NDArray[np.float32]]  # RGB image -> float32 [3, H, W], as the network wants it
+Prepare = Callable[[Image.Image], NDArray[np.float32]]  # RGB image -> float32 [3, H, W], the network's input
 
-NORM_IMAGES = 24  # whole views that set the norms and tie crops to views; 0.25 s each in a Wide ResNet-50-2
-CROP_PX = 96  # at 64 px, for half the time, a Wide ResNet-50-2 loses over twenty points
+NORM_IMAGES = 24  # whole images that set the norms and relate crops to images; 0.25 s each in a Wide ResNet-50-2
+CROP_PX = 96  # 64 px take half the time, but a Wide ResNet-50-2 loses over twenty points
 CROP_BATCH = 32
 RIDGE = 0.01  # penalty per sample, in units of a standardised feature's variance
 MEAN_CONFIDENCE = 0.9  # wanted mean of the largest softmax probability; unseen images then reach about 0.7
@@ -54,7 +54,7 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
             view_features = _classifier_inputs(network, classifier, views)
         crops = (_random_crop(_view(prepare, path), generator) for path, _ in images)
         features = _crop_features(network, classifier, crops, len(images))
-        # The zeros around a crop weigh more than those around a view: move the crops to where the views are.
+        # Zero padding weighs more around a crop than around a whole image: shift the crops' features to correct for it.
         features += view_features.mean(0) - features[anchors].mean(0)
         labels = torch.tensor([label for _, label in images])
         weight, bias = _ridge(features, labels, classifier.out_features)
@@ -73,7 +73,7 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-    # Together the branches have half the variance of what they are added to, whatever the depth: at a gain of 1 a
+    # Together the branches have half the variance of what they are added to, whatever the depth: with a gain of 1, a
     # random network maps two phases of one texture as far apart as two textures.
     ends = _branch_ends(network)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def _branch_ends(network: nn.Module) -> list[nn.BatchNorm2d | nn.Conv2d]:
-    """Return what ends each residual branch, a norm or a convolution: of an addition's two sides, the longer one's."""
+    """Return the last norm or convolution of each residual branch, the longer side of an addition."""
     modules = dict(network.named_modules())
     depth: dict[fx.Node, int] = {}
     found: list[nn.BatchNorm2d | nn.Conv2d] = []
@@ -176,7 +176,7 @@ def _ridge(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tens
         float32 [classes, D] and float32 [classes], in units of the unscaled features.
     """
     mean = features.double().mean(0)
-    # A feature that is the same everywhere tells nothing; the floor keeps its weight finite.
+    # A constant feature carries no information; the floor keeps its weight finite.
     deviation = features.double().std(0).clamp_min(1e-6)
     standard = (features.double() - mean) / deviation
     targets = nn.functional.one_hot(labels, classes).double()

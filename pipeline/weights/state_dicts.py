@@ -1,4 +1,4 @@
-"""Finding the state dict in what a checkpoint holds: wrappers, EMA weights, prefixes, entries that are no weights."""
+"""Finding the state dict in what a checkpoint holds: wrappers, EMA weights, prefixes, entries other than weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.weights.tensor_reader import Placeholder, as_tensor
 
-# What training scripts call the weights, the first that is there counts.
+# Names that training scripts give to the weights; the first one present is taken.
 _RAW = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params", "module")
-# A word in the name of averaged weights: exponential moving average, stochastic weight averaging.
+# Words in the names of averaged weights: exponential moving average, stochastic weight averaging.
 _AVERAGED = frozenset({"ema", "swa", "averaged", "average", "avg"})
-# A word in the name of what a training script needs to continue.
+# Words in the names of what a training script needs to continue.
 _AUXILIARY = frozenset(
     {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "criterion", "loss", "loops", "callbacks"}
     | {"args", "config", "cfg", "hyper", "hparams", "rng", "random", "metrics", "history", "meta"}
 )
-# What wrappers put before every name: DataParallel, torch.compile, AveragedModel, Lightning modules, a classifier
-# behind a normalising layer, ...
+# Prefixes that wrappers put before every name: DataParallel, torch.compile, AveragedModel, Lightning modules, a
+# classifier behind a normalising layer, ...
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "resnet.", "_model.")
 # Tensors that take no part in inference, by the last part of their name: thop's counts, AveragedModel's.
 _NO_WEIGHTS = frozenset({"total_ops", "total_params", "n_averaged"})
@@ -36,9 +36,9 @@ _SHOWN = 5  # names in a message
 class Found:
     """A state dict in a checkpoint."""
 
-    key: str  # where it stands, parts joined by "."; "" for the checkpoint itself
+    key: str  # its path, parts joined by "."; "" for the checkpoint itself
     tensors: dict[str, Tensor]
-    others: tuple[str, ...]  # names beside the tensors, which hold none
+    others: tuple[str, ...]  # names of entries other than tensors
 
     @property
     def is_averaged(self) -> bool:
@@ -50,14 +50,14 @@ class Chosen:
     """The weights of a checkpoint."""
 
     tensors: dict[str, Tensor]
-    notes: tuple[str, ...]  # what a user should know of the choice, a line each
+    notes: tuple[str, ...]  # what a user should know about the choice, a line each
     details: tuple[str, ...]  # what else there is in the file
 
 
 def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     """Return the weights in a checkpoint.
 
-    Where there are both, the averaged (EMA) weights are taken, as timm and torchvision evaluate them.
+    Of raw and averaged (EMA) weights the averaged ones are taken: timm and torchvision evaluate them.
 
     Args:
         path: of the checkpoint, for messages.
@@ -65,7 +65,7 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
         key: which of several state dicts to take; None: as above.
 
     Raises:
-        DataError: there is no state dict, or there are several and nothing says which.
+        DataError: there is no state dict, or there are several and `key` does not choose.
     """
     found = [part for each in _state_dicts(loaded) for part in _split(each)]
     if not found:
@@ -78,18 +78,18 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
     dropped = sorted(set(taken.tensors) - {prefix + name for name in kept})
     if dropped:
-        notes.append(f"{path}: tensors that are no weights were left out: {shorten(dropped)}")
+        notes.append(f"{path}: tensors other than weights were left out: {shorten(dropped)}")
     entries = loaded if isinstance(loaded, Mapping) else {}
     beside = [f"{name}" for name in entries if name != taken.key.split(".")[0]] if taken.key else []
     others = [*taken.others, *beside]
     details = [f"{path}: weights in {taken.key!r}"] if taken.key else []
     details += [f"{path}: names of tensors without {prefix!r}"] if prefix else []
-    details += [f"{path}: entries that are no weights: {shorten(others)}"] if others else []
+    details += [f"{path}: entries other than weights: {shorten(others)}"] if others else []
     return Chosen(kept, tuple(notes), tuple(details))
 
 
 def shorten(names: Sequence[str]) -> str:
-    """Return the first of some names, and how many there are where they are more."""
+    """Return the first of some names, and their number where there are more."""
     return ", ".join(names[:_SHOWN]) + (f", ... {len(names)} in all" if len(names) > _SHOWN else "")
 
 
@@ -102,7 +102,7 @@ def _words(name: str) -> frozenset[str]:
 
 
 def _entries(value: object) -> Mapping[object, object]:
-    """Return the entries of a dictionary, of an object that is one, or of a whole module; none of anything else."""
+    """Return the entries of a dictionary, of an object that acts as one, or of a module; none for anything else."""
     if isinstance(value, Mapping):
         return value
     if not isinstance(value, Placeholder):
@@ -130,7 +130,7 @@ def _items(value: object) -> list[tuple[str, object]]:
 
 
 def _state_dicts(value: object, at: tuple[str, ...] = ()) -> list[Found]:
-    """Return the state dicts below a value: of a level that has tensors of its own and below it, whichever has more."""
+    """Return the state dicts below a value: of a level with tensors and the levels below it, whichever has more."""
     entries = _entries(value)
     tensors = {
         name: made for name, item in entries.items() if isinstance(name, str) if (made := as_tensor(item)) is not None
@@ -147,7 +147,7 @@ def _state_dicts(value: object, at: tuple[str, ...] = ()) -> list[Found]:
 
 
 def _split(found: Found) -> list[Found]:
-    """Return the networks of one state dict where it holds the same network twice, as it is and averaged."""
+    """Return the networks in one state dict that holds a network twice, raw and averaged."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in found.tensors.items():
         first, _, rest = name.partition(".")

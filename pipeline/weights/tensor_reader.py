@@ -1,8 +1,8 @@
-"""Reading the tensors of a pickle that holds other objects too, without importing or calling anything it names.
+"""Reads the tensors of a pickle that holds other objects too, without importing or calling anything it names.
 
 Training scripts save arguments, configurations and optimizers beside the weights, which `torch.load(weights_only=True)`
-refuses. This reader builds tensors and arrays by code of its own; whatever else a pickle names becomes an inert
-placeholder, which keeps what the pickle gives it and does nothing.
+refuses. This reader builds tensors and arrays itself; everything else that a pickle names becomes an inert placeholder,
+which stores what the pickle assigns to it and does nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.weights.file_kinds import FileKind
 from pipeline.weights.pdparams import Array, ArrayReader, StandIn, check_opcodes, finished
 
-# Modules that no checkpoint needs, and that an attack begins with.
+# Modules that no checkpoint needs, and that attacks use.
 _NEVER = frozenset({"os", "posix", "nt", "subprocess", "socket", "shutil", "runpy", "ctypes", "pty"})
 _NEVER_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input"})
 _BUILTINS = ("builtins", "__builtin__")
@@ -46,7 +46,7 @@ _DTYPES = {
         "ComplexDouble": torch.complex128,
     }.items()
 }
-# Parts of pickled modules and containers, which say nothing of what was passed over.
+# Parts of pickled modules and containers, not worth naming among what was skipped.
 _UNTOLD = ("builtins.", "__builtin__.", "torch.nn.modules.", "copyreg.", "copy_reg.", "collections.")
 _MOST_NESTING = 2  # pickles of storages inside a pickle
 
@@ -54,7 +54,7 @@ Persistent = Callable[[object], object]  # persistent id -> storage
 
 
 class HostileError(pickle.UnpicklingError):
-    """The file names what no checkpoint needs."""
+    """The file names something that no checkpoint needs."""
 
 
 class Placeholder:
@@ -66,7 +66,7 @@ class Placeholder:
 
     def __new__(cls, *_: object, **__: object) -> Placeholder:
         made = super().__new__(cls)
-        made.__init__()  # type: ignore[misc]  # unpickling makes objects without it
+        made.__init__()  # type: ignore[misc]  # unpickling creates objects without calling it
         return made
 
     def __setstate__(self, state: object) -> None:
@@ -124,7 +124,7 @@ def _read_zip(path: Path, passed_over: dict[str, None]) -> object:
         root = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
 
         def member(name: str) -> bytes:
-            if archive.getinfo(name).file_size > limit:  # it was compressed, as no checkpoint is
+            if archive.getinfo(name).file_size > limit:  # it was compressed, which checkpoints never are
                 raise pickle.UnpicklingError(f"{name} is larger than the file")
             return archive.read(name)
 
@@ -187,7 +187,7 @@ def _storage_of(name: object) -> tuple[torch.dtype, str, int]:
 
 
 def _load(stream: IO[bytes], size: int, persistent: Persistent, passed_over: dict[str, None], nesting: int) -> object:
-    """Read one pickle from where the stream stands."""
+    """Read one pickle from the stream's position."""
     start = stream.tell()
     check_opcodes(stream)
     stream.seek(start)
@@ -257,19 +257,19 @@ class _Reader(ArrayReader):
         if full not in self._classes:
             if not full.startswith(_UNTOLD):
                 self._passed_over[full] = None
-            # A class of its own for each name and file: what a pickle may do to it ends with the file.
+            # A new class for each name and file: whatever a pickle does to it affects no other file.
             self._classes[full] = type(full, (Placeholder,), {})
         return self._classes[full]
 
     def _storage_in(self, content: bytes) -> object:
-        """Return a storage that was pickled by itself, as pickle.dump writes the tensors of PyTorch."""
+        """Return a storage that was pickled separately, as pickle.dump does for PyTorch tensors."""
         return _read_old(io.BytesIO(content), len(content), self._passed_over, self._nesting + 1)
 
 
 def _made(maker: StandIn, arguments: tuple[object, ...]) -> object:
     try:
         return maker(*arguments)
-    except (pickle.UnpicklingError, ValueError):  # of a type, or with an `item`, that arrays of numbers have not
+    except (pickle.UnpicklingError, ValueError):  # a type, or an `item`, that arrays of numbers do not have
         return Placeholder()
 
 
@@ -292,7 +292,7 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
 def _tensor_of_dtype(
     storage: object, offset: object, size: object, stride: object, _: object, __: object, dtype: object, *___: object
 ) -> Tensor:
-    """Return the view of a storage that a tensor is.
+    """Return a tensor as a view of its storage.
 
     Raises:
         pickle.UnpicklingError: it would reach beyond the storage.

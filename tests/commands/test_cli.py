@@ -358,7 +358,7 @@ def interrupt(run: CommandLine) -> tuple[float, int, str]:
 
 def assert_ended_politely(run: CommandLine, seconds: float, code: int, err: str) -> None:
     assert code == 130, err
-    assert err.splitlines()[-1] == "interrupted; run the same command again to go on where it was"
+    assert err.splitlines()[-1] == "interrupted; run the same command again to resume"
     assert "Traceback" not in err
     assert "Error" not in err
     assert seconds < 5
@@ -406,7 +406,7 @@ def test_ctrl_c_inside_an_exec_has_the_same_exit_code(tmp_path: Path) -> None:
     """The dataclasses that are made while modules are imported are such; Python itself would end by the signal."""
     (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_AN_EXEC)
     run = CommandLine([], tmp_path, program=("-m", "interrupted"))
-    assert run.finish() == (130, "", "interrupted; run the same command again to go on where it was\n")
+    assert run.finish() == (130, "", "interrupted; run the same command again to resume\n")
 
 
 def test_ctrl_c_while_workers_start_shows_no_traceback(tiny: TinyWorkspace, command: RunCommand) -> None:

@@ -170,7 +170,7 @@ def test_download_says_how_to_go_on_when_every_connection_ends(server: Server, t
     server.cuts = [400_000, 0, 0]
     assert error_of(server, tmp_path) == (
         f"{server.url}: the connection broke after 400000 bytes (400000 of 1048576 bytes came); run the same command "
-        "again to go on, or download it by hand and give the file instead of auto"
+        "again to resume, or download it by hand and give the file instead of auto"
     )
 
 
@@ -315,7 +315,7 @@ def test_download_says_which_variable_when_the_folder_cannot_be_made(server: Ser
     (tmp_path / "file").write_text("")
     message = error_of(server, tmp_path / "file" / "timm")
     assert message.startswith(f"{tmp_path}/file")
-    assert message.endswith("; mend it, or name another folder in INT8_PIPELINE_CACHE")
+    assert message.endswith("; fix it, or name another folder in INT8_PIPELINE_CACHE")
 
 
 @pytest.mark.parametrize("digest", ["", "1234567", "xyz", DIGEST.upper()])

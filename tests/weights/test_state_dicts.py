@@ -108,7 +108,7 @@ def lightning() -> State:
 def test_choose_leaves_out_tensors_that_are_no_weights_and_names_them(make: Callable[[], State], left_out: str) -> None:
     chosen = state_dicts.choose(PATH, {"state_dict": make()}, None)
     assert_same(chosen.tensors, RAW)
-    assert chosen.notes == (f"w.pth: tensors that are no weights were left out: {left_out}",)
+    assert chosen.notes == (f"w.pth: tensors other than weights were left out: {left_out}",)
 
 
 @pytest.mark.parametrize("key", ["my_weights", "student", "backbone_only"])

@@ -110,7 +110,7 @@ def test_read_state_dict_names_in_a_line_what_it_passed_over(
     checkpoints.read_state_dict(path)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert said[0].startswith(f"note: {path}: objects that are no tensors were passed over: argparse.Namespace, ")
+    assert said[0].startswith(f"note: {path}: objects other than tensors were skipped: argparse.Namespace, ")
     assert said[0].endswith(f"PosixPath, {Color.__module__}.Color")
 
 
@@ -129,7 +129,7 @@ def test_read_state_dict_says_nothing_of_plain_training_checkpoints_but_when_ver
     assert capsys.readouterr().err.splitlines() == [
         f"  {path}: weights in 'state_dict'",
         f"  {path}: names of tensors without 'module.'",
-        f"  {path}: entries that are no weights: epoch",
+        f"  {path}: entries other than weights: epoch",
     ]
 
 
