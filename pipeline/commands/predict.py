@@ -52,7 +52,9 @@ def add_predict(commands: Any) -> None:
         "-b", "--batch", type=count, default=0, help="images at once (default: what bench --sweep found, else 8)"
     )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
-    parser.add_argument("--skip_bad", action="store_true", help="images that cannot be read are no error: the exit code stays 0")
+    parser.add_argument(
+        "--skip_bad", action="store_true", help="images that cannot be read are no error: the exit code stays 0"
+    )
     written = parser.add_mutually_exclusive_group()
     written.add_argument(
         "--json", type=file_here, metavar="FILE", help="write a list of objects, - for standard output"

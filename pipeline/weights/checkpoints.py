@@ -244,7 +244,7 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
             f"frontend.num_classes={found}, or --num_classes {found} of export), or a checkpoint of {wanted}"
         )
     known = _known_networks(state)
-    advice = f"it fits {', '.join(known)}" if known else "check frontend.model (--model_name of export)"
+    advice = f"it fits {', '.join(known)}" if known else "check frontend.model"
     return f"not a checkpoint of {model}: {_faults(misfit, state)}; {advice}"
 
 

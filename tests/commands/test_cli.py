@@ -528,7 +528,7 @@ def test_no_command_shows_what_there_is(main: object) -> None:
         ("--weights . --dataset .", "--weights .: is a folder, expected a file"),
         ("--weights auto --dataset gone", "--dataset gone: no such folder or tar file"),
         ("--set frontend.checkpoint=gone.pth --dataset .", "--set frontend.checkpoint: gone.pth: no such file"),
-        ("--weights auto --dataset . --target sse", "argument --target: invalid choice: 'sse'"),
+        ("--weights auto --dataset . --target sse", "--target: expected one of any, vnni, avx2, got 'sse'"),
     ],
 )
 def test_a_wrong_flag_of_build_is_named_once(

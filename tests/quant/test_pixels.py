@@ -72,7 +72,7 @@ def one_convolution(with_bias: bool = True, channels: int = 3, **attributes: obj
 
 def ranges_of(model: onnx.ModelProto, batch: npt.NDArray[np.float32 | np.uint8]) -> dict[str, Range]:
     seen = ObserverSet(placement.observed_tensors(model))
-    collector = _Collector(model, seen)
+    collector = _Collector(model, seen, cores=1)
     for image in batch:
         collector.observe(image)
     found = {name: max_range(observer.lowest, observer.highest) for name, observer in seen.observers.items()}

@@ -42,7 +42,7 @@ def ranges_of(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
     """Return the range of everything seen in a batch, by the collector and observers of the calibration."""
     names = placement.observed_tensors(model)
     seen = ObserverSet(names)
-    collector = _Collector(model, seen)
+    collector = _Collector(model, seen, cores=1)
     for image in batch_nchw:
         collector.observe(image)
     return {name: max_range(observer.lowest, observer.highest) for name, observer in seen.observers.items()}
