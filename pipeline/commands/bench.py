@@ -101,10 +101,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.sweep:
         _sweep(args)
         return
-    if args.max_latency is not None:
-        raise ConfigError("--max_latency: is a limit for --sweep; add that, or leave it out")
-    if args.report is not None:
-        raise ConfigError("--report: is the page of --sweep; add that, or give --report to eval, for accuracy")
+    _check_no_sweep_flags(args)
     package = open_package(args.model)
     out = args.results
     # The documents' long form measures speed, or with --datalist makes results; the short form does both.
@@ -156,6 +153,13 @@ def _sweep(args: argparse.Namespace) -> None:
         page.write(package, found, args.report)
         say(f"report in {args.report}")
     print_json(args.json, sweep.as_dict(package, found))
+
+
+def _check_no_sweep_flags(args: argparse.Namespace) -> None:
+    if args.max_latency is not None:
+        raise ConfigError("--max_latency: is a limit for --sweep; add that, or leave it out")
+    if args.report is not None:
+        raise ConfigError("--report: is the page of --sweep; add that, or give --report to eval, for accuracy")
 
 
 def _check_cluster_flags(args: argparse.Namespace) -> None:

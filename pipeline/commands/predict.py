@@ -98,12 +98,17 @@ def _predict(args: argparse.Namespace) -> None:
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
         console.note(f"thread seconds in: {spent} (infer includes waiting for a stream)")
-    if bad and args.skip_bad:
-        console.warning(f"{len(bad)} of {len(paths)} images skipped")
-    elif bad:
+    if bad:
+        _end_with_bad(len(bad), len(paths), accepted=args.skip_bad)
+
+
+def _end_with_bad(bad: int, images: int, *, accepted: bool) -> None:
+    """Say how many images could not be read; raise DataError, and so end with exit code 2, unless that is accepted."""
+    if not accepted:
         raise DataError(
-            f"{len(bad)} of {len(paths)} images cannot be read, the others are answered; add --skip_bad to accept that"
+            f"{bad} of {images} images cannot be read, the others are answered; add --skip_bad to accept that"
         )
+    console.warning(f"{bad} of {images} images skipped")
 
 
 def _predictions(

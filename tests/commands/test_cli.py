@@ -198,6 +198,20 @@ def test_json_on_standard_output_stands_alone(in_workspace: TinyWorkspace, main:
     assert json.loads(Path("new/report.json").read_text()) == json.loads(scored.out)
 
 
+@pytest.mark.parametrize("written", ["--results", "--path_output", "--result_path"])
+@pytest.mark.parametrize("read", ["--results", "--path_output", "--result_path"])
+def test_bench_and_eval_take_each_name_of_the_results_folder(
+    in_workspace: TinyWorkspace, main: object, written: str, read: str
+) -> None:
+    model = f"{FOLDER}/{NAME}"
+    benched = main("bench", "-m", model, "-b", 8, "--datalist", in_workspace.datalist, written, "answers")
+    assert benched.code == 0, benched.err
+    assert benched.out.endswith("results in answers/\n")
+    scored = main("eval", read, "answers", "--no-reference")
+    assert scored.code == 0, scored.err
+    assert f"{IMAGES} images, answers of " in scored.out
+
+
 SEE_BENCH = "; see python -m pipeline bench --help\n"
 
 

@@ -252,7 +252,7 @@ def test_command_answers_the_good_images_and_names_the_bad_ones(
         for name in ("n90000002/broken.png", "n90000003/cut.JPEG")
     ]
     assert faults[2:] == [
-        "error: 2 of 26 images cannot be read, the others are answered; add --skip_bad to accept that"
+        "error: 2 of 26 images cannot be read; the others are answered; add --skip_bad to accept that"
     ]
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert [each["file_name"] for each in written] == [str(path) for path in paths]
@@ -272,6 +272,7 @@ def test_command_is_an_error_when_no_image_is_good(
     code, printed, said = run(capsys, "predict", "-m", prefix, tmp_path / "bad.ppm")
     assert (code, printed) == (2, "")
     assert f"error: {tmp_path}/bad.ppm: cannot be decoded as an image" in said
+    assert said.endswith("error: 1 of 1 images cannot be read; add --skip_bad to accept that\n")
 
 
 @pytest.mark.parametrize(
