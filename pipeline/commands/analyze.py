@@ -61,6 +61,6 @@ def _analyze(args: argparse.Namespace) -> None:
         from pipeline.measure import analyze
 
         rows = analyze.analyze(package, args.images or analyze.IMAGES)
-        say("\n".join(analyze.split(package, args.images or analyze.IMAGES)))
+        say("\n".join(analyze.split_noise(package, args.images or analyze.IMAGES)))
         say("\n".join(analyze.describe(rows, args.top)))
         print_json(args.json, analyze.as_dict(rows))

@@ -103,11 +103,10 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _end_with_bad(bad: int, images: int, *, accepted: bool) -> None:
-    """Say how many images could not be read; raise DataError, and so end with exit code 2, unless that is accepted."""
+    """Say how many images could not be read; raise DataError, for exit code 2, unless that is accepted."""
     if not accepted:
-        raise DataError(
-            f"{bad} of {images} images cannot be read, the others are answered; add --skip_bad to accept that"
-        )
+        answered = "the others are answered; " if bad < images else ""
+        raise DataError(f"{bad} of {images} images cannot be read; {answered}add --skip_bad to accept that")
     console.warning(f"{bad} of {images} images skipped")
 
 

@@ -17,7 +17,7 @@ from pipeline.proof import agreement, verdicts
 from pipeline.proof.verdicts import Figures, Verdict
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
-from pipeline.quant.sensitivity import Cost, Kind, Sensitivity
+from pipeline.quant.sensitivity import Kind, QuantizerCost, Sensitivity
 from pipeline.runtimes.opening import installed_runtimes
 from pipeline.terminal.progress import progress_bar
 
@@ -28,7 +28,7 @@ IMAGES = 16
 class Row:
     """A quantizer, its cost, and its shares of the whole in %."""
 
-    cost: Cost
+    cost: QuantizerCost
     noise_percent: float  # of the noise of all quantizers
     work_percent: float  # of the network's multiply-accumulates, computed in float without it
 
@@ -70,7 +70,7 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
     ]
 
 
-def split(package: Package, images: int = IMAGES) -> list[str]:
+def split_noise(package: Package, images: int = IMAGES) -> list[str]:
     """Return a line on what quantization costs, and one a runtime on what its kernels cost on this CPU.
 
     Raises:

@@ -11,14 +11,14 @@ from pipeline.models import zoo
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """Parameters, and multiply-accumulates of one image, a convolution's and a linear layer's only."""
 
     params: int
     macs: int
 
 
-def count(model: zoo.Model, num_classes: int = 1000) -> Cost:
+def count(model: zoo.Model, num_classes: int = 1000) -> NetworkCost:
     """Count a network of the table at its own image size, without making its weights.
 
     What others print as "flops" is this number, twice it, or it with norms, ReLUs and pools added.
@@ -36,4 +36,4 @@ def count(model: zoo.Model, num_classes: int = 1000) -> Cost:
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.register_forward_hook(add)
         network(torch.empty(1, 3, model.size, model.size))
-    return Cost(sum(parameter.numel() for parameter in network.parameters()), macs)
+    return NetworkCost(sum(parameter.numel() for parameter in network.parameters()), macs)

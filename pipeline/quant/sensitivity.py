@@ -42,7 +42,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Cost:
+class QuantizerCost:
     """What one quantizer costs."""
 
     kind: Kind
@@ -71,7 +71,7 @@ class Sensitivity:
     def __len__(self) -> int:
         return len(self._suffixes)
 
-    def measure(self, images: Sequence[Prepared], advance: Callable[[], object]) -> list[Cost]:
+    def measure(self, images: Sequence[Prepared], advance: Callable[[], object]) -> list[QuantizerCost]:
         """Return what each costs, the most expensive first.
 
         Args:
@@ -95,7 +95,7 @@ class Sensitivity:
             advance()
         return sorted(costs, key=lambda cost: -cost.noise)
 
-    def _cost(self, suffix: _Suffix, kept: Sequence[Mapping[str, Float32]]) -> Cost:
+    def _cost(self, suffix: _Suffix, kept: Sequence[Mapping[str, Float32]]) -> QuantizerCost:
         session = _session(suffix.model(self._model))
         divergence = Divergence(self._scores)
         for values in kept:
@@ -104,7 +104,7 @@ class Sensitivity:
                 feed[suffix.name] = fake_quantize(feed[suffix.name], self._ranges[suffix.name])
             divergence.add(values[self._output], session.run([self._output], feed)[0])
         noise = divergence.noise / divergence.images
-        return Cost(suffix.kind, suffix.name, suffix.readers, noise, divergence.sqnr_db, divergence.kl)
+        return QuantizerCost(suffix.kind, suffix.name, suffix.readers, noise, divergence.sqnr_db, divergence.kl)
 
     def _activation_suffixes(self, active: Collection[str]) -> Iterator[_Suffix]:
         for name in (name for name in dict.fromkeys(self._sources.values()) if name in active):

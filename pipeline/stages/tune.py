@@ -54,7 +54,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Figures:
+class CandidateFigures:
     """A model on the images it is judged on."""
 
     agreement: float  # %, answers of float32
@@ -70,7 +70,7 @@ class Step:
 
     activation: str  # "" for the plain int8 model
     kept: bool
-    figures: Figures
+    figures: CandidateFigures
     seconds: float
 
 
@@ -177,7 +177,7 @@ def _search(
             progress.update()
 
 
-def _reached(goal: AccuracyConfig, figures: Figures) -> bool:
+def _reached(goal: AccuracyConfig, figures: CandidateFigures) -> bool:
     agrees = goal.min_agreement is None or figures.agreement >= goal.min_agreement
     return agrees and (goal.max_drop is None or (figures.drop is not None and figures.drop <= goal.max_drop))
 
@@ -193,7 +193,7 @@ class _Journal:
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
             self.order, self.seconds = held["order"], held["seconds"]
-            self.steps = [Step(**{**step, "figures": Figures(**step["figures"])}) for step in held["steps"]]
+            self.steps = [Step(**{**step, "figures": CandidateFigures(**step["figures"])}) for step in held["steps"]]
 
     def set_order(self, names: Sequence[str], seconds: float) -> None:
         self.order = list(names)
@@ -237,7 +237,7 @@ class _Judge:
             with open_backend(Runtime.AUTO, path, batch=_BATCH, placement=placement) as backend:
                 yield backend
 
-    def figures(self, candidate: Backend, plain: Backend) -> Figures:
+    def figures(self, candidate: Backend, plain: Backend) -> CandidateFigures:
         with ThreadPoolExecutor(available_cores()) as pool:
             answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
             ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(_ROUNDS)]
@@ -247,7 +247,7 @@ class _Judge:
         drop = None
         if self._truth is not None:
             drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
-        return Figures(
+        return CandidateFigures(
             agreement=100 * float((found == wanted).mean()),
             kl=divergence.kl,
             sqnr_db=divergence.sqnr_db,

@@ -94,7 +94,7 @@ def test_search_goes_on_after_the_last_trial_when_it_was_interrupted(
     figures = tune._Judge.figures
     judged: list[int] = []
 
-    def interrupted(self: Any, candidate: Any, plain: Any) -> tune.Figures:
+    def interrupted(self: Any, candidate: Any, plain: Any) -> tune.CandidateFigures:
         judged.append(1)
         if len(judged) == 3:
             raise KeyboardInterrupt
