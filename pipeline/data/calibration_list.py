@@ -14,17 +14,17 @@ from pipeline.errors import DataError
 _HEADER = "# calibration images: class index, tab, name below the root; a class that is not known is '-'"
 _NO_CLASS = "-"
 
-# Of the list, that channels are equalized by and weights are rounded by: half as many lose little, more gain nothing.
+# Images of the list used for equalization and weight rounding: half as many lose little, more gain nothing.
 FITTING_IMAGES = 128
 
 
 def write_calibration_list(samples: Sequence[Sample], path: Path, seed: int | None = None) -> None:
-    """Write the list of samples, whole or not at all; `read_calibration_list` opens the same images again.
+    """Write the list of samples; the file is complete or absent. `read_calibration_list` opens the same images again.
 
     Args:
         samples: of one data set, at least one.
         path: the text file.
-        seed: that they were chosen with, for the reader's information.
+        seed: with which they were chosen, as information.
     """
     root = samples[0].source.root
     if any(sample.source.root != root for sample in samples):
@@ -55,7 +55,7 @@ def read_calibration_list(path: Path) -> list[Sample]:
 
 
 def spread(listed: int, wanted: int) -> range:
-    """Return which of the `listed` images to take where some will do: at most `wanted`, evenly over the list."""
+    """Return the indices of at most `wanted` of the `listed` images, evenly spread over the list."""
     step = max(1, listed // wanted)
     return range(0, min(listed, step * wanted), step)
 
@@ -74,7 +74,7 @@ def _parse(path: Path, number: int, line: str) -> tuple[int | None, str]:
 
 
 def _open_sources(path: Path, root: Path, names: Sequence[str]) -> list[ImageSource]:
-    """Return where each image of a list lies now.
+    """Return the current location of each image of a list.
 
     Raises:
         DataError: the root or images are gone.

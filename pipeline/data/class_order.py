@@ -16,7 +16,7 @@ def arrange(names: Sequence[str], order: ClassOrder | None) -> list[str]:
     """Return class names in an order; None is text.
 
     Raises:
-        DataError: numeric, but the names do not all begin alike and go on with a number.
+        DataError: numeric, but the names are not one common prefix followed by a number.
     """
     if order is not ClassOrder.NUMERIC:
         return sorted(names)
@@ -32,7 +32,7 @@ def arrange(names: Sequence[str], order: ClassOrder | None) -> list[str]:
 
 
 def by_number(names: Sequence[str]) -> list[str] | None:
-    """Return the names in the order of their numbers; None unless all begin alike and go on with a number."""
+    """Return the names in the order of their numbers; None unless they are one common prefix followed by a number."""
     parts = [_NUMBERED.fullmatch(name) for name in names]
     found = [part for part in parts if part is not None]
     if len(found) < len(parts) or len({part[1] for part in found}) != 1:
@@ -41,7 +41,7 @@ def by_number(names: Sequence[str]) -> list[str] | None:
 
 
 def other_order(names: Sequence[str]) -> tuple[ClassOrder, list[str]] | None:
-    """Return the other order that classes in one of both may be meant in; None where both are the same."""
+    """Return the classes in the other of both orders; None where both are the same."""
     numeric, text = by_number(names), sorted(names)
     if numeric is None or numeric == text or list(names) not in (numeric, text):
         return None

@@ -43,7 +43,7 @@ __all__ = [
     "sample_key",
 ]
 
-# Where a user gives these: keys of the build file, and the flags of those commands that have one.
+# How a user gives these: keys of the build file, and flags of the commands that have one.
 _SUFFIX_KEY = "dataset.sampler.suffix (--suffix of calibset, image2npz and init)"
 _LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
 _SHOWN = 5  # class folders
@@ -94,15 +94,15 @@ def list_dataset(
 
     Args:
         path: a tree of class folders, a flat folder with a label list, or a tar of either.
-        suffix: of the image files, in any case: JPEG takes .jpg and .jpeg, any every kind. What is left out is said.
-        val_label: label list that overrides folders, and says which images are meant where its classes are not
-            ImageNet's: others are left out, which is said. A flat folder without it looks for `<folder>_list.txt`,
+        suffix: of the image files, in any case: JPEG takes .jpg and .jpeg, any every kind. What is left out is printed.
+        val_label: label list that overrides folders; where its classes are not ImageNet's, only the images in it are
+            taken, and the number of others is printed. A flat folder without it looks for `<folder>_list.txt`,
             `val_label.txt` and `val_list.txt` (`_label` and `_list` of either name) inside and beside itself.
         class_ids: the classes of the network in its order. Without them: ImageNet's where all class folders are its
-            wnids, else the folder names in their order; of a list, what `labels.classes_of_list` says.
-        class_count: how many classes the network has, if that is known; of use where a list has the labels.
+            wnids, else the folder names in their order; for a list, those of `labels.classes_of_list`.
+        class_count: number of the network's classes, if known; used where a list has the labels.
         require_labels: False keeps images whose label is not known, with class_index None.
-        class_order: of the folder names where these are the classes; None: as text.
+        class_order: of the folder names, where they are the classes; None: as text.
 
     Raises:
         DataError: no images, images without labels, labels without images, a layout or list that cannot be understood.
@@ -152,7 +152,7 @@ def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
 def _select_listed(
     listing: Listing, images: list[ImageSource], labels_file: Path, lines: Mapping[str, LabelLine]
 ) -> list[ImageSource]:
-    """Return the images that a list names, as PaddleClas's train_list.txt and val_list.txt share one folder."""
+    """Return the images that a list names: PaddleClas's train_list.txt and val_list.txt share one folder."""
     listed = [image for image in images if _line_of(image, lines) is not None]
     if not listed:
         return images
@@ -203,7 +203,7 @@ def _class_tree(
 
 
 def _is_class_folder(listing: Listing, folder: str, classes: Sequence[ClassInfo] | None) -> bool:
-    """Tell whether the only folder with images is a class, rather than the folder of a flat data set."""
+    """Tell whether the only folder with images is a class, not the folder of a flat data set."""
     name = folder.rpartition("/")[2]
     if not name:
         return False
@@ -247,8 +247,8 @@ def _tree_classes(
     """Return ImageNet's classes if all folders with images are its wnids, else the folder names in their order.
 
     Raises:
-        DataError: some are ImageNet's and others are no wnids at all, so that neither can be meant; or the order is
-            numeric, and they hold no numbers.
+        DataError: some are ImageNet's and others are not wnids, so the classes are ambiguous; or the order is numeric,
+            and the names have no numbers.
     """
     used = {image.folder for image in images}
     imagenet = {known.id for known in imagenet_classes()}
@@ -334,5 +334,5 @@ def _find_label_list(listing: Listing, images: Sequence[ImageSource]) -> Path | 
 
 
 def _list_names(folder: str) -> tuple[str, ...]:
-    """Return the names a label list of this folder may have, the most telling first."""
+    """Return the names a label list of this folder may have, the most specific first."""
     return (f"{folder}_label.txt", f"{folder}_list.txt", *LIST_NAMES)

@@ -1,4 +1,4 @@
-"""Whether the labels of the calibration images fit the float32 model's answers. Nothing else shows a wrong order."""
+"""Whether the labels of the calibration images fit the float32 model's answers: nothing else reveals a wrong order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.data.class_order import other_order, shown
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import ClassInfo
 
-_FEWEST = 10  # labelled images that say anything
+_FEWEST = 10  # fewer labelled images show nothing
 # Of (share right - chance) / (1 - chance), the S of Bennett, Alpert and Goldstein (Public Opinion Quarterly 18, 1954):
-# 0 by guessing, 1 if all are right. A sound network whose 12 classes are sorted as text has two in their places: 0.09.
+# 0 by guessing, 1 if all are right. A good network whose 12 classes are sorted as text has two in place: 0.09.
 _GUESSING = 0.15
-_CERTAIN = 3.0  # standard deviations between two orders: McNemar's test of the same images
-_OWN_OUTPUT = 0.7  # of the images and of the classes, so that an order can explain it
-_IMAGES_A_CLASS = 3  # with fewer, any answers look like an order
+_CERTAIN = 3.0  # standard deviations between two orders, by McNemar's test on the same images
+_OWN_OUTPUT = 0.7  # share of images and of classes above which another order explains the answers
+_IMAGES_A_CLASS = 3  # with fewer, any answers look like another order
 
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
@@ -27,7 +27,7 @@ _ORDERS = {ClassOrder.TEXT: "sorted as text", ClassOrder.NUMERIC: "in numeric or
 
 
 def find_doubts(samples: Sequence[Sample], outputs: npt.NDArray[np.float32], classes: Sequence[ClassInfo]) -> list[str]:
-    """Return a line where labels and answers do not fit, or where folders that are numbers proved to be in order.
+    """Return a line where labels and answers do not fit, or where numbered folders are confirmed to be in order.
 
     Args:
         samples: images, some of them labelled.
@@ -82,7 +82,7 @@ def _of_shift(answers: Indices, truth: Indices) -> str | None:
 
 
 def find_guessing(answers: Indices, truth: Indices, ids: Sequence[str], images: str) -> str | None:
-    """Return a line where answers are hardly better than guesses, with the likely cause.
+    """Return a line with the likely cause where answers are hardly better than guesses.
 
     Args:
         answers, truth: class indices, of as many images.
@@ -111,7 +111,7 @@ def find_guessing(answers: Indices, truth: Indices, ids: Sequence[str], images: 
 
 
 def _example_of_another_order(answers: Indices, truth: Indices) -> tuple[int, int] | None:
-    """Return a class and the output that its images get, if the classes have an output each, and not their own."""
+    """Return a misplaced class and the output that its images get, if nearly every class has one distinct output."""
     present = np.unique(truth)
     if len(truth) < _IMAGES_A_CLASS * len(present):
         return None
@@ -127,7 +127,7 @@ def _example_of_another_order(answers: Indices, truth: Indices) -> tuple[int, in
 
 
 def _is_better(one: Bools, other: Bools) -> bool:
-    """Tell whether one is right more often than the other, by more than chance makes of the same images."""
+    """Tell whether one is right significantly more often than the other on the same images."""
     won, lost = int((one & ~other).sum()), int((other & ~one).sum())
     return won - lost > _CERTAIN * math.sqrt(won + lost)
 

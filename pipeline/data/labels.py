@@ -52,13 +52,13 @@ class LabelLine:
 
 @lru_cache(maxsize=1)
 def imagenet_classes() -> tuple[ClassInfo, ...]:
-    """Return the 1000 classes of ILSVRC2012 in the order of every published network."""
+    """Return the 1000 classes of ILSVRC2012 in the order that all published networks use."""
     ids, names = _shipped_lines("imagenet_wnids.txt"), _shipped_lines("imagenet.txt")
     return tuple(ClassInfo(wnid, name) for wnid, name in zip(ids, names, strict=True))
 
 
 def classes_of(ids: Sequence[str]) -> tuple[ClassInfo, ...]:
-    """Return classes in the order of `ids`; an ImageNet wnid brings its name, another id is its own name."""
+    """Return classes in the order of `ids`; an ImageNet wnid has a name, another id is its own name."""
     names = {known.id: known.name for known in imagenet_classes()}
     return tuple(ClassInfo(class_id, names.get(class_id, class_id)) for class_id in ids)
 
@@ -86,7 +86,7 @@ def read_classes(path: Path) -> tuple[ClassInfo, ...]:
     """Return the classes that `write_classes` wrote.
 
     Raises:
-        DataError: the file is none of those.
+        DataError: the file is not one that `write_classes` wrote.
     """
     lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")
     fields = [line.split("\t", 1) for line in lines[:-1]]
@@ -174,14 +174,14 @@ def _check_index(path: Path | ImageSource, label: LabelLine, class_count: int) -
 def classes_of_list(
     path: Path | ImageSource, lines: Mapping[str, LabelLine], class_count: int | None = None
 ) -> tuple[ClassInfo, ...]:
-    """Return the classes that a label list means.
+    """Return the classes that a label list refers to.
 
-    ImageNet's, where `class_count` or the highest index say so, the images are ImageNet's by their names, or the list
-    has so few of its indices that it can only be a part of ImageNet; else those from 0 to the highest index. They are
-    called as the folders in the list, where each class has one of its own, else by their numbers.
+    They are ImageNet's where `class_count` or the highest index indicates it, where the images have ImageNet's names,
+    or where the list has so few of the indices that it can only be a part of ImageNet; else those from 0 to the highest
+    index, named after the folders in the list where each class has one folder, else by number.
 
     Args:
-        path, lines: as `read_label_lines` takes and gives.
+        path, lines: argument and result of `read_label_lines`.
         class_count: of the network, where it is known.
 
     Raises:
@@ -198,7 +198,7 @@ def classes_of_list(
     for label in sorted(lines.values(), key=lambda label: label.line):
         _check_index(path, label, count)
     folders = _folders_of_classes(lines.values())
-    # Not the number alone: a folder of that name may hold another class, where folders count from 1.
+    # Not just the number: a folder of that name may hold another class, where folders count from 1.
     known = (ClassInfo(f"class_{index}", str(index)) for index in range(count))
     return tuple(
         classes_of([folders[each]])[0] if each in folders else known_class for each, known_class in enumerate(known)
@@ -206,7 +206,7 @@ def classes_of_list(
 
 
 def _names_imagenet(labels: Iterable[LabelLine]) -> bool:
-    """Tell whether every image is one of ImageNet by its name: an official one, or in a folder of the right wnid."""
+    """Tell whether every image is ImageNet's by its name: an official name, or in the folder of the right wnid."""
     ids = [known.id for known in imagenet_classes()]
     return all(
         validation_label(label.stem) == label.index or (label.index < len(ids) and label.folder == ids[label.index])
@@ -215,7 +215,7 @@ def _names_imagenet(labels: Iterable[LabelLine]) -> bool:
 
 
 def _folders_of_classes(labels: Iterable[LabelLine]) -> dict[int, str]:
-    """Return the folder of each class, if every image has one, no class two, and no two classes the same."""
+    """Return the folder of each class, if classes and folders correspond one to one and every image has a folder."""
     pairs = {(label.index, label.folder) for label in labels}
     indices, folders = {index for index, _ in pairs}, {folder for _, folder in pairs}
     return dict(pairs) if len(pairs) == len(indices) == len(folders) > 1 and "" not in folders else {}
@@ -232,11 +232,11 @@ def _check_same_index(path: Path | ImageSource, first: LabelLine, second: LabelL
 def read_label_list(path: Path, class_count: int | None = None) -> dict[str, int]:
     """Return the class index of each image by its stem, from lines `name index`.
 
-    Images of one stem and several classes are told apart by their folders: they stand under `<folder>/<stem>` instead.
+    Images of one stem and several classes are distinguished by their folders, under the key `<folder>/<stem>`.
 
     Args:
         path: the list; a name may carry a folder and an image suffix. Blank lines are ignored. Or the devkit's
-            ILSVRC2012_validation_ground_truth.txt, which has numbers of its own and no names.
+            ILSVRC2012_validation_ground_truth.txt, which has the devkit's class numbers and no names.
         class_count: indices must be below it; None leaves that to the caller.
 
     Raises:
@@ -266,8 +266,8 @@ def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
 def _devkit_lines(path: Path | ImageSource, lines: Sequence[str]) -> Iterator[LabelLine]:
     """Read the devkit's ILSVRC2012_validation_ground_truth.txt: line n is the class of validation image n.
 
-    The devkit numbers classes in an order of its own, which only its meta.mat explains; the known labels of the same
-    images explain it as well.
+    The devkit numbers classes in its own order, which its meta.mat defines; here the order follows from the known
+    labels of the same images.
     """
     numbers = [line.strip() for line in lines if line.strip()]
     official = _validation_indices()

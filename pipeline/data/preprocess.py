@@ -1,4 +1,4 @@
-"""Images -> network input: the only preprocessing there is. Calibration, the runner and prediction all call `apply`."""
+"""Images -> network input: the one preprocessing that calibration, the runner and prediction share."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def apply(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:
 
 
 def prepare(spec: PreprocessSpec, image_chw: Pixels, *, raw: bool) -> Prepared:
-    """As `apply`; or, `raw`, uint8 pixels in the colour order of a model that normalises by itself."""
+    """As `apply`; or if `raw`, uint8 pixels in the model's colour order, for a model that normalises them."""
     if not raw:
         return apply(spec, image_chw)
     cropped = _cropped(spec, image_chw)
@@ -169,8 +169,8 @@ def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
         return _bilinear_cv(image_chw, full_hw, (top, left), spec.crop_hw)
     pillow_filter = _PILLOW_FILTERS[spec.filter]
     resized = np.empty((3, tall, wide), np.uint8)
-    # Plane by plane is bit for bit what Pillow makes of the interleaved image, at two thirds of the time. Its `box`
-    # could leave out the rows and columns that are cropped away, but its float32 corners change the rounding.
+    # Plane by plane gives exactly what Pillow makes of the interleaved image, in two thirds of the time. Its `box`
+    # could skip the rows and columns that are cropped away, but its float32 corners change the rounding.
     for plane, out in zip(image_chw, resized, strict=True):
         full = Image.fromarray(np.ascontiguousarray(plane)).resize((full_hw[1], full_hw[0]), pillow_filter)
         out[...] = np.asarray(full)[top : top + tall, left : left + wide]
@@ -182,8 +182,11 @@ def _bilinear_cv(
 ) -> Pixels:
     """OpenCV's INTER_LINEAR to `full_hw`, of which only the crop is computed.
 
-    Source: the uint8 path of OpenCV's resize.cpp, whose answers this gives to the bit: weights of 11 bits, rows
-    weighted exactly, then columns with two truncating shifts (so it is on average 1/8 darker than exact rounding).
+    Equal to the bit to OpenCV's own code (tried in 5.0); OpenCV builds that resize by a CPU vendor's library may differ
+    by 1 of 255.
+
+    Source: the uint8 path of OpenCV's resize.cpp: weights of 11 bits, rows weighted exactly, then columns with two
+    truncating shifts (so it is on average 1/8 darker than exact rounding).
     """
     _, height, width = image_chw.shape
     above, below, weight_above, weight_below = _taps(height, full_hw[0], corner[0], crop_hw[0])
@@ -212,7 +215,7 @@ def _taps(
     centre = ((np.arange(start, start + count) + 0.5) * (length / full) - 0.5).astype(np.float32)
     lower = np.floor(centre).astype(np.intp)
     fraction = centre - lower.astype(np.float32)
-    # Beyond the outermost pixel centres both are that pixel; its two weights are truncated apart, as OpenCV does.
+    # Beyond the outermost pixel centres both are that pixel; its two weights are truncated separately, as in OpenCV.
     first, second = lower.clip(0, length - 1), (lower + 1).clip(0, length - 1)
     return first, second, _bits11(np.float32(1.0) - fraction), _bits11(fraction)
 

@@ -2,8 +2,8 @@
 
 A class is two coloured waves over a base colour, each wave with its own angle, frequency and shape. The images of a
 class differ in phase, angle, frequency, light, noise and size, so that neighbouring classes overlap a little and a
-network that loses precision loses accuracy. Frequencies count in cycles per shorter side: a preprocessing that resizes
-the shorter side sees the same texture whatever the size of the file.
+network that loses precision loses accuracy. Frequencies are in cycles per shorter side: a preprocessing that resizes
+the shorter side gives the same texture whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CYCLES = (10.0, 56.0)  # per shorter side: at 256 px, periods of 25 to 4.6 px
 BASE_LEVEL = (80.0, 176.0)  # of 255, each colour channel
 WAVE_LEVEL = 60.0  # of 255, length of a wave's colour vector
 
-# How images of one class differ: standard deviations.
+# Variation within a class: standard deviations.
 ANGLE_JITTER_DEG = 2.4
 CYCLES_JITTER = 0.03  # relative
 LIGHT_JITTER = 0.06  # relative gain of the whole image
@@ -86,7 +86,7 @@ def sample_image(class_index: int, image_index: int, split: str) -> Image.Image:
     width, height = _draw_size(rng)
     x = _pixel_positions(width, height)[None, :]
     y = _pixel_positions(height, width)[:, None]
-    # Planes, not pixels: products along a last axis of three are several times slower in numpy.
+    # Planes, not pixels: products along a last axis of length 3 are several times slower in numpy.
     planes = np.empty((3, height, width), np.float32)
     planes[:] = _per_plane(texture.base)
     for wave in texture.waves:

@@ -1,4 +1,4 @@
-"""Image files where they lie: in a folder, or in a tar that is read by offset without unpacking it."""
+"""Image files in a folder, or in a tar that is read by offset without unpacking it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _gzip_lock = threading.Lock()  # a gzip stream has one position
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """A file in a folder, or a member of a tar. Small and picklable: a worker process opens it by itself."""
+    """A file in a folder, or a member of a tar. Small and picklable, so that a worker process can open it."""
 
     root: Location  # absolute: the folder or the tar
     name: str  # below the root, parts joined by "/"
@@ -129,7 +129,7 @@ def strip_tar_suffix(name: str) -> str:
 def scan(path: Location) -> Listing:
     """List a folder, three levels deep (of a store, at any depth), or a tar.
 
-    A tar's list is kept in memory: asking again costs nothing.
+    The list of a tar is kept in memory, so listing it again costs nothing.
 
     Raises:
         DataError: there is no such folder or tar, or the tar is damaged or holds links or names that leave it.
@@ -191,7 +191,7 @@ def _scan_folder(root: Path) -> Listing:
 
 @lru_cache(maxsize=4)
 def _scan_tar(path: Path, size: int, mtime_ns: int) -> Listing:
-    """List a tar; size and time are part of the key, so that a changed tar is listed anew."""
+    """List a tar; size and time are part of the key, so that a changed tar is listed again."""
     try:
         with _open_tar_stream(path) as stream:
             files = list(_tar_files(path, _BoundedReads(stream)))
@@ -237,7 +237,7 @@ def _checked_name(path: Path, prefix: str, member: tarfile.TarInfo) -> str | Non
 
 
 def _check_printable(root: Location, name: str) -> None:
-    """Lists name one image a line, so a name must not hold a line end."""
+    """Raise where a name holds a control character: lists have one image a line."""
     if any(ord(letter) < 32 for letter in name):
         raise DataError(f"{root}: file name {name!r} holds a control character; rename the file")
 
@@ -252,12 +252,12 @@ def _open_tar_stream(path: Path) -> IO[bytes]:
 
 @lru_cache(maxsize=1)
 def _gzip_stream(path: Path, mtime_ns: int) -> IO[bytes]:
-    """Keep the stream open: reading on is cheap, going back decompresses from the start. The time marks a new file."""
+    """Keep the stream open: reading forward is cheap, going back starts over. The time detects a new file."""
     return _open_tar_stream(path)
 
 
 class _BoundedReads(io.RawIOBase):
-    """A stream that refuses to read more than a header may need in one piece."""
+    """A stream that raises where more is read at once than a header may need."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

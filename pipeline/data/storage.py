@@ -1,8 +1,8 @@
 """Files by path or by URL. A `Url` is a file or folder of an object store, read and written through fsspec.
 
-It has as much of `pathlib.Path` as the modules of data sets, npz files and results use, so that those need not know
-which of the two they hold. Objects of a store appear whole or not at all, as our files do. fsspec comes with Ray Data;
-the store's own package (s3fs, gcsfs, adlfs, ...) and its credentials are those of the machine that opens the URL.
+It has the part of `pathlib.Path` that the modules of data sets, npz files and results use, so that they handle both
+alike. Objects of a store are complete or absent, as our files are. fsspec comes with Ray Data; the store's own package
+(s3fs, gcsfs, adlfs, ...) and its credentials are those of the machine that opens the URL.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any, TypeAlias
 
 from pipeline.errors import DataError
 
-REQUESTS_AT_ONCE = 8  # to a store, for each core: an answer takes some 50 ms, in which a core decodes several images
+REQUESTS_AT_ONCE = 8  # to a store, for each core: a response takes about 50 ms, in which a core decodes several images
 
 Stamp = tuple[int, int]  # bytes, time of change in ns
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")  # as the stores call it, the surest first
+# What stores call the time of a change, the most reliable name first.
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Url:
         """Return the content, of which at most `limit` bytes are read.
 
         Raises:
-            DataError: it is not there, or the store does not give it.
+            DataError: it does not exist, or cannot be read.
         """
         try:
             system, path = _open(self)
@@ -75,10 +76,10 @@ class Url:
         return content
 
     def write_bytes(self, content: bytes) -> None:
-        """Write an object, whole or not at all.
+        """Write an object; it is complete or absent.
 
         Raises:
-            DataError: the store does not take it.
+            DataError: it cannot be written.
         """
         try:
             system, path = _open(self)
@@ -96,7 +97,7 @@ class Url:
     def files(self, *, deep: bool) -> dict[str, Stamp]:
         """Return the files in a folder, by their names below it, sorted; `deep`, those of its folders too.
 
-        One question for some thousand files. A folder that is not there has none: stores know no folders.
+        One request lists about a thousand files. A folder that does not exist has none: stores have no folders.
         """
         try:
             system, path = _open(self)
@@ -118,7 +119,7 @@ class Url:
             raise self._fault("read", err) from None
 
     def _fault(self, what: str, err: Exception) -> DataError:
-        """Say what went wrong: the clients of stores raise exceptions of a dozen kinds."""
+        """Turn what goes wrong into a DataError: the clients of stores raise a dozen types."""
         if isinstance(err, DataError):
             return err
         if isinstance(err, FileNotFoundError) and what == "read":
@@ -131,7 +132,7 @@ Location: TypeAlias = "Path | Url"
 
 
 def location(text: str | os.PathLike[str] | Url) -> Location:
-    """Return what a path or URL names; `file://` is a path."""
+    """Return the location that a path or URL names; `file://` is a path."""
     if isinstance(text, Url):
         return text
     named = os.fspath(text)
