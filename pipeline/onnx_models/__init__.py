@@ -1,1 +1,1 @@
-"""ONNX files of every maker: read, checked, brought into the one form that quantization takes."""
+"""ONNX files of every origin: read, checked, converted to the one form that quantization takes."""

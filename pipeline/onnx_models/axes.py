@@ -1,6 +1,6 @@
-"""Pad and Resize of opset 18 that name their axes, written for all axes.
+"""Pad and Resize with an `axes` attribute or input (opset 18), rewritten for all axes.
 
-ONNX Runtime's optimizer takes axes for those that it has exchanged itself: it refuses the model, or reads other sizes.
+ONNX Runtime's optimizer misreads these axes after it has permuted a tensor: it refuses the model, or takes wrong sizes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Constants = Mapping[str, onnx.TensorProto]
 
 
 def name_all_axes(model: onnx.ModelProto, batch: int | None) -> None:
-    """Write each Pad and Resize with constant axes for all axes, in place; those that keep a ratio stay.
+    """Rewrite each Pad and Resize with constant axes for all axes, in place; those that keep the aspect ratio stay.
 
     Args:
         model: constants folded, whose input is declared [N, C, H, W].
-        batch: that the file fixed; sizes of a Resize get it, or 1, for the batch axis.
+        batch: fixed by the file; the sizes of a Resize get it, or 1, on the batch axis.
     """
     names, shapes, constants = Names(model), shapes_of(model), constants_of(model.graph)
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""If nodes whose condition is the same for every image: the branch they take stands in their place."""
+"""If nodes whose condition is the same for every image, replaced by the branch they take."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipeline.errors import DataError
 from pipeline.onnx_models.graphs import Names, bodies_of, constants_of, graphs_of, remove_unused, rename, replace_nodes
 
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
-# What only the shape of a tensor matters to.
+# Operators whose result depends only on the shape of a tensor.
 _SHAPE_READERS = ("Shape", "Size")
 _BATCHES = (1, 2, 3)
 
 
 def inline_branches(model: onnx.ModelProto, path: Path) -> None:
-    """Put the taken branch of every If in its place, in place.
+    """Replace every If by the branch that it takes, in place.
 
-    A condition counts as the same for every image where it is computed from constants and shapes alone, and comes out
-    alike for several batches.
+    A condition counts as the same for every image where it is computed from constants and shapes alone, and has the
+    same value for several batch sizes.
 
     Raises:
-        DataError: what a node does depends on the image, or it repeats a graph; it is named.
+        DataError: a condition depends on the image, or a node is a loop; it is named.
     """
     while True:
         nodes = [node for node in model.graph.node if node.op_type in _CONTROL]
@@ -111,7 +111,7 @@ def _inline(model: onnx.ModelProto, node: onnx.NodeProto, taken: bool) -> None:
     _rename_all(branch, renamed)
     inner = list(branch.node)
     for target, value in zip(node.output, branch.output, strict=True):
-        # The branch may hand on a tensor from outside, or one twice.
+        # The branch may return a tensor from outside, or one tensor twice.
         source = renamed.get(value.name, value.name)
         inner.append(helper.make_node("Identity", [source], [target], names.free(f"{node.name}_output")))
     for each in inner:

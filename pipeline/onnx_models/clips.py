@@ -1,4 +1,4 @@
-"""Max and Min with one number, written as the ReLU and Clip that quantizers take in."""
+"""Max and Min with one number, rewritten as ReLU and Clip, which quantizers absorb."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.onnx_models.pooling import float32_ranks
 
 
 def use_clips(model: onnx.ModelProto) -> None:
-    """Write each Max or Min of a float32 activation and one number as a Relu or Clip, in place.
+    """Rewrite each Max or Min of a float32 activation and one number as a Relu or Clip, in place.
 
-    The functions are the same, but for NaN.
+    The results are the same, except for NaN.
 
     Args:
         model: constants folded, opset 11 or later; nodes have names.

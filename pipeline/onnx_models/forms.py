@@ -1,4 +1,4 @@
-"""Operators of a loaded model in the form that quantization knows, each meaning what it meant."""
+"""Operators of a loaded model in the form that quantization supports, computing the same."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _tensor_to_float32(tensor: onnx.TensorProto) -> bool:
 
 
 def drop_last_casts(model: onnx.ModelProto) -> None:
-    """Remove what ends the model in the same values again: Identity, and Cast to the type that they have; in place."""
+    """Remove operators at the output that change nothing: Identity, and Cast to the same type; in place."""
     graph, kinds = model.graph, kinds_of(model)
     output = graph.output[0].name
     while True:
@@ -94,9 +94,9 @@ def check_inference(model: onnx.ModelProto, path: Path) -> None:
 def simplify_gemms(model: onnx.ModelProto) -> None:
     """Fold alpha and beta of Gemms into constant weights and biases, and make biases [N], in place.
 
-    What cannot be folded (a computed weight with alpha, a bias of rows) stays as it is. Gemms without a bias get one of
-    zeros, and products of a matrix and constant weights become such Gemms: between quantizers, and for a fixed batch of
-    more than 2, OpenVINO 2026.4 computes noise where there is no bias.
+    What cannot be folded (a computed weight with alpha, a bias that differs between rows) stays. Gemms without a bias
+    get one of zeros, and a MatMul of a matrix and constant weights becomes such a Gemm: between quantizers, and for a
+    fixed batch of more than 2, OpenVINO 2026.4 computes noise where there is no bias.
     """
     graph, names, constants = model.graph, Names(model), constants_of(model.graph)
     ranks = {name: len(shape) for name, shape in shapes_of(model).items()}
@@ -157,7 +157,7 @@ def _flatten_bias(
 
 
 def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
-    """Make an output of [N, classes, 1, 1], or [N, 1, classes], [N, classes], in place; others stay.
+    """Reshape an output of [N, classes, 1, 1] or [N, 1, classes] to [N, classes], in place; others stay.
 
     Args:
         dims: of the output for a batch.
@@ -174,7 +174,7 @@ def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node a name of its own, in place: quantization tells nodes apart by name, and names are optional."""
+    """Give every node a unique name, in place: quantization identifies nodes by name, and names are optional."""
     taken = {node.name for node in model.graph.node}
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
@@ -188,7 +188,7 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def cut_class(model: onnx.ModelProto, index: int, classes: int) -> None:
-    """Remove one class, the first (0) or the last (-1), in place; before a softmax, which then is over those that stay.
+    """Remove one class, the first (0) or the last (-1), in place; before a softmax, which is then over the others.
 
     Args:
         classes: the model has.
@@ -208,7 +208,7 @@ def cut_class(model: onnx.ModelProto, index: int, classes: int) -> None:
 
 
 def _logits(model: onnx.ModelProto, classes: int) -> str:
-    """Return what the last softmax reads, or the output where none ends the model."""
+    """Return the input of the last softmax, or the output where the model ends in none."""
     made = {output: node for node in model.graph.node for output in node.output}
     shapes, found = shapes_of(model), str(model.graph.output[0].name)
     name = found

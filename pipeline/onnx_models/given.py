@@ -1,4 +1,4 @@
-"""The float32 model beside the file, or the network, that it was made of: what shows that its meaning was kept."""
+"""The float32 model compared with the file, or the network, that it was made of: a check that both agree."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Tolerance:
 
 
 SINGLE = Tolerance(good=1e-4, wrong=2e-2)
-# A file that computes in half precision rounds each activation to 1/2048 of it, and its float32 model does not: 3.6e-4
-# in a network of three layers.
+# A file in half precision rounds each activation to 1/2048 of its value, and its float32 model does not: 3.6e-4 in a
+# network of three layers.
 HALF = Tolerance(good=2e-2, wrong=1e-1)
 
 
 @dataclass(frozen=True)
 class Given:
-    """How the float32 model answers beside what it was made of: `given.json`."""
+    """The float32 model's outputs compared with those of its origin: `given.json`."""
 
     source: str  # "file" or "torch"
     images: int
     same_answers: int
-    sqnr_db: float | None  # None: equal
+    sqnr_db: float | None  # None: no difference
     largest_difference: float
     largest_output: float
     verdict: str  # "good" or "suspicious"
@@ -55,7 +55,7 @@ class Given:
 
 
 def compare(source: str, expected: Float32, found: Float32, tolerance: Tolerance = SINGLE) -> tuple[Given, bool]:
-    """Return the comparison of two answers [images, classes] without a cause, and whether it is of two functions.
+    """Compare two outputs [images, classes]; return the comparison without a cause, and whether the functions differ.
 
     Figures are rounded, so that equal builds on one machine write equal bytes.
     """

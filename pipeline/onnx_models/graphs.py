@@ -1,4 +1,4 @@
-"""What the steps that bring an ONNX file in share: walking a graph, its constants, new names and nodes."""
+"""What the steps that convert an ONNX file share: walking a graph, its constants, new names and nodes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, object]:
-    """Return the attributes that are given, by name."""
+    """Return the attributes that the node has, by name."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
@@ -49,12 +49,12 @@ def text(node: onnx.NodeProto, name: str, default: str) -> str:
 
 
 def integers(node: onnx.NodeProto, name: str) -> list[int] | None:
-    """Return a list of integers, None where the attribute is not given."""
+    """Return a list of integers, None where the node lacks the attribute."""
     return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), None)
 
 
 def remove_attributes(node: onnx.NodeProto, *names: str) -> None:
-    """Remove the attributes of these names, where they are given."""
+    """Remove the attributes of these names, where present."""
     kept = [attribute for attribute in node.attribute if attribute.name not in names]
     del node.attribute[:]
     node.attribute.extend(kept)
@@ -95,7 +95,7 @@ class Names:
                 self._taken.update((node.name, *node.input, *node.output))
 
     def free(self, wanted: str) -> str:
-        """Return `wanted`, or a name like it that nothing has; it is taken from then on."""
+        """Return `wanted`, or an unused name like it, and reserve it."""
         name, number = wanted, 1
         while name in self._taken:
             number += 1
@@ -127,7 +127,7 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Set the nodes of a graph; they may be its own."""
+    """Set the nodes of a graph; nodes of the graph itself may be among them."""
     kept = []
     for node in nodes:
         copy = onnx.NodeProto()
@@ -165,7 +165,7 @@ def remove_unused(graph: onnx.GraphProto) -> None:
 
 
 def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelProto:
-    """Return a copy whose initializers of more than `largest` bytes are inputs, for shape inference: it copies all."""
+    """Return a copy whose initializers of more than `largest` bytes are inputs, since shape inference copies them."""
     light = onnx.ModelProto()
     light.ir_version = max(model.ir_version, 4)
     light.opset_import.extend(model.opset_import)
@@ -182,7 +182,7 @@ def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelPr
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, list[int | str | None]]:
-    """Return what shape inference knows: a list of sizes, names of free axes, or None, for each tensor with a rank."""
+    """Return the inferred shapes: for each tensor of known rank a list of sizes, names of free axes, or None."""
     return {
         value.name: [_dim(dim) for dim in value.type.tensor_type.shape.dim]
         for value in _inferred(model)
@@ -198,7 +198,7 @@ def kinds_of(model: onnx.ModelProto) -> dict[str, int]:
 def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     try:
         light = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
-    except (RuntimeError, ValueError):  # an inference that fails knows nothing
+    except (RuntimeError, ValueError):  # where inference fails, no type is known
         return []
     return [*light.graph.input, *light.graph.value_info, *light.graph.output]
 

@@ -1,4 +1,4 @@
-"""GroupNormalization, spelt out in operators that every checker and runtime takes and computes alike."""
+"""GroupNormalization, rewritten in operators that every checker accepts and every runtime computes alike."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from onnx import helper
 
 from pipeline.onnx_models.graphs import Names, add_constant, constants_of, graphs_of, integer, integers_tensor, number
 
-_PER_CHANNEL = 21  # the opset since which scale and bias are one a channel; before, one a group
+_PER_CHANNEL = 21  # the opset since which scale and bias are given for each channel; before, for each group
 
 
 def spell_out_group_norms(model: onnx.ModelProto, version: int) -> None:
-    """Write each GroupNormalization as InstanceNormalization of its groups, scale and bias, in place.
+    """Rewrite each GroupNormalization as InstanceNormalization of its groups, scale and bias, in place.
 
-    That of opset 18 is deprecated, so that onnx's checker refuses it; of that of opset 21, OpenVINO 2026.4 makes
-    something else where the batch is fixed. Those whose scale is computed stay.
+    The one of opset 18 is deprecated, and onnx's checker refuses it; the one of opset 21 is computed wrongly by
+    OpenVINO 2026.4 where the batch is fixed. Those whose scale is computed by the graph stay.
     """
     names = Names(model)
     for graph in graphs_of(model.graph):
@@ -36,7 +36,7 @@ def spell_out_group_norms(model: onnx.ModelProto, version: int) -> None:
 def _spell_out(
     graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, channels: int | None
 ) -> list[onnx.NodeProto]:
-    """Return the nodes; `channels` where scale and bias are one a channel. Constants go into `graph`."""
+    """Return the nodes; `channels` where scale and bias are per channel. Constants are added to `graph`."""
     source, scale, bias = node.input
     groups = integer(node, "num_groups", 1)
     made: list[onnx.NodeProto] = []

@@ -1,8 +1,8 @@
-"""A model at an opset that every part here has: older ones raised to 17, those beyond 21 lowered to it.
+"""A model at an opset that all libraries here support: older ones are raised to 17, those beyond 21 lowered to 21.
 
-Operators are rewritten here, one by one, and not by onnx's version converter: that leaves a linear Resize of opset 10
-at the defaults of opset 11, which sample elsewhere, changes Hardmax over several axes, and does not enter If branches.
-Only models older than opset 7 go through it first.
+Operators are rewritten here one by one, not by onnx's version converter, which gives a linear Resize of opset 10 the
+defaults of opset 11 with other sampling points, changes Hardmax over several axes, and skips If branches. Only models
+older than opset 7 go through it first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pipeline.onnx_models.graphs import (
 )
 
 OPSET = 17
-# Later ones are lowered to 21, or to the first after it that has the operators: runtimes of recent years have that.
+# Later ones are lowered to 21, which recent runtimes support, or to the first after it that has all operators.
 # ONNX Runtime 1.32.0 loads 28, and has none of the operators that 28 changed.
 _LOWERED_TO, _LATEST = 21, 27
-_OLDEST = 7  # of the rewrites; ONNX Runtime guarantees nothing for older ones
+_OLDEST = 7  # the rewrites begin here; ONNX Runtime gives no guarantee for older opsets
 
 
 def version_of(model: onnx.ModelProto) -> int:
@@ -37,20 +37,20 @@ def version_of(model: onnx.ModelProto) -> int:
 
 
 def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Return the model at opset 17, or as it is if it is of a later one. It may be changed in place.
+    """Return the model at opset 17, or unchanged if it is of a later one. It may be changed in place.
 
     Args:
-        model: whose input shape is declared, since the meaning of some operators depends on the rank of what they read.
+        model: whose input shape is declared, since some operators depend on the rank of their input.
 
     Raises:
-        DataError: an operator has no equal in opset 17; it is named.
+        DataError: an operator has no equivalent in opset 17; it is named.
     """
     if version_of(model) < _OLDEST:
         batch = model.graph.input[0].type.tensor_type.shape.dim[0]
         free = str(batch.dim_param)
         _align_operands(model)
         try:
-            batch.dim_value = 1  # the converter wants sizes, not names, and of every tensor that is broadcast
+            batch.dim_value = 1  # the converter needs sizes, not names, for every tensor that is broadcast
             model = version_converter.convert_version(onnx.shape_inference.infer_shapes(model), _OLDEST)
             model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = free
             del model.graph.value_info[:]
@@ -76,9 +76,9 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _align_operands(model: onnx.ModelProto) -> None:
-    """Give constants that opset 6 broadcasts from `axis` on the axes of size 1 that opset 7 wants, in place.
+    """Add the trailing axes of size 1 that opset 7 needs to constants that opset 6 broadcasts from `axis`, in place.
 
-    The version converter leaves them out where the constant is an initializer.
+    The version converter omits them where the constant is an initializer.
     """
     shapes, names, constants = shapes_of(model), Names(model), constants_of(model.graph)
     for node in model.graph.node:
@@ -94,7 +94,7 @@ def lower(model: onnx.ModelProto, path: Path) -> None:
     """Declare opset 21, or the first after it that has every operator of the model, in place; older ones stay.
 
     From 21 to 28 the operators that both have differ in the types they take and in attributes whose defaults keep the
-    earlier meaning; a model that uses none of these means the same in both.
+    earlier meaning; a model that uses none of these computes the same in both.
 
     Raises:
         DataError: some operator needs an opset that no runtime here has.
@@ -120,7 +120,7 @@ def lower(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _obstacle(model: onnx.ModelProto, version: int, target: int) -> str | None:
-    """Return what the model uses that `target` does not have."""
+    """Return what the model uses that opset `target` lacks."""
     for graph in graphs_of(model.graph):
         for node in graph.node:
             used = f"{node.op_type} (node {node.name!r})"

@@ -1,4 +1,4 @@
-"""Pads that fill with what stands for no value, before a MaxPool: the pool pads as well."""
+"""Pads with a fill value that means "no value", before a MaxPool: folded into the padding of the pool."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.onnx_models.graphs import (
     text,
 )
 
-# A fill at or below this stands for "no value": converters write -inf, the least float32 or float16, -1e9, ...
+# A fill value at or below this means "no value": converters write -inf, the lowest float32 or float16, -1e9, ...
 _NO_VALUE = -1e4
 
 
 def fold_pads(model: onnx.ModelProto) -> None:
-    """Let MaxPools do the padding of a Pad before them, where its fill can never be the largest of a window; in place.
+    """Fold a Pad into the MaxPool after it, where its fill value can never be the largest of a window; in place.
 
-    Such a fill is no value of the network: to measure a range by it would leave one step for all others.
+    A range that included such a fill value would leave one step for all real values.
     """
     graph, constants = model.graph, constants_of(model.graph)
     pads = {node.output[0]: node for node in graph.node if node.op_type == "Pad"}
@@ -48,7 +48,7 @@ def fold_pads(model: onnx.ModelProto) -> None:
 
 
 def _fill(pad: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float | None:
-    """Return what a Pad fills with, None where that is not one constant."""
+    """Return the fill value of a Pad, None where it is not one constant."""
     if text(pad, "mode", "constant") != "constant":
         return None
     if len(pad.input) < 3 or not pad.input[2]:
@@ -58,7 +58,7 @@ def _fill(pad: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float | 
 
 
 def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, TensorProto], rank: int) -> list[int] | None:
-    """Return begins and ends of a Pad's spatial axes, as a pool has them; None where it does anything else."""
+    """Return the pads of a Pad's spatial axes in a pool's order; None where it pads other axes, or crops."""
     if pad.input[1] not in constants or rank < 3:
         return None
     values = numpy_helper.to_array(constants[pad.input[1]]).tolist()
@@ -78,10 +78,10 @@ def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, TensorProto], ran
 def _pads_together(
     pool: onnx.NodeProto, added: list[int], shapes: Mapping[str, list[int | str | None]]
 ) -> list[int] | None:
-    """Return the pads, begins and then ends, with which a pool that rounds down does what it does after a Pad.
+    """Return the pads, begins and then ends, with which a pool that rounds down equals the Pad and the pool.
 
     Returns:
-        None: they cannot be told, a window would hold nothing but padding, or the pool gives places, which they change.
+        None: they are not known, a window would hold only padding, or the pool returns indices, which would change.
     """
     kernel = integers(pool, "kernel_shape") or []
     axes = len(kernel)
@@ -110,10 +110,10 @@ def _pads_together(
 
 
 def _ceiling(room: int, stride: int, last_start: int) -> int:
-    """Return what has to be added to the end so that a pool that rounds down takes as many steps as one that rounds up.
+    """Return the padding to add at the end so that a pool that rounds down takes as many steps as one that rounds up.
 
     Args:
-        room: that the first place of the window leaves.
+        room: the length beyond the first window.
         last_start: no window begins there or later.
     """
     steps = -(-room // stride)

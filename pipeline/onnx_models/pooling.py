@@ -1,7 +1,7 @@
-"""Means over height and width, and over windows, written as operators that runtimes compute alike, in int8 too.
+"""Means over height and width, and over windows, rewritten as operators that runtimes compute alike, in int8 too.
 
-ONNX Runtime computes ReduceMean in float32, also between quantizers, but GlobalAveragePool in int8. Every ResNet that
-torch's exporter writes today ends in a ReduceMean. The two agree to float32 rounding.
+Between quantizers, ONNX Runtime computes ReduceMean in float32 and GlobalAveragePool in int8. Every ResNet that torch's
+current exporter writes ends in a ReduceMean. The two agree to float32 rounding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _SPATIAL = (2, 3)
 
 
 def use_global_pooling(model: onnx.ModelProto) -> int:
-    """Write each ReduceMean over both spatial axes of a map as GlobalAveragePool, in place; return of how many.
+    """Rewrite each ReduceMean over both spatial axes of a feature map as GlobalAveragePool, in place; return how many.
 
     Args:
-        model: float32, constants folded; ranks of maps are found by shape inference.
+        model: float32, constants folded; ranks are found by shape inference.
     """
     ranks = float32_ranks(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -34,10 +34,10 @@ def use_global_pooling(model: onnx.ModelProto) -> int:
 
 
 def pad_before_means(model: onnx.ModelProto) -> int:
-    """Write each AveragePool that counts its padding and rounds its size up with a Pad before it; return how many.
+    """Rewrite each AveragePool that counts its padding and rounds its size up as Pad and AveragePool; return how many.
 
-    Such a pool divides a window at the end by what lies within the padded map. OpenVINO and ONNX Runtime's int8 kernel
-    divide it by the whole window; without padding of its own, both do it right.
+    Such a pool divides the last window by the part of it within the padded map. OpenVINO and ONNX Runtime's int8 kernel
+    divide by the whole window; without padding in the pool, both are right.
 
     Args:
         model: of opset 11 or later, whose input is declared [N, C, H, W]; it is changed in place.
@@ -55,7 +55,7 @@ def pad_before_means(model: onnx.ModelProto) -> int:
             if isinstance(size, int)
         ]
         if not padded or [_pooled(node, axis, size) for axis, size in enumerate(padded)] != after:
-            continue  # a window that begins in the padding behind the map: there is none of that
+            continue  # a window would begin in the padding after the map, where the rewritten pool has none
         half = len(pads) // 2
         widths = integers_tensor(model.graph, names, f"{node.name}_widths", [0, 0, *pads[:half], 0, 0, *pads[half:]])
         bordered = names.free(f"{node.input[0]}_bordered")
@@ -106,7 +106,7 @@ def _keeps_axes(node: onnx.NodeProto) -> bool:
 def _means_from(
     graph: onnx.GraphProto, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
-    """Return the ReduceMeans that together are a mean over height and width, `node` first; none where it is no such.
+    """Return the ReduceMeans that together are a mean over height and width, `node` first; none where there are none.
 
     One over both axes, or one over each: x.mean(3).mean(2).
     """

@@ -1,6 +1,6 @@
-"""What the look back from a classifier's output asks of a graph: makers, constants, shapes, axes.
+"""Queries of the trace back from a classifier's output: producers, constants, shapes, axes.
 
-Axes count from the end here, as broadcasting does; None is one that is not known.
+Axes count from the end, as in broadcasting; None is an unknown axis.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-CLOSE = 1e-3  # an epsilon that is added to scores, or that they are cut off at
-COPIES = frozenset({"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear"})  # of their first input
+CLOSE = 1e-3  # an epsilon that is added to scores, or that they are clipped at
+COPIES = frozenset({"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear"})  # output: the first input
 
 _LARGEST_CONSTANT = 1 << 16  # elements; weights are not read
 _NEVER_NEGATIVE = ("Exp", "Relu", "Sigmoid", "HardSigmoid", "Softplus", "Softmax", "Abs")
 
 
 class Graph:
-    """A model, to be asked by the names of its tensors."""
+    """A model, queried by the names of its tensors."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -42,12 +42,12 @@ class Graph:
         return self.origin(node.input[0]) if node is not None and node.op_type in COPIES else name
 
     def maker(self, name: str, *kinds: str) -> onnx.NodeProto | None:
-        """Return the node that makes a tensor, copies aside, if it is of one of some kinds."""
+        """Return the node that computes a tensor, through copies, if it is of one of the given kinds."""
         node = self.makers.get(self.origin(name))
         return node if node is not None and node.op_type in kinds else None
 
     def constant(self, name: str) -> npt.NDArray[np.generic] | None:
-        """Return the elements of a small constant, also behind operators that only store or move them."""
+        """Return the elements of a small constant, also through operators that only store or move them."""
         tensor, node = self._initializers.get(name), self.makers.get(name)
         if tensor is not None:
             return numpy_helper.to_array(tensor) if math.prod(tensor.dims) <= _LARGEST_CONSTANT else None
@@ -64,7 +64,7 @@ class Graph:
         return next((np.asarray(each) for each in plain if each is not None), None)
 
     def number(self, name: str) -> float | None:
-        """Return the number that all elements of a constant are."""
+        """Return the number that all elements of a constant equal."""
         found = self.constant(name)
         if found is None or not found.size or found.dtype.kind not in "fiu":
             return None
@@ -93,12 +93,12 @@ class Graph:
         return self._shapes.get(name)
 
     def from_end(self, axis: int, name: str) -> int | None:
-        """Return an axis of a tensor, as attributes give it."""
+        """Return an axis of a tensor from its number in an attribute."""
         shape = self.shape(name)
         return axis if axis < 0 else None if shape is None else axis - len(shape)
 
     def axes(self, node: onnx.NodeProto) -> list[int | None]:
-        """Return the axes that a node reduces; none where it does not say them by constants."""
+        """Return the axes that a node reduces; none where they are not constants."""
         given = self.attribute(node, "axes")
         if given is None and len(node.input) > 1:
             found = self.constant(node.input[1])
@@ -113,7 +113,7 @@ class Graph:
         if node.op_type == "Transpose":
             permutation = self.attribute(node, "perm", list(range(len(after)))[::-1])
             return int(permutation[axis]) - len(permutation)
-        # As many elements with as many behind each: such an axis has the same place in memory.
+        # An axis of the same size with as many elements after it has the same place in memory.
         size, behind = after[axis], _elements(after, axis)
         for place in range(-1, -len(before or ()) - 1, -1):
             if before is not None and size is not None and (before[place], _elements(before, place)) == (size, behind):
@@ -135,7 +135,7 @@ class Graph:
         return found == axis
 
     def summed_over(self, name: str, axis: int | None) -> str | None:
-        """Return the tensor whose sum over the classes another is, an epsilon aside."""
+        """Return the tensor whose sum over the classes equals another, apart from an epsilon."""
         node = self.maker(name, "ReduceSum", "ReduceL1", "Add", "Clip", "Max", "Expand", "Unsqueeze")
         if node is None:
             return None
@@ -145,7 +145,7 @@ class Graph:
         return self.summed_over(node.input[0], axis) if added is not None and abs(added) <= CLOSE else None
 
     def is_never_negative(self, name: str) -> bool:
-        """Tell whether a tensor's operator makes no value below zero."""
+        """Tell whether a tensor's operator never returns negative values."""
         node = self.maker(name, *_NEVER_NEGATIVE, "Add", "Clip")
         if node is None:
             return False
@@ -156,6 +156,6 @@ class Graph:
 
 
 def _elements(shape: Sequence[int | None], axis: int) -> int | None:
-    """Return how many elements lie behind each element of an axis."""
+    """Return the stride of an axis in elements."""
     behind = shape[len(shape) + axis + 1 :]
     return None if None in behind else math.prod(size for size in behind if size is not None)

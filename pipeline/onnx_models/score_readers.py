@@ -1,4 +1,4 @@
-"""The look back from a classifier's output to the operator that says what its scores are; see `scores.find_scores`."""
+"""Traces a classifier's output back to the operator that determines what its scores are; see `scores.find_scores`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from pipeline.onnx_models.score_graph import CLOSE, COPIES, Graph
 from pipeline.onnx_models.scores import Scores
 
-_DEEPEST = 100  # operators that are looked through one behind the other
+_DEEPEST = 100  # length of the longest chain of operators that is traced
 _SHARES = (Scores.SOFTMAX, Scores.SIGMOID)
 
 
@@ -33,13 +33,13 @@ class Values:
         return replace(self, factor=self.factor * factor, offset=self.offset * factor + offset)
 
     def settled(self) -> Scores:
-        """Return what the values are as they stand."""
+        """Return what the values are, given factor and offset."""
         if not self.are_shares:
             return self.kind
-        low, high = sorted((self.offset, self.offset + self.factor))  # where 0 and 1 went
+        low, high = sorted((self.offset, self.offset + self.factor))  # the images of 0 and 1
         if abs(low) <= CLOSE and abs(high - 1) <= CLOSE and (self.kind is Scores.SIGMOID or self.factor > 0):
             return self.kind
-        # From 0 to 100, or one less a softmax: no logits. From -30 to 30: logits that tanh keeps within bounds.
+        # From 0 to 100, or 1 - softmax: not logits. From -30 to 30: logits that tanh bounds.
         return Scores.OTHER if low > -CLOSE else Scores.LOGITS
 
 
@@ -47,7 +47,7 @@ LOGITS, OTHER, SIGMOID = Values(Scores.LOGITS), Values(Scores.OTHER), Values(Sco
 
 
 class Reader:
-    """Reads tensors of a graph, each once. `axis` is where the classes lie, from the end; None: not known."""
+    """Reads tensors of a graph, each once. `axis` is the axis of the classes, from the end; None: not known."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -82,7 +82,7 @@ def _cast(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
 
 
 def _clip(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
-    """Shares that are cut off near 0 and 1 stay shares. Cut off there, anything else is a score from 0 to 1."""
+    """Probabilities clipped near 0 and 1 stay probabilities. Anything else clipped there is a score from 0 to 1."""
     found = reader.read(node.input[0], axis)
     return found if found.kind is not Scores.LOGITS else OTHER if reader.graph.bounds(node) == (0, 1) else LOGITS
 
@@ -157,7 +157,7 @@ def _multiply(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
         if graph.constant(one) is not None:
             factor, found = graph.number(one), reader.read(other, axis)
             return found.moved(factor, 0) if factor is not None else OTHER if found.are_shares else LOGITS
-    # A share of a share (that there is anything, times what it is) is from 0 to 1, and they need not sum to 1.
+    # A product of probabilities (an object is there, times its class) lies in 0..1; such scores need not sum to 1.
     return SIGMOID if all(reader.read(name, axis).settled() in _SHARES for name in node.input) else LOGITS
 
 
@@ -202,7 +202,7 @@ def _mean(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
 
 
 def _mixed(parts: Sequence[Values]) -> Values:
-    """Return the sum of several tensors. Shares that are added up, as an ensemble does, are shares times a number."""
+    """Return the sum of several tensors. A sum of probabilities, as of an ensemble, is probabilities times a number."""
     if not all(part.are_shares and part.factor > 0 for part in parts):
         return LOGITS
     alike = all(part.kind is Scores.SOFTMAX for part in parts)
@@ -211,7 +211,7 @@ def _mixed(parts: Sequence[Values]) -> Values:
 
 
 def _average(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
-    """ReduceMean and pooling over other axes than the classes: of a map of scores, or of several networks."""
+    """ReduceMean and pooling over other axes than the classes: a map of scores, or several networks."""
     graph = reader.graph
     before = graph.shape(node.input[0])
     if axis is None or before is None:
@@ -269,7 +269,7 @@ def _always(values: Values) -> Read:
 _READERS: dict[str, Read] = {
     **dict.fromkeys(COPIES, _copy),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _move),
-    **dict.fromkeys(("Slice", "Split"), _copy),  # some of the classes: their shares sum to less than 1
+    **dict.fromkeys(("Slice", "Split"), _copy),  # some of the classes: their probabilities sum to less than 1
     **dict.fromkeys(("Max", "Min"), _larger),
     **dict.fromkeys(("Relu", "Abs"), _rectify),
     **dict.fromkeys(("Sigmoid", "HardSigmoid"), _always(SIGMOID)),

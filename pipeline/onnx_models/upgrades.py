@@ -1,8 +1,8 @@
-"""Operators of opsets 7 to 16 in the form of opset 17, each with the meaning of its own opset.
+"""Operators of opsets 7 to 16 in the form of opset 17, each computing what it did in its own opset.
 
-Those that are not here mean the same under the same name: later opsets gave them more types, or attributes whose
-defaults keep the earlier meaning. Source: the operators' change log, and ONNX Runtime's kernels where it leaves a
-meaning open (Upsample, Resize).
+Operators that are not here need no change: later opsets added types to them, or attributes whose defaults keep the
+earlier behaviour. Source: the operators' change log, and ONNX Runtime's kernels where it leaves the behaviour open
+(Upsample, Resize).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NoEqualError(Exception):
 
 @dataclass
 class _Place:
-    """Where a node stands: what its rewrite may look at and add to."""
+    """The context of a node: what its rewrite may read and extend."""
 
     graph: onnx.GraphProto
     shapes: Shapes
@@ -63,7 +63,7 @@ def upgrade(graph: onnx.GraphProto, version: int, shapes: Shapes, names: Names) 
         shapes: of the tensors, as far as they are known.
 
     Raises:
-        NoEqualError: a node has no equal.
+        NoEqualError: a node has no equivalent.
     """
     read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     place = _Place(graph, shapes, names, frozenset(read), constants_of(graph))
@@ -96,7 +96,7 @@ def _attribute_to_input(node: onnx.NodeProto, place: _Place, name: str) -> list[
 
 
 def _clip(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
-    """Clip before 11: bounds were attributes. They are of the type of what is clipped, which was float then."""
+    """Clip before 11: bounds were attributes. They have the type of the clipped tensor, which was float then."""
     bounds = {attribute.name: attribute.f for attribute in node.attribute if attribute.name in ("min", "max")}
     remove_attributes(node, *bounds)
     for name in ("min", "max"):
@@ -135,7 +135,7 @@ def _top_k(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
 
 
 def _dropout(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
-    """Dropout before 12: the ratio was an attribute, and meant nothing outside training."""
+    """Dropout before 12: the ratio was an attribute, without effect outside training."""
     remove_attributes(node, "ratio")
     return [node]
 
@@ -152,9 +152,9 @@ def _roi_align(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
 
 
 def _batch_normalization(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
-    """BatchNormalization before 14: further outputs were of training; before 9, `spatial` 0 had statistics by position.
+    """BatchNormalization before 14: further outputs were for training; before 9, `spatial` could be 0.
 
-    Those have the shape [C, H, W] of an image and are computed here as a product and a sum.
+    With that, statistics have the shape [C, H, W] of an image; they are computed here as a product and a sum.
     """
     if any(name in place.read for name in node.output[1:]):
         raise NoEqualError(f"BatchNormalization with its statistics as outputs (node {node.name!r})")
@@ -179,9 +179,9 @@ def _batch_normalization(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeP
 
 
 def _softmax(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
-    """Softmax, LogSoftmax, Hardmax before 13: over all axes from `axis` (1) on together, as one.
+    """Softmax, LogSoftmax, Hardmax before 13: over all axes from `axis` (1) on, jointly.
 
-    The same as over one axis where the others from there on are of size 1; else the tensor is flattened for it.
+    This equals one axis where the others from there on have size 1; else the tensor is flattened for it.
     """
     axis = integer(node, "axis", 1)
     remove_attributes(node, "axis")
@@ -247,7 +247,7 @@ def _resize_node(
     )
 
 
-# Operator -> (first opset that has today's form, rewrite from the earlier ones).
+# Operator -> (first opset with today's form, rewrite from earlier ones).
 _REWRITES: Mapping[str, tuple[int, _Rewrite]] = {
     "BatchNormalization": (14, _batch_normalization),
     "Clip": (11, _clip),

@@ -328,7 +328,7 @@ ENDINGS = {
     "sigmoid": (
         [helper.make_node("Sigmoid", ["logits"], ["scores"], "each")],
         Scores.SIGMOID,
-        "note: the outputs are sigmoids: a score for each label by itself, which do not sum to 1 over the classes",
+        "note: the outputs are sigmoids: an independent score for each label, which do not sum to 1 over the classes",
     ),
     "hardmax": (
         [helper.make_node("Hardmax", ["logits"], ["scores"], "one")],
