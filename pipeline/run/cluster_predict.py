@@ -38,7 +38,7 @@ class _Skipped:
 
 @dataclass(frozen=True)
 class _Answers:
-    """A worker's, to a chunk of batches, in their order."""
+    """A worker's answers to a chunk of batches, in their order."""
 
     images: list[Prediction | _Skipped]
     seconds: dict[str, float]  # as `Classifier.seconds`
@@ -47,7 +47,7 @@ class _Answers:
 def predict(
     cluster: Cluster, classifier: Classifier, images: Sequence[Location], topk: int = 5, *, skip: Skip | None = None
 ) -> Generator[Prediction, None, None]:
-    """Yield the best classes of each image, in their order; a worker a core of the cluster.
+    """Yield the best classes of each image, in their order, with one worker for each core of the cluster.
 
     Args:
         cluster: its nodes must see the images by the same names; the package is sent to them.

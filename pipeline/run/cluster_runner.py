@@ -22,7 +22,7 @@ class _Setup:
 
 
 def infer_requests(cluster: Cluster, plan: Plan, requests: Sequence[Sequence[Entry]], on_message: Report) -> float:
-    """Read, preprocess, infer and write the entries of every request, a worker for every `plan.instances` cores.
+    """Read, preprocess, infer and write the entries of every request, with one worker for every `plan.instances` cores.
 
     Args:
         cluster: its nodes must see the images and the results by the same names; the model is sent to them.
@@ -37,7 +37,7 @@ def infer_requests(cluster: Cluster, plan: Plan, requests: Sequence[Sequence[Ent
     if not requests:
         return time.perf_counter()
     with cluster.connect() as nodes:
-        # One thread a request, as where there are requests enough for all cores of a machine.
+        # One thread for each request, as on a machine with enough requests for all cores.
         cores = min(plan.instances, nodes.least_cores)
         model = Shipment.pack(plan.model.parent, [plan.model.name])
         setup = _Setup(replace(plan, instances=cores, cores=cores, processes=1), model)
@@ -51,7 +51,7 @@ def infer_requests(cluster: Cluster, plan: Plan, requests: Sequence[Sequence[Ent
 
 
 class _Worker:
-    """Has the model loaded for as long as a worker of the cluster runs, and answers requests."""
+    """Keeps the model loaded as long as a worker of the cluster runs, and answers requests."""
 
     def __init__(self, setup: _Setup) -> None:
         self._messages: list[Message] = []
@@ -67,7 +67,7 @@ class _Worker:
 
 
 def _to_our_clock(messages: Sequence[Message]) -> list[Message]:
-    """Move the times of another machine's requests, which have just arrived, to the clock of this one."""
+    """Convert the times of another machine's requests, which have just arrived, to this machine's clock."""
     late = max((message.finished for message in messages if isinstance(message, Request)), default=0.0)
     shift = time.perf_counter() - late
     return [

@@ -1,4 +1,4 @@
-"""What a run measured: throughput and latency from the requests that the runner reports."""
+"""Throughput and latency of a run, from the requests that the runner reports."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class Recorder:
 
 
 def keep_while_all_busy(requests: Sequence[Request], streams: int) -> list[Request]:
-    """Return the requests that finished while all streams were computing, of a run that none left before its end.
+    """Return the requests that finished while all streams were computing.
 
     The streams go idle one by one at the end: of `n` requests, all are busy until number `n - streams + 1` finishes.
-    Streams also finish nearly together, and a count that ends within a round would be wrong by a part of that round:
+    Streams also finish almost together, so a count that ended within a round would be wrong by a part of a round: only
     whole rounds are counted.
 
     Args:
@@ -88,7 +88,7 @@ def keep_while_all_busy(requests: Sequence[Request], streams: int) -> list[Reque
         streams: requests computed at the same time.
 
     Returns:
-        A beginning of `requests`; all of them if they make less than two rounds.
+        The first of `requests`; all of them if they are less than two rounds.
     """
     busy = len(requests) - streams + 1
     return list(requests[: busy // streams * streams]) or list(requests)

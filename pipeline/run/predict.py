@@ -122,8 +122,8 @@ class Classifier:
 
 
 def choose_request_size(images: int, batch: int) -> int:
-    """Return how many of so many images (or more, from a batch on) are computed at once.
+    """Return how many images are computed at once, given their number (a batch stands for any larger number).
 
-    Few images are computed one at a time, by all cores: a batch that is not full takes as long as a full one.
+    Few images are computed one at a time, by all cores: an incomplete batch takes as long as a full one.
     """
     return 1 if images < batch else batch

@@ -1,4 +1,4 @@
-"""What `predict` and the server say of one image."""
+"""What `predict` and the server return for one image."""
 
 from __future__ import annotations
 

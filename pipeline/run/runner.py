@@ -25,10 +25,10 @@ from pipeline.runtimes.base import Backend, Output
 from pipeline.runtimes.opening import open_backend, survives_fork
 from pipeline.terminal import console
 
-# Fewer finished requests a stream than this say nothing about throughput, however long they took.
+# Fewer finished requests for each stream than this do not measure throughput, however long they took.
 _LEAST_ROUNDS = 4
-# Requests in flight a stream when images are read from disk: each holds its images in memory, and a stream needs one
-# that computes, one that is ready, and some that are being read.
+# Requests in flight for each stream when images are read from disk: each holds its images in memory, and a stream needs
+# one that computes, one that is ready, and some that are being read.
 _MOST_IN_FLIGHT = 4
 
 
@@ -81,7 +81,7 @@ def infer_requests(plan: Plan, requests: Sequence[Sequence[Entry]], on_message: 
 
 
 def _run(work: Callable[..., None], tasks: Sequence[tuple[Plan, Any]], on_message: Report) -> float:
-    """Run a worker a task; several share one model in memory where the runtime lets them."""
+    """Run one worker for each task; several share one model in memory where the runtime allows it."""
     plans = [plan for plan, _ in tasks]
     alike = all(plan.placement() == plans[0].placement() for plan in plans)
     if len(tasks) > 1 and alike and survives_fork(plans[0].runtime, plans[0].placement()):
@@ -115,7 +115,7 @@ def open_and_report(plan: Plan, shared: Backend | None, report: Report) -> Itera
 def _warm_up(backend: Backend, batch: int) -> None:
     nothing = np.zeros((batch, *(axis or 1 for axis in backend.input.shape[1:])), backend.input.dtype)
     streams = backend.placement.streams
-    if streams == 1:  # here: a thread that ends just before a fork may hold a lock of OpenVINO's
+    if streams == 1:  # in this thread: a thread that ends just before a fork may hold a lock of OpenVINO's
         backend.infer(nothing)
         return
     with ThreadPoolExecutor(streams) as pool:
@@ -132,8 +132,8 @@ def _measure_worker(task: tuple[Plan, Limit], report: Report, barrier: Barrier, 
         barrier()
         begun = time.perf_counter()
         starts = _Starts(limit, begun, least=_LEAST_ROUNDS * streams)
-        # First come, first served. Threads that compete for the streams do not queue: the one that has just finished
-        # gets its stream again at once, and the others wait for seconds.
+        # First come, first served. Threads that compete for the streams would not queue: the one that has just finished
+        # would get its stream again at once, and the others would wait for seconds.
         in_flight = deque([begun] * max(plan.instances, streams))
 
         def keep_a_stream_busy() -> None:
@@ -148,7 +148,7 @@ def _measure_worker(task: tuple[Plan, Limit], report: Report, barrier: Barrier, 
 
 
 class _Starts:
-    """Says whether one more request may start computing."""
+    """Decides whether one more request may start computing."""
 
     def __init__(self, limit: Limit, begun: float, least: int) -> None:
         self._iterations = limit.iterations

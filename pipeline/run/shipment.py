@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-CHUNK_IMAGES = 128  # a task of Ray, some seconds of a core: what a node that is lost may cost
+CHUNK_IMAGES = 128  # of one Ray task, some seconds of a core: what a lost node costs at most
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Shipment:
 
     @contextmanager
     def unpack(self) -> Iterator[Path]:
-        """Yield a folder that holds the files until the end of the `with`: a loaded model needs them no longer."""
+        """Yield a folder that holds the files until the end of the `with`; a loaded model does not need them."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for below, content in self.files.items():

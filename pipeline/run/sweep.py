@@ -1,7 +1,7 @@
 """Sweep: the runtime, images a request and requests in flight that serve a package best on this machine.
 
-What it finds is kept in the user's cache, by the package's model and by the machine; `bench` takes it from there where
-it is told nothing else.
+What it finds is kept in the user's cache, for this model and machine; `bench` uses it where its flags leave the load
+open.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipeline.terminal.progress import progress_bar
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = 3.0  # of each setting
-UNSWEPT_BATCH = 8  # what predicting and serving take where no sweep was run
-_FLAT = 1.02  # a doubled batch that gains less is as good as none; after two of those larger ones are left out
-_NEAR_BEST = 0.95  # of the throughput: settings this near are measured again, in turn
-_EQUAL = 0.98  # of the throughput: then the lower latency counts
+UNSWEPT_BATCH = 8  # used by predict and serve where no sweep was run
+_FLAT = 1.02  # a doubled batch that gains less counts as no gain; after two of these, larger ones are left out
+_NEAR_BEST = 0.95  # share of the highest throughput: settings above it are measured again, in turn
+_EQUAL = 0.98  # share of the highest throughput: among settings above it the lower latency decides
 _FINALISTS, _ROUNDS = 4, 3
 
 
@@ -49,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting and what it gave; the latency is that of a request, in ms, which 95% stay under."""
+    """A setting and its measurements; the latency, in ms, is the 95th percentile of a request."""
 
     setting: Setting
     throughput: float  # images/s
@@ -65,7 +65,7 @@ class Sweep:
     max_latency: float | None  # ms
 
     def frontier(self) -> frozenset[Setting]:
-        """Return the settings than which none is both faster and of lower latency."""
+        """Return the Pareto-optimal settings: no other has both more throughput and a lower latency."""
         return frozenset(
             point.setting
             for point in self.points
@@ -122,7 +122,7 @@ def sweep(package: Package, runtime: Runtime, max_latency: float | None, seconds
 
 
 def _instances() -> list[int]:
-    """Return 1, 2, 4, ... up to the cores; more requests in flight only wait."""
+    """Return 1, 2, 4, ... up to the cores; further requests would only wait."""
     cores = hardware.available_cores()
     return sorted({*(1 << power for power in range(cores.bit_length()) if 1 << power <= cores), cores})
 
@@ -185,7 +185,7 @@ def remember(package: Package, found: Sweep) -> Path:
 
 
 def recall(package: Package) -> tuple[Setting, Path] | None:
-    """Return the best setting that a sweep of this package found on this machine, and the file that says so.
+    """Return the best setting that a sweep of this package found on this machine, and the file it is kept in.
 
     Raises:
         DataError: the file is damaged.
@@ -199,7 +199,7 @@ def recall(package: Package) -> tuple[Setting, Path] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise DataError(f"{path}: no outcome of a sweep of ours; delete it, or run bench --sweep again")
+    raise DataError(f"{path}: invalid record of a sweep; delete it, or run bench --sweep again")
 
 
 def recall_for(package: Package, runtime: Runtime) -> Setting | None:
@@ -213,7 +213,7 @@ def recall_for(package: Package, runtime: Runtime) -> Setting | None:
 
 
 def recall_points(package: Package) -> list[Point]:
-    """Return everything that a sweep of this package measured on this machine; nothing where there was none.
+    """Return everything that a sweep of this package measured on this machine; empty where there was none.
 
     Raises:
         DataError: the file is damaged.
@@ -227,7 +227,7 @@ def recall_points(package: Package) -> list[Point]:
             for each in loaded["points"]
         ]
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{_path(package)}: no outcome of a sweep of ours; run bench --sweep again") from None
+        raise DataError(f"{_path(package)}: invalid record of a sweep; run bench --sweep again") from None
 
 
 def _path(package: Package) -> Path:
@@ -248,7 +248,7 @@ def as_dict(package: Package, found: Sweep) -> dict[str, Any]:
 
 
 def describe(found: Sweep) -> list[str]:
-    """Return the table that people read, a bar a setting, and the choice."""
+    """Return the table for people, with a bar for each setting, and the choice."""
     most = max(point.throughput for point in found.points)
     frontier = found.frontier()
     lines = ["runtime       -b   -i  images/s    p95 ms"]
@@ -263,7 +263,7 @@ def describe(found: Sweep) -> list[str]:
     limit = "" if found.max_latency is None else f" under {found.max_latency:g} ms"
     return [
         *lines,
-        "* none is both faster and of lower latency",
+        "* Pareto-optimal: none is both faster and of lower latency",
         f"best{limit}: {found.best.setting.flags()}: {found.best.throughput:.1f} images/s, "
         f"95% of requests within {found.best.latency_ms:.1f} ms",
     ]

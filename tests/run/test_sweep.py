@@ -103,7 +103,7 @@ def test_recall_names_a_damaged_file(tiny: TinyWorkspace, content: str) -> None:
     path = sweep._path(tiny.package)
     path.parent.mkdir(parents=True)
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=r"\.json: no outcome of a sweep of ours; delete it"):
+    with pytest.raises(DataError, match=r"\.json: invalid record of a sweep; delete it"):
         sweep.recall(tiny.package)
 
 
