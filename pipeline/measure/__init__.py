@@ -1,1 +1,1 @@
-"""What a package is worth: speed, accuracy, and where accuracy is lost."""
+"""Measurements of a package: speed, accuracy, and where accuracy is lost."""

@@ -1,6 +1,6 @@
-"""Shares of right answers with their intervals, and what two models' answers to the same images say of each other.
+"""Accuracies with their intervals, and comparisons of two models' answers to the same images.
 
-The second is finer than top-1, whose last tenths are noise.
+The comparisons are finer than top-1 accuracy, whose tenths of a point are noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval (E. B. Wilson, JASA 22, 1927), which holds near 0 and 100% too."""
+        """Wilson's score interval (E. B. Wilson, JASA 22, 1927), which is valid near 0 and 100% too."""
         n, p, z2 = self.count, self.correct / self.count, _Z95**2
         centre = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -46,13 +46,13 @@ class Accuracy:
 
 
 def mcnemar_p(right_to_wrong: int, wrong_to_right: int) -> float:
-    """Return the two-sided p-value of the exact McNemar test: how likely flips so uneven are if none was preferred.
+    """Return the two-sided p-value of the exact McNemar test: the probability of flips at least this uneven by chance.
 
-    Source: McNemar, Psychometrika 12 (1947), with the binomial distribution in the place of chi-squared.
+    Source: McNemar, Psychometrika 12 (1947), with the binomial distribution in place of chi-squared.
     """
     flips = right_to_wrong + wrong_to_right
     rarer = min(right_to_wrong, wrong_to_right)
-    # In logarithms: the terms are beyond a float where thousands of answers flip.
+    # In logarithms: where thousands of answers flip, the terms exceed the range of a float.
     terms = (
         math.lgamma(flips + 1) - math.lgamma(k + 1) - math.lgamma(flips - k + 1) + flips * math.log(0.5)
         for k in range(rarer + 1)
@@ -61,21 +61,21 @@ def mcnemar_p(right_to_wrong: int, wrong_to_right: int) -> float:
 
 
 def change_in_points(before: Accuracy, after: Accuracy) -> float:
-    """Return what an accuracy over the same images changed by, in % points; above 0 it is better after."""
+    """Return the change in accuracy over the same images, in percentage points; above 0 is better."""
     return 100 * (after.correct - before.correct) / before.count
 
 
 def change_interval(right_to_wrong: int, wrong_to_right: int, images: int) -> tuple[float, float]:
     """Return the 95% interval of the change in accuracy, in % points, given how many answers flipped.
 
-    Tango's score interval of two shares of the same images (Statistics in Medicine 17, 1998, 891-908). How many answers
-    flip is by chance too, hence it is not a point where none did: nobody knows of images that were not seen.
+    Tango's score interval for paired proportions (Statistics in Medicine 17, 1998, 891-908). The number of flips is
+    random too, so the interval has a width even where no answer flipped: other images might.
     """
 
     def too_large(lost: float, flips: tuple[int, int]) -> bool:
-        """Tell whether so large a loss would hardly ever flip so few answers."""
+        """Tell whether a true loss this large is rejected, given how few answers flipped."""
         b, c = flips
-        # The likeliest share of answers that flip the other way, given the loss.
+        # The maximum-likelihood share of answers that flip the other way, given the loss.
         linear = (2 * images - b + c) * lost - b - c
         other = (math.sqrt(max(0.0, linear**2 + 8 * images * c * lost * (1 - lost))) - linear) / (4 * images)
         variance = images * max(0.0, 2 * other + lost * (1 - lost))

@@ -1,4 +1,4 @@
-"""What a bench measured: as lines for people and as plain data."""
+"""The results of a bench, as lines for people and as plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.run.performance import Performance
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """A package beside float32, measured in turn so that a machine that changes its speed changes both."""
+    """The speed of a package and of float32, measured in turn so that a change in the machine's speed affects both."""
 
     precision: str  # of the package: int8, fp16, fp32
     package: tuple[Performance, ...]
@@ -88,7 +88,7 @@ class BenchResult:
 
 
 def describe(measured: Performance, title: str, cluster: Cluster | None = None) -> list[str]:
-    """Return the lines that people read."""
+    """Return the lines that the command prints."""
     here = f"{hardware.cpu_name()}, {hardware.available_cores()} cores, " + (
         ", ".join(hardware.instruction_sets()) or "no int8 instructions known"
     )

@@ -1,4 +1,4 @@
-"""A package's answers beside those of float32, image by image."""
+"""A package's answers compared with those of float32, image by image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class AnswerComparison:
-    """A package's answers beside float32's to the same images."""
+    """A package's answers compared with float32's for the same images."""
 
     top1: Accuracy  # of float32
     top5: Accuracy
@@ -45,7 +45,7 @@ class AnswerComparison:
 
     @property
     def p_value(self) -> float:
-        """Of the exact McNemar test that no model is the better one."""
+        """p-value of the exact McNemar test of the hypothesis that neither model is better."""
         return mcnemar_p(self.right_to_wrong, self.wrong_to_right)
 
 

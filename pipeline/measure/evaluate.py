@@ -1,4 +1,4 @@
-"""Eval: top-1 and top-5 of a run, and what a package changed against float32 on the same images."""
+"""Eval: top-1 and top-5 of a run, and its comparison with float32 on the same images."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _rank(
     classes: Sequence[ClassInfo],
     truth: npt.NDArray[np.intp],
 ) -> tuple[Indices, AnswerComparison | None, str | None]:
-    """Return the best classes of each image, what changed against float32, and what makes the labels doubtful."""
+    """Return the best classes of each image, the comparison with float32, and reasons to doubt the labels."""
     if reference is None:
         return load_ranks(run.entries, len(classes)), None, None
     scores = None if package is None else package.scores
@@ -133,7 +133,7 @@ def _rank(
 def _find_doubts(
     package: Package | None, facts: Mapping[str, Any], comparison: AnswerComparison | None
 ) -> Iterator[str]:
-    """Yield what the package's proof says against these answers, or they against it."""
+    """Yield warnings where the package's proof and these answers contradict each other."""
     if package is None:
         return
     proven = package.report().get("proof") if (package.folder / REPORT).is_file() else None
@@ -149,7 +149,7 @@ def _find_doubts(
 
 
 def _find_package(facts: Mapping[str, Any]) -> Package | None:
-    """Return the package that made the results, if it is still there and still the same."""
+    """Return the package that made the results, if it still exists unchanged."""
     if "package" not in facts:
         return None
     prefix = Path(facts["package"])

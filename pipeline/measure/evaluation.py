@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: as lines for people and as plain data."""
+"""The results of an evaluation, as lines for people and as plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.packages.package import Package
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy of a results folder, and what the package changed against float32."""
+    """Accuracy of a results folder, and its comparison with float32."""
 
     facts: Mapping[str, Any]  # of the run: package, runtime, datalist, ...
     top1: Accuracy
@@ -29,12 +29,12 @@ class Evaluation:
 
     @property
     def precision(self) -> str:
-        """What the answers were computed in: int8, fp16, fp32. Results that do not say are taken for int8."""
+        """What the answers were computed in: int8, fp16, fp32. Results without this information count as int8."""
         return str(self.facts.get("precision", "int8"))
 
     @property
     def has_top5(self) -> bool:
-        """Whether top-5 says anything: of five classes or fewer it is always 100%."""
+        """Whether top-5 is informative: with five classes or fewer it is always 100%."""
         return len(self.classes) > TOP
 
     @property

@@ -19,7 +19,7 @@ RUNS = 20
 
 
 def measure(package: Package, runtime: Runtime, batch: int, runs: int = RUNS) -> list[LayerTime]:
-    """Return the time of each operation that the runtime makes of a package, the longest first.
+    """Return the time of each operation that the runtime executes for a package, the longest first.
 
     All cores work on one request, so times add up to the latency of a request.
 
@@ -33,7 +33,7 @@ def measure(package: Package, runtime: Runtime, batch: int, runs: int = RUNS) ->
 
 
 def describe(times: Sequence[LayerTime], count: int) -> list[str]:
-    """Return the tables that people read: kinds of work, and the `count` longest operations."""
+    """Return the tables for people: kinds of work, and the `count` longest operations."""
     total = sum(time.seconds for time in times) or 1.0
     kinds: dict[Work, float] = defaultdict(float)
     numbers: Counter[Work] = Counter()

@@ -1,4 +1,4 @@
-"""How hard a bench drives a package: images a request, requests in flight, processes, runtime."""
+"""The load of a bench: images a request, requests in flight, processes, runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.runtimes.opening import choose
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How hard to drive the model: `-b -i -p --runtime`."""
+    """A load: `-b -i -p --runtime`."""
 
     batch: int = 1  # images a request
     instances: int = 1  # requests in flight, over all processes
@@ -28,14 +28,14 @@ class Load:
                 raise ConfigError(f"{flag}: must be in 1..1024, got {value}")
 
     def as_dict(self, package: Package) -> dict[str, Any]:
-        """Return plain data, with the runtime that `auto` stands for with a package."""
+        """Return plain data, with the runtime that `auto` means for a package."""
         return {**asdict(self), "runtime": runtime_for(package, self.runtime).value}
 
 
 def choose_load(
     package: Package, *, batch: int | None, instances: int | None, processes: int, runtime: Runtime | str | None
 ) -> tuple[Load, list[str]]:
-    """Return the load of a run, and what its user should know of it.
+    """Return the load of a run, and what the user should know about it.
 
     Args:
         batch, instances, runtime: where all three are None, what `bench --sweep` found best here; else 1, 1 and auto.
@@ -49,7 +49,7 @@ def choose_load(
         load, notes = _recall_load(package, processes)
     else:
         wanted = Runtime(runtime or "auto")
-        choose(wanted)  # says where it is not installed
+        choose(wanted)  # raises where it is not installed
         load = Load(
             batch=1 if batch is None else batch,
             instances=1 if instances is None else instances,
@@ -61,8 +61,8 @@ def choose_load(
 
 
 def _recall_load(package: Package, processes: int) -> tuple[Load, list[str]]:
-    """Return the load that a sweep found best here, or the least there is."""
-    least = Load(processes=processes)  # says what is wrong with it
+    """Return the load that a sweep found best here, or the smallest one."""
+    least = Load(processes=processes)  # raises where a number is out of range
     found = sweep.recall(package)
     if found is None:
         return least, []

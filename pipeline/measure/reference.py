@@ -1,4 +1,4 @@
-"""The float32 model's answers to the images of a run, which a package's are compared with."""
+"""The float32 model's answers to the images of a run, the reference for a package's answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_reference(
 ) -> tuple[Entry, ...] | None:
     """Return the float32 model's results for the images of a run, computing those that are not there yet.
 
-    They are kept in the build's workspace: another int8 model of the same network is compared at no further cost.
+    They are kept in the build's workspace, so comparing another int8 model of the same network costs nothing more.
 
     Args:
         wanted: None: unless there are many images to compute.

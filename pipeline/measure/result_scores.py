@@ -15,7 +15,7 @@ from pipeline.run.answer import Indices, find_finite, rank_classes
 from pipeline.run.plan import Entry
 
 TOP = 5
-_RESULTS_AT_ONCE = 256  # scores of so many images fit the cache
+_RESULTS_AT_ONCE = 256  # images whose scores fit in the cache
 
 
 def load_ranks(entries: Sequence[Entry], class_count: int) -> Indices:
@@ -30,7 +30,7 @@ def load_ranks(entries: Sequence[Entry], class_count: int) -> Indices:
 def load_paired(
     entries: Sequence[Entry], reference: Sequence[Entry], class_count: int, scores: Scores | None = None
 ) -> tuple[Indices, Indices, Divergence]:
-    """Return the best classes of both, and how far their scores are apart; raises as `load_ranks`."""
+    """Return the best classes of both, and the divergence of their scores; raises as `load_ranks`."""
     divergence = Divergence(scores)
     ranks: tuple[list[Indices], list[Indices]] = ([], [])
     blocks = zip(_read_blocks(entries, class_count), _read_blocks(reference, class_count), strict=True)

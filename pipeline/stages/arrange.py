@@ -1,4 +1,4 @@
-"""Arrange: the float32 model again, its channels in an order that int8 weights are bounded at little cost in."""
+"""Arrange: the float32 model with its channels reordered, so that bounding int8 weights costs little accuracy."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Settings:
     num_classes: int | None
     class_order: ClassOrder | None
     skip_bad: bool  # take others for images that cannot be decoded
-    cores: int = unkeyed()  # they share the images out
+    cores: int = unkeyed()  # they divide the images among them
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -61,7 +61,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the list of images, the digest of each, and the classes of the data set.
 
     Raises:
-        DataError: the data set does not have the images that are wanted, or some of them cannot be decoded.
+        DataError: the data set lacks images, or some that were chosen cannot be decoded.
     """
     notes = []
     if settings.images is None:
@@ -91,7 +91,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 def _choose_sound(settings: Settings, dataset: Dataset) -> tuple[list[Sample], dict[ImageSource, Inspected]]:
     """Return images that decode, and what was found of all that were looked at.
 
-    Those of the embedded sample were written by this program a moment ago: only their digests are taken.
+    This program wrote those of the embedded sample just before: only their digests are computed.
     """
     inspected: dict[ImageSource, Inspected] = {}
     while True:
@@ -134,8 +134,8 @@ def choose(
     """Return `count` images, as evenly spread over the classes as the images allow, in order of class and key.
 
     The choice depends on the images' keys and the seed alone, and on each class separately: neither the order of a
-    directory nor another class's images change which images of a class come first. An image that is left out changes
-    nothing but that the next of its class takes its place.
+    directory nor another class's images change which images of a class come first. An image that is left out is
+    replaced by the next of its class, without other changes.
 
     Args:
         dataset: images; those without a label form a class of their own.
@@ -190,7 +190,7 @@ def _check_coverage(dataset: Dataset, by_class: Mapping[int, Sequence[Sample]], 
 
 
 def _share_out(sizes: Mapping[int, int], count: int, seed: int) -> dict[int, int]:
-    """Return how many images each class gives: equal numbers as far as each class has them, odd ones drawn by lot."""
+    """Return the number of images of each class: equal as far as the classes have them, the remainder at random."""
     order = sorted(sizes)
     random.Random(f"{seed} order").shuffle(order)
     shares = dict.fromkeys(order, 0)

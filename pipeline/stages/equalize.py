@@ -1,4 +1,4 @@
-"""Equalize: the float32 model again, its channels rescaled so that int8 serves them alike."""
+"""Equalize: the float32 model with its channels rescaled to similar ranges."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pipeline.terminal.progress import progress_bar
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     preprocess: PreprocessSpec
-    images: int  # calibration images whose ranges count, at most
+    images: int  # at most this many calibration images are used for the ranges
     strength: float
-    cores: int = unkeyed()  # they share the work within an image
+    cores: int = unkeyed()  # they divide the work within an image
 
 
 def take_settings(cfg: BuildConfig) -> Settings:

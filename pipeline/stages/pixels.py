@@ -1,4 +1,4 @@
-"""Pixels: the float32 model again, its normalisation folded in, so that it reads images as they are decoded."""
+"""Pixels: the float32 model with the normalisation folded in, so that it reads decoded images directly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the model; one that cannot take pixels stays as it is, and the build says why."""
+    """Write the model; one that cannot take pixels stays unchanged, and the build prints why."""
     model = onnx.load(inputs["export"] / MODEL)
     obstacle = pixels.obstacle(model, settings.mean)
     if obstacle is None:

@@ -1,7 +1,7 @@
-"""Prove: what a model computes as its file says, and in every installed runtime on this CPU, beside float32.
+"""Prove: compares a model with float32, in exact arithmetic and in every installed runtime on this CPU.
 
-A runtime that dies, hangs or refuses the model costs that runtime only. A model of no use ends the build here, before
-anything is published.
+A runtime that dies, hangs or refuses the model is left out. A useless model ends the build here, before anything is
+published.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from pipeline.stages.artefact_names import (
     write_notes,
 )
 
-_TIGHT_PERCENTILE = 99.99  # below it, ranges cut off what networks need
+_TIGHT_PERCENTILE = 99.99  # below it, ranges clip what networks need
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeHere:
-    """A runtime as it is on this machine."""
+    """A runtime on this machine."""
 
     name: Runtime
     version: str
     instruction_sets: tuple[str, ...]
-    isa_cap: str  # what holds it to fewer of them; "": nothing
+    isa_cap: str  # what restricts it to fewer of them; "": nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     precision: Precision
-    cause: str  # what noise of the model would most likely come from, and what to do
+    cause: str  # the most likely cause of noise in the model, and what to do
     preprocess: PreprocessSpec
     runtimes: tuple[RuntimeHere, ...]  # those installed
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
-    """Return what this stage's outcome depends on beside its inputs: what is said, and what it is proven on."""
+    """Return what this stage's outcome depends on beside its inputs: texts, and the runtimes and CPU."""
     runtimes = tuple(
         RuntimeHere(
             name=runtime,
@@ -78,7 +78,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the figures and verdicts.
 
     Raises:
-        DataError: the model is of no use, or no runtime computes it.
+        DataError: the model is useless, or no runtime computes it.
     """
     precision = settings.precision.value
     model = inputs["quantize" if "quantize" in inputs else "convert"] / MODEL
@@ -110,7 +110,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What a model is checked on."""
+    """The images that a model is checked with."""
 
     batches: Sequence[Batch]  # images as the model takes them
     expected: Float32  # float32's outputs for them, [images, classes]
@@ -181,14 +181,14 @@ def _check_any_is_of_use(precision: str, runtimes: Mapping[str, Mapping[str, Any
 
 
 def _given(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Return how the exported model compares with the file it was made of; None where the export had no such file."""
+    """Return the comparison of the exported model with the file it was made of; None where there was no file."""
     path = inputs["export"] / GIVEN
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return found
 
 
 def _model_cause(cfg: BuildConfig) -> str:
-    """Return what noise of the model would most likely come from, and what to do."""
+    """Return the most likely cause of noise in the model, and what to do."""
     if cfg.backend.dtype is Precision.FP32:
         return "float32 must be equal to float32: report this with the file"
     if cfg.backend.dtype is Precision.FP16:

@@ -26,7 +26,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the int8 model, and what became of its layers."""
+    """Write the int8 model, and a report on its layers."""
     float32 = onnx.load(float32_model(inputs))
     tuned: dict[str, Any] = {}
     if "tune" in inputs:

@@ -12,8 +12,8 @@ from pipeline.data.sample import SAMPLE_CLASSES, write_sample
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    calibration_step: int = 1  # calibration wants an image of every class
-    evaluation_step: int = 2  # for the accuracy every second class does, in half the time of its two passes
+    calibration_step: int = 1  # calibration needs an image of every class
+    evaluation_step: int = 2  # every second class suffices for the accuracy, and halves the time
 
 
 def take_settings(cfg: BuildConfig) -> Settings:

@@ -1,8 +1,8 @@
-"""What a stage may see of the build file, and how that enters the address of its artefact.
+"""What a stage sees of the build file, and how that enters the key of its artefact.
 
 Each stage module has a frozen dataclass `Settings` and a function `take_settings` that takes it from the build file.
-`run` gets these settings and nothing else of the build file, and the key is made of all of them: what is not in the key
-cannot be read, and a field that has no place in the key says so with `unkeyed`.
+`run` gets these settings and nothing else of the build file, and the key is made of all of them, so a stage
+cannot read what is not in its key. A field that must not enter the key is declared with `unkeyed`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _IN_KEY = "key"  # of a field's metadata
 
 
 def unkeyed() -> Any:
-    """Declare a field that the key leaves out: it changes how a result is computed, never which. Say why beside it."""
+    """Declare a field outside the key: it changes how a result is computed, not the result. Say why beside it."""
     return field(metadata={_IN_KEY: False})
 
 
 class Keyed(ABC):
-    """A setting that enters the key by something else than its fields."""
+    """A setting that enters the key in another way than by its fields."""
 
     @abstractmethod
     def key(self) -> object:
-        """Return plain data that changes when what the setting stands for does."""
+        """Return plain data that changes whenever the content behind the setting does."""
 
 
 @dataclass(frozen=True)
 class InputFile(Keyed):
-    """A file of the user's. It enters the key by its content; where it lies and when it was written do not count."""
+    """A file of the user's. It enters the key by its content, not by path or date."""
 
     path: Path
     parts: tuple[Path, ...] = ()  # other files that belong to it, such as the external data of an ONNX file
