@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import secrets
 import signal
 import socket
 import threading
@@ -75,18 +76,19 @@ class Cluster:
             BackendError: there is no cluster at the address, or it has no core.
         """
         os.environ.update(_ENVIRONMENT)
-        with sigint_held_back(), warnings.catch_warnings():  # Ray's import would swallow Ctrl-C
-            warnings.simplefilter("ignore")  # of Ray's own code
-            import ray
-            import ray.data
+        with _added_to_environment(token_settings(is_local=self.address is None)):
+            with sigint_held_back(), warnings.catch_warnings():  # Ray's import would swallow Ctrl-C
+                warnings.simplefilter("ignore")  # of Ray's own code
+                import ray
+                import ray.data
 
-        try:
-            self._join()
-            nodes = Nodes(self)
-            console.detail(f"{self}: {nodes}")
-            yield nodes
-        finally:
-            ray.shutdown()
+            try:
+                self._join()
+                nodes = Nodes(self)
+                console.detail(f"{self}: {nodes}")
+                yield nodes
+            finally:
+                ray.shutdown()
 
     def check(self) -> None:
         """Raise PipelineError if nobody listens at the address: Ray would try for ever."""
@@ -121,10 +123,11 @@ class Cluster:
         code = {"py_modules": [str(Path(__file__).parents[1])], "excludes": ["**/__pycache__"]}
         try:
             ray.init(address=self.address, runtime_env=code, **_SILENT)
-        except (ConnectionError, ValueError, RuntimeError) as err:
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as err:
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise BackendError(
-                f"--address {self.address}: cannot be joined ({reason}); start a node by: ray start --head"
+                f"--address {self.address}: cannot be joined ({reason}); start a node by: ray start --head. "
+                f"{_token_note()}"
             ) from None
 
 
@@ -134,7 +137,49 @@ _ENVIRONMENT = {  # read when Ray is imported
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that is late starts a Ray after the end of ours
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what a later Ray will do
 }
+_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+
+
+def _has_token() -> bool:
+    """Tell whether Ray would find a token here: in the environment, or in a file."""
+    path = os.environ.get(_TOKEN_PATH) or Path("~/.ray/auth_token").expanduser()
+    return bool(os.environ.get(_TOKEN)) or Path(path).is_file()
+
+
+def token_settings(*, is_local: bool) -> dict[str, str]:
+    """Return what must be in the environment for Ray's authentication by token; nothing where the user chose a mode.
+
+    Args:
+        is_local: for a Ray of the run's own.
+
+    A Ray that is started by `ray.init` (2.60) makes a token, and leaves it in ~/.ray/auth_token: from then on, each
+    `ray start --head` wants it. So a Ray of our own gets a token in the environment, which ends with the run.
+    `ray start --head` finds a token in that file by itself, but `ray.init` uses it only where the mode is set.
+    """
+    if _MODE in os.environ:
+        return {}
+    if is_local:
+        return {_MODE: "token"} if os.environ.get(_TOKEN) else {_MODE: "token", _TOKEN: secrets.token_hex(32)}
+    return {_MODE: "token"} if _has_token() else {}
+
+
+def _token_note() -> str:
+    where = f"~/.ray/auth_token, or {_TOKEN}"
+    if _has_token():
+        return f"If the cluster wants a token, the one here ({where}) must be that of its head"
+    return f"If the cluster wants a token, copy that of its head to here ({where})"
+
+
+@contextlib.contextmanager
+def _added_to_environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set variables that are not set, for the body."""
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name, None)
 
 
 class Nodes:

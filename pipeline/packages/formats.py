@@ -106,11 +106,11 @@ def _write_triton(package: Package, wanted: Wanted, folder: Path) -> None:
 
 def _write_kserve(package: Package, wanted: Wanted, folder: Path) -> None:
     _write_triton(package, wanted, folder)
-    name = re.sub(r"[^a-z0-9-]+", "-", package.name.lower()).strip("-")[:63].strip("-")
+    name = service_name(package.name)
     manifest = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": name or "classifier"},
+        "metadata": {"name": name},
         "spec": {
             "predictor": {
                 "model": {
@@ -126,6 +126,14 @@ def _write_kserve(package: Package, wanted: Wanted, folder: Path) -> None:
         },
     }
     (folder / MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+
+
+def service_name(name: str) -> str:
+    """Return a model's name as Kubernetes takes it for a service: at most 63 characters, a letter first (DNS-1035)."""
+    made = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+    if not made[:1].isalpha():
+        made = f"classifier-{made}"
+    return made[:63].strip("-")
 
 
 _WRITERS: dict[Format, Callable[[Package, Wanted, Path], None]] = {

@@ -14,6 +14,7 @@ from run_fixtures import CLASS_IDS, NAME, TinyWorkspace
 
 from pipeline.commands.cli import main
 from pipeline.packages import formats
+from pipeline.packages.formats import service_name
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import open_backend, place
 
@@ -98,6 +99,23 @@ def test_kserve_manifest_points_to_the_repository(tiny: TinyWorkspace) -> None:
     assert model["storageUri"] == "s3://bucket/models"
     assert (model["modelFormat"], model["protocolVersion"]) == ({"name": "triton"}, "v2")
     assert (out / NAME / "config.pbtxt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("wide_resnet50_2", "wide-resnet50-2"),
+        ("3d_net", "classifier-3d-net"),
+        ("__", "classifier"),
+        ("--A.b--", "a-b"),
+        ("9" * 80, "classifier-" + "9" * 52),
+        ("a" * 62 + "_b", "a" * 62),
+    ],
+)
+def test_service_name_begins_with_a_letter(name: str, wanted: str) -> None:
+    assert service_name(name) == wanted
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", wanted)
+    assert len(wanted) <= 63
 
 
 @pytest.mark.parametrize(
