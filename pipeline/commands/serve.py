@@ -12,7 +12,10 @@ from pipeline.terminal import console
 
 _MIB = 1 << 20
 # What the extra `serve` brings, as far as it is imported here.
-_EXTRA = ("fastapi", "grpc", "grpc_interceptor", "kserve", "orjson", "prometheus_client", "starlette", "uvicorn")
+_EXTRA = (
+    *("fastapi", "google", "google.protobuf", "grpc", "grpc_interceptor", "httptools", "kserve", "orjson"),
+    *("prometheus_client", "starlette", "uvicorn"),
+)
 
 
 def add_serve(commands: Any) -> None:
@@ -49,6 +52,9 @@ def add_serve(commands: Any) -> None:
         "--max_queue", type=count, default=512, metavar="IMAGES", help="images that may wait; more are answered by 503"
     )
     parser.add_argument(
+        "--client_timeout", type=_patience, default=30.0, metavar="S", help="seconds for a request's head, and its body"
+    )
+    parser.add_argument(
         "--drain", type=_seconds, default=2.0, metavar="S", help="seconds to serve on while clients leave"
     )
     parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, seconds for what is under way")
@@ -70,6 +76,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _patience(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, got {text!r}")
+    return seconds
+
+
 def _serve(args: argparse.Namespace) -> None:
     from pipeline.host.hardware import available_cores
     from pipeline.packages.choice import choose_for
@@ -78,6 +91,7 @@ def _serve(args: argparse.Namespace) -> None:
     from pipeline.runtimes.base import Runtime
 
     try:
+        from pipeline.serve.loading import Wanted
         from pipeline.serve.server import Settings, serve
     except ModuleNotFoundError as err:
         if err.name not in _EXTRA:
@@ -88,22 +102,25 @@ def _serve(args: argparse.Namespace) -> None:
     package = open_package(args.model)
     found = sweep.recall_for(package, Runtime(args.runtime))
     chosen = choose_for(package, Runtime(found.runtime if found else args.runtime))
-    settings = Settings(
+    wanted = Wanted(
         runtime=chosen.runtime,
         batch=args.batch or (found.batch if found else 8),
         instances=args.instances or (found.instances if found else available_cores()),
+        max_queue=args.max_queue,
+    )
+    settings = Settings(
         host=args.host,
         http_port=args.http_port,
         grpc_port=args.grpc_port,
         max_body=args.max_body * _MIB,
-        max_queue=args.max_queue,
+        patience=args.client_timeout,
         drain_seconds=args.drain,
         grace_seconds=args.grace,
     )
-    if settings.max_queue < settings.batch:
-        raise ConfigError(f"--max_queue {args.max_queue}: fewer than the {settings.batch} images of a batch; give more")
+    if wanted.max_queue < wanted.batch:
+        raise ConfigError(f"--max_queue {args.max_queue}: fewer than the {wanted.batch} images of a batch; give more")
     for note in chosen.notes:
         console.warning(f"note: {note}")
     if package.uses_sample:
         console.warning("sample weights, sample images: the answers to photos mean nothing")
-    serve(package, settings)
+    serve(package, wanted, settings)

@@ -15,7 +15,7 @@ from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError
 from pipeline.run import answer
 from pipeline.runtimes.base import Backend, Output
-from pipeline.serve import metrics
+from pipeline.serve.metrics import Meter
 
 
 class BusyError(Exception):
@@ -48,7 +48,7 @@ class Batcher:
     padded to the full one, which takes as long.
     """
 
-    def __init__(self, full: Backend, single: Backend, batch: int, limit: int) -> None:
+    def __init__(self, full: Backend, single: Backend, batch: int, limit: int, meter: Meter) -> None:
         """Start.
 
         Args:
@@ -56,7 +56,7 @@ class Batcher:
             single: opened for one image or more; may be `full`.
             limit: images that may wait.
         """
-        self._full, self._single, self._batch, self.limit = full, single, batch, limit
+        self._full, self._single, self._batch, self.limit, self._meter = full, single, batch, limit, meter
         self._queue: deque[_Turn] = deque()
         self._closed = False
         self._changed = threading.Condition()
@@ -80,7 +80,7 @@ class Batcher:
             if len(self._queue) + len(images) > self.limit:
                 raise BusyError
             self._queue.extend(_Turn(call, number, now) for number in range(len(images)))
-            metrics.WAITING.set(len(self._queue))
+            self._meter.queued(len(images))
             self._changed.notify(len(images))
         return call.future
 
@@ -90,8 +90,8 @@ class Batcher:
             self._closed = True
             for turn in self._queue:
                 turn.call.future.cancel()
+            self._meter.left_queue(len(self._queue))
             self._queue.clear()
-            metrics.WAITING.set(0)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -108,13 +108,12 @@ class Batcher:
             self._changed.wait_for(lambda: self._queue or self._closed)
             count = self._batch if len(self._queue) >= self._batch else min(1, len(self._queue))
             taken = [self._queue.popleft() for _ in range(count)]
-            metrics.WAITING.set(len(self._queue))
+            self._meter.left_queue(count)
         return taken
 
     def _compute(self, turns: Sequence[_Turn]) -> None:
         begun = time.perf_counter()
-        for turn in turns:
-            metrics.WAIT.observe(begun - turn.since)
+        self._meter.waited([begun - turn.since for turn in turns])
         backend = self._single if len(turns) == 1 else self._full
         try:
             outputs = answer.infer(backend, [turn.call.images[turn.number] for turn in turns])
@@ -122,8 +121,7 @@ class Batcher:
             for turn in turns:
                 _settle(turn.call.future, err)
             return
-        metrics.COMPUTE.observe(time.perf_counter() - begun)
-        metrics.BATCH.observe(len(turns))
+        self._meter.computed(len(turns), time.perf_counter() - begun)
         for turn, output, finite in zip(turns, outputs, answer.find_finite(outputs), strict=True):
             if finite:
                 self._answer(turn, output)
@@ -136,7 +134,6 @@ class Batcher:
             call.rows[turn.number] = output
             complete = len(call.rows) == len(call.images)
         if complete:
-            metrics.IMAGES.inc(len(call.images))
             _settle(call.future, np.stack([call.rows[number] for number in range(len(call.images))]))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,10 @@ from pipeline.serve.kserve import (
     InferResponse,
     Internal,
     InvalidInput,
-    Model,
-    ModelNotFound,
     RequestedOutput,
     Unavailable,
 )
 
-VERSION = "1"  # of a package: there is one
 ENCODED = "encoded_image"  # the input that takes files
 PROBABILITIES = "probabilities"  # the output beside the model's own; of sigmoids the same again
 _SHARED_MEMORY = "shared_memory_region"  # Triton's extension that is not supported
@@ -46,26 +45,39 @@ _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 Array = npt.NDArray[Any]
 
 
-class VersionNotFound(ModelNotFound):  # type: ignore[misc]
-    """A request names a version of the model that is not served."""
+@dataclass(frozen=True)
+class Setup:
+    """How a package was opened."""
 
-    def __init__(self, name: str, version: str) -> None:
-        super().__init__(name)
-        self.reason = f"model {name!r} has no version {version!r:.80}; it has version {VERSION}"
+    runtime: str
+    batch: int  # images computed at once, at most
+    streams: int  # batches computed at the same time
 
 
-class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
-    """Answers requests for one package, over REST and gRPC alike."""
+class PackageModel:
+    """Answers requests for one loaded package, over REST and gRPC alike."""
 
-    def __init__(self, package: Package, batcher: Batcher, takes: TensorSpec, gives: TensorSpec, cores: int) -> None:
+    def __init__(
+        self,
+        package: Package,
+        version: str,
+        batcher: Batcher,
+        takes: TensorSpec,
+        gives: TensorSpec,
+        cores: int,
+        setup: Setup,
+        meter: metrics.Meter,
+    ) -> None:
         """Be ready.
 
         Args:
+            version: of the package, in the protocol's words.
             takes: the model's input, [None, 3, H, W].
             gives: the model's output, [None, classes].
             cores: images decoded at the same time.
         """
-        super().__init__(package.name)
+        self.package, self.name, self.version = package, package.name, version
+        self.setup, self.meter = setup, meter
         self._batcher = batcher
         self._takes, self._gives = takes, gives
         self._spec = package.preprocess()
@@ -74,16 +86,15 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         self._decoders = ThreadPoolExecutor(cores)
         self._refusing = False
         self.under_way = 0  # requests whose images wait, decode or compute
-        self.ready = True
+
+    @property
+    def most_images(self) -> int:
+        """Images of one request, at most."""
+        return self._batcher.limit
 
     def refuse(self) -> None:
         """Answer no more requests but those under way."""
         self._refusing = True
-
-    def check_version(self, version: str | None) -> None:
-        """Raise VersionNotFound where a request names another version than the one there is; none will do."""
-        if version not in (None, "", VERSION):
-            raise VersionNotFound(self.name, str(version))
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Return both inputs; a request has one of them."""
@@ -96,26 +107,25 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         shape = [-1, len(self._labels)]
         return [{"name": name, "datatype": "FP32", "shape": shape} for name in (self._gives.name, PROBABILITIES)]
 
-    async def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:
+    async def predict(self, payload: InferRequest) -> InferResponse:
         """Answer one request.
 
         Raises:
-            VersionNotFound: it is for a version that is not served.
             InvalidInput: it is no request for this model, or an image cannot be decoded.
             Unavailable: the queue is full, or the server is stopping.
             Internal: the runtime fails.
         """
-        self.check_version(payload.model_version)
         wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
         self._check_outputs(wanted)
-        with self._one_more():
+        with self._one_more() as answered:
             scores = await self._infer(await self._images(payload))
+            answered(len(scores))
         outputs = [self._output(each, scores) for each in wanted]
         return InferResponse(
             payload.id or "",
             self.name,
             outputs,
-            model_version=VERSION,
+            model_version=self.version,
             use_binary_outputs=payload.use_binary_outputs,
             requested_outputs=payload.request_outputs,
         )
@@ -126,24 +136,37 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         Raises:
             InvalidInput, Unavailable, Internal: as `predict`.
         """
-        with self._one_more():
+        with self._one_more() as answered:
             images = await self._decoded([content for _, content in files], [name for name, _ in files])
             outputs = await self._infer(images)
+            answered(len(outputs))
         return answer.make_predictions([name for name, _ in files], outputs, self._scores, self._labels, topk)
 
     def close(self) -> None:
         self._decoders.shutdown()
 
     @contextmanager
-    def _one_more(self) -> Iterator[None]:
+    def _one_more(self) -> Iterator[Callable[[int], None]]:
+        """Count a request while it is under way; yield what is to be told how many images were answered."""
         if self._refusing:
             metrics.REFUSED.labels("stopping").inc()
             raise Unavailable("the server is stopping")
         self.under_way += 1
+        begun, images = time.perf_counter(), 0
+
+        def answered(count: int) -> None:
+            nonlocal images
+            images = count
+
         try:
-            yield
+            yield answered
         finally:
             self.under_way -= 1
+            seconds = time.perf_counter() - begun
+            if images:
+                self.meter.answered(images, seconds)
+            else:
+                self.meter.failed(seconds)
 
     async def _images(self, payload: InferRequest) -> Sequence[Prepared]:
         if len(payload.inputs) != 1:
@@ -179,12 +202,15 @@ class PackageModel(Model):  # type: ignore[misc]  # KServe has no types
         return await asyncio.gather(*jobs)
 
     def _decode(self, content: bytes, name: str) -> Prepared:
+        begun = time.perf_counter()
         try:
             image, _ = answer.prepare(
                 self._spec, name, content, preprocess.decode, takes_pixels=self._takes.takes_pixels
             )
         except DataError as err:
             raise InvalidInput(str(err)) from None
+        finally:
+            self.meter.decoded(time.perf_counter() - begun)
         return image
 
     async def _infer(self, images: Sequence[Prepared]) -> Output:

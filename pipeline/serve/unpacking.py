@@ -6,12 +6,13 @@ import asyncio
 import zlib
 from collections.abc import Iterator
 
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serve import metrics
+from pipeline.serve.answers import refusal
+from pipeline.serve.limits import Room
 
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for gzip's header and checksum
 _ENCODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
@@ -20,13 +21,8 @@ _ENCODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
 class Unpacking:
     """Gives the application the unpacked body of a request with `content-encoding`."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int) -> None:
-        """Be ready.
-
-        Args:
-            max_body: bytes of an unpacked body.
-        """
-        self._app, self._max_body = app, max_body
+    def __init__(self, app: ASGIApp, *, room: Room) -> None:
+        self._app, self._room = app, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoding = Headers(scope=scope).get("content-encoding", "") if scope["type"] == "http" else ""
@@ -36,16 +32,20 @@ class Unpacking:
         try:
             packed = await _body(receive)
             # In a thread: tens of MB take a tenth of a second.
-            body = await asyncio.to_thread(unpack, packed, encoding.strip().lower(), self._max_body)
+            body = await asyncio.to_thread(unpack, packed, encoding.strip().lower(), self._room.max_body)
         except HTTPException as err:
-            await JSONResponse({"error": err.detail}, err.status_code, err.headers)(scope, receive, send)
+            await refusal(err.status_code, str(err.detail), err.headers)(scope, receive, send)
             return
         scope = {**scope, "headers": list(scope["headers"])}
         headers = MutableHeaders(scope=scope)
         del headers["content-encoding"]
         headers["content-length"] = str(len(body))
         waiting = iter([{"type": "http.request", "body": body, "more_body": False}])
-        await self._app(scope, _first(waiting, receive), send)
+        self._room.held += len(body)
+        try:
+            await self._app(scope, _first(waiting, receive), send)
+        finally:
+            self._room.held -= len(body)
 
 
 def _first(messages: Iterator[Message], receive: Receive) -> Receive:

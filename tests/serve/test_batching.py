@@ -16,6 +16,7 @@ from pipeline.runtimes.opening import open_backend, place
 
 pytest.importorskip("prometheus_client", reason="serve's packages are not installed: pip install '.[serve]'")
 from pipeline.serve.batching import Batcher, BusyError
+from pipeline.serve.metrics import Meter
 
 SHAPE = (3, 32, 32)
 
@@ -59,7 +60,7 @@ def gated() -> Iterator[Gated]:
 
 def at_work(gated: Gated, batch: int, limit: int = 100) -> tuple[Batcher, Future[Output]]:
     """Return a batcher whose only stream is busy with a first image, so that all others wait."""
-    batcher = Batcher(gated, gated, batch, limit)
+    batcher = Batcher(gated, gated, batch, limit, Meter("gated"))
     first = batcher.submit([image(-1)])
     assert gated.at_work.wait(10)
     return batcher, first
@@ -154,7 +155,7 @@ def test_many_threads_get_the_answers_of_the_model_itself(runtime: Runtime, tiny
         open_backend(runtime, tiny_model, batch=1, placement=placement) as single,
     ):
         wanted = np.concatenate([single.infer(each[None]) for each in images])
-        batcher = Batcher(full, single, 4, 100)
+        batcher = Batcher(full, single, 4, 100, Meter("tiny"))
         found: dict[int, Output] = {}
 
         def client(number: int) -> None:

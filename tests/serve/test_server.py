@@ -6,23 +6,18 @@ import base64
 import gzip
 import http.client
 import importlib.util
-import io
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,14 +28,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from PIL import Image
 from run_fixtures import CLASS_IDS, NAME, REPOSITORY, TinyWorkspace, draw
+from serve_fixtures import Server, command, encoded, running
 
 from pipeline.artefacts import write_json, write_manifest
 from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import preprocess
-from pipeline.packages.package import Package, open_package
+from pipeline.packages.package import open_package
 from pipeline.run.predict import Classifier
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, open_backend, place
@@ -55,66 +50,6 @@ InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceSe
 pytestmark = pytest.mark.slow
 
 MakeConfig = Callable[..., BuildConfig]
-
-
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[str]
-    package: Package
-    http: str
-    grpc: str
-
-    def post(self, path: str, body: bytes, **headers: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(self.http, timeout=30)
-        try:
-            connection.request("POST", path, body, {key.replace("_", "-"): value for key, value in headers.items()})
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
-
-    def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(self.http, timeout=30)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, out
-
-
-def command(package: Package, *flags: str) -> list[str]:
-    ports = ["--http_port=0", "--grpc_port=0"]
-    return [sys.executable, "-m", "pipeline", "serve", "-m", str(package.prefix), *ports, *flags]
-
-
-@contextmanager
-def running(package: Package, *flags: str) -> Iterator[Server]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        command(package, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stdout is not None
-            said = []
-            for line in process.stdout:
-                said.append(line)
-                if found := re.search(r"http://(\S+) and grpc://(\S+)", line):
-                    yield Server(process, package, found[1], found[2])
-                    break
-            else:
-                pytest.fail("".join(said))
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +82,6 @@ def tensor(module: ModuleType, array: np.ndarray, name: str = "image", datatype:
     given = module.InferInput(name, list(array.shape), datatype)
     given.set_data_from_numpy(array)
     return given
-
-
-def encoded(index: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(draw(index).transpose(1, 2, 0)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 both = pytest.mark.parametrize("module", [triton_grpc, triton_http], ids=["grpc", "rest"])
@@ -573,7 +502,10 @@ def test_a_client_cannot_take_the_model_away(server: Server) -> None:
 def test_many_clients_share_batches_and_metrics_count_them(
     server: Server, images: list[np.ndarray], wanted: np.ndarray
 ) -> None:
-    before = server.metric("pipeline_images_total"), server.metric("pipeline_batch_images_count")
+    before = (
+        server.metric(f'pipeline_images_total{{model="{NAME}"}}'),
+        server.metric(f'pipeline_batch_images_count{{model="{NAME}"}}'),
+    )
 
     def ask(number: int) -> bool:
         module = (triton_grpc, triton_http)[number % 2]
@@ -586,9 +518,9 @@ def test_many_clients_share_batches_and_metrics_count_them(
 
     with ThreadPoolExecutor(12) as pool:
         assert all(pool.map(ask, range(12)))
-    assert server.metric("pipeline_images_total") - before[0] == 12 * len(images)
-    assert server.metric("pipeline_batch_images_count") - before[1] <= 12 * len(images)
-    assert server.metric("pipeline_waiting_images") == 0
+    assert server.metric(f'pipeline_images_total{{model="{NAME}"}}') - before[0] == 12 * len(images)
+    assert server.metric(f'pipeline_batch_images_count{{model="{NAME}"}}') - before[1] <= 12 * len(images)
+    assert server.metric(f'pipeline_waiting_images{{model="{NAME}"}}') == 0
     assert f'request_predict_seconds_count{{model_name="{NAME}"}}' in server.get("/metrics")[1]
 
 
@@ -720,3 +652,77 @@ def test_scores_of_sigmoids_are_given_as_they_are(tiny: TinyWorkspace, images: l
     np.testing.assert_array_equal(answer.as_numpy("probabilities"), scores)
     assert status == 200
     np.testing.assert_allclose(found[0]["scores"], np.sort(scores[0])[::-1], atol=1e-5)
+
+
+@both
+def test_load_tools_get_the_configuration_and_statistics(
+    server: Server, images: list[np.ndarray], module: ModuleType
+) -> None:
+    client = client_of(module, server)
+    as_json = {} if module is triton_http else {"as_json": True}
+    config = client.get_model_config(NAME, "1", **as_json)
+    config = config if module is triton_http else config["config"]
+    assert (config["name"], config["max_batch_size"]) == (NAME, 16)
+    assert [(each["name"], each["data_type"], [int(axis) for axis in each["dims"]]) for each in config["input"]] == [
+        ("image", "TYPE_FP32", [3, 32, 32]),
+        ("encoded_image", "TYPE_STRING", [1]),
+    ]
+    assert [bool(each.get("optional")) for each in config["input"]] == [False, True]
+    assert [(each["name"], each["data_type"]) for each in config["output"]] == [
+        ("logits", "TYPE_FP32"),
+        ("probabilities", "TYPE_FP32"),
+    ]
+    assert config["dynamic_batching"]["preferred_batch_size"] == [4]
+
+    def counts() -> tuple[list[int], int]:
+        (found,) = client.get_inference_statistics(NAME, **as_json)["model_stats"]
+        assert (found["name"], found["version"]) == (NAME, "1")
+        stats = found["inference_stats"]
+        computed = sum(
+            int(each["batch_size"]) * int(each["compute_infer"]["count"]) for each in found.get("batch_stats", [])
+        )
+        keys = ("success", "fail", "queue", "compute_input")
+        counted = [int(stats[key].get("count", 0)) for key in keys]
+        return [int(found.get("inference_count", 0)), *counted], computed
+
+    before, computed = counts()
+    client.infer(NAME, [tensor(module, np.stack(images[:3]))])
+    files = np.array([encoded(index) for index in range(2)], dtype=object)
+    client.infer(NAME, [tensor(module, files, "encoded_image", "BYTES")])
+    with pytest.raises(InferenceServerException):
+        client.infer(NAME, [tensor(module, NOT_AN_IMAGE, "encoded_image", "BYTES")])
+    after, computed_after = counts()
+    assert np.subtract(after, before).tolist() == [5, 2, 1, 5, 3]
+    assert computed_after - computed == 5
+    every = client.get_inference_statistics(**as_json)["model_stats"]
+    assert [each["name"] for each in every] == [NAME]
+    for ask in (lambda: client.get_model_config(NAME, "7"), lambda: client.get_inference_statistics("other")):
+        with pytest.raises(InferenceServerException) as caught:
+            ask()
+        assert caught.value.status() in ("StatusCode.NOT_FOUND", "404")
+
+
+def test_histograms_are_by_model_and_batch(server: Server, images: list[np.ndarray]) -> None:
+    def count(name: str, labels: str) -> float:
+        return server.metric(f"{name}_count{{{labels}}}")
+
+    wanted = {
+        "pipeline_wait_seconds": (f'model="{NAME}"', 6),
+        "pipeline_decode_seconds": (f'model="{NAME}"', 2),
+        "pipeline_batch_images": (f'model="{NAME}"', None),
+    }
+    before = {name: count(name, labels) for name, (labels, _) in wanted.items()}
+    sizes = [f'batch="{size}",model="{NAME}"' for size in (1, 2, 3, 4)]
+    batches = [count("pipeline_compute_seconds", labels) for labels in sizes]
+    client = client_of(triton_http, server)
+    client.infer(NAME, [tensor(triton_http, np.stack(images[:4]))])
+    files = np.array([encoded(index) for index in range(2)], dtype=object)
+    client.infer(NAME, [tensor(triton_http, files, "encoded_image", "BYTES")])
+    for name, (labels, more) in wanted.items():
+        assert more is None or count(name, labels) - before[name] == more
+    computed = np.subtract([count("pipeline_compute_seconds", labels) for labels in sizes], batches)
+    assert (computed * [1, 2, 3, 4]).sum() == 6
+    assert (
+        computed.sum()
+        == count("pipeline_batch_images", wanted["pipeline_batch_images"][0]) - before["pipeline_batch_images"]
+    )

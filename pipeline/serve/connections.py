@@ -1,0 +1,140 @@
+"""HTTP connections: uvicorn's, with bounds on request heads and on clients that dawdle, and without HTTP/2 upgrades."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_MOST_HEAD = 64 * 1024  # bytes of a request's head, and of what else is neither head nor body
+_STATUS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class Connection(HttpToolsProtocol):
+    """A connection of HTTP/1.1.
+
+    A request's head must come within some seconds, and so must the rest of a body that nobody reads any more: uvicorn
+    itself waits for ever. A client that offers HTTP/2 (`curl --http2`: `Upgrade: h2c`) is answered over HTTP/1.1, as
+    RFC 9110 (7.8) has it: uvicorn with httptools would lose the body.
+    """
+
+    def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
+        """Be ready.
+
+        Args:
+            patience: s for a request's head, and for what is left of an unread body.
+        """
+        super().__init__(*args, **kwargs)
+        self._patience = patience
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_size = self._silent = 0  # bytes of lines and headers, and since the parser last said anything
+        self._offers_upgrade = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._silent += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as err:
+            self._go_on_without_upgrade(data[err.args[0] :])
+        except httptools.HttpParserError:
+            if self._head_size > _MOST_HEAD:
+                self._refuse(431)
+            else:
+                self.send_400_response("Invalid HTTP request received.")
+        else:
+            if self._silent > _MOST_HEAD:
+                self._refuse(431)
+
+    def on_message_begin(self) -> None:
+        self._head_size = self._silent = 0
+        self._offers_upgrade = False
+        super().on_message_begin()
+        if self._timer is None:
+            self._start_timer()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._silent = 0
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("this is no proxy")  # httptools makes it an invalid request
+        self._offers_upgrade = self.parser.should_upgrade()
+        if not self._offers_upgrade:
+            self._stop_timer()
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._silent = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._silent = 0
+        if not self._offers_upgrade:
+            if self.cycle.response_complete:
+                self._stop_timer()  # the rest of a body that was not read
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self.cycle is not None and self.cycle.more_body and not self.pipeline:
+            self._start_timer()
+        super().on_response_complete()
+
+    def _count_head(self, count: int) -> None:
+        self._silent = 0
+        self._head_size += count
+        if self._head_size > _MOST_HEAD:
+            raise ValueError("the head is too large")  # httptools makes it an invalid request
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read the request again as one that does not offer another protocol. httptools takes no body for it."""
+        kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"http2-settings")]
+        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        head = line + b"".join(b"%s: %s\r\n" % header for header in kept) + b"\r\n"
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + rest)
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self._patience, self._timed_out)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is None:
+            self._refuse(408)
+        elif self.cycle.response_complete:
+            self.transport.close()
+        else:  # the head of a further request dawdles while an answer is under way
+            self._start_timer()
+
+    def _refuse(self, status: int) -> None:
+        if not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                text = _STATUS[status]
+                self.transport.write(
+                    b"HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % (status, text)
+                )
+            self.transport.close()

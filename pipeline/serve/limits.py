@@ -1,0 +1,104 @@
+"""What requests over REST may take of the server: their bodies' size, how slowly they come, and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.serve import metrics
+from pipeline.serve.answers import refusal
+
+LEAST_RATE = 256 * 1024  # bytes/s of a body, beyond the seconds that a client has anyway
+_BODIES = 16  # of the largest size, that all requests under way may hold together
+
+
+@dataclass
+class Room:
+    """What all requests share."""
+
+    max_body: int  # bytes of a body, packed and unpacked
+    max_requests: int  # under way; more are refused before their body is read
+    patience: float  # s for a request's head, and for its body, which has more time the larger it is
+    requests: int = 0
+    held: int = 0  # bytes of the bodies of requests under way
+
+    @property
+    def max_held(self) -> int:
+        return _BODIES * self.max_body
+
+
+class Limits:
+    """Bounds bodies and requests under way, and asks clients to leave while the server is stopping."""
+
+    def __init__(self, app: ASGIApp, *, room: Room, stopping: Callable[[], bool]) -> None:
+        self._app, self._room, self._stopping = app, room, stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._stopping():
+                # A connection that is closed between two requests may take one that is on its way with it.
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+            await send(message)
+
+        if scope["method"] != "POST":
+            await self._app(scope, receive, sending)
+            return
+        room = self._room
+        if room.requests >= room.max_requests:
+            metrics.REFUSED.labels("too many requests").inc()
+            await refusal(503, "too many requests; try again later")(scope, receive, sending)
+            return
+        body = _Body(room, receive)
+        room.requests += 1
+        try:
+            await self._app(scope, body.receive, sending)
+        finally:
+            room.requests -= 1
+            room.held -= body.size
+
+
+class _Body:
+    """The body of one request, counted as it comes."""
+
+    def __init__(self, room: Room, receive: Receive) -> None:
+        self._room, self._receive = room, receive
+        self._begun = asyncio.get_running_loop().time()
+        self._whole = False
+        self.size = 0
+
+    async def receive(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            HTTPException: 413, it is too large; 408, it comes too slowly; 503, all bodies together are too large.
+        """
+        if self._whole:  # what comes now is the client's leaving
+            return await self._receive()
+        until = self._begun + self._room.patience + self.size / LEAST_RATE
+        left = until - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+        except asyncio.TimeoutError:
+            metrics.REFUSED.labels("body too slow").inc()
+            raise HTTPException(
+                408, f"the body came too slowly: {self.size} bytes in {self._room.patience:g} s"
+            ) from None
+        count = len(message.get("body", b""))
+        self.size += count
+        self._room.held += count
+        self._whole = not message.get("more_body", False)
+        if self.size > self._room.max_body:
+            metrics.REFUSED.labels("body too large").inc()
+            raise HTTPException(413, f"the body has more than {self._room.max_body} bytes")
+        if self._room.held > self._room.max_held:
+            metrics.REFUSED.labels("bodies too large").inc()
+            raise HTTPException(503, "too many bytes under way; try again later")
+        return message

@@ -1,0 +1,89 @@
+"""The two doors: a socket for HTTP, served by uvicorn, and a port of gRPC's."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, cast
+
+import grpc
+import uvicorn
+from starlette.types import ASGIApp
+
+from pipeline.errors import BackendError
+from pipeline.serve.connections import Connection
+from pipeline.serve.kserve import ExceptionToStatusInterceptor, add_GRPCInferenceServiceServicer_to_server
+from pipeline.serve.limits import Room
+from pipeline.serve.rpc import Servicer
+from pipeline.serve.served import Plane
+from pipeline.serve.triton import rpc_handlers
+
+LAST_WORDS = 1  # s, for requests that were on their way to be refused, and for answers to be sent
+_BACKLOG = 2048  # connections that wait to be accepted
+
+
+@contextlib.contextmanager
+def listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a listening socket.
+
+    Raises:
+        BackendError: the port is taken, or the address is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as err:
+        raise BackendError(
+            f"{host}, port {port}: cannot be listened on ({os.strerror(err.errno or 0)}); give another"
+        ) from None
+    with listener:
+        yield listener
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves signals to whom it runs in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_http_server(app: ASGIApp, patience: float) -> HttpServer:
+    """Return the server of an application.
+
+    Args:
+        patience: s for the head of a request.
+    """
+    config = uvicorn.Config(
+        app,
+        http=cast(Any, functools.partial(Connection, patience=patience)),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # else any client on this machine says where it comes from
+        timeout_graceful_shutdown=LAST_WORDS,
+        lifespan="off",
+    )
+    return HttpServer(config)
+
+
+def make_rpc_server(plane: Plane, room: Room, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+    """Return the server, and its port.
+
+    Raises:
+        BackendError: the port is taken, or the address is not of this machine.
+    """
+    rpc = grpc.aio.server(
+        interceptors=(ExceptionToStatusInterceptor(),),
+        options=[("grpc.max_receive_message_length", room.max_body), ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=room.max_requests,
+    )
+    add_GRPCInferenceServiceServicer_to_server(Servicer(plane), rpc)
+    rpc.add_generic_rpc_handlers((rpc_handlers(plane),))
+    try:
+        return rpc, rpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError:
+        raise BackendError(f"{host}, port {port}: cannot be listened on; give another --grpc_port") from None

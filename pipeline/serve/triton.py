@@ -1,0 +1,144 @@
+"""Triton's extensions of the protocol for load tools: a model's configuration, and statistics.
+
+Source: model_config.proto and the model configuration and statistics extensions of Triton Inference Server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory  # type: ignore[import-untyped]
+
+from pipeline.serve.model import ENCODED, PackageModel
+from pipeline.serve.served import Plane
+
+_TYPES = {"UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}
+
+
+def configuration(model: PackageModel) -> dict[str, Any]:
+    """Return what Triton's clients ask before they load a model with requests, in the names of model_config.proto."""
+    inputs = [
+        {
+            "name": each["name"],
+            "data_type": _TYPES[each["datatype"]],
+            "dims": each["shape"][1:] or [1],  # of a column of files, which Triton's configurations cannot do without
+            # A request has one of the two.
+            "optional": each["name"] == ENCODED,
+        }
+        for each in model.get_input_types()
+    ]
+    outputs = [
+        {"name": each["name"], "data_type": _TYPES[each["datatype"]], "dims": each["shape"][1:]}
+        for each in model.get_output_types()
+    ]
+    return {
+        "name": model.name,
+        "platform": "",
+        "backend": model.setup.runtime,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": model.most_images,
+        "input": inputs,
+        "output": outputs,
+        "instance_group": [{"name": f"{model.name}_0", "kind": "KIND_CPU", "count": model.setup.streams}],
+        "dynamic_batching": {"preferred_batch_size": [model.setup.batch], "max_queue_delay_microseconds": 0},
+    }
+
+
+def statistics(models: list[PackageModel]) -> dict[str, Any]:
+    """Return what each model has done since it was loaded."""
+    return {"model_stats": [{"name": each.name, "version": each.version, **each.meter.statistics()} for each in models]}
+
+
+# The messages that KServe's protocol lacks, with Triton's numbers: fields that are not written here are not sent.
+_ENUMS = {
+    "DataType": {"TYPE_INVALID": 0, "TYPE_UINT8": 2, "TYPE_FP32": 11, "TYPE_STRING": 13},
+    "Kind": {"KIND_AUTO": 0, "KIND_CPU": 2},
+}
+_MESSAGES = {
+    "ModelConfigRequest": "name:string=1 version:string=2",
+    "ModelConfigResponse": "config:ModelConfig=1",
+    "ModelInput": "name:string=1 data_type:DataType=2 dims:int64*=4 optional:bool=8",
+    "ModelOutput": "name:string=1 data_type:DataType=2 dims:int64*=3",
+    "ModelInstanceGroup": "name:string=1 count:int32=2 kind:Kind=4",
+    "Latest": "num_versions:uint32=1",
+    "ModelVersionPolicy": "latest:Latest=1",
+    "ModelDynamicBatching": "preferred_batch_size:int32*=1 max_queue_delay_microseconds:uint64=2",
+    "ModelConfig": "name:string=1 platform:string=2 version_policy:ModelVersionPolicy=3 max_batch_size:int32=4 "
+    "input:ModelInput*=5 output:ModelOutput*=6 instance_group:ModelInstanceGroup*=7 "
+    "dynamic_batching:ModelDynamicBatching=11 backend:string=17",
+    "ModelStatisticsRequest": "name:string=1 version:string=2",
+    "ModelStatisticsResponse": "model_stats:ModelStatistics*=1",
+    "StatisticDuration": "count:uint64=1 ns:uint64=2",
+    "InferStatistics": "success:StatisticDuration=1 fail:StatisticDuration=2 queue:StatisticDuration=3 "
+    "compute_input:StatisticDuration=4 compute_infer:StatisticDuration=5 compute_output:StatisticDuration=6 "
+    "cache_hit:StatisticDuration=7 cache_miss:StatisticDuration=8",
+    "InferBatchStatistics": "batch_size:uint64=1 compute_input:StatisticDuration=2 compute_infer:StatisticDuration=3 "
+    "compute_output:StatisticDuration=4",
+    "ModelStatistics": "name:string=1 version:string=2 last_inference:uint64=3 inference_count:uint64=4 "
+    "execution_count:uint64=5 inference_stats:InferStatistics=6 batch_stats:InferBatchStatistics*=7",
+}
+_Field = descriptor_pb2.FieldDescriptorProto
+
+
+def _messages() -> dict[str, Any]:
+    """Return the message classes by name. Their pool is their own: a client in the same process may have Triton's."""
+    # Without syntax it would be proto2, whose fields know whether they were set.
+    file = descriptor_pb2.FileDescriptorProto(name="triton_extensions.proto", package="inference", syntax="proto3")
+    for name, values in _ENUMS.items():
+        enum = file.enum_type.add(name=name)
+        for value, index in values.items():
+            enum.value.add(name=value, number=index)
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field in fields.split():
+            field_name, _, kind = field.partition(":")
+            kind, _, number = kind.partition("=")
+            label = _Field.LABEL_REPEATED if kind.endswith("*") else _Field.LABEL_OPTIONAL
+            added = message.field.add(name=field_name, number=int(number), label=label)
+            kind = kind.rstrip("*")
+            if kind in _MESSAGES or kind in _ENUMS:
+                added.type = _Field.TYPE_MESSAGE if kind in _MESSAGES else _Field.TYPE_ENUM
+                added.type_name = f".inference.{kind}"
+            else:
+                added.type = _Field.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    made: dict[str, Any] = message_factory.GetMessageClassesForFiles([file.name], pool)
+    return made
+
+
+def rpc_handlers(plane: Plane) -> grpc.GenericRpcHandler:
+    """Return the two methods that KServe's service lacks, under its service's name."""
+    classes = _messages()
+
+    def method(name: str, answer: Callable[[Any], dict[str, Any]]) -> grpc.RpcMethodHandler:
+        asked, answered = classes[f"inference.{name}Request"], classes[f"inference.{name}Response"]
+
+        async def behaviour(request: Any, _: Any) -> Any:
+            return json_format.ParseDict(answer(request), answered())
+
+        return grpc.unary_unary_rpc_method_handler(
+            behaviour, request_deserializer=asked.FromString, response_serializer=answered.SerializeToString
+        )
+
+    return grpc.method_handlers_generic_handler(
+        "inference.GRPCInferenceService",
+        {
+            "ModelConfig": method(
+                "ModelConfig", lambda request: {"config": configuration(plane.find(request.name, request.version))}
+            ),
+            "ModelStatistics": method(
+                "ModelStatistics", lambda request: statistics(asked_models(plane, request.name, request.version))
+            ),
+        },
+    )
+
+
+def asked_models(plane: Plane, name: str, version: str | None) -> list[PackageModel]:
+    """Return one version of a model, all of it, or all of all, as statistics are asked for."""
+    if not name:
+        return plane.loaded
+    found = plane.find(name, version)
+    return [found] if version else list(plane.models[name].loaded.values())

@@ -1,0 +1,190 @@
+"""HTTP connections: offers of HTTP/2, heads and bodies that trickle or never end, idle clients."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_fixtures import NAME, TinyWorkspace
+from serve_fixtures import Server, encoded, running
+
+if importlib.util.find_spec("kserve") is None:
+    pytest.skip("serve's packages are not installed: pip install '.[serve]'", allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+PATIENCE = 1.5  # s
+CLASSIFY = f"/v2/models/{NAME}/classify"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_workspace_master: TinyWorkspace) -> Iterator[Server]:
+    flags = ["-b", "1", "-i", "1", "--max_body", "1", "--client_timeout", str(PATIENCE)]
+    with running(tiny_workspace_master.package, *flags) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    host, port = server.http.split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of the next answer; a status of 0 where the connection ends."""
+    stream = connection.makefile("rb")
+    line = stream.readline()
+    if not line:
+        return 0, {}, b""
+    headers = {}
+    while (header := stream.readline().strip()) != b"":
+        key, _, value = header.decode().partition(":")
+        headers[key.lower()] = value.strip()
+    return int(line.split()[1]), headers, stream.read(int(headers.get("content-length", 0)))
+
+
+def request(body: bytes, *headers: str, path: str = CLASSIFY) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+OFFER = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQCAAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 400])
+def test_a_request_that_offers_http2_keeps_its_body(server: Server, pieces: int) -> None:
+    wanted = server.post(f"{CLASSIFY}?topk=2", encoded(0))
+    sent = request(encoded(0), *OFFER, path=f"{CLASSIFY}?topk=2")
+    with connect(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):  # the connection stays
+            size = -(-len(sent) // pieces)
+            for start in range(0, len(sent), size):
+                connection.sendall(sent[start : start + size])
+                if pieces > 1:
+                    time.sleep(0.001)
+            status, headers, body = answer_of(connection)
+            assert (status, json.loads(body)) == wanted
+            assert headers.get("connection") != "close"
+
+
+def test_offers_of_http2_may_be_chunked_or_without_a_body(server: Server) -> None:
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(encoded(0)), encoded(0))
+    head = request(b"", *OFFER).replace(b"content-length: 0", b"transfer-encoding: chunked")
+    with connect(server) as connection:
+        connection.sendall(head + chunks)
+        assert answer_of(connection)[0] == 200
+        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n" + "\r\n".join(OFFER).encode() + b"\r\n\r\n")
+        assert answer_of(connection)[0] == 200
+        connection.sendall(request(encoded(0)))
+        assert answer_of(connection)[0] == 200
+
+
+def test_curl_may_offer_http2(server: Server, tmp_path: Path) -> None:
+    curl = shutil.which("curl")
+    if curl is None or "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("no curl with HTTP/2 here")
+    (tmp_path / "image.png").write_bytes(encoded(0))
+    asked = [curl, "-s", "--http2", "--data-binary", f"@{tmp_path / 'image.png'}", f"http://{server.http}{CLASSIFY}"]
+    done = subprocess.run(asked, capture_output=True, check=True, timeout=30)
+    assert json.loads(done.stdout) == server.post(CLASSIFY, encoded(0))[1]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /v2/health/live HTT",
+        b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\nx-more",
+    ],
+)
+def test_a_head_that_does_not_come_ends_the_connection(server: Server, sent: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(sent)
+        begun = time.monotonic()
+        assert answer_of(connection)[0] == 408
+        assert PATIENCE - 0.2 < time.monotonic() - begun < PATIENCE + 5
+
+
+def test_a_head_that_trickles_ends_the_connection(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\n")
+        with pytest.raises(OSError, match=r"."):
+            for number in range(60):
+                connection.sendall(b"x-%d: y\r\n" % number)
+                time.sleep(0.2)
+
+
+def test_a_body_that_trickles_is_refused_and_the_connection_ends(server: Server) -> None:
+    before = server.metric('pipeline_refused_requests_total{reason="body too slow"}')
+    with connect(server) as connection:
+        connection.sendall(request(b"x" * 100)[:-99])
+        status, _, body = answer_of(connection)
+        assert (status, json.loads(body)) == (408, {"error": "the body came too slowly: 1 bytes in 1.5 s"})
+        with pytest.raises(OSError, match=r"."):
+            for _ in range(60):
+                connection.sendall(b"x")
+                time.sleep(0.2)
+    assert server.metric('pipeline_refused_requests_total{reason="body too slow"}') == before + 1
+
+
+def test_a_body_that_nobody_reads_does_not_hold_the_connection(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
+        assert answer_of(connection)[0] == 200
+        with pytest.raises(OSError, match=r"."):
+            for _ in range(60):
+                connection.sendall(b"x")
+                time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /" + b"a" * (70 << 10) + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"a" * (1 << 20),
+        b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * (20 << 10),
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1;" + b"e" * (1 << 20),
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n" + b"t: y\r\n" * (200 << 10),
+    ],
+    ids=["address", "value", "headers", "chunk extension", "trailers"],
+)
+def test_what_is_no_body_has_bounds(server: Server, sent: bytes) -> None:
+    with connect(server) as connection:
+        try:
+            for _ in range(40):
+                connection.sendall(sent[: 1 << 18])
+                connection.sendall(sent[-(1 << 18) :])
+        except OSError:
+            return
+        pytest.fail("all was taken")
+
+
+def test_connect_is_refused(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert answer_of(connection)[0] == 400
+
+
+def test_a_thousand_idle_connections_do_not_keep_others_out(server: Server) -> None:
+    idle = [connect(server) for _ in range(1000)]
+    try:
+        assert server.post(CLASSIFY, encoded(0))[0] == 200
+        time.sleep(PATIENCE + 2)
+        assert server.post(CLASSIFY, encoded(0))[0] == 200
+        idle[0].settimeout(5)
+        assert b"408" in idle[0].recv(100)
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_the_server_is_well_after_all_that(server: Server) -> None:
+    assert server.post(CLASSIFY, encoded(0))[0] == 200
+    assert server.get("/v2/health/ready")[0] == 200
+    assert server.process.poll() is None
