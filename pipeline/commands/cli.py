@@ -26,6 +26,7 @@ from pipeline.commands.models import add_models
 from pipeline.commands.package import add_package
 from pipeline.commands.predict import add_predict
 from pipeline.commands.serve import add_serve
+from pipeline.commands.token import add_token
 from pipeline.errors import PipelineError
 from pipeline.terminal import console
 
@@ -119,6 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_eval,
         add_predict,
         add_serve,
+        add_token,
         add_analyze,
         add_package,
         add_export,

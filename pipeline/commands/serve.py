@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import RUNTIMES, add_command, count
 from pipeline.errors import ConfigError
 from pipeline.terminal import console
+
+if TYPE_CHECKING:
+    from pipeline.serve.tls import TlsFiles
 
 _MIB = 1 << 20
 # What the extra `serve` brings, as far as it is imported here.
@@ -24,7 +27,7 @@ def add_serve(commands: Any) -> None:
         "serve",
         _serve,
         "answer requests over REST and gRPC (Open Inference Protocol v2)",
-        "python -m pipeline serve -m deploy_weights/.../wide_resnet50_2 --host 0.0.0.0",
+        "python -m pipeline serve -m deploy_weights/.../wide_resnet50_2",
     )
     parser.add_argument(
         "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
@@ -44,10 +47,17 @@ def add_serve(commands: Any) -> None:
         help="batches at the same time (default: what bench --sweep found, else one a core)",
     )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
+    _add_network(parser)
+    _add_door(parser)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1: for this machine only")
+    parser.add_argument("--insecure", action="store_true", help="let other machines in without TLS or tokens")
     parser.add_argument("--http_port", type=_port, default=8080, help="port of REST; 0: any that is free")
     parser.add_argument("--grpc_port", type=_port, default=8081, help="port of gRPC; 0: any that is free")
     parser.add_argument("--max_body", type=count, default=64, metavar="MIB", help="largest request, in MiB")
+    parser.add_argument("--max_pixels", type=count, default=64, metavar="MP", help="largest image, in megapixels")
     parser.add_argument(
         "--max_queue", type=count, default=512, metavar="IMAGES", help="images that may wait; more are answered by 503"
     )
@@ -58,6 +68,33 @@ def add_serve(commands: Any) -> None:
         "--drain", type=_seconds, default=2.0, metavar="S", help="seconds to serve on while clients leave"
     )
     parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, seconds for what is under way")
+
+
+def _add_door(parser: argparse.ArgumentParser) -> None:
+    door = parser.add_argument_group("who may come in")
+    door.add_argument("--tls_cert", type=Path, metavar="PEM", help="certificate, and those that vouch for it")
+    door.add_argument("--tls_key", type=Path, metavar="PEM", help="its key, without a passphrase")
+    door.add_argument("--tls_client_ca", type=Path, metavar="PEM", help="clients need a certificate of one of these")
+    door.add_argument("--tokens", type=Path, metavar="FILE", help="clients need a bearer token (see: token --help)")
+    door.add_argument("--open_metrics", action="store_true", help="/metrics needs no token")
+    door.add_argument(
+        "--client_requests",
+        type=count,
+        default=0,
+        metavar="N",
+        help="requests of one client under way (default: any number)",
+    )
+    door.add_argument(
+        "--client_rate",
+        type=count,
+        default=0,
+        metavar="N",
+        help="requests a second of one client (default: any number)",
+    )
+    door.add_argument(
+        "--client_mib", type=count, default=0, metavar="N", help="MiB a second of one client (default: any number)"
+    )
+    door.add_argument("--access_log", type=Path, metavar="FILE", help="a JSON line a request; - is standard output")
 
 
 def _port(text: str) -> int:
@@ -83,6 +120,19 @@ def _patience(text: str) -> float:
     return seconds
 
 
+def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
+    from pipeline.serve.tls import TlsFiles
+
+    if args.tls_cert is None and args.tls_key is None:
+        if args.tls_client_ca is not None:
+            raise ConfigError(f"--tls_client_ca {args.tls_client_ca}: needs --tls_cert and --tls_key")
+        return None
+    if args.tls_cert is None or args.tls_key is None:
+        given, lacking = ("--tls_cert", "--tls_key") if args.tls_key is None else ("--tls_key", "--tls_cert")
+        raise ConfigError(f"{given}: needs {lacking} too")
+    return TlsFiles(args.tls_cert, args.tls_key, args.tls_client_ca)
+
+
 def _serve(args: argparse.Namespace) -> None:
     from pipeline.host.hardware import available_cores
     from pipeline.packages.choice import choose_for
@@ -91,8 +141,10 @@ def _serve(args: argparse.Namespace) -> None:
     from pipeline.runtimes.base import Runtime
 
     try:
+        from pipeline.serve.clients import Shares
         from pipeline.serve.loading import Wanted
-        from pipeline.serve.server import Settings, serve
+        from pipeline.serve.server import serve
+        from pipeline.serve.settings import Settings
     except ModuleNotFoundError as err:
         if err.name not in _EXTRA:
             raise
@@ -116,6 +168,13 @@ def _serve(args: argparse.Namespace) -> None:
         patience=args.client_timeout,
         drain_seconds=args.drain,
         grace_seconds=args.grace,
+        max_pixels=args.max_pixels * 1_000_000,
+        tls=_tls_files(args),
+        tokens=args.tokens,
+        shares=Shares(args.client_requests, args.client_rate, args.client_mib * _MIB),
+        access_log=args.access_log,
+        open_metrics=args.open_metrics,
+        insecure=args.insecure,
     )
     if wanted.max_queue < wanted.batch:
         raise ConfigError(f"--max_queue {args.max_queue}: fewer than the {wanted.batch} images of a batch; give more")

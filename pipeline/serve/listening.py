@@ -15,13 +15,17 @@ from starlette.types import ASGIApp
 
 from pipeline.errors import BackendError
 from pipeline.serve.connections import Connection
+from pipeline.serve.guard import Door
 from pipeline.serve.kserve import ExceptionToStatusInterceptor, add_GRPCInferenceServiceServicer_to_server
 from pipeline.serve.limits import Room
 from pipeline.serve.rpc import Servicer
+from pipeline.serve.rpc_guard import RpcGuard
 from pipeline.serve.served import Plane
+from pipeline.serve.tls import Certificates
 from pipeline.serve.triton import rpc_handlers
 
 LAST_WORDS = 1  # s, for requests that were on their way to be refused, and for answers to be sent
+_MOST_METADATA = 64 * 1024  # bytes of a call's headers
 _BACKLOG = 2048  # connections that wait to be accepted
 
 
@@ -51,11 +55,12 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def make_http_server(app: ASGIApp, patience: float) -> HttpServer:
+def make_http_server(app: ASGIApp, patience: float, certificates: Certificates | None) -> HttpServer:
     """Return the server of an application.
 
     Args:
         patience: s for the head of a request.
+        certificates: None: without TLS.
     """
     config = uvicorn.Config(
         app,
@@ -67,23 +72,36 @@ def make_http_server(app: ASGIApp, patience: float) -> HttpServer:
         timeout_graceful_shutdown=LAST_WORDS,
         lifespan="off",
     )
+    config.load()
+    config.ssl = certificates.context if certificates is not None else None
     return HttpServer(config)
 
 
-def make_rpc_server(plane: Plane, room: Room, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+def make_rpc_server(
+    plane: Plane, room: Room, door: Door, address: tuple[str, int], certificates: Certificates | None
+) -> tuple[grpc.aio.Server, int]:
     """Return the server, and its port.
 
     Raises:
         BackendError: the port is taken, or the address is not of this machine.
     """
     rpc = grpc.aio.server(
-        interceptors=(ExceptionToStatusInterceptor(),),
-        options=[("grpc.max_receive_message_length", room.max_body), ("grpc.so_reuseport", 0)],
+        interceptors=(RpcGuard(door, room), ExceptionToStatusInterceptor()),
+        options=[
+            ("grpc.max_receive_message_length", room.max_body),
+            ("grpc.max_metadata_size", _MOST_METADATA),
+            ("grpc.server_handshake_timeout_ms", round(room.patience * 1000)),
+            ("grpc.so_reuseport", 0),
+        ],
         maximum_concurrent_rpcs=room.max_requests,
     )
     add_GRPCInferenceServiceServicer_to_server(Servicer(plane), rpc)
     rpc.add_generic_rpc_handlers((rpc_handlers(plane),))
+    host, port = address
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return rpc, rpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if certificates is None:
+            return rpc, rpc.add_insecure_port(where)
+        return rpc, rpc.add_secure_port(where, certificates.rpc_credentials())
     except RuntimeError:
         raise BackendError(f"{host}, port {port}: cannot be listened on; give another --grpc_port") from None

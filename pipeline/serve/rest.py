@@ -10,9 +10,11 @@ from fastapi.responses import Response
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from starlette.datastructures import UploadFile
+from starlette.types import ASGIApp
 
 from pipeline.serve import triton
 from pipeline.serve.faults import answer_faults
+from pipeline.serve.guard import Door, Guard
 from pipeline.serve.kserve import InvalidInput, ModelMetadataResponse, V2Endpoints
 from pipeline.serve.limits import Limits, Room
 from pipeline.serve.requests import JSON_LENGTH, parse
@@ -24,11 +26,12 @@ _MOST_FILES = 128  # of one upload
 _TOPK = 5
 
 
-def make_app(plane: Plane, room: Room) -> FastAPI:
+def make_app(plane: Plane, room: Room, door: Door) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
         room: what bodies and requests under way may take.
+        door: who may come in.
     """
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_server_routes(plane))
@@ -36,7 +39,7 @@ def make_app(plane: Plane, room: Room) -> FastAPI:
     answer_faults(app)
     app.add_middleware(Unpacking, room=room)
     app.add_middleware(Limits, room=room, stopping=lambda: plane.stopping)
-    return app
+    return Guard(app, door=door)  # around it all: what the framework itself answers is logged too
 
 
 def _server_routes(plane: Plane) -> APIRouter:

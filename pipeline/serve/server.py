@@ -9,49 +9,52 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import uvicorn
+from PIL import Image
 
 from pipeline.packages.package import Package
 from pipeline.serve import rest
+from pipeline.serve.access import AccessLog
+from pipeline.serve.clients import Clients
+from pipeline.serve.guard import Door
 from pipeline.serve.limits import Room
 from pipeline.serve.listening import LAST_WORDS, listen, make_http_server, make_rpc_server
 from pipeline.serve.loading import Loaded, Wanted, load
 from pipeline.serve.served import Plane
+from pipeline.serve.settings import Settings, check_exposure
+from pipeline.serve.tls import Certificates
+from pipeline.serve.tokens import Tokens
 from pipeline.terminal import console
 
+_LOOK_S = 2.0  # between two looks at files that may change
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to serve."""
-
-    host: str
-    http_port: int  # 0: any that is free
-    grpc_port: int
-    max_body: int  # bytes of a request
-    patience: float  # s for a request's head, and more for its body
-    drain_seconds: float  # told to stop: still serving, while clients leave
-    grace_seconds: float  # then: for what is under way
 
 
 def serve(package: Package, wanted: Wanted, settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait.
 
     Raises:
+        ConfigError: others could reach it and nothing asks who they are, or a file that a flag names will not do.
         BackendError: a port is taken, or the runtime refuses the model.
     """
+    check_exposure(settings)
+    certificates = Certificates(settings.tls) if settings.tls is not None else None
+    tokens = Tokens(settings.tokens) if settings.tokens is not None else None
     with ExitStack() as opened:
+        log = AccessLog(settings.access_log) if settings.access_log is not None else None
+        if log is not None:
+            opened.callback(log.close)
+        door = Door(tokens, Clients(settings.shares), log, settings.open_metrics)
         _allow_many_connections()
+        Image.MAX_IMAGE_PIXELS = settings.max_pixels
         listener = opened.enter_context(listen(settings.host, settings.http_port))
         loaded = load(package, "1", wanted)
         opened.callback(loaded.close)
         console.step(f"{package.prefix} in {loaded.described}")
-        _run(_Server([loaded], wanted, settings).run(listener))
+        _run(_Server([loaded], wanted, settings, door, certificates).run(listener))
 
 
 def _allow_many_connections() -> None:
@@ -71,12 +74,14 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
 
 
 class _Server:
-    def __init__(self, loaded: list[Loaded], wanted: Wanted, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(
+        self, loaded: list[Loaded], wanted: Wanted, settings: Settings, door: Door, certificates: Certificates | None
+    ) -> None:
+        self._settings, self._door, self._certificates = settings, door, certificates
         # What waits, and what computes.
         max_requests = wanted.max_queue + wanted.batch * loaded[0].model.setup.streams
         self._room = Room(settings.max_body, max_requests, settings.patience)
-        self._stop = asyncio.Event()
+        self._stop, self._look_around = asyncio.Event(), asyncio.Event()
         self._plane = Plane()
         for each in loaded:
             self._plane.put(each.model)
@@ -84,21 +89,39 @@ class _Server:
     async def run(self, listener: socket.socket) -> None:
         """Serve until told to stop."""
         loop = asyncio.get_running_loop()
-        http = make_http_server(rest.make_app(self._plane, self._room), self._room.patience)
-        rpc, grpc_port = make_rpc_server(self._plane, self._room, self._settings.host, self._settings.grpc_port)
+        app = rest.make_app(self._plane, self._room, self._door)
+        http = make_http_server(app, self._room.patience, self._certificates)
+        address = (self._settings.host, self._settings.grpc_port)
+        rpc, grpc_port = make_rpc_server(self._plane, self._room, self._door, address, self._certificates)
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._told_to_stop, http)
+        loop.add_signal_handler(signal.SIGHUP, self._look_around.set)
         try:
             await rpc.start()
+            watching = asyncio.create_task(self._watch())
             serving = asyncio.create_task(http.serve(sockets=[listener]))
-            host, names = self._settings.host, ", ".join(self._plane.models)
-            shown = f"[{host}]" if ":" in host else host
-            console.step(f"serving {names}: http://{shown}:{listener.getsockname()[1]} and grpc://{shown}:{grpc_port}")
+            self._say_where(listener.getsockname()[1], grpc_port)
             await self._stop.wait()
+            watching.cancel()
             await self._end(http, rpc, serving)
         finally:
-            for number in _SIGNALS:
+            for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    def _say_where(self, http_port: int, grpc_port: int) -> None:
+        host, names = self._settings.host, ", ".join(self._plane.models)
+        shown = f"[{host}]" if ":" in host else host
+        secure = "s" if self._certificates is not None else ""
+        console.step(f"serving {names}: http{secure}://{shown}:{http_port} and grpc{secure}://{shown}:{grpc_port}")
+
+    async def _watch(self) -> None:
+        """Look now and then, and when told to by SIGHUP, whether files have changed."""
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._look_around.wait(), _LOOK_S)
+            self._look_around.clear()
+            if self._certificates is not None:
+                await asyncio.to_thread(self._certificates.refresh)
 
     def _told_to_stop(self, http: uvicorn.Server) -> None:
         if self._plane.stopping:

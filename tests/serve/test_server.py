@@ -630,7 +630,7 @@ def test_faults_at_the_start_are_a_line(tiny_workspace_master: TinyWorkspace, tm
     assert "expected 0 to 65535" in fault("--http_port", "70000")
     assert "expected 0 to 3600 seconds" in fault("--drain", "-1")
     assert "fewer than the 8 images of a batch" in fault("--max_queue", "4", "-b", "8")
-    assert "cannot be listened on" in fault("--host", "203.0.113.7")
+    assert "cannot be listened on" in fault("--host", "203.0.113.7", "--insecure")
     (tmp_path / "kserve.py").write_text("raise ModuleNotFoundError('hidden', name='kserve')")
     text = fault(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
     assert text == "error: serve needs kserve, which is not installed; run: pip install '.[serve]'"

@@ -1,0 +1,41 @@
+"""The command token."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.flags import add_command, count
+from pipeline.errors import ConfigError
+from pipeline.terminal import console
+
+
+def add_token(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "token",
+        _token,
+        "make a bearer token for clients of serve, or revoke one",
+        "python -m pipeline token alice --tokens tokens.txt --days 90",
+    )
+    parser.add_argument("name", metavar="NAME", help="whose token it is: letters, digits and . _ @ -")
+    parser.add_argument(
+        "--tokens", type=Path, required=True, metavar="FILE", help="keeps names and hashes, made if it is not there"
+    )
+    parser.add_argument("--days", type=count, metavar="N", help="until it expires (never)")
+    parser.add_argument("--revoke", action="store_true", help="remove all tokens of that name")
+
+
+def _token(args: argparse.Namespace) -> None:
+    from pipeline.serve import tokens
+
+    if args.revoke and args.days is not None:
+        raise ConfigError("--days: is of a new token; leave it out with --revoke")
+    if args.revoke:
+        removed = tokens.revoke(args.tokens, args.name)
+        console.step(f"{args.tokens}: {removed} token(s) of {args.name} removed")
+        return
+    token = tokens.make_token(args.tokens, args.name, args.days)
+    console.note(f"{args.tokens}: the hash of a token of {args.name} added; the token, shown this once:")
+    print(token)

@@ -1,0 +1,105 @@
+"""Who may come in, over REST and gRPC alike: tokens, what one client may take, and the access log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.serve import metrics
+from pipeline.serve.access import AccessLog, Visit
+from pipeline.serve.answers import refusal
+from pipeline.serve.clients import Clients, TooMuchError, network_of
+from pipeline.serve.tokens import Tokens, UnauthorizedError
+
+# What answers anybody: probes have no token, and the page holds nothing that a token keeps.
+_OPEN = {"/", "/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady"}
+_METRICS = "/metrics"
+
+
+@dataclass
+class Door:
+    """What every request passes."""
+
+    tokens: Tokens | None
+    clients: Clients
+    log: AccessLog | None
+    open_metrics: bool = False
+
+    def is_open(self, path: str) -> bool:
+        """Tell whether a path, or a method of gRPC, answers without a token and without limits."""
+        return path in _OPEN or (self.open_metrics and path == _METRICS)
+
+    @contextmanager
+    def logged(self, visit: Visit) -> Iterator[None]:
+        """Log a visit when it ends."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.log is not None:
+                self.log.write(visit, time.perf_counter() - begun)
+
+    @contextmanager
+    def admitted(self, visit: Visit, authorization: str | None) -> Iterator[None]:
+        """Let a visit in, for the body.
+
+        Raises:
+            UnauthorizedError, TooMuchError: it may not come in.
+        """
+        if self.is_open(visit.path):
+            yield
+            return
+        try:
+            visit.name = self.tokens.owner(authorization) if self.tokens is not None else None
+        except UnauthorizedError:
+            metrics.REFUSED.labels("unauthorized").inc()
+            raise
+        client = f"token {visit.name}" if visit.name else network_of(visit.address)
+        try:
+            self.clients.enter(client)
+        except TooMuchError:
+            metrics.REFUSED.labels("client's share").inc()
+            raise
+        try:
+            yield
+        finally:
+            self.clients.leave(client, visit.bytes_in)
+
+
+class Guard:
+    """The door of the REST side: a layer around the application."""
+
+    def __init__(self, app: ASGIApp, *, door: Door) -> None:
+        self._app, self._door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        address = scope["client"][0] if scope.get("client") else ""
+        visit = Visit("http", scope["method"], scope["path"], address)
+
+        async def receiving() -> Message:
+            message = await receive()
+            visit.bytes_in += len(message.get("body", b""))
+            return message
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                visit.status = message["status"]
+            visit.bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        with self._door.logged(visit):
+            try:
+                with self._door.admitted(visit, Headers(scope=scope).get("authorization")):
+                    await self._app(scope, receiving, sending)
+            except UnauthorizedError as err:
+                await refusal(401, str(err), {"www-authenticate": "Bearer"})(scope, receiving, sending)
+            except TooMuchError as err:
+                await refusal(429, f"{err}; try again later")(scope, receiving, sending)

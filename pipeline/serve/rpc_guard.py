@@ -1,0 +1,85 @@
+"""The door of the gRPC side: calls are let in before their message is read, and messages must come in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from pipeline.serve import metrics
+from pipeline.serve.access import Visit
+from pipeline.serve.clients import TooMuchError
+from pipeline.serve.guard import Door
+from pipeline.serve.limits import LEAST_RATE, Room
+from pipeline.serve.tokens import UnauthorizedError
+
+_Code = grpc.StatusCode
+_Handler = Any  # grpc has no types
+
+
+class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Stands before every call.
+
+    A call with one message is read here as a stream of them: so it can be refused before its message, of up to
+    `--max_body`, has come, and one whose message does not come is ended.
+    """
+
+    def __init__(self, door: Door, room: Room) -> None:
+        self._door, self._room = door, room
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[_Handler]], details: Any) -> _Handler:
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        authorization = dict(details.invocation_metadata or ()).get("authorization")
+        method = details.method.rpartition("/")[2]
+
+        async def guarded(requests: AsyncIterator[tuple[int, Any]], context: Any) -> Any:
+            visit = Visit("grpc", "POST", method, _address(context.peer()))
+            with self._door.logged(visit):
+                try:
+                    with self._door.admitted(visit, authorization):
+                        visit.bytes_in, request = await self._message(requests, context)
+                        answer = await handler.unary_unary(request, context)
+                        visit.status = "OK"
+                        return answer
+                except UnauthorizedError as err:
+                    await context.abort(_Code.UNAUTHENTICATED, str(err))
+                except TooMuchError as err:
+                    await context.abort(_Code.RESOURCE_EXHAUSTED, f"{err}; try again later")
+                finally:
+                    code = context.code()
+                    if isinstance(code, _Code) and visit.status == 0:
+                        visit.status = code.name
+
+        def serialize(answer: Any) -> bytes:
+            made: bytes = handler.response_serializer(answer)
+            return made
+
+        return grpc.stream_unary_rpc_method_handler(
+            guarded,
+            request_deserializer=lambda raw: (len(raw), handler.request_deserializer(raw)),
+            response_serializer=serialize,
+        )
+
+    async def _message(self, requests: AsyncIterator[tuple[int, Any]], context: Any) -> tuple[int, Any]:
+        """Return the bytes of a call's message, and what they mean."""
+        # How much of it has come is not known here, so it has the time of the largest.
+        seconds = self._room.patience + self._room.max_body / LEAST_RATE
+        try:
+            return await asyncio.wait_for(requests.__anext__(), seconds)
+        except asyncio.TimeoutError:
+            metrics.REFUSED.labels("body too slow").inc()
+            await context.abort(_Code.DEADLINE_EXCEEDED, f"the message did not come in {seconds:g} s")
+        except StopAsyncIteration:
+            await context.abort(_Code.INVALID_ARGUMENT, "expected one message, got none")
+        raise AssertionError  # abort raises
+
+
+def _address(peer: str) -> str:
+    """Return the address of `ipv4:127.0.0.1:4711` or `ipv6:[::1]:4711`, as gRPC has it."""
+    _, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]")

@@ -1,0 +1,110 @@
+"""TLS of both doors: certificates that may be renewed while the server runs."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from pipeline.errors import ConfigError
+from pipeline.terminal import console
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """What the flags name."""
+
+    certificate: Path  # PEM, the server's own first, then those that vouch for it
+    key: Path  # PEM, without a passphrase
+    client_ca: Path | None = None  # PEM: clients must have a certificate that one of these vouches for
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.certificate, self.key] + ([self.client_ca] if self.client_ca is not None else [])
+
+
+class Certificates:
+    """The certificate that is shown, and whose certificates let clients in.
+
+    Files that change are taken for connections made from then on; those that are open stay as they are.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Read the files.
+
+        Raises:
+            ConfigError: one cannot be read, or they do not fit each other.
+        """
+        self._files = files
+        self._lock = threading.Lock()
+        self._contents, self._context = self._read()
+        # uvicorn keeps the context that it is given. A context may be exchanged when a client says hello.
+        self.context = self._context
+        self.context.sni_callback = self._choose
+        self._given: list[bytes] = self._contents  # to gRPC
+
+    def refresh(self) -> None:
+        """Look at the files again; where they do not fit, what was there before stays."""
+        try:
+            if [path.read_bytes() for path in self._files.paths] == self._contents:
+                return
+            contents, context = self._read()
+        except (OSError, ConfigError) as err:
+            console.warning(f"{err}; the certificate from before stays")
+            return
+        with self._lock:
+            self._contents, self._context = contents, context
+        console.step(f"{self._files.certificate}: read again")
+
+    def rpc_credentials(self) -> grpc.ServerCredentials:
+        """Return what gRPC's port needs; it asks for news at each connection."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._rpc_configuration(),
+            self._rpc_news,
+            require_client_authentication=self._files.client_ca is not None,
+        )
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._context
+
+    def _rpc_news(self) -> object:
+        if self._given is self._contents:
+            return None
+        return self._rpc_configuration()
+
+    def _rpc_configuration(self) -> object:
+        with self._lock:
+            self._given = self._contents
+        certificate, key, *client_ca = self._given
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], *client_ca)
+
+    def _read(self) -> tuple[list[bytes], ssl.SSLContext]:
+        files = self._files
+        for path in files.paths:
+            if not path.is_file():
+                raise ConfigError(f"{path}: no such file; it is to hold a certificate or key in PEM")
+        try:
+            contents = [path.read_bytes() for path in files.paths]
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.set_alpn_protocols(["http/1.1"])
+            context.load_cert_chain(files.certificate, files.key, password=self._no_passphrase)
+            if files.client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(files.client_ca)
+            if contents != [path.read_bytes() for path in files.paths]:
+                raise ConfigError(f"{files.certificate}: is being written")
+        except ssl.SSLError as err:
+            names = ", ".join(str(path) for path in files.paths)
+            raise ConfigError(f"{names}: not a certificate and its key in PEM ({err.reason or err})") from None
+        except OSError as err:
+            raise ConfigError(f"{err.filename or files.key}: cannot be read ({err.strerror})") from None
+        return contents, context
+
+    def _no_passphrase(self) -> str:
+        raise ConfigError(
+            f"{self._files.key}: has a passphrase, and nobody is there to type it; give a key without one"
+        )
