@@ -73,7 +73,7 @@ def running(package: Package, *flags: str) -> Iterator[Server]:
             said = []
             for line in process.stdout:
                 said.append(line)
-                if found := re.search(r"http://(\S+) and grpc://(\S+)", line):
+                if found := re.search(r"https?://(\S+) and grpcs?://(\S+)", line):
                     yield Server(process, package, found[1], found[2])
                     break
             else:

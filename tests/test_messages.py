@@ -70,6 +70,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "commands.package": ("package",),
     "commands.predict": ("predict",),
     "commands.serve": ("serve",),
+    "commands.token": ("token",),
 }
 # Modules whose functions are each of one of these commands: there a flag must be one of any of them.
 SHARED = frozenset({"run.results", "commands.flags", "packages.package", "host.cluster"})

@@ -173,9 +173,15 @@ def _check_name(name: str) -> None:
 def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
+    except FileNotFoundError:
+        raise _absent(path) from None
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read ({err.strerror})") from None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _absent(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: no such file; make one by: python -m pipeline token NAME --tokens {path}")
 
 
 def _lines(path: Path, *, must_exist: bool = False) -> list[str]:
@@ -185,9 +191,7 @@ def _lines(path: Path, *, must_exist: bool = False) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         if must_exist:
-            raise ConfigError(
-                f"{path}: no such file; make one by: python -m pipeline token NAME --tokens {path}"
-            ) from None
+            raise _absent(path) from None
         return []
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: cannot be read ({getattr(err, 'strerror', None) or 'it is no text'})") from None

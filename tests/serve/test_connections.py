@@ -7,14 +7,18 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_fixtures import NAME, TinyWorkspace
 from serve_fixtures import Server, encoded, running
 
+grpc = pytest.importorskip("grpc", reason="serve's packages are not installed: pip install '.[serve]'")
+StatusCode = grpc.StatusCode
 if importlib.util.find_spec("kserve") is None:
     pytest.skip("serve's packages are not installed: pip install '.[serve]'", allow_module_level=True)
 
@@ -182,6 +186,42 @@ def test_a_thousand_idle_connections_do_not_keep_others_out(server: Server) -> N
     finally:
         for connection in idle:
             connection.close()
+
+
+def rpc(server: Server, messages: Iterator[bytes]) -> Any:
+    """Call a method with a stream of messages, which takes one."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(messages, timeout=20)
+        return caught.value
+
+
+def test_a_message_over_grpc_that_does_not_come_is_refused(server: Server) -> None:
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(20)
+        yield from ()
+
+    begun = time.monotonic()
+    found = rpc(server, nothing())
+    over.set()
+    assert (found.code(), found.details()) == (StatusCode.DEADLINE_EXCEEDED, "the message did not come in 5.5 s")
+    assert 5 < time.monotonic() - begun < 10
+    found = rpc(server, iter(()))
+    assert (found.code(), found.details()) == (StatusCode.INVALID_ARGUMENT, "expected one message, got none")
+
+
+@pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01"])
+def test_what_is_no_grpc_is_let_go(server: Server, sent: bytes) -> None:
+    host, port = server.grpc.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(sent)
+        begun = time.monotonic()
+        while connection.recv(1 << 16):
+            pass
+        assert time.monotonic() - begun < PATIENCE + 5
 
 
 def test_the_server_is_well_after_all_that(server: Server) -> None:
