@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -38,36 +39,86 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
     at_batch = _shapes_at(model, size)
     names, done = Names(model), set[str]()
     for _ in range(_MOST_ROUNDS):
-        shapes, constants = shapes_of(model), constants_of(model.graph)
-        changed = False
+        known = _Known(shapes_of(model), at_batch, constants_of(model.graph), size)
+        stale: set[str] = set()  # what depends on a node that changed in this round: its shapes are known in the next
         for node in list(model.graph.node):
-            if node.output[0] in done:
-                continue
-            if node.op_type == "Reshape" and node.input[1] in constants:
-                source = shapes.get(node.input[0], [])
-                if _free_axis(source) is None:
-                    continue
-                done.add(node.output[0])
-                values = numpy_helper.to_array(constants[node.input[1]]).tolist()
-                freed = _freed(node, source, values, at_batch, size)
-                if freed != values and 0 in values and integer(node, "allowzero", 0):  # no elements: -1 has no meaning
-                    node.input[1] = _shape_with_batch(model.graph, names, node, node.input[0], values[1:])
-                    changed = True
-                elif freed != values:
-                    remove_attributes(node, "allowzero")
-                    node.input[1] = integers_tensor(model.graph, names, f"{node.output[0]}_shape", freed)
-                    changed = True
-            elif node.op_type == "Resize" and _free_resize(model.graph, names, node, constants, size):
-                done.add(node.output[0])
-                changed = True
-            elif node.op_type == "Expand" and node.input[1] in constants:
-                changed |= _free_expand(model.graph, names, node, shapes, constants, size)
-            elif node.op_type == "Concat" and _free_concat(model.graph, names, node, shapes, constants, size):
-                done.add(node.output[0])
-                changed = True
-        if not changed:
+            if not stale.isdisjoint(node.input) or (
+                node.output[0] not in done and _free(model.graph, names, node, known, done)
+            ):
+                stale.update(node.output)
+        if not stale:
             break
     remove_unused(model.graph)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a round knows."""
+
+    shapes: dict[str, list[int | str | None]]  # with the batch free as far as it is freed
+    at_batch: dict[str, list[int | str | None]]  # with the batch that the file fixed
+    constants: dict[str, onnx.TensorProto]
+    batch: int
+
+
+def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known, done: set[str]) -> bool:
+    """Free one node, and note in `done` that it needs no further look; tell whether it changed."""
+    changed = False
+    if node.op_type == "Reshape" and node.input[1] in known.constants:
+        if _free_axis(known.shapes.get(node.input[0], [])) is None:
+            return False
+        done.add(node.output[0])
+        return _free_reshape(graph, names, node, known)
+    if node.op_type == "Resize":
+        changed = _free_resize(graph, names, node, known.constants, known.batch)
+    elif node.op_type == "Expand" and node.input[1] in known.constants:
+        return _free_expand(graph, names, node, known.shapes, known.constants, known.batch)
+    elif node.op_type == "Concat":
+        changed = _free_concat(graph, names, node, known.shapes, known.constants, known.batch)
+    elif node.op_type == "Gather" and node.input[1] in known.constants:
+        changed = _free_gather(graph, names, node, known)
+    if changed:
+        done.add(node.output[0])
+    return changed
+
+
+def _free_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
+    values = numpy_helper.to_array(known.constants[node.input[1]]).tolist()
+    freed = _freed(node, known.shapes[node.input[0]], values, known.at_batch, known.batch)
+    if freed == values:
+        return False
+    if 0 in values and integer(node, "allowzero", 0):  # no elements: -1 has no meaning
+        node.input[1] = _shape_with_batch(graph, names, node, node.input[0], values[1:])
+    else:
+        remove_attributes(node, "allowzero")
+        node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", freed)
+    return True
+
+
+def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
+    """Let a Gather among all values of a batch, as torch's as_strided becomes, pick the same of each image.
+
+    Its constant places are [batch, ...], and those of each image lie behind those of the one before by the values that
+    an image has.
+    """
+    before, flat = known.at_batch.get(node.input[0], []), known.shapes.get(node.input[0], [])
+    places = numpy_helper.to_array(known.constants[node.input[1]])
+    batch = known.batch
+    if integer(node, "axis", 0) != 0 or len(before) != 1 or not isinstance(before[0], int) or _free_axis(flat) is None:
+        return False
+    if before[0] % batch or places.ndim < 2 or len(places) != batch:
+        return False
+    values = before[0] // batch  # of an image
+    behind = values * np.arange(batch).reshape(-1, *[1] * (places.ndim - 1))
+    if not ((places - behind == places[:1]).all() and (places[0] >= 0).all() and (places[0] < values).all()):
+        return False
+    rows = names.free(f"{node.output[0]}_rows")
+    shape = integers_tensor(graph, names, f"{rows}_shape", [-1, values])
+    _insert_before(graph, node, helper.make_node("Reshape", [node.input[0], shape], [rows], names.free(f"{rows}_node")))
+    node.input[:] = [rows, add_constant(graph, names, f"{node.output[0]}_places", places[0])]
+    remove_attributes(node, "axis")
+    node.attribute.append(helper.make_attribute("axis", 1))
+    return True
 
 
 def keep_batch_in_squeezes(model: onnx.ModelProto) -> None:

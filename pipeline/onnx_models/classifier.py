@@ -1,6 +1,7 @@
 """Any ONNX classifier, brought into the form that quantization needs.
 
-That form: one float32 input [N, 3, H, W] with a free batch axis, one float32 output [N, classes], opset 17 to 21 (a
+That form: one float32 input [N, 3, H, W], one float32 output [N, classes], with a free batch axis (or N = 1 where
+what the file computes cannot be computed of more images at once), opset 17 to 21 (a
 later one only where an operator needs it), no graphs inside nodes, batch norms folded into convolutions, Gemms without
 alpha and beta. This module is the door; the steps are in the modules that it imports.
 """
@@ -8,9 +9,11 @@ alpha and beta. This module is the door; the steps are in the modules that it im
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -22,7 +25,8 @@ from pipeline.onnx_models import files as onnx_files
 from pipeline.onnx_models.files import check, files
 from pipeline.onnx_models.forms import cut_class
 from pipeline.onnx_models.opsets import OPSET
-from pipeline.onnx_models.run import RUNTIME_ERRORS, check_batch, relative_error, run, run_each, run_in_chunks
+from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.run import MIXED, RUNTIME_ERRORS, check_batch, relative_error, run, run_each, run_in_chunks
 from pipeline.onnx_models.scores import find_scores
 
 __all__ = [
@@ -58,33 +62,44 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     forms.check_inference(model, path)
     forms.to_float32(model)
     branches.inline_branches(model, path)
-    model = _fold(model, path)
+    # Transposes stay until the batch is free: of one image, its axis may take the place of any other of size 1.
+    model = _fold(model, path, without=("TransposeOptimizer",))
     forms.name_nodes(model)
     # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
     signature.declare_shapes(model, chw)
     onnx_batch.keep_batch_in_squeezes(model)
     axes.name_all_axes(model, batch)
     onnx_batch.free_batch(model, batch)
+    model = _fold(model, path)
+    forms.name_nodes(model)
     pooling.use_global_pooling(model)
     pooling.pad_before_means(model)
     clips.use_clips(model)
     pads.fold_pads(model)
     forms.simplify_gemms(model)
     forms.drop_last_casts(model)
-    _finish_output(model, chw, path)
+    if not _finish_output(model, chw) and not RawFile(path, output).takes_batch(_noise(chw)):
+        signature.fix_batch(model)  # of one image it computes what the file does; runtimes then loop
+        _finish_output(model, chw)
     forms.name_nodes(model)
     return model
 
 
-def _fold(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Fold batch norms and constants with ONNX Runtime's basic optimizations, which keep to standard operators."""
+def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onnx.ModelProto:
+    """Fold batch norms and constants with ONNX Runtime's basic optimizations, which keep to standard operators.
+
+    Args:
+        without: names of optimizers that are left out.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
         options.log_severity_level = 4  # what goes wrong is raised
         try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*without]
+            )
         except RUNTIME_ERRORS as err:
             reason = str(err).strip().partition("\n")[0]
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
@@ -98,16 +113,29 @@ def _fold(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return folded
 
 
-def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int], path: Path) -> None:
-    """Flatten and declare the output as a batch of two images has it; `check_batch` says what is wrong with others."""
+def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:
+    """Flatten and declare the output as two images have it; `check_batch` says what is wrong with others.
+
+    Returns:
+        Whether each gets in a batch what it gets alone.
+    """
+    images = _noise(chw)
     try:
-        found = run(model, np.zeros((2, *chw), np.float32))
+        first, second, found = run_each(model, [images[:1], images[1:], images])
     except DataError:
-        return
+        return False
+    if found.ndim < 2 or len(found) != 2 or first.shape != (1, *found.shape[1:]):
+        return False
     forms.flatten_output(model, found.shape)
     classes = [size for size in found.shape[1:] if size > 1]
-    if len(found) == 2 and len(classes) == 1:
+    if len(classes) == 1:
         signature.declare_classes(model, classes[0])
+    alone = np.concatenate([first, second])
+    return not relative_error(alone, found) > MIXED  # NaN is for `check_batch`
+
+
+def _noise(chw: tuple[int, int, int]) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(2, *chw)).astype(np.float32)
 
 
 def append_softmax(model: onnx.ModelProto) -> None:

@@ -86,6 +86,16 @@ class RawFile:
             found.append(outputs[: len(chunk)])
         return np.concatenate(found)
 
+    def takes_batch(self, images_nchw: Float32) -> bool:
+        """Tell whether the file runs on these images at once, several, and answers for each."""
+        if self.batch is not None:
+            return self.batch > 1
+        try:
+            outputs = self._run([self.output], self.feed(images_nchw))[0]
+        except DataError:
+            return False
+        return np.asarray(outputs).shape[:1] == (len(images_nchw),)
+
     def _outputs(self, images_nchw: Float32) -> Float32:
         """Return float32 [images, classes]; one image at a time where the file takes no more."""
         is_fixed = self.batch is not None or len(images_nchw) == 1

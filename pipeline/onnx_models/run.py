@@ -24,6 +24,7 @@ RUNTIME_ERRORS = (
 )
 onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
 _CHUNK = 4
+MIXED = 1e-3  # of the largest output: beyond it, an image's answers depend on the others of its batch
 
 
 def run(model: onnx.ModelProto, batch_nchw: Float32) -> Float32:
@@ -36,18 +37,27 @@ def run(model: onnx.ModelProto, batch_nchw: Float32) -> Float32:
 
 
 def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32]) -> list[Float32]:
-    """Return `run` of every batch; the model is loaded once."""
+    """Return `run` of every batch; the model is loaded once. One that takes one image at a time gets them so."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
     outputs: list[Float32] = []
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        name, alone = model.graph.input[0].name, takes_one_image(model)
         for batch_nchw in batches_nchw:
-            outputs.append(session.run(None, {model.graph.input[0].name: batch_nchw})[0])
+            parts = np.split(batch_nchw, len(batch_nchw)) if alone else [batch_nchw]
+            made = [session.run(None, {name: part})[0] for part in parts]
+            outputs.append(made[0] if len(made) == 1 else np.concatenate(made))
     except RUNTIME_ERRORS as err:
         size = len(batches_nchw[len(outputs)])
         raise DataError(f"model does not take a batch of {size}: {str(err).strip()}") from None
     return outputs
+
+
+def takes_one_image(model: onnx.ModelProto) -> bool:
+    """Tell whether the model's batch is fixed at 1: whoever runs it has to loop."""
+    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
+    return bool(dim.HasField("dim_value")) and dim.dim_value == 1
 
 
 def run_in_chunks(model: onnx.ModelProto, images_nchw: Float32) -> Float32:
@@ -65,13 +75,13 @@ def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
     try:
         *single, together = run_each(model, [*(image[None] for image in batch_nchw), batch_nchw])
     except DataError as err:
-        raise DataError(f"{path}: {err}; export it with a free batch axis") from None
+        raise DataError(f"{path}: {err}; export it with a free batch axis, or for one image") from None
     if together.ndim != 2 or len(together) != len(batch_nchw) or together.shape[1] < 2:
         found = f"output is {list(together.shape)} for {len(batch_nchw)} images"
         raise DataError(f"{path}: {found}; wanted [N, classes]{_shape_advice(together.shape)}")
     if not np.isfinite(together).all():
         raise DataError(f"{path}: output holds NaN or Inf on real images; {_finite_advice(model)}")
-    if relative_error(np.concatenate(single), together) > 1e-3:
+    if relative_error(np.concatenate(single), together) > MIXED:
         raise DataError(f"{path}: images in a batch get other answers than alone; export it with a free batch axis")
     return int(together.shape[1])
 

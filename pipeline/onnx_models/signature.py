@@ -121,11 +121,19 @@ def declare_shapes(model: onnx.ModelProto, chw: tuple[int, int, int]) -> None:
     del model.graph.value_info[:]
 
 
+def fix_batch(model: onnx.ModelProto) -> None:
+    """Declare the input as one image, and forget the output's shape."""
+    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
+    dim.Clear()
+    dim.dim_value = 1
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+
+
 def declare_classes(model: onnx.ModelProto, classes: int) -> None:
-    """Declare the output [N, classes]."""
+    """Declare the output [N, classes], N as of the input."""
     shape = model.graph.output[0].type.tensor_type.shape
     del shape.dim[:]
-    shape.dim.add().dim_param = BATCH
+    shape.dim.add().CopyFrom(model.graph.input[0].type.tensor_type.shape.dim[0])
     shape.dim.add().dim_value = classes
 
 

@@ -175,21 +175,28 @@ def _triton_config(package: Package, wanted: Wanted) -> str:
     """Return config.pbtxt: complete, so that no backend has to find out anything by itself."""
     with open_backend(Runtime.AUTO, package.model, batch=1, placement=place(1, 1)) as backend:
         given, made = backend.input, backend.output
-    preferred = sorted({size for size in (8, 16, wanted.batch) if size <= wanted.batch})
+    one = [] if package.batch is None else [package.batch]  # the batch, where the model has it fixed
+    scores = [*one, len(package.classes())]
+    batching = [] if one else [_batching(wanted.batch)]
     lines = [
         f'name: "{package.name}"',
         f'backend: "{wanted.backend.value}"',
-        f"max_batch_size: {wanted.batch}",
+        f"max_batch_size: {0 if one else wanted.batch}",
         "input [",
-        f'  {{ name: "{given.name}" data_type: {_DTYPES[given.dtype]} dims: {list(package.input_chw)} }}',
+        f'  {{ name: "{given.name}" data_type: {_DTYPES[given.dtype]} dims: {[*one, *package.input_chw]} }}',
         "]",
         "output [",
-        f'  {{ name: "{made.name}" data_type: TYPE_FP32 dims: [{len(package.classes())}] label_filename: "{LABELS}" }}',
+        f'  {{ name: "{made.name}" data_type: TYPE_FP32 dims: {scores} label_filename: "{LABELS}" }}',
         "]",
-        f"dynamic_batching {{ preferred_batch_size: {preferred} max_queue_delay_microseconds: {_QUEUE_DELAY_US} }}",
+        *batching,
         f"instance_group [ {{ count: {wanted.instances} kind: KIND_CPU }} ]",
     ]
     if wanted.backend is TritonBackend.ONNXRUNTIME:
         value = f'{{ string_value: "{wanted.threads}" }}'
         lines.append(f'parameters {{ key: "intra_op_thread_count" value: {value} }}')
     return "\n".join([*lines, ""])
+
+
+def _batching(batch: int) -> str:
+    preferred = sorted({size for size in (8, 16, batch) if size <= batch})
+    return f"dynamic_batching {{ preferred_batch_size: {preferred} max_queue_delay_microseconds: {_QUEUE_DELAY_US} }}"

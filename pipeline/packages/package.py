@@ -65,6 +65,11 @@ class Package:
         return str(self.facts.get("dtype", "int8"))
 
     @property
+    def batch(self) -> int | None:
+        """How many images the model takes at a time, 1; None: any number. Runtimes here take any, and loop."""
+        return self.facts.get("batch")
+
+    @property
     def takes_pixels(self) -> bool:
         """Whether the model reads uint8 pixels, resized and cropped, and normalises by itself."""
         return self.facts.get("input_dtype") == "uint8"

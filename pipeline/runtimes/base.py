@@ -60,6 +60,11 @@ class Placement:
     threads: int  # cores for all of them together
 
 
+def parts_of(batch_nchw: Batch, size: int) -> list[Batch]:
+    """Return a batch in parts of `size` images, the last perhaps smaller: models of a fixed batch are run in a loop."""
+    return [batch_nchw[start : start + size] for start in range(0, len(batch_nchw), size)]
+
+
 class Backend(Protocol):
     """A loaded model. `infer` may be called from several threads; what it returns is the caller's to keep."""
 

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
 from pipeline.host.hardware import instruction_sets, saturates
-from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
+from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
 
 onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -45,18 +45,20 @@ class OnnxRuntimeBackend:
         sessions = [_open(model, source, options) for _ in range(1 if threads == 1 else placement.streams)]
         self._sessions = Engines([sessions[stream % len(sessions)] for stream in range(placement.streams)])
         given, made = sessions[0].get_inputs()[0], sessions[0].get_outputs()[0]
+        self._loops = given.shape[0] == 1
         self.input = TensorSpec(given.name, _DTYPES.get(given.type, given.type), _shape(given.shape))
         self.output = TensorSpec(made.name, "float32", _shape(made.shape))
 
     def infer(self, batch_nchw: Batch) -> Output:
         self.input.check(batch_nchw, self._batch)
-        feed = {self.input.name: np.ascontiguousarray(batch_nchw)}
+        name, out = self.input.name, self.output.name
+        parts = parts_of(np.ascontiguousarray(batch_nchw), 1 if self._loops else len(batch_nchw))
         with self._sessions.borrow() as session:
             try:
-                output: Output = session.run([self.output.name], feed)[0]
+                outputs: list[Output] = [session.run([out], {name: part})[0] for part in parts]
             except _ERRORS as err:
                 raise BackendError(f"ONNX Runtime failed on {len(batch_nchw)} images ({_reason(err)})") from None
-        return output
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def close(self) -> None:
         self._sessions.close()
@@ -99,9 +101,10 @@ def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
     options = _options(threads)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _open(model, str(model), options)
-    name = session.get_inputs()[0].name
+    given = session.get_inputs()[0]
+    parts = [part for batch in batches for part in parts_of(batch, 1 if given.shape[0] == 1 else len(batch))]
     try:
-        return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+        return np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
     except _ERRORS as err:
         raise BackendError(f"{model}: ONNX Runtime fails without optimizations ({_reason(err)})") from None
 
@@ -154,4 +157,5 @@ def _reason(err: Exception) -> str:
 
 
 def _shape(axes: list[int | str | None]) -> tuple[int | None, ...]:
-    return tuple(axis if isinstance(axis, int) else None for axis in axes)
+    """The batch axis is reported free: `infer` takes any size, also of a model that takes one image at a time."""
+    return (None, *(axis if isinstance(axis, int) else None for axis in axes[1:]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import BackendError
 from pipeline.host.hardware import MAX_ISA, is_arm
-from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec
+from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
 
 # With this package OpenVINO reports its import to Google Analytics, from a process that it forks beside our threads,
 # and writes files to the home folder. Where the package cannot be imported, it uses a stub.
@@ -32,7 +32,7 @@ class OpenVinoBackend:
     """One compiled model with as many streams as requests run at the same time.
 
     The batch is fixed when the model is compiled: with a free batch axis OpenVINO picks slower kernels. Smaller batches
-    are padded and the padding is cut off again.
+    are padded and the padding is cut off again. A model that takes one image at a time is run in a loop.
     """
 
     name = "openvino"
@@ -40,11 +40,12 @@ class OpenVinoBackend:
 
     def __init__(self, model: Path, batch: int, placement: Placement) -> None:
         self.placement = placement
-        self._batch = batch
+        self._most = batch
         compiled = compile_model(model, batch, placement)
+        self._batch = int(compiled.inputs[0].shape[0])  # 1 of a model that takes no more, whatever was asked for
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
-        nothing = np.zeros((batch, *(axis or 1 for axis in self.input.shape[1:])), self.input.dtype)
+        nothing = np.zeros((self._batch, *(axis or 1 for axis in self.input.shape[1:])), self.input.dtype)
         requests = [compiled.create_infer_request() for _ in range(placement.streams)]
         for request in requests:
             # One at a time: two threads that both made the first call to a fresh model hung once.
@@ -52,20 +53,21 @@ class OpenVinoBackend:
         self._requests = Engines(requests)
 
     def infer(self, batch_nchw: Batch) -> Output:
-        self.input.check(batch_nchw, self._batch)
+        self.input.check(batch_nchw, self._most)
         images = len(batch_nchw)
         if images < self._batch:
             padded = np.zeros((self._batch, *batch_nchw.shape[1:]), batch_nchw.dtype)
             padded[:images] = batch_nchw
             batch_nchw = padded
-        feed = [np.ascontiguousarray(batch_nchw)]
+        outputs: list[Output] = []
         with self._requests.borrow() as request:
-            try:
-                request.infer(feed, share_inputs=True)
-            except RuntimeError as err:
-                raise BackendError(f"OpenVINO failed on {images} images ({_reason(err)})") from None
-            output: Output = request.get_output_tensor(0).data[:images].copy()
-        return output
+            for part in parts_of(np.ascontiguousarray(batch_nchw), self._batch):
+                try:
+                    request.infer([part], share_inputs=True)
+                except RuntimeError as err:
+                    raise BackendError(f"OpenVINO failed on {images} images ({_reason(err)})") from None
+                outputs.append(request.get_output_tensor(0).data[:images].copy())
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def close(self) -> None:
         self._requests.close()
@@ -74,7 +76,7 @@ class OpenVinoBackend:
 def compile_model(
     model: Path, batch: int, placement: Placement, more: Mapping[str, object] | None = None
 ) -> openvino.CompiledModel:
-    """Compile for one batch size, with `more` of OpenVINO's own properties.
+    """Compile for one batch size, 1 where the model takes no more, with `more` of OpenVINO's own properties.
 
     Raises:
         BackendError: it refuses the model.
@@ -83,7 +85,7 @@ def compile_model(
     try:
         network = core.read_model(str(model))
         shape = network.inputs[0].get_partial_shape()
-        shape[0] = batch
+        shape[0] = shape[0].get_length() if shape[0].is_static else batch
         network.reshape({network.inputs[0]: shape})
         settings = {
             "NUM_STREAMS": placement.streams,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BackendError
-from pipeline.runtimes.base import Batch, Runtime
+from pipeline.runtimes.base import Batch, Runtime, parts_of
 
 
 class Work(Enum):
@@ -65,14 +65,16 @@ def _openvino(model: Path, images: Batch, threads: int, runs: int) -> list[Layer
 
     compiled = compile_model(model, len(images), Placement(1, threads), {"PERF_COUNT": True})
     request = compiled.create_infer_request()
+    parts = parts_of(images, int(compiled.inputs[0].shape[0]))
     totals: dict[str, float] = defaultdict(float)
     kinds: dict[str, tuple[str, str]] = {}
     for run in range(runs + 1):
-        request.infer([images], share_inputs=True)
-        for node in request.profiling_info if run else []:
-            if node.status == node.Status.EXECUTED:
-                totals[node.node_name] += node.real_time.total_seconds()
-                kinds[node.node_name] = (node.node_type, node.exec_type)
+        for part in parts:
+            request.infer([part], share_inputs=True)
+            for node in request.profiling_info if run else []:
+                if node.status == node.Status.EXECUTED:
+                    totals[node.node_name] += node.real_time.total_seconds()
+                    kinds[node.node_name] = (node.node_type, node.exec_type)
     return [
         LayerTime(name, *kinds[name], work=_work(*kinds[name]), seconds=seconds / runs)
         for name, seconds in totals.items()
@@ -84,9 +86,10 @@ def _onnxruntime(model: Path, images: Batch, threads: int, runs: int, wide_weigh
 
     with tempfile.TemporaryDirectory() as folder:
         session = open_profiled(model, threads, Path(folder) / "profile", wide_weights=wide_weights)
-        feed = {session.get_inputs()[0].name: images}
-        for _ in range(runs + 1):
-            session.run(None, feed)
+        given = session.get_inputs()[0]
+        parts = parts_of(images, 1 if given.shape[0] == 1 else len(images))
+        for part in parts * (runs + 1):
+            session.run(None, {given.name: part})
         text = Path(session.end_profiling()).read_text(encoding="utf-8")
     try:
         events: list[dict[str, Any]] = json.loads(text)
@@ -100,7 +103,7 @@ def _onnxruntime(model: Path, images: Batch, threads: int, runs: int, wide_weigh
     for name, runs_of_it in by_node.items():
         operator = str(runs_of_it[0]["args"]["op_name"])
         kernel = str(runs_of_it[0]["args"].get("provider", ""))
-        seconds = sum(event["dur"] for event in runs_of_it[1:]) * 1e-6 / runs
+        seconds = sum(event["dur"] for event in runs_of_it[len(parts) :]) * 1e-6 / runs
         found.append(LayerTime(name, operator, kernel, _work(operator, kernel), seconds))
     return found
 

@@ -11,7 +11,7 @@ from pipeline.onnx_models.scores import Scores
 
 MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
 GIVEN = "given.json"  # export: how the float32 model answers beside the file, or the network, that it was made of
-SCORES = "scores.json"  # export: what the model's outputs are
+SCORES = "scores.json"  # export: what the model's outputs are, and its batch where that is fixed
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
@@ -36,6 +36,12 @@ def float32_model(inputs: Mapping[str, Path]) -> Path:
 def read_scores(export: Path) -> Scores:
     """Return what the outputs of the exported model are."""
     return Scores(json.loads((export / SCORES).read_text(encoding="utf-8"))["scores"])
+
+
+def read_batch(export: Path) -> int | None:
+    """Return how many images the exported model takes at a time; None: any number."""
+    batch: int | None = json.loads((export / SCORES).read_text(encoding="utf-8")).get("batch")
+    return batch
 
 
 def write_notes(out: Path, lines: Sequence[str]) -> None:

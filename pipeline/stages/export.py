@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import Given, check_given, compare
+from pipeline.onnx_models.run import takes_one_image
 from pipeline.onnx_models.scores import describe, find_scores
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
 from pipeline.stages.settings import InputFile
@@ -39,6 +40,7 @@ from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 if TYPE_CHECKING:
     from torch import nn
 
+_ALONE = "its batch of 1 cannot be freed: the network takes one image at a time, and larger requests run in a loop"
 _CHECKED_IMAGES = 4  # alone and in a batch
 _COMPARED_IMAGES = 16  # with what the model was made of
 
@@ -176,11 +178,13 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     exported = export(settings, images, samples, num_classes=classes)
     if not samples:
         write_classes(out / CLASSES, usual_classes(exported.classes))
-    write_notes(out, describe(find_scores(exported.model), settings.softmax))
+    alone = takes_one_image(exported.model)
+    notes = [f"{settings.checkpoint.path if settings.checkpoint else settings.model}: {_ALONE}"] if alone else []
+    write_notes(out, [*notes, *describe(find_scores(exported.model), settings.softmax)])
     if settings.softmax:
         classifier.append_softmax(exported.model)
     onnx.save(exported.model, out / MODEL)
-    write_json(out / SCORES, {"scores": find_scores(exported.model).value})
+    write_json(out / SCORES, {"scores": find_scores(exported.model).value, **({"batch": 1} if alone else {})})
     write_json(out / GIVEN, exported.given.as_dict())
 
 

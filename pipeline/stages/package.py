@@ -78,6 +78,7 @@ def _facts(settings: Settings, inputs: Mapping[str, Path], report: Mapping[str, 
         "percentile": settings.percentile,
         "target": Target.ANY.value,
     }
+    batch = names.read_batch(inputs["export"])
     workspace = {"float32_model": inputs["export"] / names.MODEL}
     if "quantize" in inputs:
         workspace["quantized_from"] = names.float32_model(inputs)
@@ -88,6 +89,7 @@ def _facts(settings: Settings, inputs: Mapping[str, Path], report: Mapping[str, 
         "name": settings.name,
         "dtype": settings.precision.value,
         "input": list(settings.input_chw),
+        **({} if batch is None else {"batch": batch}),
         "input_dtype": report.get("input", "float32"),
         "scores": names.read_scores(inputs["export"]).value,
         **(calibration if settings.precision is Precision.INT8 else {"calibrate_mode": "none"}),

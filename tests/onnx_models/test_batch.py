@@ -11,7 +11,12 @@ import onnx
 import pytest
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, save
 
+from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
+from pipeline.onnx_models.run import takes_one_image
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
+from pipeline.runtimes.ort import run_exact
 
 FC = RNG.normal(size=(4, 5)).astype(np.float32)
 
@@ -84,6 +89,120 @@ def test_load_frees_windows_that_are_folded_into_the_batch(tmp_path: Path, batch
         *(node("Reshape", "s back", "b"), node("Reshape", "b flat", "y")),
     ]
     load_and_compare(save(tmp_path / "m.onnx", nodes, 17, constants, dims=(batch, *CHW)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_load_frees_windows_of_reshapes_that_leave_their_last_axis_open(tmp_path: Path, batch: int) -> None:
+    """Where an earlier Reshape still has the fixed batch, shape inference puts it into the axis that is left open."""
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "cut": np.array([batch, 3, 2, 4, 2, 4]),
+        "rows": np.array([batch * 4, 48]),
+        "w": RNG.normal(size=(48, 18)).astype(np.float32),
+        "heads": np.array([batch * 4, 3, 2, -1]),
+        "joined": np.array([batch * 4, 18]),
+        "back": np.array([batch, 2, 2, 18]),
+        "flat": np.array([batch, 72]),
+    }
+    nodes = [
+        *(node("Reshape", "x cut", "p"), node("Transpose", "p", "t", perm=[0, 2, 4, 1, 3, 5])),
+        *(node("Reshape", "t rows", "r"), node("MatMul", "r w", "m"), node("Reshape", "m heads", "h")),
+        *(node("Transpose", "h", "ht", perm=[0, 2, 1, 3]), node("Reshape", "ht joined", "j")),
+        *(node("Reshape", "j back", "b"), node("Reshape", "b flat", "y")),
+    ]
+    load_and_compare(save(tmp_path / "m.onnx", nodes, 17, constants, dims=(batch, *CHW)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_load_frees_a_gather_among_all_values(tmp_path: Path, batch: int) -> None:
+    """What torch.export makes of as_strided: the values of each image lie behind those of the one before."""
+    places = RNG.permutation(3 * 8 * 8)[:60].reshape(5, 4, 3)
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "all": np.array([-1]),
+        "places": np.stack([places + image * 192 for image in range(batch)]),
+    }
+    nodes = flat(node("Reshape", "x all", "v"), node("Gather", "v places", "a", axis=0))
+    load_and_compare(save(tmp_path / "m.onnx", nodes, 17, constants, dims=(batch, *CHW)))
+
+
+def test_load_frees_patches_of_a_map_that_is_one_patch(tmp_path: Path) -> None:
+    """MobileViT at its smallest: axes of size 1 that an optimizer would take for the batch's, of one image."""
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "w": RNG.normal(size=(6, 3, 4, 4)).astype(np.float32),
+        "cut": np.array([6, 1, 2, 2]),
+        "patches": np.array([1, 6, 1, 4]),
+        "pixels": np.array([4, 1, 6]),
+        "fc": RNG.normal(size=(6, 6)).astype(np.float32),
+        "apart": np.array([1, 4, 1, 6]),
+        "planes": np.array([6, 1, 2, 2]),
+        "back": np.array([1, 6, 2, 2]),
+        "v": RNG.normal(size=(5, 6, 1, 1)).astype(np.float32),
+    }
+    nodes = flat(
+        *(node("Conv", "x w", "c", strides=[4, 4]), node("Reshape", "c cut", "p")),
+        *(node("Transpose", "p", "pt", perm=[0, 2, 1, 3]), node("Reshape", "pt patches", "q")),
+        *(
+            node("Transpose", "q", "qt", perm=[0, 3, 2, 1]),
+            node("Reshape", "qt pixels", "k"),
+            node("MatMul", "k fc", "m"),
+        ),
+        *(
+            node("Softmax", "m", "s", axis=-1),
+            node("Reshape", "s apart", "z"),
+            node("Transpose", "z", "zt", perm=[0, 3, 2, 1]),
+        ),
+        *(
+            node("Reshape", "zt planes", "l"),
+            node("Transpose", "l", "lt", perm=[0, 2, 1, 3]),
+            node("Reshape", "lt back", "b"),
+        ),
+        node("Conv", "b v", "a"),
+    )
+    load_and_compare(save(tmp_path / "m.onnx", nodes, 17, constants, dims=(1, *CHW)))
+
+
+def mixing() -> tuple[list[onnx.NodeProto], dict[str, npt.NDArray[np.generic]]]:
+    """A softmax over all there is: of one image a function of that image, of two of both."""
+    constants = {"all": np.array([1, 3 * 8 * 8]), "fc": RNG.normal(size=(192, 5)).astype(np.float32)}
+    nodes = [
+        *(node("Flatten", "x", "f", axis=0), node("Softmax", "f", "s", axis=1)),
+        *(node("Reshape", "s all", "r"), node("MatMul", "r fc", "y")),
+    ]
+    return nodes, constants
+
+
+def test_load_keeps_a_batch_of_one_that_cannot_be_freed(tmp_path: Path) -> None:
+    nodes, constants = mixing()
+    path = save(tmp_path / "m.onnx", nodes, 17, constants, dims=(1, *CHW))
+    model = load_and_compare(path)
+    assert takes_one_image(model)
+    assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == [1, 5]
+    assert classifier.check_batch(model, IMAGES, path) == 5
+
+
+def test_load_keeps_a_batch_of_one_when_the_file_calls_it_free(tmp_path: Path) -> None:
+    """Exports with dynamic_axes whose inside has the batch of the example: they run on one image only."""
+    nodes, constants = mixing()
+    assert takes_one_image(load_and_compare(save(tmp_path / "m.onnx", nodes, 17, constants)))
+
+
+def test_check_batch_refuses_a_larger_batch_that_cannot_be_freed(tmp_path: Path) -> None:
+    constants = {"all": np.array([-1, 192]), "w": RNG.normal(size=(2, 192)).astype(np.float32)}
+    nodes = [node("Reshape", "x all", "r"), node("Add", "r w", "y")]
+    path = save(tmp_path / "m.onnx", nodes, 17, constants, dims=(2, *CHW))
+    with pytest.raises(DataError, match="export it with a free batch axis, or for one image"):
+        classifier.check_batch(classifier.load(path, CHW), IMAGES, path)
+
+
+@pytest.mark.parametrize("runtime", installed_runtimes())
+def test_backend_loops_over_a_model_of_one_image(tmp_path: Path, runtime: Runtime) -> None:
+    nodes, constants = mixing()
+    model = classifier.load(save(tmp_path / "m.onnx", nodes, 17, constants, dims=(1, *CHW)), CHW)
+    onnx.save(model, tmp_path / "loaded.onnx")
+    expected = np.concatenate([classifier.run(model, image[None]) for image in IMAGES])
+    with open_backend(runtime, tmp_path / "loaded.onnx", batch=4, placement=place(1, 1)) as backend:
+        assert (backend.input.shape[0], backend.output.shape[0]) == (None, None)
+        np.testing.assert_allclose(backend.infer(IMAGES), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run_exact(tmp_path / "loaded.onnx", [IMAGES], 1), expected, rtol=1e-4, atol=1e-6)
 
 
 def attention(batch: int) -> tuple[list[onnx.NodeProto], dict[str, npt.NDArray[np.generic]]]:
