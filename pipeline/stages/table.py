@@ -110,7 +110,7 @@ STAGES: tuple[Stage[Any], ...] = (
         compared=False,  # of the npz only the names go into a package, and hashing 50,000 of them takes a minute
         version=2,
     ),
-    Stage("export", ("calibset",), export.take_settings, export.run, fetches=export.is_to_be_fetched, version=7),
+    Stage("export", ("calibset",), export.take_settings, export.run, fetches=export.is_to_be_fetched, version=8),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=3),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=2),
