@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig
-from pipeline.errors import ArtefactError, DataError
+from pipeline.errors import ArtefactError, ConfigError, DataError
+from pipeline.prepare import inputs as build_inputs
 from pipeline.stages import export, trial
 from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
 from pipeline.stages.settings import settings_key
@@ -48,8 +49,27 @@ def check(cfg: BuildConfig) -> None:
         PipelineError: files are missing, sample and real data would mix, or something is not available.
     """
     cfg.check_inputs()
-    export.check(cfg.frontend)
+    try:
+        export.check(cfg.frontend)
+    except ConfigError as err:
+        raise ConfigError(cfg.as_typed(str(err))) from err
+    build_inputs.check_model(cfg)
     trial.seconds()
+
+
+def make_ready(cfg: BuildConfig) -> BuildConfig:
+    """Return the build file as it is built, after finding every fault that can be known before any work.
+
+    Where the file asks for fewer calibration images than there are classes, it is one a class, and a notice says so.
+
+    Raises:
+        PipelineError: as `check`; classes without images, or weights that cannot be read or do not fit.
+    """
+    check(cfg)
+    cfg = build_inputs.settle_images(cfg)
+    if not export.is_to_be_fetched(cfg) and _artefacts(export.fetch_weights(cfg)).get("export") is None:
+        build_inputs.check_weights(cfg)
+    return cfg
 
 
 def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> Built:
@@ -66,8 +86,11 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
     Raises:
         PipelineError: something the user can fix; nothing half-done is left, and finished stages are kept.
     """
-    check(cfg)
     begun = time.perf_counter()
+    told = len(cfg.notices)
+    cfg = make_ready(cfg)
+    for notice in cfg.notices[told:]:
+        say(f"note: {notice}")
     cfg = export.fetch_weights(cfg)  # a download that fails does so before hours of other work
     ran: dict[str, float] = {}
     while True:
@@ -151,25 +174,32 @@ def plan(cfg: BuildConfig) -> list[str]:
     Raises:
         PipelineError: as `check`, or files that a build would read are missing.
     """
-    check(cfg)
+    cfg = make_ready(cfg)
     if not export.is_to_be_fetched(cfg):
         cfg = export.fetch_weights(cfg)
+    rows = {stage.name: stage for stage in STAGES if stage.when(cfg)}
     lines = []
+    for number, (name, out) in enumerate(_artefacts(cfg).items(), start=1):
+        does = "up to date" if out else "fetches the checkpoint and runs" if rows[name].fetches(cfg) else "runs"
+        lines.append(f"[{number}/{len(rows)}] {name}: {does}")
+    return [*lines, f"package {cfg.workspace.path / cfg.package_name / cfg.name}"]
+
+
+def _artefacts(cfg: BuildConfig) -> dict[str, Path | None]:
+    """Return the finished artefact of each stage of a build, by the stage's name; None where the stage has to run."""
     rows = [stage for stage in STAGES if stage.when(cfg)]
     done: dict[str, Path | None] = {}
     for number, stage in enumerate(rows, start=1):
-        inputs = {name: done[name] for name in stage.needs if name in done}
-        known = {name: folder for name, folder in inputs.items() if folder is not None}
-        step, out = f"[{number}/{len(rows)}] {stage.name}", None
-        fetches = stage.fetches(cfg)
-        if len(known) == len(inputs) and not fetches:
-            with _file_faults(step, cfg.workspace.path.absolute()):
+        needed = {name: done[name] for name in stage.needs if name in done}
+        known = {name: folder for name, folder in needed.items() if folder is not None}
+        out = None
+        if len(known) == len(needed) and not stage.fetches(cfg):
+            with _file_faults(f"[{number}/{len(rows)}] {stage.name}", cfg.workspace.path.absolute()):
                 key = _key(stage, stage.settings(cfg), known)
             address = cfg.workspace.path.absolute() / ".cache" / stage.name / key
             out = address if is_published(address) else None
         done[stage.name] = out
-        lines.append(f"{step}: {'up to date' if out else 'fetches the checkpoint and runs' if fetches else 'runs'}")
-    return [*lines, f"package {cfg.workspace.path / cfg.package_name / cfg.name}"]
+    return done
 
 
 def _key(stage: Stage[S], settings: S, inputs: Mapping[str, Path]) -> str:

@@ -384,7 +384,7 @@ def test_float_package_is_measured_and_scored_by_its_precision(
         ),
         (
             ("frontend.type=keras",),
-            "frontend.type: keras files cannot be read; wanted onnx: convert the model by the exporter of its "
+            "--set frontend.type: keras files cannot be read; wanted onnx: convert the model by the exporter of its "
             "framework, then give --set frontend.type=onnx --weights FILE.onnx",
         ),
     ],
@@ -446,7 +446,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that exists and cannot be read")
 def test_build_gives_an_error_line_when_the_checkpoint_cannot_be_read(make_config: MakeConfig) -> None:
     with pytest.raises(
-        ConfigError, match=r"^frontend.checkpoint: /proc/self/mem: cannot be read \(Input/output error\)$"
+        ConfigError, match=r"^--set frontend.checkpoint: /proc/self/mem: cannot be read \(Input/output error\)$"
     ):
         build(make_config("frontend.checkpoint=/proc/self/mem"), quiet)
 

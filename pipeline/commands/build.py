@@ -42,10 +42,13 @@ def _build(args: argparse.Namespace) -> None:
 
     check_report_path(args.report)
     cfg = load_build_file(args.config, args.set, extra=key_values(args))
-    from pipeline.building import build, check, plan
+    from pipeline.building import build, check, make_ready, plan
     from pipeline.reports.summary import summary
 
-    check(cfg)
+    if args.dry_run:
+        cfg = make_ready(cfg)
+    else:
+        check(cfg)
     for notice in cfg.notices:
         console.step(f"note: {notice}")
     if cfg.uses_sample:

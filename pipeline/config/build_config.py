@@ -99,6 +99,14 @@ class BuildConfig(Sections):
         undescribed = [self.described] if isinstance(self.described, Fault) else []
         raise_faults([*undescribed, *self._mixed_inputs(), *self._missing_inputs()])
 
+    def as_typed(self, message: str) -> str:
+        """Return an error of a key, `section.key: text`, with the flag in place of the key where one gave its value."""
+        key, colon, text = message.partition(": ")
+        flag = self.document.flags.get(tuple(key.split("."))) if colon else None
+        if flag is None:
+            return message
+        return f"{f'--set {key}' if flag == '--set' else flag}: {text}"
+
     def as_dict(self) -> dict[str, object]:
         """The whole resolved file and its preprocessing in plain values: what fingerprints and manifests hold."""
         sections = ("backend", "dataset", "evaluation", "accuracy", "workspace")

@@ -49,7 +49,7 @@ def _locations(path: Path) -> list[str]:
 
 def check(path: Path) -> None:
     """Raise what `read` would of a file's structure, without reading the tensors beside it."""
-    opsets.lower(_structure(path), path)
+    opsets.lower(structure(path), path)
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -59,7 +59,7 @@ def read(path: Path) -> onnx.ModelProto:
         DataError: no file, not an ONNX model, one of operators outside the standard, a quantized one, or one of an
             opset that no runtime here has.
     """
-    model = _structure(path)
+    model = structure(path)
     try:
         for tensor in external_data_helper._get_all_tensors(model):
             if external_data_helper.uses_external_data(tensor):
@@ -73,7 +73,8 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _structure(path: Path) -> onnx.ModelProto:
+def structure(path: Path) -> onnx.ModelProto:
+    """Return the model without the tensors that lie beside it; raises as `read`."""
     if not path.is_file():
         raise DataError(f"{path}: no such model; give the file with --weights FILE or frontend.checkpoint")
     _check_pointer(path, path)

@@ -99,9 +99,11 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         )
     if any(size not in (None, wanted) for size, wanted in zip(found, chw, strict=True)):
         layout = ", channels last" if last else ""
+        _, height, width = found
+        way = f" (--size {height} of build does it)" if height == width else ""
         raise DataError(
             f"{path}: input {value.name!r} is {_shown(value)}{layout}; the build file wants [N, "
-            f"{', '.join(map(str, chw))}]; set frontend.shape and process_ops to the model's size"
+            f"{', '.join(map(str, chw))}]; set frontend.shape and process_ops to the model's size{way}"
         )
     if last:
         _put_channels_first(model, value.name)

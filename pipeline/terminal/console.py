@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -14,6 +16,7 @@ class _Style:
     quiet: bool = True  # until the command line configures it: a library says nothing but warnings
     verbose: bool = False
     json_lines: bool = False
+    silent: bool = False  # for a while: no notes and details
 
 
 _style = _Style()
@@ -28,6 +31,17 @@ def configure(*, quiet: bool = False, verbose: bool = False, json_lines: bool = 
         json_lines: every event is a JSON object in a line of standard error.
     """
     _style.quiet, _style.verbose, _style.json_lines = quiet, verbose, json_lines
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Say no notes and details in the body: what looks at files that a later step reads again says them then."""
+    before = _style.silent
+    _style.silent = True
+    try:
+        yield
+    finally:
+        _style.silent = before
 
 
 def is_quiet() -> bool:
@@ -48,6 +62,8 @@ def step(text: str) -> None:
 
 def note(text: str) -> None:
     """Print a line about the work, beside its results, on standard error."""
+    if _style.silent:
+        return
     if _style.json_lines:
         event("note", text=text)
     elif not _style.quiet:
@@ -64,6 +80,8 @@ def warning(text: str) -> None:
 
 def detail(text: str) -> None:
     """Print a detail for diagnosis; only when verbose."""
+    if _style.silent:
+        return
     if _style.verbose and _style.json_lines:
         event("detail", text=text)
     elif _style.verbose:

@@ -116,7 +116,11 @@ def _read_restricted(path: Path, kind: FileKind) -> _Read:
 def _reason(err: Exception) -> str:
     """Return the first line of a library's error, without the libraries' own advice."""
     reason = str(err).partition("\n")[0].partition("weights_only")[0] or type(err).__name__
-    return "its zip directory is missing" if "central directory" in reason or "zip file" in reason else reason
+    if "central directory" in reason or "zip file" in reason:
+        return "its zip directory is missing"
+    # Words of torch's zip reader ("internal miniz error") and of Python's streams ("negative seek value -3649").
+    damaged = ("PytorchStreamReader", "miniz", "negative seek", "Invalid argument")
+    return "it is cut off or damaged" if any(word in reason for word in damaged) else reason
 
 
 def _tensors(path: Path, value: object, name: str) -> object:

@@ -98,7 +98,7 @@ def test_load_shows_channels_last_when_their_size_is_another(tmp_path: Path) -> 
     nodes = flat(node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "a"))
     assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, dims=("N", 16, 16, 3))) == (
         "FILE: input 'x' is float [N, 16, 16, 3], channels last; the build file wants [N, 3, 8, 8]; set frontend.shape "
-        "and process_ops to the model's size"
+        "and process_ops to the model's size (--size 16 of build does it)"
     )
 
 

@@ -1,0 +1,96 @@
+"""What a build reads, looked at before any work: how many images its classes need, the input of an ONNX file, weights.
+
+Each of these would be found by a stage too, after minutes of other work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import onnx
+
+from pipeline.config.build_config import AUTO, BuildConfig, Frontend, Precision
+from pipeline.data.imagenet import Dataset, list_dataset
+from pipeline.errors import DataError
+from pipeline.models import zoo
+from pipeline.onnx_models import files, signature
+from pipeline.terminal import console
+
+
+def settle_images(cfg: BuildConfig) -> BuildConfig:
+    """Return the build file with at least one calibration image a class: the vendor's ask for 50 or 100 of 1000.
+
+    Raises:
+        DataError: the images cannot be listed, some classes have none, or there are fewer than are wanted.
+    """
+    if cfg.backend.dtype is not Precision.INT8 or cfg.dataset.path is None:
+        return cfg
+    found = _calibration_images(cfg)
+    classes, images = len(found.classes), len(found.samples)
+    wanted, covers = cfg.dataset.sampler.get_data_num, cfg.dataset.sampler.cover_classes
+    counts = Counter(sample.class_index for sample in found.samples)
+    empty = [known.id for index, known in enumerate(found.classes) if not counts[index]]
+    if covers and empty:
+        shown = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+        raise DataError(
+            f"{found.path}: {len(empty)} of {classes} classes have no image: {shown}; add images of them, or set "
+            "dataset.sampler.cover_classes to false"
+        )
+    if wanted > images:
+        raise DataError(
+            f"{found.path}: holds {images} images, dataset.sampler.get_data_num asks for {wanted}; ask for fewer "
+            "(--num_images of build), or give a larger data set"
+        )
+    if not covers or wanted >= classes:
+        return cfg
+    notice = (
+        f"dataset.sampler.get_data_num: {classes} calibration images in place of {wanted}, one for each class; with "
+        f"dataset.sampler.cover_classes=false it is {wanted}"
+    )
+    sampler = replace(cfg.dataset.sampler, get_data_num=classes)
+    return replace(cfg, dataset=replace(cfg.dataset, sampler=sampler), notices=(*cfg.notices, notice))
+
+
+def check_model(cfg: BuildConfig) -> None:
+    """Raise DataError where an ONNX file has no such output or another input than the build file says.
+
+    Only the structure is read, not the tensors beside the file.
+    """
+    frontend = cfg.frontend
+    if frontend.type is not Frontend.ONNX or frontend.checkpoint is None:
+        return
+    model: onnx.ModelProto = files.structure(frontend.checkpoint)
+    signature.choose_output(model, frontend.checkpoint, frontend.output)
+    signature.take_input(model, frontend.checkpoint, frontend.chw)
+
+
+def check_weights(cfg: BuildConfig) -> None:
+    """Raise DataError where the checkpoint of a named network cannot be read, or does not fit it."""
+    frontend = cfg.frontend
+    if frontend.type is Frontend.ONNX or frontend.checkpoint in (None, AUTO) or frontend.model is None:
+        return
+    assert frontend.checkpoint is not None
+    from pipeline.weights import checkpoints
+
+    with console.silence():  # the export says what it passes over
+        state = checkpoints.read_state_dict(frontend.checkpoint, frontend.checkpoint_key)
+        classes = frontend.num_classes
+        if classes is None and cfg.dataset.path is not None:
+            classes = len(_calibration_images(cfg).classes)
+        network = zoo.build_network(zoo.find_model(frontend.type.value, frontend.model), classes or 1000)
+        model = f"{frontend.type.value} {frontend.model}"
+        checkpoints.load_strictly(network, state, frontend.checkpoint, model)
+
+
+def _calibration_images(cfg: BuildConfig) -> Dataset:
+    assert cfg.dataset.path is not None
+    with console.silence():  # the stage that reads them says what is left out
+        return list_dataset(
+            cfg.dataset.path,
+            cfg.dataset.sampler.suffix,
+            cfg.dataset.val_label,
+            class_count=cfg.frontend.num_classes,
+            require_labels=cfg.dataset.sampler.cover_classes and cfg.backend.dtype is Precision.INT8,
+            class_order=cfg.dataset.class_order,
+        )
