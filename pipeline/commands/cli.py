@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
-    parser = parser or make_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if parser is None:
+        parser, words = make_parser(), as_commands(words)
     completion.offer(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)
     try:
         args.run(args)
@@ -84,6 +86,21 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_READER_GONE
     return 0
+
+
+def as_commands(words: Sequence[str]) -> list[str]:
+    """Return a command line in this program's words, where it is in the vendor's: `vamc build|compile`, `vamp`."""
+    match list(words):
+        case ["vamc", "build" | "compile", *rest]:
+            return ["build", *rest]
+        case ["vamc", *rest]:
+            return ["build", *rest] if rest[:1] in ([], ["-h"], ["--help"]) else rest
+        case ["compile", *rest]:
+            return ["build", *rest]
+        case ["vamp", *rest]:
+            return ["bench", *rest]
+        case same:
+            return same
 
 
 def run() -> NoReturn:
@@ -109,7 +126,11 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m pipeline", description="Image classifiers in int8 on CPUs: build, bench, eval.")
+    parser = _Parser(
+        prog="python -m pipeline",
+        description="Image classifiers in int8 on CPUs: build, bench, eval.",
+        epilog="The vendor's words are understood too: vamc build and vamc compile for build, vamp for bench.",
+    )
     parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
     # Without a command: what there is.
     parser.set_defaults(run=lambda _: parser.print_help(), quiet=False, verbose=False, log_json=False)

@@ -30,6 +30,7 @@ FACTS = "package.json"  # name, dtype, input, versions, ...
 
 DEFAULT_WORKSPACE = Path("deploy_weights")
 _SUFFIX = "-vacc"
+_ANY_MODEL = "mod"  # what the vendor's model zoo calls every model: deploy_weights/NAME/mod
 _NEEDED_FACTS = ("name", "input", "sample", "workspace")
 
 
@@ -212,7 +213,7 @@ def open_package(prefix: str | os.PathLike[str] | None = None) -> Package:
     if lacking:
         raise ArtefactError(f"{folder}: not a whole package, it has no {lacking[0]}; run the build again")
     package = Package(folder, facts, digest=files[f"{facts['name']}.onnx"]["sha256"])
-    if prefix is not None and prefix.name not in (package.name, folder.name):
+    if prefix is not None and prefix.name not in (package.name, folder.name, _ANY_MODEL):
         raise ArtefactError(f"-m {prefix}: {folder} holds the model {package.name!r}; give {package.prefix}")
     return package
 
@@ -240,8 +241,27 @@ def _find(prefix: Path) -> Path:
     for folder in candidates:
         if (folder / artefacts.MANIFEST).is_file():
             return folder
+    if prefix.name == _ANY_MODEL:
+        return _of_build(prefix)
     known = ", ".join(str(path) for path in _packages(DEFAULT_WORKSPACE)) or "none"
     raise ArtefactError(f"-m {prefix}: no package there; packages in {DEFAULT_WORKSPACE}/: {known}")
+
+
+def _of_build(prefix: Path) -> Path:
+    """Return the one package of a build file by its name, as the vendor's model zoo spells it: WORKSPACE/NAME/mod."""
+    workspaces = dict.fromkeys((prefix.parent.parent, DEFAULT_WORKSPACE))
+    found = [path for workspace in workspaces for path in _packages(workspace) if _is_of(path, prefix.parent.name)]
+    if len(found) == 1:
+        return found[0]
+    shown = ", ".join(map(str, found or _packages(DEFAULT_WORKSPACE))) or "none"
+    what = (
+        f"{len(found)} packages of {prefix.parent.name}" if found else f"no package of {prefix.parent.name}; here are"
+    )
+    raise ArtefactError(f"-m {prefix}: {what}: {shown}; give one of them")
+
+
+def _is_of(folder: Path, name: str) -> bool:
+    return folder.name.startswith(f"{name}-") and (folder / f"{name}.onnx").is_file()
 
 
 def check_fits(package: Package, spec: PreprocessSpec, source: object) -> None:
@@ -253,7 +273,10 @@ def check_fits(package: Package, spec: PreprocessSpec, source: object) -> None:
         )
     height, width = spec.output_hw
     if (height, width) != package.input_chw[1:]:
+        # The vendor's file of timm's wide_resnet50_2 says 224, and its documents name a package of 256.
+        way = f"--size {height} of build" if height == width else f"a frontend.shape of {height}x{width}"
         raise DataError(
             f"{source}: prepares images of {height}x{width}, but {package.prefix} takes "
-            f"{package.input_chw[1]}x{package.input_chw[2]}; leave --vdsp_params out, or build at {height}x{width}"
+            f"{package.input_chw[1]}x{package.input_chw[2]}; leave --vdsp_params out (the package has its own), or "
+            f"build the package with {way}"
         )

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 from run_fixtures import FOLDER, IMAGES, NAME, REPOSITORY, CommandLine, RunCommand, TinyWorkspace, draw, read_folder
 
+from pipeline.commands.cli import as_commands, make_parser
 from pipeline.commands.cli import main as run_main
-from pipeline.commands.cli import make_parser
 from pipeline.config import documents
 from pipeline.data import npz
 
@@ -172,9 +172,68 @@ def test_short_way_needs_no_flags(in_workspace: TinyWorkspace, main: object) -> 
     assert f"{IMAGES} images, answers of " in scored.out
 
 
-@pytest.mark.parametrize("prefix", [f"{FOLDER}/{NAME}", f"deploy_weights/{FOLDER}/{NAME}", FOLDER])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        f"{FOLDER}/{NAME}",
+        f"deploy_weights/{FOLDER}/{NAME}",
+        FOLDER,
+        f"deploy_weights/{FOLDER}/mod",  # as the vendor's model zoo calls every model
+        f"deploy_weights/{NAME}/mod",
+        f"{NAME}/mod",
+    ],
+)
 def test_m_is_found_here_or_in_deploy_weights(in_workspace: TinyWorkspace, main: object, prefix: str) -> None:
     assert main("bench", "-m", prefix, "--iterations", 1).code == 0
+
+
+def test_m_names_what_there_is_when_no_package_has_the_zoos_name(
+    nothing_is_written: TinyWorkspace, main: object
+) -> None:
+    found = main("bench", "-m", "deploy_weights/other/mod")
+    assert (found.code, found.err) == (
+        2,
+        f"error: -m deploy_weights/other/mod: no package of other; here are: deploy_weights/{FOLDER}; give one of "
+        "them\n",
+    )
+
+
+def test_m_lists_the_packages_when_several_have_the_zoos_name(in_workspace: TinyWorkspace, main: object) -> None:
+    copy = in_workspace.deploy / f"{NAME}-int8-max-3_32_32-vacc"
+    shutil.copytree(in_workspace.folder, copy)
+    found = main("bench", "-m", f"{NAME}/mod", "--iterations", 1)
+    assert found.code == 2
+    assert found.err.startswith(f"error: -m {NAME}/mod: 2 packages of {NAME}: deploy_weights/{copy.name}, ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("vamc build x.yaml", "build x.yaml"),
+        ("vamc compile x.yaml --dry-run", "build x.yaml --dry-run"),
+        ("compile x.yaml", "build x.yaml"),
+        ("vamp -m a/b -i 8 -p 1 -b 22", "bench -m a/b -i 8 -p 1 -b 22"),
+        ("vamc", "build"),
+        ("vamc --help", "build --help"),
+        ("build vamc", "build vamc"),
+        ("", ""),
+    ],
+)
+def test_words_of_the_vendor_mean_our_commands(typed: str, meant: str) -> None:
+    assert as_commands(shlex.split(typed)) == shlex.split(meant)
+
+
+def test_vamp_measures_as_bench_does(in_workspace: TinyWorkspace, main: object) -> None:
+    found = main(
+        "vamp", "-m", f"deploy_weights/{NAME}/mod", "-i", 8, "-p", 1, "-b", 2, "-s", "[3,32,32]", "--iterations", 2
+    )
+    assert found.code == 0, found.err
+    assert "performance: " in found.out
+
+
+def test_vamc_compile_reads_a_build_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["vamc", "compile", "./vacc_code/build/timm_wideres.yaml", "--dry-run"]) == 0
+    assert "name: wide_resnet50_2\n" in capsys.readouterr().out
 
 
 def test_shipped_vdsp_file_is_found_by_its_name(nothing_is_written: TinyWorkspace, main: object) -> None:
@@ -182,7 +241,7 @@ def test_shipped_vdsp_file_is_found_by_its_name(nothing_is_written: TinyWorkspac
     assert found.code == 2
     assert found.err == (
         f"error: {VDSP}: prepares images of 256x256, but deploy_weights/{FOLDER}/{NAME} takes 32x32; "
-        "leave --vdsp_params out, or build at 256x256\n"
+        "leave --vdsp_params out (the package has its own), or build the package with --size 256 of build\n"
     )
 
 

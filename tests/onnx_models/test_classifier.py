@@ -306,7 +306,8 @@ def test_load_says_so_when_there_are_two_outputs(load_error: Callable[..., str])
 def test_load_shows_both_shapes_when_the_input_has_another(load_error: Callable[..., str]) -> None:
     ending = "; set frontend.shape and process_ops to the model's size"
     assert load_error(classifier(), (3, 16, 16)) == (
-        f"FILE: input 'x' is float [1, 3, 8, 8]; the build file wants [N, 3, 16, 16]{ending} (--size 8 of build does it)"
+        f"FILE: input 'x' is float [1, 3, 8, 8]; the build file wants [N, 3, 16, 16]{ending} "
+        "(--size 8 of build does it)"
     )
     assert load_error(classifier(inputs={"x": ("batch", 3, 8, 9)})) == (
         f"FILE: input 'x' is float [batch, 3, 8, 9]; the build file wants [N, 3, 8, 8]{ending}"

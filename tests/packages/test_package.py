@@ -157,7 +157,7 @@ def test_check_fits_names_both_sizes(in_workspace: TinyWorkspace) -> None:
         check_fits(package, other, "a.json")
     assert str(raised.value) == (
         f"a.json: prepares images of 30x32, but {package.prefix} takes 32x32; "
-        "leave --vdsp_params out, or build at 30x32"
+        "leave --vdsp_params out (the package has its own), or build the package with a frontend.shape of 30x32"
     )
 
 
