@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,56 @@ def test_valprep_can_be_run_twice_and_undone(flat: Path) -> None:
     undone = valprep("--undo", flat)
     assert (undone.returncode, undone.stdout) == (0, f"moved 200 images back into {flat}\n")
     assert sorted(path.name for path in flat.iterdir()) == FLAT
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """The layout of the documents: val/ with its list beside it, and the script alone in data_prep_sh_files/."""
+    root = tmp_path / "ImageNet"
+    (root / "val").mkdir(parents=True)
+    for name in FLAT:
+        (root / "val" / name).write_text(name)
+    (root / "val_label.txt").write_text("".join(f"{name} {index % 1000}\n" for index, name in enumerate(FLAT)))
+    (root / "data_prep_sh_files").mkdir()
+    shutil.copy(DATA_PREP / "valprep.sh", root / "data_prep_sh_files")
+    return root
+
+
+def run_alone(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "./data_prep_sh_files/valprep.sh", *arguments]
+    path = {"PATH": "/usr/bin:/bin"}  # of no Python that has the package
+    return subprocess.run(command, cwd=root, env=path, capture_output=True, text=True, check=False)
+
+
+def test_valprep_sorts_val_when_it_is_called_as_in_the_documents(documents: Path) -> None:
+    done = run_alone(documents)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"sorted 200 images of {documents}/val into class folders")
+    wnids = [known.id for known in imagenet_classes()]
+    assert files_below(documents / "val") == sorted(f"{wnids[index]}/{name}" for index, name in enumerate(FLAT))
+    assert run_alone(documents).stdout == f"{documents}/val is sorted already\n"
+    assert run_alone(documents, "--undo").stdout == f"moved 200 images back into {documents}/val\n"
+    assert files_below(documents / "val") == FLAT
+
+
+def test_valprep_says_what_is_missing_when_it_is_alone_without_a_list(documents: Path) -> None:
+    (documents / "val_label.txt").unlink()
+    done = run_alone(documents)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {documents}/data_prep_sh_files/imagenet_val_classes.txt: no such file")
+    assert "give a list of lines 'name index' (valprep.sh DIR LABEL_LIST), or copy that file too" in done.stderr
+    assert files_below(documents / "val") == FLAT
+    shutil.copy(DATA_PREP / "imagenet_val_classes.txt", documents / "data_prep_sh_files")
+    assert run_alone(documents).returncode == 0
+    expected = {sample.name: sample.class_index for sample in list_dataset(documents / "val").samples}
+    official = (DATA_PREP / "imagenet_val_classes.txt").read_text().split()
+    assert expected == {Path(name).stem: int(official[number]) for number, name in enumerate(FLAT)}
+
+
+def test_valprep_stays_in_the_current_folder_when_images_lie_in_it(documents: Path) -> None:
+    (documents / FLAT[0]).write_text("mine")
+    done = run_alone(documents)
+    assert (done.returncode, done.stderr.count("nothing was moved")) == (2, 1)
 
 
 def test_valprep_goes_on_where_it_was_stopped(flat: Path) -> None:
