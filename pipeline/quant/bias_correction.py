@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from pipeline.quant.graphs import constants
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, readers_of
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -43,11 +43,13 @@ def correct_biases(
     """
     graph = Dequantized(int8)
     weights = constants(float32)
+    readers = readers_of(float32.graph)
     corrected = {}
     for layer in float32.graph.node:
         node = graph.nodes.get(layer.name)
-        known = layer.op_type in ("Conv", "Gemm") and len(layer.input) == 3 and layer.input[0] in means
-        if not known or node is None or layer.input[1] not in weights:
+        if layer.op_type not in WEIGHTED or layer.input[0] not in means or node is None:
+            continue
+        if layer.input[1] not in weights or not _has_bias(layer, readers, weights):
             continue
         rounded = graph.dequantized(node.input[1])
         if rounded is None:
@@ -56,15 +58,32 @@ def correct_biases(
         correction = _mean_error(layer, error, means[layer.input[0]])
         if measured is not None and layer.name in measured:
             correction = np.where(np.isnan(measured[layer.name]), correction, measured[layer.name])
-        if graph.add_to_bias(node.input[2], correction):
+        if layer.op_type == "MatMul":
+            is_added = graph.add_to_sum(readers[layer.output[0]][0].name, correction)
+        else:
+            is_added = graph.add_to_bias(node.input[2], correction)
+        if is_added:
             corrected[layer.name] = float(np.abs(correction).max())
     return corrected
+
+
+def _has_bias(
+    layer: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], weights: Mapping[str, onnx.TensorProto]
+) -> bool:
+    """Tell whether a layer has a bias: an input of its own, or of a MatMul a vector that is added to all it makes."""
+    if layer.op_type != "MatMul":
+        return len(layer.input) == 3
+    after = readers.get(layer.output[0], [])
+    if [node.op_type for node in after] != ["Add"] or len(weights[layer.input[1]].dims) != 2:
+        return False
+    outputs = weights[layer.input[1]].dims[1]
+    return any(list(weights[name].dims) == [outputs] for name in after[0].input if name in weights)
 
 
 def _mean_error(layer: onnx.NodeProto, error: Float64, mean: Float64) -> Float64:
     """Return by how much rounding its weights lowers a layer's mean output: float64 [output channels]."""
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in layer.attribute}
-    if layer.op_type == "Gemm":
+    if layer.op_type in MATRIX:
         of_gemm: Float64 = (error if attributes.get("transB") else error.T) @ mean
         return of_gemm
     groups = attributes.get("group", 1)
@@ -77,6 +96,7 @@ class Dequantized:
     """A QDQ model's constants, as its layers see them."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
         self.nodes = {node.name: node for node in model.graph.node}
         self._makers = {name: node for node in model.graph.node for name in node.output}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -117,6 +137,18 @@ class Dequantized:
         steps = np.round(values + correction / self._scale(maker))
         self._replace(maker.input[0], np.clip(steps, limits.min, limits.max))
         return True
+
+    def add_to_sum(self, name: str, correction: Float64) -> bool:
+        """Add to the float constant that an Add adds, which others may read as it was; False where it adds none."""
+        node = self.nodes.get(name)
+        for position, constant in enumerate(node.input if node is not None else ()):
+            if node is not None and constant in self._constants:
+                values = numpy_helper.to_array(self._constants[constant]) + correction
+                made = numpy_helper.from_array(values.astype(np.float32), f"{name}.corrected")
+                self._graph.initializer.append(made)
+                node.input[position] = made.name
+                return True
+        return False
 
     def _scale(self, dequantizer: onnx.NodeProto) -> Float64:
         return numpy_helper.to_array(self._constants[dequantizer.input[1]]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The covariance of a layer's inputs, accumulated batch by batch."""
+"""The covariance of a layer's inputs, or those of its groups, accumulated batch by batch."""
 
 from __future__ import annotations
 
@@ -61,3 +61,46 @@ class Covariance:
             end = start + _ROWS
             covariance[start:end, end:] = covariance[end:, start:end].T
         return covariance
+
+
+class GroupCovariance:
+    """The covariances of the inputs of each group of a convolution, summed over columns as they come."""
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        """Start with nothing; `inputs` are those of a group."""
+        self._products = np.zeros((groups, inputs, inputs), np.float32)
+        self._sums = np.zeros((groups, 1, inputs), np.float64)
+        self._shift: Float32 | None = None  # near the means, as in `Covariance`
+        self._pending: list[Float32] = []
+        self._count = 0
+
+    def add(self, columns: Float32) -> None:
+        """Add float32 [n, groups * inputs]."""
+        self._pending.append(columns)
+        if sum(map(len, self._pending)) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            groups, inputs = self._products.shape[:2]
+            columns = np.concatenate(self._pending).reshape(-1, groups, inputs).transpose(1, 0, 2)
+            if self._shift is None:
+                self._shift = columns.mean(axis=1, keepdims=True)
+            columns = columns - self._shift
+            self._products += columns.transpose(0, 2, 1) @ columns
+            self._sums += columns.sum(axis=1, dtype=np.float64, keepdims=True)
+            self._count += columns.shape[1]
+            self._pending.clear()
+
+    def means(self) -> Float64:
+        """Return float64 [groups, inputs]."""
+        self._flush()
+        centred: Float64 = (self._sums / self._count)[:, 0]
+        return centred if self._shift is None else centred + self._shift[:, 0]
+
+    def result(self) -> Float32:
+        """Return float32 [groups, inputs, inputs]."""
+        self._flush()
+        means = (self._sums / self._count).astype(np.float32)
+        found: Float32 = self._products / np.float32(self._count) - means.transpose(0, 2, 1) * means
+        return found

@@ -7,6 +7,7 @@ saturates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pipeline.quant.layers import LayerWeights, weights_of
-from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, largest_sums, same_sign_sums
+from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, largest_sums, row_chunks, same_sign_sums
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
@@ -49,14 +50,27 @@ def round_to_nearest(matrix: Float32, scales: Float32, pairs: Pairs) -> Int8:
         scales: float32 [outputs] or [1], in tensor units a step.
         pairs: neighbours in a row.
     """
-    steps = matrix / scales[:, None]
-    found = np.clip(np.rint(steps), -LIMIT, LIMIT)
+    rounded = np.empty(matrix.shape, np.int8)
+    for rows in row_chunks(matrix.shape):
+        steps = matrix[rows] / (scales[rows] if scales.size > 1 else scales)[:, None]
+        rounded[rows] = bound_pairs(np.clip(np.rint(steps), -LIMIT, LIMIT), steps, pairs)
+    return rounded
+
+
+def bound_pairs(rounded: npt.NDArray[Any], steps: Float32, pairs: Pairs) -> Int8:
+    """Return rounded weights, [outputs, inputs] in steps, with every pair within the bound: of one that sums to too
+    much, the weight that was rounded up more is less, by a step at a time.
+
+    Args:
+        steps: float32 [outputs, inputs], the weights before they were rounded.
+    """
+    found = rounded.astype(np.float32)
     while True:
         above, below = same_sign_sums(found, pairs)
         rows, places = np.nonzero((above > PAIR_LIMIT) | (below > PAIR_LIMIT))
         if not rows.size:
-            rounded: Int8 = found.astype(np.int8)
-            return rounded
+            bounded: Int8 = found.astype(np.int8)
+            return bounded
         first, second = pairs[places, 0], pairs[places, 1]
         excess = np.abs(found) - np.abs(steps)
         chosen = np.where(excess[rows, first] >= excess[rows, second], first, second)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from pipeline.quant.graphs import WEIGHTED, constants
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
 from pipeline.quant.neighbours import Pairs, weight_pairs
 
 Float32 = npt.NDArray[np.float32]
@@ -72,14 +72,15 @@ def weights_of(model: onnx.ModelProto) -> Iterator[LayerWeights]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or Gemm as a matrix product of its weights with columns of inputs."""
+    """A convolution, Gemm or MatMul as a matrix product of its weights with columns of inputs."""
 
     weights: LayerWeights
     source: str  # the activation it reads
-    kernel: tuple[int, int] | None  # None: a Gemm
+    kernel: tuple[int, int] | None  # None: a Gemm or MatMul
     strides: tuple[int, int] = (1, 1)
     dilations: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    groups: int = 1  # each with inputs, and an equal share of the outputs, of its own
 
     @property
     def name(self) -> str:
@@ -87,33 +88,38 @@ class Layer:
 
     @property
     def inputs(self) -> int:
+        """Of a group."""
         return int(self.weights.matrix.shape[1])
 
     def columns(self, values: Float32, positions: int, random: np.random.Generator) -> Float32:
-        """Return what the layer multiplies its weights with: float32 [n, inputs], a copy; n <= `positions`.
+        """Return what the layer multiplies its weights with: float32 [n, groups * inputs], a copy; n <= `positions`.
 
         Args:
-            values: float32 [1, C, H, W] or [1, C], one image's input of the layer.
+            values: float32 [1, C, H, W] of a convolution, else [1, ..., C]: one image's input of the layer.
         """
         if self.kernel is None:
-            rows: Float32 = values.reshape(-1, self.inputs).copy()
-            return rows
+            rows: Float32 = values.reshape(-1, self.inputs)
+            return rows[_choose(len(rows), positions, random)]
         top, left, bottom, right = self.pads
         padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(1, 2))
         windows = windows[:, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
         height, width = windows.shape[1:3]
-        count = height * width
-        chosen = random.choice(count, positions, replace=False) if count > positions else np.arange(count)
+        chosen = _choose(height * width, positions, random)
         found: Float32 = windows[:, chosen // width, chosen % width].swapaxes(0, 1).reshape(len(chosen), -1)
         return found
+
+
+def _choose(count: int, positions: int, random: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Return at most so many places out of a count of them."""
+    return random.choice(count, positions, replace=False) if count > positions else np.arange(count)
 
 
 def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
     """Yield the layers that can be rounded by second order, in graph order.
 
-    Grouped convolutions, MatMuls and weights that several layers share are left out.
+    Weights that several layers share are left out, and convolutions over other than two axes.
     """
     nodes = {node.name: node for node in model.graph.node}
     uses = Counter(name for node in model.graph.node for name in node.input)
@@ -122,12 +128,11 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
         settings = attributes(node)
         if uses[weights.tensor] > 1:
             continue
-        if node.op_type == "Gemm":
+        if node.op_type in MATRIX:
             if not settings.get("transA", 0) and settings.get("alpha", 1.0) == 1.0:
                 yield Layer(weights, node.input[0], None)
             continue
-        plain = settings.get("group", 1) == 1 and settings.get("auto_pad", b"NOTSET") == b"NOTSET"
-        if node.op_type != "Conv" or len(weights.shape) != 4 or not plain:
+        if len(weights.shape) != 4 or settings.get("auto_pad", b"NOTSET") != b"NOTSET":
             continue
         yield Layer(
             weights,
@@ -136,6 +141,7 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
             tuple(settings.get("strides", (1, 1))),
             tuple(settings.get("dilations", (1, 1))),
             tuple(settings.get("pads", (0, 0, 0, 0))),
+            settings.get("group", 1),
         )
 
 

@@ -21,13 +21,14 @@ Which weights are neighbours was found by enumerating all pairs in both runtimes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 PAIR_LIMIT = 128  # steps: what two neighbouring weights of the same sign may sum to, in magnitude
 
+_CHUNK = 1 << 22  # weights
 _SPLIT = range(257, 512)  # inputs of the matrix products that OpenVINO computes in two halves
 
 Pairs = npt.NDArray[np.intp]  # [pairs, 2]: two weights of an output, by their place in its row; the first is lower
@@ -74,9 +75,17 @@ def largest_sums(rows: npt.NDArray[np.generic], pairs: Pairs) -> npt.NDArray[np.
     """
     if not len(pairs):
         return np.zeros(len(rows))
-    above, below = same_sign_sums(rows, pairs)
-    largest: npt.NDArray[np.float64] = np.maximum(above, below).max(axis=1)
+    largest = np.empty(len(rows))
+    for some in row_chunks(rows.shape):
+        above, below = same_sign_sums(rows[some], pairs)
+        largest[some] = np.maximum(above, below).max(axis=1)
     return largest
+
+
+def row_chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield the rows of a matrix of that shape in chunks: sums of pairs take many times the memory of the weights."""
+    count = max(1, _CHUNK // max(1, shape[1]))
+    return (slice(start, start + count) for start in range(0, shape[0], count))
 
 
 def same_sign_sums(

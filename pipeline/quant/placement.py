@@ -11,6 +11,7 @@ import onnx
 
 from pipeline.quant import pixels
 from pipeline.quant.classifier import SHAPE_READERS, find_classifier, tail_tensors
+from pipeline.quant.float_parts import FloatParts, float_parts, is_product
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, readers_of, work_of_layers
 
 # Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
@@ -31,15 +32,19 @@ QUANTIZED_OPS = (
 _FLOAT_SHARE = 0.05
 
 
-def range_sources(model: onnx.ModelProto) -> dict[str, str]:
+def range_sources(model: onnx.ModelProto, parts: FloatParts | None = None) -> dict[str, str]:
     """Return for each float32 activation the activation whose values set its range.
 
     A tensor that only a ReLU or Clip reads uses the range of that operator's output, which clips the rest anyway. The
     output of an operator that only moves values uses the range of its input. All others are their own source, including
     what a float operator (Sigmoid, LayerNormalization, ...) computes for a quantized one. The classifier's output and
     what follows it are left out: they stay float32.
+
+    Args:
+        parts: what computes in float32; by default the `float_parts` of the model.
     """
     graph = model.graph
+    parts = float_parts(model) if parts is None else parts
     readers = readers_of(graph)
     known = {tensor.name for tensor in graph.initializer}
     known.update(node.output[0] for node in graph.node if node.op_type == "Constant")
@@ -50,18 +55,22 @@ def range_sources(model: onnx.ModelProto) -> dict[str, str]:
     scores = tail_tensors(model, (node for node in find_classifier(model) if node.op_type in MATRIX))
     float_or_constant = outputs | known | not_float32(graph) | scores | {""}
     for node in graph.node:
+        readers_of_output = readers.get(node.output[0], [])
         makes_float = node.op_type == "Gemm" or node.output[0] in float_or_constant
-        if node.name in border or node.op_type not in QUANTIZED_OPS or (makes_float and node.op_type not in MATRIX):
+        in_float = node.name in border or node.name in parts.nodes or node.op_type not in QUANTIZED_OPS
+        if in_float or (makes_float and node.op_type not in MATRIX):
             continue
         if node.op_type not in ACTIVATIONS:  # these use the range of their input
             sources.update((name, name) for name in node.input if name not in float_or_constant | sources.keys())
-        if makes_float:
+        is_read_in_float = node.op_type in MATRIX and all(each.name in parts.nodes for each in readers_of_output)
+        if makes_float or is_read_in_float or node.output[0] in parts.outputs:
             continue
         inherits = node.op_type in SAME_SCALE and node.input[0] in sources
         sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
     # From the end, so that a whole chain of activations uses the range of the last one.
     for node in reversed(graph.node):
-        passes = node.op_type in ACTIVATIONS | _MOVES and {node.input[0], node.output[0]} <= sources.keys()
+        passes = node.op_type in ACTIVATIONS | _MOVES and node.name not in parts.nodes
+        passes = passes and {node.input[0], node.output[0]} <= sources.keys()
         if passes and len(readers[node.input[0]]) == 1 and node.input[0] not in outputs:
             sources[node.input[0]] = sources[node.output[0]]
     return sources
@@ -73,12 +82,20 @@ def observed_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for name in sources if name in set(sources.values())]
 
 
-def layer_inputs(model: onnx.ModelProto) -> list[str]:
-    """Return the activations that convolutions and Gemms read, each once, in graph order; channels are their axis 1."""
+def layer_inputs(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the activations that layers with constant weights read, in graph order, and the axis of their channels.
+
+    That is the last of what a MatMul reads; where a convolution reads it too, its axis counts.
+    """
     known = constants(model)
     other = not_float32(model.graph)
-    read = dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm"))
-    return [name for name in read if name not in known and name not in other]
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        name, last = node.input[0] if node.input else "", node.op_type == "MatMul"
+        is_layer = node.op_type in WEIGHTED and not (last and is_product(node, known))
+        if is_layer and name not in known and name not in other and (not last or name not in found):
+            found[name] = -1 if last else 1
+    return found
 
 
 def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:

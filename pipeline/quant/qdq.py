@@ -20,6 +20,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from pipeline.errors import ConfigError, DataError
 from pipeline.quant import activations, pixels
 from pipeline.quant.float_layers import keep_in_float
+from pipeline.quant.float_parts import float_parts
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, weighted_nodes
 from pipeline.quant.int8_weights import round_all_to_nearest, scales_of
 from pipeline.quant.layers import attributes, weights_of
@@ -54,12 +55,14 @@ def insert_qdq(
     missing = [name for name in wanted if name not in ranges]
     if missing:
         raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
-    sources = range_sources(model)
+    parts = float_parts(model)
+    sources = range_sources(model, parts)
     covered = activations.covered_ranges(model, ranges)
     data = {name: covered[source] for name, source in sources.items()}
+    data |= {name: Range(-1.0, 1.0) for name in parts.outputs}  # any: their quantizers are removed
     unquantized = {name for name, source in sources.items() if source in float_activations}
     border = pixels.border_nodes(model)
-    excluded = {*float_layers, *_island(model, unquantized), *_stacked_products(model)}
+    excluded = {*float_layers, *_island(model, unquantized), *_stacked_products(model), *parts.nodes}
     prepared = onnx.shape_inference.infer_shapes(model)
     if per_channel:
         _norms_to_convolutions(prepared, excluded)
@@ -87,7 +90,8 @@ def insert_qdq(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
-    _remove_quantizers(quantized.graph, unquantized)
+    _remove_quantizers(quantized.graph, unquantized | parts.outputs)
+    _read_unquantized(quantized.graph, parts.nodes, float32)
     keep_in_float(quantized)
     activations.remove_redundant(quantized, excluded)
     round_all_to_nearest(quantized, float32)
@@ -164,6 +168,31 @@ def _remove_quantizers(graph: onnx.GraphProto, unquantized: Collection[str]) -> 
         removed += [quantizer, dequantizer]
     for node in removed:
         graph.node.remove(node)
+
+
+def _read_unquantized(graph: onnx.GraphProto, nodes: Collection[str], float32: onnx.ModelProto) -> None:
+    """Let some nodes read activations, and constants, as they were before quantizers that others need, in place.
+
+    But for what a convolution writes: one whose output is read in float too is computed in float by ONNX Runtime.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    stored, known = {tensor.name for tensor in graph.initializer}, constants(float32)
+    before = {node.name: node for node in float32.graph.node}
+    for node in graph.node:
+        for position, name in enumerate(node.input if node.name in nodes else ()):
+            dequantizer = makers.get(name)
+            if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+                continue
+            given = before[node.name].input[position]
+            if given in known:
+                if given not in stored:
+                    graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(known[given]), given))
+                    stored.add(given)
+                node.input[position] = given
+                continue
+            source = makers.get(given)
+            if source is None or source.op_type != "Conv":
+                node.input[position] = given
 
 
 def _stays_float(node: onnx.NodeProto, ranged: Collection[str], float_layers: Collection[str]) -> bool:

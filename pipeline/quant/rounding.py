@@ -13,7 +13,7 @@ Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generativ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
 from pipeline.quant.arrays import read_arrays
-from pipeline.quant.int8_weights import LIMIT, round_to_nearest
+from pipeline.quant.int8_weights import LIMIT, bound_pairs, round_to_nearest
 from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, partners
 
 Float32 = npt.NDArray[np.float32]
@@ -61,6 +61,56 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32, pairs:
         covariance: float32 [inputs, inputs], of the layer's inputs.
         pairs: neighbours in a row, see `neighbours`.
     """
+    found, powers = _round_in_turn(weights, scales, covariance, pairs)
+    return _rounded(found, scales, powers)
+
+
+def round_groups(weights: Float32, scales: Float32, covariances: Float32, pairs: Pairs) -> Rounded:
+    """Return int8 weights as `round_weights` does, of a convolution whose groups have inputs of their own.
+
+    Args:
+        covariances: float32 [groups, inputs, inputs], `inputs` those of a group.
+    """
+    found, powers = np.empty(weights.shape, np.int8), np.zeros(3)
+    for rows, covariance in zip(np.split(np.arange(len(weights)), len(covariances)), covariances, strict=True):
+        of_rows = scales[rows] if scales.size > 1 else scales
+        found[rows], of_group = _round_in_turn(weights[rows], of_rows, covariance, pairs)
+        powers += of_group
+    return _rounded(found, scales, powers)
+
+
+def round_blocks(
+    weights: Float32, scales: Float32, covariances: Callable[[slice], Float32], pairs: Pairs, width: int
+) -> Rounded:
+    """Return int8 weights as `round_weights` does, of a layer too wide for one covariance: inputs block by block.
+
+    What a block loses is not made up for in the others.
+
+    Args:
+        covariances: gives float32 [n, n] of n inputs.
+        width: of a block.
+    """
+    found, powers = np.empty(weights.shape, np.int8), np.zeros(3)
+    for start in range(0, weights.shape[1], width):
+        block = slice(start, start + width)
+        inside = pairs[((pairs >= start) & (pairs < start + width)).all(axis=1)] - start
+        found[:, block], of_block = _round_in_turn(weights[:, block], scales, covariances(block), inside)
+        powers += of_block
+    across = pairs[pairs[:, 0] // width != pairs[:, 1] // width]
+    if len(across):
+        found = bound_pairs(found, weights / scales[:, None], pairs)
+    return _rounded(found, scales, powers)
+
+
+def _rounded(found: Int8, scales: Float32, powers: npt.NDArray[np.float64]) -> Rounded:
+    signal, noise, nearest = powers.tolist()
+    return Rounded(found, scales, _decibel(signal, noise), _decibel(signal, nearest))
+
+
+def _round_in_turn(
+    weights: Float32, scales: Float32, covariance: Float32, pairs: Pairs
+) -> tuple[Int8, npt.NDArray[np.float64]]:
+    """Return the rounded weights, and the powers of the output, of its noise, and of its noise by nearest rounding."""
     inputs = weights.shape[1]
     variances = np.diag(covariance).copy()
     # The inputs that vary most are rounded first, since those after them can compensate. The last column is first.
@@ -95,8 +145,7 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32, pairs:
         return float(np.square((of_weights * scales[:, None]) @ factor * spread).sum(dtype=np.float64))
 
     nearest = round_to_nearest(weights, scales, pairs)[:, order]
-    signal = power(steps)
-    return Rounded(found, scales, _decibel(signal, power(steps - rounded)), _decibel(signal, power(steps - nearest)))
+    return found, np.array([power(steps), power(steps - rounded), power(steps - nearest)])
 
 
 def _rounded_before(pairs: Pairs, order: npt.NDArray[np.intp]) -> list[list[int]]:
@@ -137,9 +186,15 @@ def factor_in_place(matrix: npt.NDArray[np.floating[Any]]) -> None:
 
 
 def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64) -> Float64:
-    """Return float64 [outputs]: what rounding the weights takes from a layer's mean output, given its mean inputs."""
-    lost: Float64 = (weights - rounded * scales[:, None]).astype(np.float64) @ means
-    return lost
+    """Return float64 [outputs]: what rounding the weights takes from a layer's mean output.
+
+    Args:
+        means: float64 [inputs] of the inputs, or [groups, inputs].
+    """
+    groups = means.reshape(-1, weights.shape[1])
+    lost = (weights - rounded * scales[:, None]).reshape(len(groups), -1, weights.shape[1])
+    found: Float64 = (lost.astype(np.float64) @ groups[:, :, None]).reshape(-1)
+    return found
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -195,14 +195,17 @@ class _Collector:
         """
         values = self._reader.read(image)
         self._observers.add({name: values[name] for name in self._observers.observers})
-        means = {name: _channel_means(values[name]) for name in self._averaged}
+        means = {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
         return values[self._output].copy(), means
 
 
-def _channel_means(values: Float32) -> npt.NDArray[np.float64]:
-    """Return float64 [C], the mean of each channel of float32 [1, C, ...].
+def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:
+    """Return float64 [C], the mean of each channel of float32 [1, C, ...], or [1, ..., C] where the axis is the last.
 
     Summed pairwise in float32, which loses a few of its last bits; in float64 it takes four times as long.
     """
-    means: npt.NDArray[np.float32] = values.reshape(values.shape[1], -1).mean(axis=1)
+    if axis == 1:
+        means: npt.NDArray[np.float32] = values.reshape(values.shape[1], -1).mean(axis=1)
+    else:
+        means = values.reshape(-1, values.shape[-1]).mean(axis=0)
     return means.astype(np.float64)

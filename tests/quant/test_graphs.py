@@ -45,7 +45,7 @@ def test_layers_of_leaves_out_a_layer_in_float64() -> None:
     hidden = made.op("Relu", made.op("Gemm", wide, weights, bias, transB=1))
     model = made.model(made.gemm(made.op("Cast", hidden, to=onnx.TensorProto.FLOAT), 8, 5))
     assert [layer.name for layer in layers_of(model)] == ["conv0", "gemm1"]
-    assert placement.layer_inputs(model) == ["x", model.graph.node[-1].input[0]]
+    assert placement.layer_inputs(model) == {"x": 1, model.graph.node[-1].input[0]: 1}
     int8 = qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True)
     assert qdq.count_quantized(int8) == {"weighted": 3, "quantized": 2}
     assert sqnr_db(run_exact(model, images()), run_exact(int8, images())) > 30

@@ -16,12 +16,21 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.errors import ArtefactError
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
-from pipeline.quant.covariance import Covariance
+from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.int8_weights import install_weights, scales_of
 from pipeline.quant.layers import Layer, LayerWeights, layers_of
 from pipeline.quant.neighbours import weight_pairs
 from pipeline.quant.qmath import Range
-from pipeline.quant.rounding import Rounded, factor_in_place, read_rounded, round_weights, write_rounded
+from pipeline.quant.rounding import (
+    Rounded,
+    factor_in_place,
+    mean_error,
+    read_rounded,
+    round_blocks,
+    round_groups,
+    round_weights,
+    write_rounded,
+)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -97,6 +106,53 @@ def test_round_weights_gives_what_rounding_in_turn_gives(inputs: int, per_channe
     assert found.weights.dtype == np.int8
     np.testing.assert_array_equal(found.weights, in_turn(weights, scales, covariance))
     assert (found.weights != nearest(weights, scales)).any()
+
+
+@pytest.mark.parametrize(("groups", "inputs"), [(1, 9), (6, 9), (3, 20)])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_round_groups_rounds_each_group_by_its_own_inputs(groups: int, inputs: int, per_channel: bool) -> None:
+    columns = np.concatenate([correlated(60, inputs, seed=group) for group in range(groups)], axis=1)
+    covariances = GroupCovariance(groups, inputs)
+    for part in np.split(columns, 6):
+        covariances.add(part)
+    expected = [np.cov(part, rowvar=False, bias=True) for part in np.split(columns, groups, axis=1)]
+    np.testing.assert_allclose(covariances.result(), expected, atol=1e-5)
+    np.testing.assert_allclose(covariances.means().reshape(-1), columns.mean(axis=0), atol=1e-6)
+    weights = np.random.default_rng(2).normal(0, 1, (2 * groups, inputs)).astype(np.float32)
+    scales = scales_of(weights, NO_PAIRS, per_channel=per_channel)
+    found = round_groups(weights, scales, covariances.result(), NO_PAIRS)
+    of_rows = np.broadcast_to(scales, len(weights))
+    wanted = [
+        in_turn(weights[[2 * g, 2 * g + 1]], of_rows[[2 * g, 2 * g + 1]], covariances.result()[g])
+        for g in range(groups)
+    ]
+    np.testing.assert_array_equal(found.weights, np.concatenate(wanted))
+    assert found.sqnr_db > found.nearest_sqnr_db
+    lost = weights - found.weights * of_rows[:, None]
+    means = columns.mean(axis=0).reshape(groups, inputs)
+    np.testing.assert_allclose(
+        mean_error(weights, found.weights, scales, means),
+        [lost[row] @ means[row // 2] for row in range(len(weights))],
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (5, 5, 3, 3)])
+def test_round_blocks_rounds_each_block_of_inputs_and_bounds_pairs_across_them(shape: tuple[int, ...]) -> None:
+    """For an odd number of channels some pairs lie across the border of two blocks."""
+    inputs, width = int(np.prod(shape[1:])), 18
+    covariance = covariance_of(correlated(4 * inputs, inputs, seed=31))
+    weights = np.random.default_rng(32).uniform(0.3, 1, (5, inputs)).astype(np.float32)
+    scales, pairs = scales_of(weights, NO_PAIRS, per_channel=True), weight_pairs(shape)
+    found = round_blocks(weights, scales, lambda block: covariance[block, block], pairs, width)
+    sums = found.weights[:, pairs].astype(int).sum(axis=2)
+    assert sums.max() <= 128
+    free = round_blocks(weights, scales, lambda block: covariance[block, block], NO_PAIRS, width)
+    for start in range(0, inputs, width):
+        block = slice(start, start + width)
+        wanted = in_turn(weights[:, block], scales, covariance[block, block])
+        np.testing.assert_array_equal(free.weights[:, block], wanted)
+    assert free.sqnr_db > free.nearest_sqnr_db
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 3, 3), (5, 3, 3, 3), (5, 130), (5, 1, 5, 2)])
@@ -297,6 +353,37 @@ def test_columns_times_weights_is_the_convolution(kernel: tuple[int, int], attri
     np.testing.assert_allclose((columns @ layer.weights.matrix.T).T.reshape(expected.shape), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_columns_of_groups_times_their_weights_are_the_convolution(groups: int) -> None:
+    weights = normal(8, 4 // groups, 3, 3)
+    nodes = [
+        helper.make_node("Conv", ["input", "w0"], ["a"], "widen"),
+        helper.make_node("Conv", ["a", "w"], ["y"], "conv", group=groups, pads=[1, 1, 1, 1], strides=[2, 2]),
+    ]
+    model = model_of(nodes, {"w0": normal(4, 3, 1, 1), "w": weights}, "y", 11)
+    layer = list(layers_of(model))[1]
+    values = torch.from_numpy(normal(1, 4, 11, 11, seed=19))
+    expected = torch.nn.functional.conv2d(values, torch.from_numpy(weights), None, 2, 1, 1, groups)[0].numpy()
+    columns = layer.columns(values.numpy(), EVERYWHERE, np.random.default_rng(0))
+    by_group = columns.reshape(len(columns), groups, layer.inputs)
+    rows = layer.weights.matrix.reshape(groups, -1, layer.inputs)
+    found = np.einsum("ngi,goi->gon", by_group, rows).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_columns_of_a_matmul_are_its_tokens() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["input", "shape"], ["tokens"], "reshape"),
+        helper.make_node("MatMul", ["tokens", "w"], ["y"], "matmul"),
+    ]
+    constants = {"shape": np.array([0, 27, 9], np.int64), "w": normal(9, 5)}
+    (layer,) = layers_of(model_of(nodes, constants, "y"))
+    values = normal(1, 27, 9, seed=20)
+    columns = layer.columns(values, EVERYWHERE, np.random.default_rng(0))
+    np.testing.assert_allclose(columns @ layer.weights.matrix.T, (values @ constants["w"])[0], atol=1e-5)
+    assert layer.columns(values, 8, np.random.default_rng(0)).shape == (8, 9)
+
+
 def test_columns_are_torchs_unfolded_ones() -> None:
     weights = normal(4, 3, 3, 2)
     attributes = {"strides": [2, 1], "pads": [1, 2, 1, 2], "dilations": [2, 1]}
@@ -346,10 +433,11 @@ def test_layers_of_leaves_out_what_cannot_be_rounded() -> None:
         "w4": normal(6, 6),
     }
     found = list(layers_of(model_of(nodes, constants, "k")))
-    assert [layer.name for layer in found] == ["plain", "fc", "other_layout"]
-    assert [layer.source for layer in found] == ["input", "g", "h"]
-    np.testing.assert_array_equal(found[1].weights.matrix, constants["w2"])
-    np.testing.assert_array_equal(found[2].weights.matrix, constants["w3"].T)
+    assert [layer.name for layer in found] == ["plain", "grouped", "fc", "other_layout"]
+    assert [layer.source for layer in found] == ["input", "a", "g", "h"]
+    assert [layer.groups for layer in found] == [1, 2, 1, 1]
+    np.testing.assert_array_equal(found[2].weights.matrix, constants["w2"])
+    np.testing.assert_array_equal(found[3].weights.matrix, constants["w3"].T)
 
 
 # -- scales and the int8 model

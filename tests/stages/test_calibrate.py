@@ -83,7 +83,7 @@ def test_run_counts_what_a_slow_reference_counts(
         found.observers["input"].counts, np.bincount(qmath.float_keys(images.reshape(-1)), minlength=qmath.BINS)
     )
     # What the layers read: the input and the ReLUs, but for the pooled ones, which take their input's range.
-    assert list(found.mean_sums) == placement.layer_inputs(model)
+    assert list(found.mean_sums) == list(placement.layer_inputs(model))
     for name in set(found.mean_sums) & set(names):
         wanted = values[names.index(name)]
         np.testing.assert_allclose(found.mean_sums[name] / 22, wanted.mean(axis=(0, 2, 3)), rtol=1e-4)

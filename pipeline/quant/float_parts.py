@@ -1,0 +1,112 @@
+"""Which operators compute in float32 between layers in int8: those of attention networks, told from the graph.
+
+A residual stream that ends in a LayerNormalization holds a few values a hundred times larger than the others, and the
+norm divides by what is left of them; scores of attention are read by exp. Eight bits are too few for either, and no
+runtime computes the norm, the Softmax or a Gelu in int8, so that quantizers between them buy no speed. What costs time
+there are products with constant weights: those stay in int8, each with one quantizer on its input. That is the
+placement of NNCF's transformer mode and of I-BERT's predecessors (Bondarenko et al., "Understanding and Overcoming the
+Challenges of Efficient Transformer Quantization", arXiv:2109.12948, on which activations lose what).
+
+From the norms, the products of two activations, and the Gelus, float32 spreads over everything without weights: sums,
+factors, moves, pools. Layers with constant weights end it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from pipeline.quant.classifier import find_classifier, tail_tensors
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, readers_of
+
+# With Sqrt, by which exporters before opset 17 spell out the norm.
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "Sqrt"})
+_GELUS = frozenset({"Gelu", "Erf"})
+
+
+@dataclass(frozen=True)
+class FloatParts:
+    """What computes in float32 beside the layers that a build file leaves out."""
+
+    nodes: frozenset[str] = frozenset()  # names of operators without weights, and of products of two activations
+    outputs: frozenset[str] = frozenset()  # what layers in int8 write for such nodes alone: without a quantizer
+
+
+def float_parts(model: onnx.ModelProto) -> FloatParts:
+    """Return the parts of a float32 model that stay float32; none of a network of convolutions, norms and ReLUs.
+
+    Convolutions whose output goes into a norm or into attention as it is, with which a stream begins, write it in
+    float32. Others keep their quantizer, without which ONNX Runtime computes them in float32.
+    """
+    known = constants(model)
+    tail = tail_tensors(model, find_classifier(model))
+    body = [node for node in model.graph.node if not tail.intersection(node.output)]
+    attention = [node for node in body if node.op_type in _NORMS or is_product(node, known)]
+    if not attention and not any(node.op_type in _GELUS for node in body):
+        return FloatParts()
+    spread = _Spread(model, tail)
+    nodes = spread.over(attention) | spread.over(node for node in body if node.op_type in _GELUS)
+    ends = {node.name for node in attention}
+    outputs = {
+        node.output[0]
+        for node in body
+        if node.op_type == "Conv" and _is_layer(node, known) and spread.feeds(node.output[0], ends, nodes)
+    }
+    return FloatParts(frozenset(nodes), frozenset(outputs))
+
+
+def is_product(node: onnx.NodeProto, known: Iterable[str]) -> bool:
+    """Tell whether a node multiplies two activations."""
+    return node.op_type in MATRIX and not set(node.input[:2]).intersection(known)
+
+
+def _is_layer(node: onnx.NodeProto, known: Iterable[str]) -> bool:
+    return node.op_type == "BatchNormalization" or (node.op_type in WEIGHTED and not is_product(node, known))
+
+
+class _Spread:
+    """Walks from nodes to their neighbours, over float32 tensors, as far as the next layers."""
+
+    def __init__(self, model: onnx.ModelProto, tail: set[str]) -> None:
+        known = constants(model)
+        self._beyond = (
+            not_float32(model.graph) | tail | known.keys() | {"", *(value.name for value in model.graph.input)}
+        )
+        self._readers = readers_of(model.graph)
+        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._ends = {node.name for node in model.graph.node if _is_layer(node, known)}
+
+    def over(self, seeds: Iterable[onnx.NodeProto]) -> set[str]:
+        """Return the names of the nodes that are reached, the seeds among them."""
+        waiting = list(seeds)
+        found: set[str] = set()
+        while waiting:
+            node = waiting.pop()
+            if node.name in found or node.name in self._ends:
+                continue
+            found.add(node.name)
+            for name in {*node.input, *node.output} - self._beyond:
+                waiting.extend(self._readers.get(name, ()))
+                if name in self._makers:
+                    waiting.append(self._makers[name])
+        return found
+
+    def feeds(self, name: str, ends: set[str], through: set[str]) -> bool:
+        """Tell whether a tensor goes into one of some nodes, and nowhere else than through the nodes of `through`.
+
+        A node that joins two activations is as far as it goes: what comes of it is no longer the tensor.
+        """
+        waiting, seen, found = [name], set[str](), False
+        while waiting:
+            each = waiting.pop()
+            for node in self._readers.get(each, ()):
+                if node.name not in through:
+                    return False
+                if node.name in ends:
+                    found = True
+                elif node.name not in seen and (len(set(node.input) - self._beyond) < 2 or node.op_type == "Concat"):
+                    seen.add(node.name)
+                    waiting.extend(node.output)
+        return found
