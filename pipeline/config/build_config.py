@@ -143,7 +143,7 @@ class BuildConfig(Sections):
             (
                 "frontend.checkpoint",
                 None if self.frontend.checkpoint == AUTO else self.frontend.checkpoint,
-                _wrong_file,
+                _wrong_path if self.frontend.type is Frontend.PADDLE else _wrong_file,
             ),
             ("dataset.val_label", self.dataset.val_label, _wrong_file),
             ("evaluation.val_label", self.evaluation.val_label, _wrong_file),
@@ -172,6 +172,14 @@ def _wrong_file(path: Path) -> str | None:
             return None
         return "is a folder, expected a file" if path.is_dir() else "no such file"
     except OSError as error:  # a folder that may not be entered, a name too long
+        return f"cannot be read: {error.strerror}"
+
+
+def _wrong_path(path: Path) -> str | None:
+    """As `_wrong_file`, where a folder will do."""
+    try:
+        return None if path.exists() else "no such file or folder"
+    except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 

@@ -10,6 +10,7 @@ class Frontend(Enum):
     TORCHVISION = "torchvision"
     OFFICIAL = "official"
     PADDLECLAS = "paddleclas"
+    PADDLE = "paddle"
     ONNX = "onnx"
     PYTORCH = "pytorch"
     KERAS = "keras"
@@ -21,6 +22,7 @@ class Frontend(Enum):
 # Frontends whose file holds the graph itself; the others build a named model and need its name.
 GRAPH_FILES = (
     Frontend.ONNX,
+    Frontend.PADDLE,
     Frontend.PYTORCH,
     Frontend.KERAS,
     Frontend.TENSORFLOW,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import yaml
@@ -18,6 +19,7 @@ from pipeline.data.imagenet import imagenet_classes, list_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import zoo
 from pipeline.models.zoo import Model
+from pipeline.weights import paddle_inference
 from pipeline.weights.file_kinds import FileKind, kind_of
 
 if TYPE_CHECKING:
@@ -58,7 +60,10 @@ def write(given: Given) -> list[str]:
     frontend, size, outputs, found = _frontend(given)
     dataset = list_dataset(given.dataset, given.suffix, given.val_label, class_count=outputs)
     images, classes = len(dataset.samples), len(dataset.classes)
-    if outputs not in (None, classes) and frontend["type"] != "onnx":  # whose outputs the build looks at
+    if outputs not in (None, classes) and frontend["type"] not in (
+        "onnx",
+        "paddle",
+    ):
         raise DataError(
             f"{given.weights}: has {outputs} classes, but {given.dataset} has {classes}; give the images that it was "
             "trained on"
@@ -108,6 +113,8 @@ def _frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
     """Return the section, the side of the input in px, the number of classes if it is known, and what was found out."""
     if _is_onnx(given.weights):
         return _onnx_frontend(given)
+    if paddle_inference.is_inference_model(given.weights):
+        return _paddle_frontend(given)
     from pipeline.weights import checkpoints
 
     state = checkpoints.read_state_dict(given.weights, given.checkpoint_key)
@@ -132,6 +139,18 @@ def _frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
     }
     also = f" (or {', '.join(others)}: --model says which)" if others else ""
     return section, size, outputs, f"{given.weights} fits {row.library}/{row.name}{also}, {outputs} classes"
+
+
+def _paddle_frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
+    with TemporaryDirectory(prefix="init-") as folder:
+        converted = Path(folder) / "model.onnx"
+        paddle_inference.to_onnx(given.weights, converted)
+        try:
+            section, size, outputs, found = _onnx_frontend(replace(given, weights=converted))
+        except DataError as err:
+            raise DataError(str(err).replace(str(converted), str(given.weights))) from err
+    section |= {"type": "paddle", "checkpoint": str(given.weights)}
+    return section, size, outputs, found.replace(str(converted), str(given.weights))
 
 
 def _is_onnx(path: Path) -> bool:

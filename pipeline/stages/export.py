@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +28,7 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.models import zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import Given, check_given, compare
@@ -34,7 +36,7 @@ from pipeline.onnx_models.run import takes_one_image
 from pipeline.onnx_models.scores import describe, find_scores
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
 from pipeline.stages.settings import InputFile
-from pipeline.weights import downloads
+from pipeline.weights import downloads, paddle_inference
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 
 if TYPE_CHECKING:
@@ -82,13 +84,25 @@ def _checkpoint(kind: Frontend, path: Path | None) -> InputFile | None:
     assert path != AUTO, "resolved by fetch_weights"
     if path is None:
         return None
+    if kind is Frontend.PADDLE:
+        return _paddle_files(path)
     if kind is not Frontend.ONNX:
         return InputFile(path)
     return InputFile(path, tuple(part for part in classifier.files(path) if part != path))
 
 
+def _paddle_files(path: Path) -> InputFile:
+    if path.is_file() and path.suffix == ".tar":
+        return InputFile(path)
+    model = paddle_inference.files_of(path)
+    return InputFile(model.program, (model.parameters,))
+
+
 def check(frontend: FrontendConfig) -> None:
     """Raise ConfigError for a frontend that this version cannot export, before any work."""
+    if frontend.type is Frontend.PADDLE:
+        _check_paddle(frontend.checkpoint)
+        return
     if frontend.type in GRAPH_FILES and frontend.type is not Frontend.ONNX:
         raise ConfigError(
             f"frontend.type: {frontend.type.value} files cannot be read; wanted onnx: convert the model by the "
@@ -110,6 +124,13 @@ def check(frontend: FrontendConfig) -> None:
             f"frontend.checkpoint: {frontend.checkpoint} is a whole model, a frontend of type {frontend.type.value} "
             "wants weights alone; set frontend.type to onnx, or give another file"
         )
+
+
+def _check_paddle(checkpoint: Path | None) -> None:
+    if checkpoint == AUTO:
+        raise ConfigError("frontend.checkpoint: auto, but a frontend of type paddle has no published file; give one")
+    if checkpoint is not None and checkpoint.exists():
+        paddle_inference.check(checkpoint)
 
 
 def _check_graph_file(checkpoint: Path | None) -> None:
@@ -213,8 +234,9 @@ def export(
             computes something else than the file.
         PipelineError: the exported model computes something else than the network.
     """
-    if settings.type is Frontend.ONNX:
-        return _from_file(settings, images_nchw, num_classes, "the data set has" if fit_on else None)
+    if settings.type in (Frontend.ONNX, Frontend.PADDLE):
+        with _as_onnx(settings) as path:
+            return _from_file(path, settings, images_nchw, num_classes, "the data set has" if fit_on else None)
     from pipeline.models import exporter
 
     network = _network(settings, fit_on, num_classes or len(imagenet_classes()))
@@ -228,11 +250,30 @@ def export(
     return Exported(model, found, given)
 
 
-def _from_file(
-    settings: Settings, images_nchw: npt.NDArray[np.float32], num_classes: int | None, wanted_by: str | None
-) -> Exported:
+@contextmanager
+def _as_onnx(settings: Settings) -> Iterator[Path]:
+    """Yield the ONNX file of a whole model, converted where it is another kind; errors name the file that was given."""
     assert settings.checkpoint is not None, "checked by BuildConfig.check_inputs"
-    path = settings.checkpoint.path
+    given = settings.checkpoint.path
+    if settings.type is Frontend.ONNX:
+        yield given
+        return
+    with TemporaryDirectory(prefix="export-") as folder:
+        converted = Path(folder) / "model.onnx"
+        paddle_inference.to_onnx(given, converted)
+        try:
+            yield converted
+        except PipelineError as err:
+            raise type(err)(str(err).replace(str(converted), str(given))) from err
+
+
+def _from_file(
+    path: Path,
+    settings: Settings,
+    images_nchw: npt.NDArray[np.float32],
+    num_classes: int | None,
+    wanted_by: str | None,
+) -> Exported:
     model = classifier.load(path, settings.chw, settings.output)
     found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     given = check_given(path, settings.output, model, images_nchw)
