@@ -27,6 +27,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "data.imagenet": ("build", "init", "calibset", "image2npz"),
     "data.label_check": ("build",),
     "data.labels": ("eval",),
+    "data.listed_labels": ("image2npz",),
     "host.cluster": ("bench", "image2npz", "predict"),
     "measure.analyze": ("analyze",),
     "measure.bench": ("bench",),

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.flags import add_command, add_engine_flags, add_key_flag, cluster_of, file_here, place
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
+from pipeline.terminal import console
 
 
 def add_image2npz(commands: Any) -> None:
@@ -32,10 +33,19 @@ def add_image2npz(commands: Any) -> None:
 
 
 def _image2npz(args: argparse.Namespace) -> None:
+    from pipeline.data import listed_labels
     from pipeline.stages.image2npz import convert
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
     cluster = cluster_of(args)
+    try:
+        listed = listed_labels.find_listed(args.dataset_path, args.suffix)
+    except DataError as err:  # without labels the npz files are as good
+        listed = None
+        console.warning(f"note: labels are not kept: {err}")
     report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers, cluster)
+    if listed is not None:
+        listed_labels.keep(listed, args.target_path)
+        print(f"labels of {len(listed.index_of)} images by {listed.file}, kept beside the npz files for eval")
     print(f"{report.datalist}: {report.converted + report.kept} images ({report.kept} were done already)")

@@ -132,6 +132,17 @@ def list_images(path: Location, suffix: str = ANY) -> tuple[Sample, ...]:
     return tuple(make_sample(image, None) for image in _select_images(scan(path), suffix))
 
 
+def find_own_list(path: Location, suffix: str) -> tuple[Path | ImageSource, tuple[Sample, ...]] | None:
+    """Return the label list that lies in or beside a flat data set, and its images; None for any other layout."""
+    listing = scan(path)
+    with console.silence():  # who lists the images says what is left out
+        images = _select_images(listing, suffix)
+    if _class_tree(listing, images, None, require_labels=False) is not None:
+        return None
+    file = _find_label_list(listing, images)
+    return None if file is None else (file, tuple(make_sample(image, None) for image in images))
+
+
 def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
     endings = spellings(suffix)
     images = [file for file in listing.files if file.name.lower().endswith(endings)]

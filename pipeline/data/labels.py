@@ -229,7 +229,7 @@ def _check_same_index(path: Path | ImageSource, first: LabelLine, second: LabelL
         )
 
 
-def read_label_list(path: Path, class_count: int | None = None) -> dict[str, int]:
+def read_label_list(path: Path | ImageSource, class_count: int | None = None) -> dict[str, int]:
     """Return the class index of each image by its stem, from lines `name index`.
 
     Images of one stem and several classes are distinguished by their folders, under the key `<folder>/<stem>`.

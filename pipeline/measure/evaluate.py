@@ -23,6 +23,7 @@ from pipeline.data.labels import (
     sample_key,
     usual_classes,
 )
+from pipeline.data.listed_labels import read_kept
 from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.errors import DataError
 from pipeline.measure.accuracy import Accuracy
@@ -110,7 +111,8 @@ def _find_truth(
         val_label = val_label or label
     else:
         classes = _find_classes(label, lines, package)
-    known = ground_truth([entry.image for entry in run.entries], classes, val_label, _read_own_labels(package))
+    images = [entry.image for entry in run.entries]
+    known = ground_truth(images, classes, val_label, {**_read_own_labels(package), **read_kept(images)})
     return classes, np.array([known[sample_key(entry.image)] for entry in run.entries], np.intp)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from PIL import Image
 from run_fixtures import (
     CLASS_IDS,
     IMAGES,
@@ -22,6 +23,7 @@ from run_fixtures import (
 )
 
 from pipeline.artefacts import write_json, write_manifest
+from pipeline.commands.cli import main
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.data import npz
 from pipeline.errors import DataError, PipelineError
@@ -218,6 +220,42 @@ def test_val_label_comes_before_folder_and_build(by_hand: tuple[Path, np.ndarray
     (tmp_path / "val_label.txt").write_text("".join(lines))
     found = run_evaluate(folder, val_label=tmp_path / "val_label.txt", reference=False)
     assert found.top1 == Accuracy(IMAGES, IMAGES)
+
+
+def test_list_beside_the_images_decides_when_image2npz_found_it(
+    tiny: TinyWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images with names of ImageNet's, whose official labels are others, and a list of their own in either place."""
+    data = tmp_path / "data"
+    (data / "val").mkdir(parents=True)
+    truth = {f"ILSVRC2012_val_{number:08d}": number % COUNT for number in range(1, 9)}
+    for number, stem in enumerate(truth):
+        Image.fromarray(np.full((40, 40, 3), 30 * number, np.uint8)).save(data / "val" / f"{stem}.JPEG")
+    for place in (data / "val_list.txt", data / "val" / "val_label.txt"):
+        place.write_text("".join(f"val/{stem}.JPEG {index}\n" for stem, index in truth.items()))
+        target, datalist = tmp_path / f"npz_{place.stem}", tmp_path / f"{place.stem}_datalist.txt"
+        line = ["image2npz", "--dataset_path", data / "val", "--target_path", target, "--text_path", datalist]
+        assert main([*map(str, line), "--workers", "1"]) == 0
+        assert f"labels of 8 images by {place}, kept beside the npz files for eval" in capsys.readouterr().out
+        out = tmp_path / f"out_{place.stem}"
+        bench.run_accuracy(tiny.package, Load(), tiny.package.preprocess(), datalist, out)
+        found = run_evaluate(out, reference=False)
+        images = npz.read_datalist(datalist)
+        answers = plain_answers(tiny.package, images).argmax(axis=1)
+        wanted = np.array([truth[image.stem] for image in images])
+        assert found.top1 == Accuracy(int((answers == wanted).sum()), 8)
+        place.unlink()
+
+
+def test_image2npz_keeps_no_labels_when_the_list_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "val" / "a.JPEG")
+    (tmp_path / "val_list.txt").write_text("only names\n")
+    line = ["image2npz", "--dataset_path", tmp_path / "val", "--target_path", tmp_path / "npz", "--workers", "1"]
+    assert main([*map(str, line), "--text_path", str(tmp_path / "list.txt")]) == 0
+    found = capsys.readouterr()
+    assert f"note: labels are not kept: {tmp_path}/val_list.txt:1: expected 'name index'" in found.err
+    assert [path.name for path in (tmp_path / "npz" / "val").iterdir()] == ["a.npz"]
 
 
 def test_class_folder_comes_before_the_build(tiny: TinyWorkspace, tmp_path: Path) -> None:
