@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import (
     add_command,
@@ -15,6 +15,9 @@ from pipeline.commands.flags import (
     key_values,
 )
 from pipeline.terminal import console
+
+if TYPE_CHECKING:
+    from pipeline.config.build_config import BuildConfig
 
 
 def add_build(commands: Any) -> None:
@@ -57,17 +60,29 @@ def _build(args: argparse.Namespace) -> None:
         from pipeline.commands.config import resolved
 
         print(resolved(cfg), end="")
-        print("\n".join(f"# {line}" for line in plan(cfg)))
+        print("\n".join(f"# {line}" for line in (*plan(cfg), explain_name(cfg))))
         return
     built = build(cfg, console.step)
     print("\n".join(summary(built)))
     if "package" in built.ran:
+        print(explain_name(cfg))
         _say_speed(built.prefix)
     if args.report is not None:
         from pipeline.reports import build as page
 
         page.write(built, args.report)
         print(f"report in {args.report}")
+
+
+def explain_name(cfg: BuildConfig) -> str:
+    """Say what the parts of a package's name mean; the name is the vendor's compiler's."""
+    channels, height, width = cfg.frontend.chw
+    precision = cfg.backend.dtype.value
+    mode = f"{cfg.backend.quantize.calibrate_mode.value} calibration" if precision == "int8" else "no calibration"
+    return (
+        f"  its name, as the vendor's: {precision}, {mode}, input of {channels} channels and {height}x{width} px; "
+        "vacc is the vendor's word for its target"
+    )
 
 
 def _say_speed(prefix: Path) -> None:

@@ -112,3 +112,13 @@ def test_help_names_flags_of_its_command_only(name: str) -> None:
     for action in parser._actions:
         text = re.sub(r"bench --sweep|--\w+ of \w+", "", action.help or "")
         assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) <= own, text
+
+
+def test_dry_run_says_what_the_name_of_the_package_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "timm_wideres.yaml", "--dry-run", "--quiet"]) == 0
+    package, meaning = capsys.readouterr().out.splitlines()[-2:]
+    assert package == "# package deploy_weights/wide_resnet50_2-int8-percentile-3_256_256-vacc/wide_resnet50_2"
+    assert meaning == (
+        "#   its name, as the vendor's: int8, percentile calibration, input of 3 channels and 256x256 px; vacc is the "
+        "vendor's word for its target"
+    )
