@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtefactError(f"{folder}: no {MANIFEST}, so it is not a finished artefact; run the build again")
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise ArtefactError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, so it is not a manifest of ours")
+        raise ArtefactError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, so it is not a manifest")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:

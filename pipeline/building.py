@@ -216,7 +216,7 @@ def _file_faults(step: str, where: Path) -> Iterator[None]:
     except OSError as err:
         # Libraries write temporary files too, and do not say where.
         place = err.filename or f"{where}, or {tempfile.gettempdir()}"
-        raise DataError(f"{step}: {place}: {err.strerror or err}; mend it and build again") from err
+        raise DataError(f"{step}: {place}: {err.strerror or err}; fix it and build again") from err
 
 
 def _figures(folder: Path) -> str:

@@ -427,7 +427,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_a_file(
     (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
     assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
     assert capsys.readouterr().err == (
-        f"error: [1/11] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; mend it and build again\n"
+        f"error: [1/11] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; fix it and build again\n"
     )
 
 
@@ -439,7 +439,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
     assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: [1/11] calibset: /sys/kernel/workspace: ")
-    assert printed.endswith("; mend it and build again\n")
+    assert printed.endswith("; fix it and build again\n")
     assert printed.count("\n") == 1
 
 
@@ -459,7 +459,7 @@ def test_build_gives_an_error_line_when_the_package_cannot_be_put_in_place(
     with pytest.raises(DataError) as caught:
         build(make_config(), quiet)
     assert str(caught.value) == (
-        f"install: {tmp_path}/workspace/.{PACKAGE}.lock: Is a directory; mend it and build again"
+        f"install: {tmp_path}/workspace/.{PACKAGE}.lock: Is a directory; fix it and build again"
     )
 
 

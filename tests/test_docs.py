@@ -97,15 +97,7 @@ def test_pages_name_only_commands_and_flags_that_exist(page: Path) -> None:
     flags |= {flag for action in parser._actions for flag in action.option_strings}
     scripts = "".join(read(path) for path in (ROOT / "benchmarks").glob("*.py"))
     foreign = {"--quiet", "--no-deps", "--upgrade", "--constraint", "--editable", "--index-url"}  # pip
-    foreign |= {
-        "--data-binary",
-        "--cacert",
-        "--head",
-        "--num-cpus",
-        "--port",
-        "--generate",
-        "--strict",
-    }  # curl, ray, mypy
+    foreign |= {"--cacert", "--data-binary", "--generate", "--head", "--num-cpus", "--port", "--strict"}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
         assert flag in flags or f'"{flag}"' in scripts, flag
 

@@ -70,7 +70,7 @@ def mutate(content: bytes, changes: Edits) -> bytes:
 
 
 def tolerant(read: Callable[[], object]) -> None:
-    """Fail on anything but a result or an error of one line a fault that is the user's to mend."""
+    """Fail on anything but a result or an error of one line a fault that is for the user to fix."""
     try:
         read()
     except PipelineError as err:

@@ -28,5 +28,5 @@ def _doctor(args: argparse.Namespace) -> None:
     print("\n".join(map(str, findings)))
     faults = doctor.faults(findings)
     if faults:
-        raise PipelineError(f"this machine is not fit: {faults} fault(s) to mend, see above")
+        raise PipelineError(f"this machine is not fit: {faults} fault(s) to fix, see above")
     print("this machine is fit")

@@ -77,7 +77,7 @@ def open_run(out: Location, facts: dict[str, Any], images: Sequence[Location]) -
     Results that an interrupted run with the same facts and images left are kept; those of any other run are removed.
 
     Raises:
-        DataError: the folder holds files that no run of ours wrote, cannot be written, or another run writes there.
+        DataError: the folder holds files of other origin, cannot be written, or another run writes there.
     """
     digits = max(6, len(str(len(images) - 1)))
     names = [f"{index:0{digits}d}-{image.stem[:_STEM_LENGTH]}{_SUFFIX}" for index, image in enumerate(images)]
@@ -162,7 +162,7 @@ def _check_ours(out: Location, record: dict[str, Any] | None) -> None:
         strange = [path.name for path in _result_files(out) if path.name not in record["samples"]]
     if strange:
         raise DataError(
-            f"--path_output {out}: holds files that are no results of ours (first: {strange[0]}); give an empty or "
+            f"--path_output {out}: holds files that bench did not write (first: {strange[0]}); give an empty or "
             "new folder"
         )
 
@@ -204,7 +204,7 @@ def _read_record(folder: Location) -> dict[str, Any] | None:
     with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read_bytes(_MAX_RUN_BYTES + 1)) as stream:
         content = stream.read(_MAX_RUN_BYTES + 1)
     if len(content) > _MAX_RUN_BYTES:
-        raise DataError(f"{path}: larger than {_MAX_RUN_BYTES} bytes, so not a run of ours")
+        raise DataError(f"{path}: larger than {_MAX_RUN_BYTES} bytes, so not the record of a run")
     try:
         record = json.loads(content.decode("utf-8"))
     except ValueError as err:

@@ -293,7 +293,7 @@ def _convert_one(job: _Job) -> str:
         write_image_npz(job.npz, image_chw, stamp)
     except OSError as err:
         raise DataError(
-            f"{err.filename or job.npz}: cannot be written ({err.strerror}); mend that, then run again"
+            f"{err.filename or job.npz}: cannot be written ({err.strerror}); fix that, then run again"
         ) from err
     return ""
 

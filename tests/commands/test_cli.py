@@ -293,7 +293,7 @@ SEE_BENCH = "; see python -m pipeline bench --help\n"
         ("bench --json deploy_weights", "--json deploy_weights: is a folder; give a file\n"),
         (
             "bench --path_output deploy_weights",
-            "--path_output deploy_weights: holds files that are no results of ours (first: .cache); "
+            "--path_output deploy_weights: holds files that bench did not write (first: .cache); "
             "give an empty or new folder\n",
         ),
         (

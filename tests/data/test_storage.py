@@ -166,7 +166,7 @@ def test_results_in_a_store_are_those_in_a_folder(root: Url, in_workspace: TinyW
     assert {name: (there / name).read_bytes(1 << 20) for name in names_in(there)} == written
 
     (root / "strange/letter.txt").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"memory://bucket/strange: holds files that are no results of ours"):
+    with pytest.raises(DataError, match=r"memory://bucket/strange: holds files that bench did not write"):
         check_folder(root / "strange")
 
 

@@ -72,7 +72,7 @@ def test_doctor_names_a_library_that_does_not_import(
     printed, errors = capsys.readouterr()
     version = metadata.version("onnx")
     assert f"FAULT onnx: {version} does not import (libfoo.so: cannot open shared object file); run: pip" in printed
-    assert errors == "error: this machine is not fit: 1 fault(s) to mend, see above\n"
+    assert errors == "error: this machine is not fit: 1 fault(s) to fix, see above\n"
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,7 @@ def test_folder_with_results_of_others_is_refused_and_left_alone(tmp_path: Path,
     out.mkdir(exist_ok=True)
     (out / "theirs.npz").write_bytes(b"1")
     before = read_folder(out)
-    text = (
-        f"--path_output {out}: holds files that are no results of ours (first: theirs.npz); give an empty or new folder"
-    )
+    text = f"--path_output {out}: holds files that bench did not write (first: theirs.npz); give an empty or new folder"
     for attempt in (lambda: check_folder(out), lambda: open_run(out, {}, images).__enter__()):
         with pytest.raises(DataError) as raised:
             attempt()

@@ -166,7 +166,7 @@ def test_convert_says_so_when_the_target_cannot_be_written(images: Path, tmp_pat
     with pytest.raises(DataError, match=r"npz: cannot be made a folder \(File exists\); give another "):
         convert(images, tmp_path / "npz", tmp_path / "list.txt")
     put(tmp_path, "other/n01443537", b"a file in the way of a folder")
-    with pytest.raises(DataError, match=r"n01443537: cannot be written \(.*\); mend that, then run again"):
+    with pytest.raises(DataError, match=r"n01443537: cannot be written \(.*\); fix that, then run again"):
         convert(images, tmp_path / "other", tmp_path / "list.txt", workers=1)
 
 
