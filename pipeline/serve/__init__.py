@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import os
 
-# gRPC's C library writes faults to standard error by itself, beside raising them. It looks when it is imported.
+# gRPC's C library also prints errors to standard error, beside raising them. It reads this when it is imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

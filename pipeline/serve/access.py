@@ -1,4 +1,4 @@
-"""The access log: a JSON line a request, without tokens, queries and images."""
+"""The access log: one JSON line for each request, without tokens, queries and images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TextIO
 from pipeline.errors import ConfigError
 from pipeline.terminal import console
 
-_LOOK_S = 1.0  # between two looks at whether the file was moved away
+_LOOK_S = 1.0  # between two checks whether the file was moved away
 _LONGEST = 200  # characters of a path
 
 
@@ -25,14 +25,14 @@ class Visit:
     method: str
     path: str  # without query; over gRPC the method's name
     address: str
-    name: str | None = None  # whose token it brought
+    name: str | None = None  # the name of its token
     status: int | str = 0  # 0: the client left
     bytes_in: int = 0  # of the body
     bytes_out: int = 0
 
 
 class AccessLog:
-    """A file, or standard output. A file that is moved away (logrotate) is opened anew."""
+    """A file, or standard output. A file that is moved away (logrotate) is opened again."""
 
     def __init__(self, path: Path) -> None:
         """Open it.
@@ -50,7 +50,7 @@ class AccessLog:
                 raise ConfigError(f"--access_log {path}: cannot be written ({err.strerror})") from None
 
     def write(self, visit: Visit, seconds: float) -> None:
-        """Add a line. A disk that is full is said once, and does not keep the server from answering."""
+        """Add a line. A full disk is reported once, and the server goes on answering."""
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": now, **asdict(visit), "path": visit.path[:_LONGEST], "ms": round(seconds * 1000, 2)}
         try:

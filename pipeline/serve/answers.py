@@ -1,4 +1,4 @@
-"""Answers over REST to requests that are not let in."""
+"""REST responses to requests that are not admitted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ _TRY_AGAIN = (429, 503)
 
 
 def refusal(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an answer of one line in the protocol's form."""
+    """Return an error response of one line in the protocol's form."""
     retry = {"retry-after": "1"} if status in _TRY_AGAIN else {}
     return JSONResponse({"error": text}, status_code=status, headers={**retry, **(headers or {})})

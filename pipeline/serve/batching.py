@@ -1,4 +1,4 @@
-"""Dynamic batching: images of many requests, computed together when so many wait."""
+"""Dynamic batching: images of several requests are computed together when a full batch waits."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class _Turn:
 class Batcher:
     """A queue before a model, and a thread for each of its streams.
 
-    A stream takes a full batch where one waits, else a single image: none waits for others to come. So a lone request
-    is answered at once, on one stream, and the more there are the larger the batches. Batches in between would be
-    padded to the full one, which takes as long.
+    A stream takes a full batch where one waits, else a single image; no image waits for others to arrive. So a lone
+    request is answered at once, and under load batches are full. Smaller batches would be padded to the full size and
+    take as long.
     """
 
     def __init__(self, full: Backend, single: Backend, batch: int, limit: int, meter: Meter) -> None:
@@ -71,7 +71,7 @@ class Batcher:
 
         Raises:
             BusyError: so many do not fit in the queue.
-            RuntimeError: the batcher was closed.
+            RuntimeError: the batcher is closed.
         """
         call, now = _Call(images), time.perf_counter()
         with self._changed:
@@ -85,7 +85,7 @@ class Batcher:
         return call.future
 
     def close(self) -> None:
-        """Take no more images, give up those that still wait, and return when nothing computes."""
+        """Take no more images, drop those that still wait, and return when no computation is under way."""
         with self._changed:
             self._closed = True
             for turn in self._queue:
@@ -98,7 +98,7 @@ class Batcher:
 
     def _work(self) -> None:
         while turns := self._take():
-            wanted = [turn for turn in turns if not turn.call.future.done()]  # by a cancel, or by a failure before
+            wanted = [turn for turn in turns if not turn.call.future.done()]  # cancelled, or failed before
             if wanted:
                 self._compute(wanted)
 
@@ -117,7 +117,7 @@ class Batcher:
         backend = self._single if len(turns) == 1 else self._full
         try:
             outputs = answer.infer(backend, [turn.call.images[turn.number] for turn in turns])
-        except Exception as err:  # whatever it is, the requests must be answered, and the thread must go on
+        except Exception as err:  # whatever it is, the requests must be answered, and the thread must continue
             for turn in turns:
                 _settle(turn.call.future, err)
             return

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_MOST_CLIENTS = 10_000  # remembered; of more, those that did nothing for longest are forgotten
-_BURST_S = 2.0  # a client that was quiet may take what it has for so long at once
+_MOST_CLIENTS = 10_000  # remembered at most; beyond, the least recently active ones are forgotten
+_BURST_S = 2.0  # a client that was idle may use the allowance of so many seconds at once
 
 
 class TooMuchError(Exception):
-    """A client takes more than its share. Its text is for the client."""
+    """A client exceeds its limits. The text is for the client."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,24 @@ class Shares:
 class _Client:
     def __init__(self, shares: Shares, now: float) -> None:
         self.under_way = 0
-        # Allowances grow with time up to a burst. Bytes are taken after they came, so theirs may fall below zero.
+        # Allowances grow with time up to a burst. Bytes are deducted after they arrived, so theirs may fall below zero.
         self.requests = max(1.0, shares.per_second * _BURST_S)
         self.bytes = shares.bytes_per_second * _BURST_S
         self.seen = now
 
 
 class Clients:
-    """All clients, by name: whose token it is, or the address that it comes from. Called by the event loop only."""
+    """All clients, by name: the name of its token, or its address. Called by the event loop only."""
 
     def __init__(self, shares: Shares, clock: Callable[[], float] = time.monotonic) -> None:
         self._shares, self._clock = shares, clock
         self._known: dict[str, _Client] = {}
 
     def enter(self, name: str) -> None:
-        """Count a request, which is to `leave`.
+        """Count a request; `leave` ends it.
 
         Raises:
-            TooMuchError: the client has had its share; the request is not counted.
+            TooMuchError: the client exceeds its limits; the request is not counted.
         """
         client, shares = self._find(name), self._shares
         if shares.requests and client.under_way >= shares.requests:
@@ -64,7 +64,7 @@ class Clients:
     def _find(self, name: str) -> _Client:
         now, shares = self._clock(), self._shares
         client = self._known.pop(name, None) or _Client(shares, now)
-        self._known[name] = client  # last: the order is that of their last requests
+        self._known[name] = client  # at the end: clients are ordered by their last requests
         passed, client.seen = now - client.seen, now
         client.requests = min(max(1.0, shares.per_second * _BURST_S), client.requests + passed * shares.per_second)
         most = shares.bytes_per_second * _BURST_S
@@ -79,7 +79,7 @@ class Clients:
 
 
 def network_of(address: str) -> str:
-    """Return what a client without a token is known by: its address, or the /64 network of an IPv6 address."""
+    """Return the name of a client without a token: its address, or the /64 network of an IPv6 address."""
     if ":" not in address or "." in address:
         return address
     import ipaddress

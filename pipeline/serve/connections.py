@@ -1,4 +1,4 @@
-"""HTTP connections: uvicorn's, with bounds on request heads and on clients that dawdle, and without HTTP/2 upgrades."""
+"""HTTP connections: uvicorn's, with limits on request heads and slow clients, and without HTTP/2 upgrades."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_MOST_HEAD = 64 * 1024  # bytes of a request's head, and of what else is neither head nor body
+_MOST_HEAD = 64 * 1024  # bytes of a request's head, and of anything that is neither head nor body
 _STATUS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
 class Connection(HttpToolsProtocol):
     """A connection of HTTP/1.1.
 
-    A request's head must come within some seconds, and so must the rest of a body that nobody reads any more: uvicorn
-    itself waits for ever. A client that offers HTTP/2 (`curl --http2`: `Upgrade: h2c`) is answered over HTTP/1.1, as
-    RFC 9110 (7.8) has it: uvicorn with httptools would lose the body.
+    A request's head must arrive within some seconds, and so must the rest of a body that is not read any more: uvicorn
+    waits for ever. A client that offers HTTP/2 (`curl --http2`: `Upgrade: h2c`) is answered over HTTP/1.1, as
+    RFC 9110 (7.8) allows: uvicorn with httptools would lose the body.
     """
 
     def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
-        """Be ready.
+        """Prepare the connection.
 
         Args:
             patience: s for a request's head, and for what is left of an unread body.
@@ -29,7 +29,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
-        self._head_size = self._silent = 0  # bytes of lines and headers, and since the parser last said anything
+        self._head_size = self._silent = 0  # bytes of lines and headers, and bytes since the parser's last callback
         self._offers_upgrade = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(408)
         elif self.cycle.response_complete:
             self.transport.close()
-        else:  # the head of a further request dawdles while an answer is under way
+        else:  # the head of a further request is slow while an answer is under way
             self._start_timer()
 
     def _refuse(self, status: int) -> None:

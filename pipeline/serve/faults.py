@@ -1,4 +1,4 @@
-"""What a client is told of a fault over REST: a status, and one line."""
+"""Error responses over REST: a status, and one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STATUS = {InvalidInput: 400, ModelNotFound: 404, Unavailable: 503, ServerNotRea
 
 
 def answer_faults(app: FastAPI) -> None:
-    """Have exceptions answered in the protocol's form."""
+    """Register the handlers that turn exceptions into error responses in the protocol's form."""
     for fault, status in _STATUS.items():
         app.add_exception_handler(fault, _answering(status))
     app.add_exception_handler(HTTPException, _refused)
@@ -33,7 +33,7 @@ def _answering(status: int) -> Callable[[Request, Exception], Response]:
 
 
 def _refused(_: Request, err: Exception) -> Response:
-    """Answer what the framework itself refuses: unknown paths, bodies too large, broken forms."""
+    """Answer what the framework refuses: unknown paths, bodies too large, malformed forms."""
     assert isinstance(err, HTTPException)
     return refusal(err.status_code, str(err.detail), err.headers)
 

@@ -1,4 +1,4 @@
-"""Who may come in, over REST and gRPC alike: tokens, what one client may take, and the access log."""
+"""Admission over REST and gRPC: tokens, limits of each client, and the access log."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.serve.answers import refusal
 from pipeline.serve.clients import Clients, TooMuchError, network_of
 from pipeline.serve.tokens import Tokens, UnauthorizedError
 
-# What answers anybody: probes have no token, and the page holds nothing that a token keeps.
+# Open to everybody: probes have no token, and the page holds nothing that needs protection.
 _OPEN = {"/", "/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady"}
 _METRICS = "/metrics"
 
 
 @dataclass
 class Door:
-    """What every request passes."""
+    """The checks that every request passes."""
 
     tokens: Tokens | None
     clients: Clients
@@ -46,10 +46,10 @@ class Door:
 
     @contextmanager
     def admitted(self, visit: Visit, authorization: str | None) -> Iterator[None]:
-        """Let a visit in, for the body.
+        """Admit a request for the duration of the body.
 
         Raises:
-            UnauthorizedError, TooMuchError: it may not come in.
+            UnauthorizedError, TooMuchError: it is not admitted.
         """
         if self.is_open(visit.path):
             yield
@@ -72,7 +72,7 @@ class Door:
 
 
 class Guard:
-    """The door of the REST side: a layer around the application."""
+    """The admission check of REST: a layer around the application."""
 
     def __init__(self, app: ASGIApp, *, door: Door) -> None:
         self._app, self._door = app, door

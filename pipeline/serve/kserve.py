@@ -1,8 +1,8 @@
-"""The door to KServe, whose model server speaks the Open Inference Protocol: what of it is used here.
+"""The parts of KServe, an implementation of the Open Inference Protocol, that are used here.
 
-Its own `ModelServer` is not: it listens on every address, lets any client unload the model, and drops the model from
-its list as soon as it is told to stop, while requests still come in. Its REST decoder makes a Python list of every
-binary tensor, 0.1 s for an image of 224 pixels, so `rest` reads bodies by itself.
+Its `ModelServer` is not used: it listens on every address, lets any client unload the model, and removes the model as
+soon as it is told to stop, while requests still arrive. Its REST decoder makes a Python list of every binary tensor,
+0.1 s for an image of 224 pixels, so `requests` reads bodies instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 
-# KServe parses the arguments of whatever program imports it.
+# KServe parses the arguments of the program that imports it.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from grpc_interceptor.exceptions import GrpcException, Internal, Unavailable, Unimplemented
@@ -32,7 +32,7 @@ def _is_a_bug(record: logging.LogRecord) -> bool:
     return fault is not None and not isinstance(fault, InvalidInput | ModelNotFound | ServerNotReady | GrpcException)
 
 
-# It logs each fault of a client with a traceback. The client gets one line; only our own bugs are for the log.
+# It logs each client error with a traceback. The client gets one line; only our own bugs belong in the log.
 _log = logging.StreamHandler()
 _log.addFilter(_is_a_bug)
 logging.getLogger("kserve").addHandler(_log)

@@ -1,4 +1,4 @@
-"""What requests over REST may take of the server: their bodies' size, how slowly they come, and how many at once."""
+"""Limits of REST requests: the size of their bodies, how slowly they arrive, and how many at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
 
-LEAST_RATE = 256 * 1024  # bytes/s of a body, beyond the seconds that a client has anyway
-_BODIES = 16  # of the largest size, that all requests under way may hold together
+LEAST_RATE = 256 * 1024  # bytes/s of a body, in addition to the seconds that every client has
+_BODIES = 16  # of the largest size: what all requests under way may hold together
 
 
 @dataclass
 class Room:
-    """What all requests share."""
+    """The limits, and what all requests share."""
 
     max_body: int  # bytes of a body, packed and unpacked
     max_requests: int  # under way; more are refused before their body is read
@@ -32,7 +32,7 @@ class Room:
 
 
 class Limits:
-    """Bounds bodies and requests under way, and asks clients to leave while the server is stopping."""
+    """Limits bodies and requests under way, and asks clients to leave while the server is stopping."""
 
     def __init__(self, app: ASGIApp, *, room: Room, stopping: Callable[[], bool]) -> None:
         self._app, self._room, self._stopping = app, room, stopping
@@ -44,7 +44,7 @@ class Limits:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and self._stopping():
-                # A connection that is closed between two requests may take one that is on its way with it.
+                # Closing a connection between two requests may lose one that is already on its way.
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
 
@@ -66,7 +66,7 @@ class Limits:
 
 
 class _Body:
-    """The body of one request, counted as it comes."""
+    """The body of one request, counted as it arrives."""
 
     def __init__(self, room: Room, receive: Receive) -> None:
         self._room, self._receive = room, receive
@@ -78,9 +78,9 @@ class _Body:
         """Return the next message.
 
         Raises:
-            HTTPException: 413, it is too large; 408, it comes too slowly; 503, all bodies together are too large.
+            HTTPException: 413, it is too large; 408, it arrives too slowly; 503, all bodies together are too large.
         """
-        if self._whole:  # what comes now is the client's leaving
+        if self._whole:  # the next message is the client's disconnect
             return await self._receive()
         until = self._begun + self._room.patience + self.size / LEAST_RATE
         left = until - asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""The two doors: a socket for HTTP, served by uvicorn, and a port of gRPC's."""
+"""The two listeners: a socket for HTTP, served by uvicorn, and a port of gRPC."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.serve.served import Plane
 from pipeline.serve.tls import Certificates
 from pipeline.serve.triton import rpc_handlers
 
-LAST_WORDS = 1  # s, for requests that were on their way to be refused, and for answers to be sent
+LAST_WORDS = 1  # s, for error responses to requests that were on their way, and for answers to be sent
 _MOST_METADATA = 64 * 1024  # bytes of a call's headers
 _BACKLOG = 2048  # connections that wait to be accepted
 
@@ -48,7 +48,7 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves signals to whom it runs in."""
+    """Leaves signals to its caller."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -68,7 +68,7 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
         ws="none",
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # else any client on this machine says where it comes from
+        proxy_headers=False,  # else any client on this machine could claim another address
         timeout_graceful_shutdown=LAST_WORDS,
         lifespan="off",
     )

@@ -23,21 +23,21 @@ class Wanted:
     """How a package is to be opened."""
 
     runtime: Runtime
-    batch: int  # images computed at once, at most
+    batch: int  # largest number of images computed at once
     instances: int  # batches computed at the same time
     max_queue: int  # images that wait
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A package that answers, and what to close when it is to answer no more."""
+    """A loaded package, and what to close when it is unloaded."""
 
     model: PackageModel
     opened: ExitStack
-    described: str  # the runtime, and how it is used
+    described: str  # the runtime and its settings
 
     def close(self) -> None:
-        """Give up what waits, return when nothing computes, and free the memory."""
+        """Drop waiting images, return when no computation is under way, and free the memory."""
         self.opened.close()
 
 
@@ -65,7 +65,7 @@ def load(package: Package, version: str, wanted: Wanted) -> Loaded:
 
 
 def resident_mib() -> int:
-    """Return the memory of this process, in MiB; 0 where the system does not say."""
+    """Return the memory of this process, in MiB; 0 where it is unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):

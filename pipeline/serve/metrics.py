@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus and for Triton's statistics. KServe's own histograms stand beside these."""
+"""The server's counters, for Prometheus and for Triton's statistics. KServe adds its own histograms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMPUTE = Histogram(
 
 @dataclass
 class Duration:
-    """How often something was done, and how long it took in all."""
+    """How often something was done, and its total time."""
 
     count: int = 0
     seconds: float = 0.0
@@ -38,13 +38,13 @@ class Duration:
         self.seconds += seconds
 
     def as_dict(self) -> dict[str, int]:
-        """Return it as Triton's statistics have it."""
+        """Return it in the form of Triton's statistics."""
         return {"count": self.count, "ns": round(self.seconds * 1e9)}
 
 
 @dataclass
 class Statistics:
-    """Of one loaded package, since it was loaded."""
+    """Statistics of one package since it was loaded."""
 
     success: Duration = field(default_factory=Duration)  # requests answered
     fail: Duration = field(default_factory=Duration)  # requests refused or failed

@@ -1,4 +1,4 @@
-"""A package as the Open Inference Protocol sees it: named tensors in, named tensors out."""
+"""A package in the Open Inference Protocol: named tensors in, named tensors out."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from pipeline.serve.kserve import (
 )
 
 ENCODED = "encoded_image"  # the input that takes files
-PROBABILITIES = "probabilities"  # the output beside the model's own; of sigmoids the same again
-_SHARED_MEMORY = "shared_memory_region"  # Triton's extension that is not supported
+PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoids the same values
+_SHARED_MEMORY = "shared_memory_region"  # Triton's extension, which is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
 
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
@@ -68,10 +68,10 @@ class PackageModel:
         setup: Setup,
         meter: metrics.Meter,
     ) -> None:
-        """Be ready.
+        """Prepare to answer.
 
         Args:
-            version: of the package, in the protocol's words.
+            version: of the package, as the protocol names it.
             takes: the model's input, [None, 3, H, W].
             gives: the model's output, [None, classes].
             cores: images decoded at the same time.
@@ -85,7 +85,7 @@ class PackageModel:
         self._labels = [known.name for known in package.classes()]
         self._decoders = ThreadPoolExecutor(cores)
         self._refusing = False
-        self.under_way = 0  # requests whose images wait, decode or compute
+        self.under_way = 0  # requests whose images wait, are decoded or computed
 
     @property
     def most_images(self) -> int:
@@ -93,7 +93,7 @@ class PackageModel:
         return self._batcher.limit
 
     def refuse(self) -> None:
-        """Answer no more requests but those under way."""
+        """Answer only requests that are under way."""
         self._refusing = True
 
     def get_input_types(self) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ class PackageModel:
         """Answer one request.
 
         Raises:
-            InvalidInput: it is no request for this model, or an image cannot be decoded.
+            InvalidInput: it is not a request for this model, or an image cannot be decoded.
             Unavailable: the queue is full, or the server is stopping.
             Internal: the runtime fails.
         """
@@ -147,7 +147,7 @@ class PackageModel:
 
     @contextmanager
     def _one_more(self) -> Iterator[Callable[[int], None]]:
-        """Count a request while it is under way; yield what is to be told how many images were answered."""
+        """Count a request while it is under way; yield a function that takes the number of images answered."""
         if self._refusing:
             metrics.REFUSED.labels("stopping").inc()
             raise Unavailable("the server is stopping")
@@ -174,7 +174,7 @@ class PackageModel:
         given = payload.inputs[0]
         refuse_shared_memory(f"input {given.name!r}", given.parameters)
         if given.name == ENCODED:
-            # As a column too: so MLServer's codec for base64 writes it.
+            # Also as a column: MLServer's codec for base64 writes it so.
             if given.datatype != "BYTES" or list(given.shape[1:]) not in ([], [1]):
                 raise InvalidInput(f"input {ENCODED!r}: expected BYTES [N], got {given.datatype} {list(given.shape)}")
             contents = _array(given).ravel()
@@ -193,7 +193,7 @@ class PackageModel:
         return list(values)
 
     async def _decoded(self, contents: Sequence[bytes], names: Sequence[str]) -> Sequence[Prepared]:
-        """Decode in threads, beside the event loop and beside each other."""
+        """Decode in threads, in parallel with the event loop and with each other."""
         loop = asyncio.get_running_loop()
         jobs = [
             loop.run_in_executor(self._decoders, self._decode, content, name)
@@ -256,8 +256,9 @@ class PackageModel:
 
 
 def refuse_shared_memory(where: str, parameters: Mapping[str, object] | None) -> None:
-    """Raise InvalidInput where a tensor is to be read from shared memory, or written there: a client would read what
-    lay there before.
+    """Raise InvalidInput where a tensor is in shared memory, or is to be written there.
+
+    Ignoring it would let the client read stale memory.
     """
     if _SHARED_MEMORY in (parameters or {}):
         raise InvalidInput(f"{where}: {_SHARED_MEMORY}: shared memory is not supported; send the tensor in the request")

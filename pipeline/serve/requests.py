@@ -1,4 +1,4 @@
-"""Bodies of the Open Inference Protocol over REST: JSON, with tensors in it or as bytes behind it."""
+"""Bodies of the Open Inference Protocol over REST: JSON, with tensors in it or as bytes after it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DTYPES = {"UINT8": np.uint8, "FP32": np.float32}
 
 
 def parse(body: bytes, json_length: str | None, model_name: str, version: str | None) -> InferRequest:
-    """Read a request of the protocol, with tensors in JSON or as bytes behind it.
+    """Read a request of the protocol, with tensors in JSON or as bytes after it.
 
     Args:
         json_length: bytes of the JSON at the body's start; None: all of it.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it is not a request of the protocol.
     """
     length = len(body) if json_length is None else _whole_number(json_length)
     if not 0 <= length <= len(body):

@@ -30,8 +30,8 @@ def make_app(plane: Plane, room: Room, door: Door) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
-        room: what bodies and requests under way may take.
-        door: who may come in.
+        room: limits of bodies and requests under way.
+        door: the admission check.
     """
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_server_routes(plane))
@@ -39,11 +39,11 @@ def make_app(plane: Plane, room: Room, door: Door) -> ASGIApp:
     answer_faults(app)
     app.add_middleware(Unpacking, room=room)
     app.add_middleware(Limits, room=room, stopping=lambda: plane.stopping)
-    return Guard(app, door=door)  # around it all: what the framework itself answers is logged too
+    return Guard(app, door=door)  # around everything, so that the framework's own responses are logged too
 
 
 def _server_routes(plane: Plane) -> APIRouter:
-    """Return what is asked of the server as a whole."""
+    """Return the routes of the server as a whole."""
     router = APIRouter()
     health = V2Endpoints(plane)
     router.add_api_route("/v2", health.metadata, methods=_PROBES)
@@ -55,7 +55,7 @@ def _server_routes(plane: Plane) -> APIRouter:
 
 
 def _model_routes(plane: Plane) -> APIRouter:
-    """Return what is asked of a model: of its newest version, or of one that the path names."""
+    """Return the routes of a model: of its newest version, or of one that the path names."""
     router = APIRouter()
     asked = _Models(plane)
     router.add_api_route("/v2/models/stats", asked.statistics, methods=_PROBES)
@@ -87,7 +87,7 @@ class _Models:
         return triton.statistics(triton.asked_models(self._plane, model_name, model_version))
 
     async def infer(self, request: Request, model_name: str, model_version: str | None = None) -> Response:
-        self._plane.find(model_name, model_version)  # or say that it is not there, before the body is read
+        self._plane.find(model_name, model_version)  # an unknown model is an error before the body is read
         json_length = request.headers.get(JSON_LENGTH)
         payload = parse(await request.body(), json_length, model_name, model_version)
         response, _ = await self._plane.infer(model_name, payload)
@@ -103,7 +103,7 @@ class _Models:
         if topk < 1:
             raise InvalidInput(f"topk: expected 1 or more, got {topk}")
         files = await _uploads(request)
-        # Found again: another package may have taken its place meanwhile.
+        # Looked up again: the package may have been replaced meanwhile.
         found = await self._plane.find(model_name, model_version).classify(files, topk)
         return Response(orjson.dumps([each.as_dict() for each in found]), media_type="application/json")
 

@@ -9,7 +9,7 @@ from pipeline.serve.served import NoRepository, Plane
 
 
 class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
-    """KServe's answers over gRPC, which know no versions."""
+    """KServe's answers over gRPC, extended by versions."""
 
     def __init__(self, plane: Plane) -> None:
         super().__init__(plane, NoRepository())

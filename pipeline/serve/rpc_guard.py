@@ -1,4 +1,4 @@
-"""The door of the gRPC side: calls are let in before their message is read, and messages must come in time."""
+"""The admission check of gRPC: calls are admitted before their message is read, and messages must arrive in time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _Handler = Any  # grpc has no types
 
 
 class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Stands before every call.
+    """Checks every call.
 
-    A call with one message is read here as a stream of them: so it can be refused before its message, of up to
-    `--max_body`, has come, and one whose message does not come is ended.
+    A call with one message is read here as a stream of messages, so that it can be refused before its message, of up to
+    `--max_body`, has arrived, and ended where the message does not arrive.
     """
 
     def __init__(self, door: Door, room: Room) -> None:
@@ -66,8 +66,8 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     async def _message(self, requests: AsyncIterator[tuple[int, Any]], context: Any) -> tuple[int, Any]:
-        """Return the bytes of a call's message, and what they mean."""
-        # How much of it has come is not known here, so it has the time of the largest.
+        """Return the bytes of a call's message, and the parsed message."""
+        # How much of it has arrived is not known here, so every message has the time of the largest.
         seconds = self._room.patience + self._room.max_body / LEAST_RATE
         try:
             return await asyncio.wait_for(requests.__anext__(), seconds)

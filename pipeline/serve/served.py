@@ -48,7 +48,7 @@ class Versions(Model):  # type: ignore[misc]
         return self.loaded[wanted]
 
     def put(self, model: PackageModel) -> PackageModel | None:
-        """Serve a version from now on; return the one that it replaces."""
+        """Start serving a version; return the one that it replaces."""
         before = self.loaded.get(model.version)
         known = {**self.loaded, model.version: model}
         self.loaded = dict(sorted(known.items(), key=lambda each: int(each[0])))
@@ -66,7 +66,7 @@ class Versions(Model):  # type: ignore[misc]
 
 
 class Plane(DataPlane):  # type: ignore[misc]
-    """KServe's answers about the server and its models, as they are here."""
+    """KServe's answers about the server and its models, for this server."""
 
     def __init__(self) -> None:
         super().__init__(ModelRepository())
@@ -94,13 +94,13 @@ class Plane(DataPlane):  # type: ignore[misc]
         return self.models[name].get(wanted)
 
     def put(self, model: PackageModel) -> PackageModel | None:
-        """Serve a model from now on; return the one that it replaces."""
+        """Start serving a model; return the one that it replaces."""
         if model.name not in self.models:
             self.model_registry.update(Versions(model.name))
         return self.models[model.name].put(model)
 
     def remove(self, model: PackageModel) -> None:
-        """Serve a model no more."""
+        """Stop serving a model."""
         versions = self.models[model.name]
         if versions.loaded.get(model.version) is model:
             versions.loaded = {key: each for key, each in versions.loaded.items() if each is not model}
@@ -108,7 +108,7 @@ class Plane(DataPlane):  # type: ignore[misc]
             del self.models[model.name]
 
     def metadata(self) -> dict[str, Any]:
-        """Return who this is, and which extensions of the protocol it has."""
+        """Return the server's name, version and protocol extensions."""
         return {"name": NAME, "version": version(), "extensions": list(EXTENSIONS)}
 
     async def ready(self) -> bool:
@@ -126,7 +126,7 @@ class Plane(DataPlane):  # type: ignore[misc]
 
 
 class NoRepository:
-    """What KServe asks when a client wants to load or unload a model: nobody may."""
+    """Refuses every request of a client to load or unload a model."""
 
     async def load(self, model_name: str) -> None:
         raise Unimplemented("models are neither loaded nor unloaded by clients")

@@ -29,7 +29,7 @@ from pipeline.serve.tls import Certificates
 from pipeline.serve.tokens import Tokens
 from pipeline.terminal import console
 
-_LOOK_S = 2.0  # between two looks at files that may change
+_LOOK_S = 2.0  # between two checks of files that may change
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -37,7 +37,7 @@ def serve(package: Package, wanted: Wanted, settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait.
 
     Raises:
-        ConfigError: others could reach it and nothing asks who they are, or a file that a flag names will not do.
+        ConfigError: others could reach it without TLS or authentication, or a file that a flag names is invalid.
         BackendError: a port is taken, or the runtime refuses the model.
     """
     check_exposure(settings)
@@ -58,16 +58,16 @@ def serve(package: Package, wanted: Wanted, settings: Settings) -> None:
 
 
 def _allow_many_connections() -> None:
-    """Take as many open files as the system allows: each connection is one, and 1024 is a common limit."""
+    """Raise the limit of open files as far as the system allows: each connection is one, and 1024 is a common limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS takes less than it says
+    with contextlib.suppress(ValueError, OSError):  # macOS accepts less than it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
-    except ImportError:  # it does not come on every platform
+    except ImportError:  # it is not available on every platform
         asyncio.run(serving)
     else:  # a seventh less of the interpreter's time for a request
         uvloop.run(serving)
@@ -78,7 +78,7 @@ class _Server:
         self, loaded: list[Loaded], wanted: Wanted, settings: Settings, door: Door, certificates: Certificates | None
     ) -> None:
         self._settings, self._door, self._certificates = settings, door, certificates
-        # What waits, and what computes.
+        # Images that wait, and images being computed.
         max_requests = wanted.max_queue + wanted.batch * loaded[0].model.setup.streams
         self._room = Room(settings.max_body, max_requests, settings.patience)
         self._stop, self._look_around = asyncio.Event(), asyncio.Event()
@@ -115,7 +115,7 @@ class _Server:
         console.step(f"serving {names}: http{secure}://{shown}:{http_port} and grpc{secure}://{shown}:{grpc_port}")
 
     async def _watch(self) -> None:
-        """Look now and then, and when told to by SIGHUP, whether files have changed."""
+        """Check periodically, and on SIGHUP, whether files have changed."""
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._look_around.wait(), _LOOK_S)
@@ -130,10 +130,10 @@ class _Server:
         self._stop.set()
 
     async def _end(self, http: uvicorn.Server, rpc: grpc.aio.Server, serving: asyncio.Task[None]) -> None:
-        """Let clients leave, then refuse what is new, finish what is under way, and close the doors."""
+        """Let clients leave, then refuse new requests, finish those under way, and close both ports."""
         _say(f"stopping: clients have {self._settings.drain_seconds:g} s to leave")
         await self._wait(self._settings.drain_seconds, lambda: http.force_exit)
-        # In words, on connections that are open: behind a closed door a client cannot tell what became of its request.
+        # With an error response on open connections: a closed one would not tell a client what became of its request.
         for model in self._plane.loaded:
             model.refuse()
         await self._wait(LAST_WORDS, lambda: http.force_exit)
@@ -152,6 +152,6 @@ class _Server:
 
 
 def _say(text: str) -> None:
-    """Say how the end goes on; whoever read the output may be gone by then, and the clients are not."""
+    """Print the progress of stopping; the reader of the output may be gone by then, the clients are not."""
     with contextlib.suppress(OSError):
         console.step(text)

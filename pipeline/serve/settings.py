@@ -21,18 +21,18 @@ class Settings:
     max_body: int  # bytes of a request
     max_pixels: int  # of an image file
     patience: float  # s for a request's head, and more for its body
-    drain_seconds: float  # told to stop: still serving, while clients leave
-    grace_seconds: float  # then: for what is under way
+    drain_seconds: float  # after the signal to stop: still serving, while clients leave
+    grace_seconds: float  # then: for requests under way
     tls: TlsFiles | None = None
-    tokens: Path | None = None  # None: anybody may come in
+    tokens: Path | None = None  # None: no authentication
     shares: Shares = field(default_factory=Shares)  # of one client
     access_log: Path | None = None
     open_metrics: bool = False  # /metrics without a token
-    insecure: bool = False  # listen where others reach it, without TLS or without asking who comes
+    insecure: bool = False  # listen where others reach it, without TLS or without authentication
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raise ConfigError where other machines could reach it without TLS, or without being asked who they are."""
+    """Raise ConfigError where other machines could reach it without TLS or without authentication."""
     if settings.insecure or _is_loopback(settings.host):
         return
     lacking = []

@@ -1,4 +1,4 @@
-"""TLS of both doors: certificates that may be renewed while the server runs."""
+"""TLS of both ports, with certificates that may be renewed while the server runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.terminal import console
 class TlsFiles:
     """What the flags name."""
 
-    certificate: Path  # PEM, the server's own first, then those that vouch for it
+    certificate: Path  # PEM, the server's own first, then its chain
     key: Path  # PEM, without a passphrase
-    client_ca: Path | None = None  # PEM: clients must have a certificate that one of these vouches for
+    client_ca: Path | None = None  # PEM: clients must have a certificate signed by one of these
 
     @property
     def paths(self) -> list[Path]:
@@ -27,9 +27,9 @@ class TlsFiles:
 
 
 class Certificates:
-    """The certificate that is shown, and whose certificates let clients in.
+    """The server's certificate, and the authorities for clients' certificates.
 
-    Files that change are taken for connections made from then on; those that are open stay as they are.
+    Changed files apply to new connections; open connections keep the old ones.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -41,13 +41,13 @@ class Certificates:
         self._files = files
         self._lock = threading.Lock()
         self._contents, self._context = self._read()
-        # uvicorn keeps the context that it is given. A context may be exchanged when a client says hello.
+        # uvicorn keeps its context, but the context may be exchanged at a client's hello.
         self.context = self._context
         self.context.sni_callback = self._choose
-        self._given: list[bytes] = self._contents  # to gRPC
+        self._given: list[bytes] = self._contents  # handed to gRPC
 
     def refresh(self) -> None:
-        """Look at the files again; where they do not fit, what was there before stays."""
+        """Read the files again; where they are invalid, the old ones stay in use."""
         try:
             if [path.read_bytes() for path in self._files.paths] == self._contents:
                 return
@@ -60,7 +60,7 @@ class Certificates:
         console.step(f"{self._files.certificate}: read again")
 
     def rpc_credentials(self) -> grpc.ServerCredentials:
-        """Return what gRPC's port needs; it asks for news at each connection."""
+        """Return gRPC's credentials, which ask for changes at each connection."""
         return grpc.dynamic_ssl_server_credentials(
             self._rpc_configuration(),
             self._rpc_news,

@@ -1,7 +1,7 @@
-"""Bearer tokens: a file of names and hashes. It needs nothing but Python, so that tokens are made anywhere.
+"""Bearer tokens: a file of names and hashes. Only the standard library is needed, so that tokens can be made anywhere.
 
 A line is `NAME sha256:HEX [EXPIRES]`; EXPIRES is a time of UTC, such as 2027-01-31T12:00:00Z. `#` begins a comment.
-A token has 256 random bits, so a plain SHA-256 keeps it: there is nothing to guess, as there is in a password.
+A token has 256 random bits, so a plain SHA-256 protects it: unlike a password, it cannot be guessed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pipeline.terminal import console
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
-_LOOK_S = 1.0  # between two looks at whether the file changed
+_LOOK_S = 1.0  # between two checks whether the file changed
 _SCHEME = "bearer"
 
 
 class UnauthorizedError(Exception):
-    """A request brings no token that lets it in. Its text is for the client."""
+    """A request has no valid token. The text is for the client."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Entry:
 
 
 def make_token(path: Path, name: str, days: int | None) -> str:
-    """Return a new token, whose hash is added to a file. The token itself is kept nowhere.
+    """Return a new token, whose hash is added to a file. The token itself is not stored.
 
     Args:
         days: until it expires; None: never.
 
     Raises:
-        ConfigError: no such name can be, or the file cannot be written or is not one of tokens.
+        ConfigError: the name is invalid, or the file cannot be written or is not a token file.
     """
     _check_name(name)
     if path.exists():
@@ -67,7 +67,7 @@ def revoke(path: Path, name: str) -> int:
     """Remove all tokens of a name; return how many there were.
 
     Raises:
-        ConfigError: there was none, or the file cannot be written or is not one of tokens.
+        ConfigError: there was none, or the file cannot be written or is not a token file.
     """
     _check_name(name)
     lines = _lines(path)
@@ -85,7 +85,7 @@ class Tokens:
         """Read it.
 
         Raises:
-            ConfigError: it cannot be read, others may write to it, or a line is none.
+            ConfigError: it cannot be read, others may write to it, or a line is invalid.
         """
         self._path = path
         self._stamp = _stamp(path)
@@ -93,7 +93,7 @@ class Tokens:
         self._looked = time.monotonic()
 
     def owner(self, authorization: str | None) -> str:
-        """Return whose token a request brings.
+        """Return the name of a request's token.
 
         Args:
             authorization: the header's value.
@@ -108,7 +108,7 @@ class Tokens:
         if scheme.lower() != _SCHEME or not token.strip():
             raise UnauthorizedError("expected the header 'authorization: Bearer TOKEN'")
         digest = _digest(token.strip())
-        # All are compared, each in constant time: how long it takes tells nothing of what is in the file.
+        # All are compared, each in constant time: the time taken reveals nothing about the file.
         found = [entry for entry in self._entries if hmac.compare_digest(entry.digest, digest)]
         if not found:
             raise UnauthorizedError("the token is not known")
@@ -117,7 +117,7 @@ class Tokens:
         return found[0].name
 
     def _look(self) -> None:
-        """Read the file again if it changed; where that fails, what was known before stays."""
+        """Read the file again if it changed; where that fails, the old tokens stay valid."""
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
@@ -137,7 +137,7 @@ def read_tokens(path: Path) -> tuple[Entry, ...]:
     """Return the entries of a file.
 
     Raises:
-        ConfigError: it cannot be read, others may write to it, or a line is none.
+        ConfigError: it cannot be read, others may write to it, or a line is invalid.
     """
     entries = []
     for number, line in enumerate(_lines(path, must_exist=True), 1):
@@ -203,7 +203,9 @@ def _write(path: Path, lines: Sequence[str]) -> None:
         with whole_file(path) as scratch:
             scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             if path.exists():
-                scratch.chmod(stat.S_IMODE(path.stat().st_mode))  # the server may run as another user of its group
+                scratch.chmod(
+                    stat.S_IMODE(path.stat().st_mode)
+                )  # the server may run as another user of the file's group
     except OSError as err:
         raise ConfigError(f"{path}: cannot be written ({err.strerror})") from None
     finally:

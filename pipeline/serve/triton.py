@@ -18,12 +18,12 @@ _TYPES = {"UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}
 
 
 def configuration(model: PackageModel) -> dict[str, Any]:
-    """Return what Triton's clients ask before they load a model with requests, in the names of model_config.proto."""
+    """Return a model's configuration, which Triton's load tools ask for, in the names of model_config.proto."""
     inputs = [
         {
             "name": each["name"],
             "data_type": _TYPES[each["datatype"]],
-            "dims": each["shape"][1:] or [1],  # of a column of files, which Triton's configurations cannot do without
+            "dims": each["shape"][1:] or [1],  # [1] for a column of files: Triton's configurations require dims
             # A request has one of the two.
             "optional": each["name"] == ENCODED,
         }
@@ -47,7 +47,7 @@ def configuration(model: PackageModel) -> dict[str, Any]:
 
 
 def statistics(models: list[PackageModel]) -> dict[str, Any]:
-    """Return what each model has done since it was loaded."""
+    """Return the statistics of each model since it was loaded."""
     return {"model_stats": [{"name": each.name, "version": each.version, **each.meter.statistics()} for each in models]}
 
 
@@ -83,8 +83,8 @@ _Field = descriptor_pb2.FieldDescriptorProto
 
 
 def _messages() -> dict[str, Any]:
-    """Return the message classes by name. Their pool is their own: a client in the same process may have Triton's."""
-    # Without syntax it would be proto2, whose fields know whether they were set.
+    """Return the message classes by name. They have a separate pool: a client in the same process may have Triton's."""
+    # Without syntax it would be proto2, whose fields track whether they were set.
     file = descriptor_pb2.FileDescriptorProto(name="triton_extensions.proto", package="inference", syntax="proto3")
     for name, values in _ENUMS.items():
         enum = file.enum_type.add(name=name)

@@ -14,7 +14,7 @@ from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
 from pipeline.serve.limits import Room
 
-_GZIP = 16 + zlib.MAX_WBITS  # zlib's way to ask for gzip's header and checksum
+_GZIP = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip's header and checksum
 _ENCODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
 
 
@@ -49,7 +49,7 @@ class Unpacking:
 
 
 def _first(messages: Iterator[Message], receive: Receive) -> Receive:
-    """Return a `receive` that gives `messages`, then what `receive` gives."""
+    """Return a `receive` that first returns `messages`, then the results of `receive`."""
 
     async def receiving() -> Message:
         message = next(messages, None)
@@ -68,14 +68,14 @@ async def _body(receive: Receive) -> bytes:
 
 
 def unpack(packed: bytes, encoding: str, max_body: int) -> bytes:
-    """Return the bytes that were compressed.
+    """Return the decompressed bytes.
 
     Args:
         encoding: the value of `content-encoding`, in lower case.
         max_body: bytes that it may unpack to.
 
     Raises:
-        HTTPException: 415, an encoding that is not known; 413, more bytes than `max_body`; 400, damaged.
+        HTTPException: 415, an unknown encoding; 413, more bytes than `max_body`; 400, damaged.
     """
     if encoding not in _ENCODINGS:
         known = "gzip, deflate"
