@@ -1,10 +1,11 @@
-"""The door to Ray: tasks over the nodes of a cluster, in the same order of work and with the same faults as here.
+"""The only user of Ray: tasks over the nodes of a cluster, with the order and the errors of a run on one machine.
 
-Nothing else imports Ray, and nothing imports it before a command asks for it. What a worker of Ray does is a function
-of another module, which gets plain data and returns plain data.
+Ray is imported here only, and only when a command asks for it. A worker runs a function of another module, which takes
+and returns plain data.
 
-Tasks, not actors: a worker process keeps what it opened for the next chunk, as an actor would, but when a node is lost
-its chunks go to the nodes that are left. An actor's would wait for the actor, and that for cores which all others hold.
+Tasks, not actors: a worker process keeps what it opened for the next chunk, as an actor would, but when a node is lost,
+its chunks go to the remaining nodes. An actor's chunks would wait for the actor, and the actor for cores that others
+hold.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from pipeline.host.processes import sigint_held_back
 from pipeline.terminal import console
 
 INSTALL = "pip install 'ray[data]>=2.60'"
-_LEAST_RAY = (2, 60)  # the one that the tests ran on; 2.50 has no `ray.data.TaskPoolStrategy`
+_LEAST_RAY = (2, 60)  # the oldest that was tested; 2.50 has no `ray.data.TaskPoolStrategy`
 
 Answer = Callable[[Sequence[Any]], Any]  # to a chunk of tasks
-Open = Callable[[Any], Answer]  # makes the above of a run's setup, once a worker process
+Open = Callable[[Any], Answer]  # turns a run's setup into the above, once in each worker process
 
-# The driver spends some ms on a chunk, and keeps some KiB of each; the largest runs get larger chunks instead.
+# The driver spends a few ms on a chunk, and keeps a few KiB of each; the largest runs get larger chunks instead.
 _MOST_CHUNKS = 20_000
-_CHUNKS_PER_WORKER = 4  # at least, where there is work enough: the last ones to finish leave others idle
-_MOST_DEATHS = 3  # of workers at one chunk; a node that goes away takes one, memory that runs out takes them all
+_CHUNKS_PER_WORKER = 4  # at least, where there is enough work: while the last ones finish, other workers are idle
+_MOST_DEATHS = 3  # of workers at one chunk; a lost node causes one, lack of memory all of them
 _LOOK_AROUND_S = 30.0  # between two counts of the nodes
 _CONNECT_S = 10.0
-_STORE_BYTES = 512 << 20  # of a Ray of our own: it holds the package and the names of images, else nothing
+_STORE_BYTES = 512 << 20  # of a Ray that this program starts: it only holds the package and the names of images
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Cluster:
         import ray
 
         if self.address is None:
-            with sigint_held_back():  # Ray's processes never see it, and none is left behind half-started
+            with sigint_held_back():  # Ray's processes never receive it, and none stays half-started
                 ray.init(
                     address="local",
                     num_cpus=available_cores(),
@@ -119,7 +120,7 @@ class Cluster:
                 )
             return
         self.check()
-        # Nodes that came with another version of this code must not give other answers.
+        # Nodes with another version of this code installed must not give other answers.
         code = {"py_modules": [str(Path(__file__).parents[1])], "excludes": ["**/__pycache__"]}
         try:
             ray.init(address=self.address, runtime_env=code, **_SILENT)
@@ -134,8 +135,8 @@ class Cluster:
 _ENVIRONMENT = {  # read when Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # of the nodes' messages, which Ray prints among the results
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that is late starts a Ray after the end of ours
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what a later Ray will do
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late thread starts a new Ray after ours has ended
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns about future versions of Ray
 }
 _MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -212,15 +213,15 @@ class Nodes:
     ) -> Generator[Any, None, None]:
         """Yield what `open_work(setup)` answers to each chunk of tasks. Close it before leaving the cluster.
 
-        A chunk whose worker or node dies is done again elsewhere: answering must be harmless to repeat.
+        A chunk whose worker or node dies is repeated elsewhere, so answering must be idempotent.
 
         Args:
             open_work: a function of a module; it is called once in each worker process.
             setup: plain data, sent to each node once.
             tasks: plain data.
-            chunk: tasks that are sent to a worker together: fewer where the work is little, more where it is much.
+            chunk: tasks that are sent to a worker together: fewer for little work, more for much.
             cores: of the node, for each worker.
-            workers: at once, at most; None: as many as have room.
+            workers: largest number at the same time; None: as many as fit.
             in_order: yield in the order of the tasks, not as they finish.
 
         Raises:
@@ -244,7 +245,7 @@ class Nodes:
         work = functools.partial(
             _answer, open_work=open_work, setup=ray.put(setup), deaths=deaths, folder=str(Path.cwd())
         )
-        # A chunk a block: a block is what Ray sends out, does again, and hands back.
+        # One chunk per block: a block is the unit that Ray sends, repeats and returns.
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             work, num_cpus=cores, compute=TaskPoolStrategy(size=workers)
         )
@@ -259,7 +260,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def _while_there_is_room(cores: int) -> Iterator[None]:
-    """Interrupt the body when no node has so many cores: Ray itself would wait for one for ever."""
+    """Interrupt the body when no node has so many cores: Ray would wait for one for ever."""
     over, lost = threading.Event(), threading.Event()
     waiting = threading.get_ident()
 
@@ -296,14 +297,14 @@ def _cores_of_nodes() -> list[int]:
 
 
 def _hush() -> None:
-    """Keep Ray Data's log on its files: what a run has to say, it says itself."""
+    """Keep Ray Data's log in its files: the run prints its own messages."""
     logger = logging.getLogger("ray.data")
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, logging.StreamHandler)]
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """What a worker raised, as data: Ray would wrap the exception itself in its own, with a traceback."""
+    """What a worker raised, as data: Ray would wrap the exception in its own, with a traceback."""
 
     kind: type[Exception]
     text: str
@@ -316,7 +317,7 @@ class _Success:
 
 
 class _Deaths:
-    """Counts how often each chunk was begun: Ray itself does a chunk that kills its worker again for ever."""
+    """Counts how often each chunk was begun: Ray would repeat a chunk that kills its worker for ever."""
 
     def __init__(self) -> None:
         self._begun: dict[int, int] = {}

@@ -19,12 +19,12 @@ _INT8_FLAGS = {
     "asimddp": "dot product",
     "i8mm": "int8 matrix multiply",
 }
-# Holds the product to fewer instruction sets, by oneDNN's names: OpenVINO then uses no others, and ONNX Runtime, which
-# asks the CPU itself, is treated as on a CPU that has no others.
+# Restricts the program to fewer instruction sets, by oneDNN's names: OpenVINO then uses no others, and ONNX Runtime,
+# which queries the CPU, is treated as on a CPU that has no others.
 MAX_ISA = "INT8_PIPELINE_MAX_ISA"
 _ONEDNN_MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _AVX512 = frozenset({"avx2", "avx512f"})
-_CAPS = {  # what each value leaves; other values leave everything
+_CAPS = {  # what each value allows; other values allow everything
     **dict.fromkeys(("SSE41", "AVX"), frozenset[str]()),
     "AVX2": frozenset({"avx2"}),
     **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({"avx2", "avx_vnni"})),
@@ -75,8 +75,8 @@ def cpu_name() -> str:
 def instruction_sets(runtime: str | None = None) -> list[str]:
     """Return the instruction sets that matter to int8, slowest first, e.g. ["AVX2", "AVX-512", "AVX-512 VNNI"].
 
-    Those of the CPU, as far as `INT8_PIPELINE_MAX_ISA` lets them count: in emulators and some virtual machines
-    /proc/cpuinfo names more than programs may use. Runtimes differ in what else they obey.
+    Those of the CPU, as far as `INT8_PIPELINE_MAX_ISA` allows: in emulators and some virtual machines /proc/cpuinfo
+    lists more than programs may use. Runtimes differ in the other variables that they obey.
 
     Args:
         runtime: openvino, which uses no more than oneDNN's variable allows either; any other, or None, which has no
@@ -90,7 +90,7 @@ def instruction_sets(runtime: str | None = None) -> list[str]:
 
 
 def isa_cap(runtime: str | None = None) -> str:
-    """Return the value of the variable that holds a runtime to fewer instruction sets; "" where none does.
+    """Return the value of the variable that restricts a runtime to fewer instruction sets; "" where none does.
 
     Args:
         runtime: as of `instruction_sets`.
@@ -108,7 +108,7 @@ def is_arm() -> bool:
 
 
 def saturates(runtime: str | None = None) -> bool:
-    """Tell whether int8 kernels of this CPU sum products by two in 16 bits: an x86 CPU without VNNI and AMX.
+    """Tell whether int8 kernels of this CPU add pairs of products in 16 bits: an x86 CPU without VNNI and AMX.
 
     Args:
         runtime: as of `instruction_sets`.
@@ -120,7 +120,7 @@ def saturates(runtime: str | None = None) -> bool:
 
 
 def reset_peak_memory() -> None:
-    """Make `peak_memory_mib` forget what came before, where the kernel can (Linux); else do nothing."""
+    """Reset `peak_memory_mib` where the kernel supports it (Linux); else do nothing."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,8 +1,8 @@
 """One writer at a time: the kernel's advisory locks.
 
-Not the `filelock` library, though it is well kept: it locks a file that it makes and truncates, so that folders of
-results and of npz would hold a lock file beside the user's data, where these lock the folder itself; and it would be
-one more package on machines that only run packages, for what is one call of the kernel.
+The `filelock` library is well maintained, but not used: it locks a file that it creates and truncates, so folders of
+results and npz files would hold a lock file beside the user's data, where the folder itself is locked here; and it
+would be one more package on machines that only run packages, for a single system call.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class LockedError(Exception):
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, creates: bool = False, waits: bool = True) -> Iterator[None]:
-    """Hold a folder or file; the kernel lets go of it when the process ends, however it ends.
+    """Lock a folder or file; the kernel releases it whenever the process ends.
 
     Args:
         path: a folder, or with `creates` a file whose only use is to be locked.
         creates: make the file if it is not there.
-        waits: until whoever holds it lets go.
+        waits: until the lock is released.
 
     Raises:
         LockedError: it is held, and `waits` is False.

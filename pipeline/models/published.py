@@ -11,7 +11,7 @@ Latencies = tuple[float, float, float]  # ms a request, at `BATCHES`
 
 @dataclass(frozen=True)
 class Published:
-    """One row of the documents' tables 1.2 and 1.3; None where they are silent. All with TensorRT."""
+    """One row of the documents' tables 1.2 and 1.3; None where they give no figure. All with TensorRT."""
 
     reference: tuple[float, float] | None  # top-1 and top-5 of the network's own paper, in %
     v100_fp32: Latencies | None

@@ -32,8 +32,8 @@ class Design(Enum):
 class Model:
     """One network of one library, with one published checkpoint.
 
-    `top1` and `top5` (in %), `flops` (in 10^9) and `params` (in 10^6) are what the documents say of it; None where
-    they are silent. The documents count flops each in their own way, `cost.count` says what they are. `url` is where
+    `top1` and `top5` (in %), `flops` (in 10^9) and `params` (in 10^6) are the documents' figures; None where
+    they give none. Each document counts flops differently, see `cost.count`. `url` is where
     the library publishes the checkpoint; `sha256` its digest in hex, or the first 8 digits or more. Without a digest it
     is for the user to fetch.
     """

@@ -1,4 +1,4 @@
-"""A free batch axis: constants that an export with a fixed batch left behind are made to follow the batch."""
+"""A free batch axis: constants that an export with a fixed batch contains are made to follow the batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.onnx_models.graphs import (
 from pipeline.onnx_models.signature import BATCH
 
 Shape = Sequence[int | str | None]
-# One round frees every shape whose source is free already: a bound only against a fault of ours.
+# One round frees every shape whose source is free already: this limit only guards against a bug.
 _MOST_ROUNDS = 1000
 
 
@@ -33,14 +33,14 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
 
     Args:
         model: whose input is declared [N, C, H, W].
-        batch: that the file fixed; None: it fixed none, which is taken for 1.
+        batch: fixed by the file; None: none is fixed, which counts as 1.
     """
     size = batch or 1
     at_batch = _shapes_at(model, size)
     names, done = Names(model), set[str]()
     for _ in range(_MOST_ROUNDS):
         known = _Known(shapes_of(model), at_batch, constants_of(model.graph), size)
-        stale: set[str] = set()  # what depends on a node that changed in this round: its shapes are known in the next
+        stale: set[str] = set()  # depend on a node changed in this round: their shapes are known in the next
         for node in list(model.graph.node):
             if not stale.isdisjoint(node.input) or (
                 node.output[0] not in done and _free(model.graph, names, node, known, done)
@@ -55,14 +55,14 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
 class _Known:
     """What a round knows."""
 
-    shapes: dict[str, list[int | str | None]]  # with the batch free as far as it is freed
-    at_batch: dict[str, list[int | str | None]]  # with the batch that the file fixed
+    shapes: dict[str, list[int | str | None]]  # with the batch free, as far as it has been freed
+    at_batch: dict[str, list[int | str | None]]  # with the batch fixed by the file
     constants: dict[str, onnx.TensorProto]
     batch: int
 
 
 def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known, done: set[str]) -> bool:
-    """Free one node, and note in `done` that it needs no further look; tell whether it changed."""
+    """Free one node, and record in `done` that it is finished; tell whether it changed."""
     changed = False
     if node.op_type == "Reshape" and node.input[1] in known.constants:
         if _free_axis(known.shapes.get(node.input[0], [])) is None:
@@ -96,10 +96,9 @@ def _free_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, kn
 
 
 def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
-    """Let a Gather among all values of a batch, as torch's as_strided becomes, pick the same of each image.
+    """Let a Gather over all values of a batch, which torch's as_strided becomes, pick the same values of each image.
 
-    Its constant places are [batch, ...], and those of each image lie behind those of the one before by the values that
-    an image has.
+    Its constant indices are [batch, ...]; those of consecutive images differ by the number of values of an image.
     """
     before, flat = known.at_batch.get(node.input[0], []), known.shapes.get(node.input[0], [])
     places = numpy_helper.to_array(known.constants[node.input[1]])
@@ -122,14 +121,14 @@ def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, kno
 
 
 def keep_batch_in_squeezes(model: onnx.ModelProto) -> None:
-    """Name the axes of each Squeeze that names none, in place: a batch of one image keeps its axis.
+    """Add the axes to each Squeeze without them, in place, so that a batch of one image keeps its axis.
 
     Args:
         model: of opset 13 or later, whose input is declared [N, C, H, W].
     """
     names = Names(model)
     for node in [node for node in model.graph.node if node.op_type == "Squeeze" and len(node.input) == 1]:
-        shape = shapes_of(model).get(node.input[0], [])  # known only once the Squeezes before it name theirs
+        shape = shapes_of(model).get(node.input[0], [])  # known only when the Squeezes before it have their axes
         if shape and not isinstance(shape[0], int) and all(isinstance(size, int) for size in shape[1:]):
             axes = [axis for axis, size in enumerate(shape) if size == 1]
             node.input.append(integers_tensor(model.graph, names, f"{node.output[0]}_axes", axes))
@@ -144,7 +143,7 @@ def _shapes_at(model: onnx.ModelProto, batch: int) -> dict[str, list[int | str |
 
 
 def _free_axis(shape: Shape) -> int | None:
-    """Return the one axis whose size is not known, which is the batch's."""
+    """Return the one axis of unknown size, the batch."""
     free = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
     return free[0] if len(free) == 1 else None
 
@@ -154,8 +153,8 @@ def _freed(
 ) -> list[int]:
     """Return the shape to reshape to, with the batch left open.
 
-    In memory the batch stands behind as many elements in the result as in the source. The axis of the result that
-    begins there, and that the batch divides, carries it.
+    In memory, as many elements precede the batch axis in the result as in the source. The axis of the result that
+    begins there, and whose size is a multiple of the batch, contains the batch.
     """
     axis = _free_axis(source)
     before, after = at_batch.get(node.input[0], []), at_batch.get(node.output[0], [])
@@ -175,7 +174,7 @@ def _freed(
     copies = not integer(node, "allowzero", 0)
     if values[carrier] == -1 or (values[carrier] == 0 and copies and carrier == axis):
         return values
-    # 0 copies the source's size, which keeps it known as the batch; -1 leaves it to what remains.
+    # 0 copies the source's size, so that shape inference still knows it as the batch; -1 takes what remains.
     sizes[carrier] = 0 if carrier == axis and sizes[carrier] == sizes_before[axis] and 0 not in sizes else -1
     return sizes
 
@@ -188,7 +187,7 @@ def _free_expand(
     constants: dict[str, onnx.TensorProto],
     batch: int,
 ) -> bool:
-    """Let an Expand of an activation leave the batch's axis as it is: a size of 1 there keeps the source's."""
+    """Let an Expand of an activation keep the batch axis: a size of 1 there keeps the source's."""
     source, values = shapes.get(node.input[0], []), numpy_helper.to_array(constants[node.input[1]]).tolist()
     axis = _free_axis(source)
     if axis is None:
@@ -209,7 +208,7 @@ def _free_concat(
     constants: dict[str, onnx.TensorProto],
     batch: int,
 ) -> bool:
-    """Repeat constants that are joined to an activation, such as the class token of a transformer, for every image."""
+    """Repeat constants that are joined to an activation, such as a transformer's class token, for every image."""
     joined = [shapes.get(name, []) for name in node.input]
     activation = next((name for name, shape in zip(node.input, joined, strict=True) if _is_batched(shape)), None)
     changed = False
@@ -245,7 +244,7 @@ def _free_resize(
     constants: dict[str, onnx.TensorProto],
     batch: int,
 ) -> bool:
-    """Take the batch of a Resize to a constant size [N, C, H, W] from what it reads."""
+    """Let a Resize to a constant size [N, C, H, W] take its batch from its input."""
     if len(node.input) < 4 or node.input[3] not in constants or integers(node, "axes") is not None:
         return False
     sizes = numpy_helper.to_array(constants[node.input[3]]).tolist()

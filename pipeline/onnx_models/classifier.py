@@ -1,9 +1,9 @@
-"""Any ONNX classifier, brought into the form that quantization needs.
+"""Converts any ONNX classifier to the form that quantization needs.
 
 That form: one float32 input [N, 3, H, W], one float32 output [N, classes], with a free batch axis (or N = 1 where
-what the file computes cannot be computed of more images at once), opset 17 to 21 (a
-later one only where an operator needs it), no graphs inside nodes, batch norms folded into convolutions, Gemms without
-alpha and beta. This module is the door; the steps are in the modules that it imports.
+the file can only be computed for one image at a time), opset 17 to 21 (a later one only where an operator needs it), no
+graphs inside nodes, batch norms folded into convolutions, Gemms without alpha and beta. This module is the entry point;
+the steps are in the modules that it imports.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     forms.check_inference(model, path)
     forms.to_float32(model)
     branches.inline_branches(model, path)
-    # Transposes stay until the batch is free: of one image, its axis may take the place of any other of size 1.
+    # Transposes stay until the batch is free: for one image, its axis could be confused with any other of size 1.
     model = _fold(model, path, without=("TransposeOptimizer",))
     forms.name_nodes(model)
-    # Only now are reshapes of weights folded away, and shapes that were computed from constants known.
+    # Only now reshapes of weights are folded away, and shapes computed from constants are known.
     signature.declare_shapes(model, chw)
     onnx_batch.keep_batch_in_squeezes(model)
     axes.name_all_axes(model, batch)
@@ -79,14 +79,14 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     forms.simplify_gemms(model)
     forms.drop_last_casts(model)
     if not _finish_output(model, chw) and not RawFile(path, output).takes_batch(_noise(chw)):
-        signature.fix_batch(model)  # of one image it computes what the file does; runtimes then loop
+        signature.fix_batch(model)  # for one image it computes the same as the file; runtimes then loop
         _finish_output(model, chw)
     forms.name_nodes(model)
     return model
 
 
 def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onnx.ModelProto:
-    """Fold batch norms and constants with ONNX Runtime's basic optimizations, which keep to standard operators.
+    """Fold batch norms and constants with ONNX Runtime's basic optimizations, which use standard operators only.
 
     Args:
         without: names of optimizers that are left out.
@@ -95,7 +95,7 @@ def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> on
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        options.log_severity_level = 4  # what goes wrong is raised
+        options.log_severity_level = 4  # errors are raised anyway
         try:
             onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*without]
@@ -103,7 +103,7 @@ def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> on
         except RUNTIME_ERRORS as err:
             reason = str(err).strip().partition("\n")[0]
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
-        except ort_errors.InvalidProtobuf:  # what it says when it cannot write
+        except ort_errors.InvalidProtobuf:  # its error where it cannot write
             raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None
         folded = onnx.load(options.optimized_model_filepath)
     # ONNX Runtime declares its own domains whether they are used or not.
@@ -114,10 +114,10 @@ def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> on
 
 
 def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:
-    """Flatten and declare the output as two images have it; `check_batch` says what is wrong with others.
+    """Flatten and declare the output, by its shape for two images; `check_batch` raises for invalid ones.
 
     Returns:
-        Whether each gets in a batch what it gets alone.
+        Whether each image gets the same output in a batch as alone.
     """
     images = _noise(chw)
     try:
@@ -139,7 +139,7 @@ def _noise(chw: tuple[int, int, int]) -> npt.NDArray[np.float32]:
 
 
 def append_softmax(model: onnx.ModelProto) -> None:
-    """End the model in a softmax over the classes (`graph.extra_ops`), where its outputs are logits of some kind."""
+    """Append a softmax over the classes (`graph.extra_ops`) where the outputs are logits or log-probabilities."""
     graph = model.graph
     output = graph.output[0]
     if not find_scores(model).takes_softmax:

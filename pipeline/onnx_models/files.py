@@ -1,8 +1,7 @@
-"""An ONNX file as it lies on disk: read whole, checked, and its formal differences taken away.
+"""Reads an ONNX file completely, checks it, and removes formal variations.
 
-Formal are those that change nothing a node computes: the version of the file format, initializers listed among the
-inputs, trailing empty names, functions of the model's own, another name for the standard domain, tensors beside the
-file.
+Formal variations change nothing that a node computes: the version of the file format, initializers listed among the
+inputs, trailing empty names, local functions, another name for the standard domain, tensors in files beside the model.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from pipeline.onnx_models.norms import spell_out_group_norms
 _STANDARD = ("", "ai.onnx")
 # Endings of the operators of quantized models: QuantizeLinear, QLinearConv, ConvInteger, ...
 _QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
-# Versions of the file format that every runtime of the last years reads, and in which initializers are no inputs.
+# Versions of the file format that every recent runtime reads, and in which initializers are not inputs.
 _LEAST_IR, _LARGEST_IR = 8, 10
 _LFS = b"version https://git-lfs.github.com/"
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files that hold a model: its own, then those with its tensors; only the first if it is none."""
+    """Return the files that hold a model: its own, then those with its tensors; only the first if it is not a model."""
     beside = [_beside(path, name) for name in _locations(path)]
     return [path, *(file for file in beside if file.is_file())]
 
 
 def with_tensors_beside(path: Path) -> Path:
-    """Return a model's path, or what it links to where only there its tensors lie beside it, as runtimes want it."""
+    """Return a model's path, or its link's target where the tensors lie beside that, as runtimes need it."""
     return path if all((path.parent / name).exists() for name in _locations(path)) else path.resolve()
 
 
 def _locations(path: Path) -> list[str]:
-    """Return the names of the files that hold tensors of a model; none if it is none."""
+    """Return the names of the files that hold tensors of a model; none if it is not a model."""
     try:
         tensors = list(external_data_helper._get_all_tensors(onnx.load(path, load_external_data=False)))
-    except Exception:  # `read` says what is wrong with it
+    except Exception:  # `read` raises the error
         return []
     return sorted({_location(tensor) for tensor in tensors if external_data_helper.uses_external_data(tensor)})
 
@@ -53,11 +52,11 @@ def check(path: Path) -> None:
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """Return the model with all of its tensors, its formal differences taken away.
+    """Return the model with all of its tensors, without formal variations.
 
     Raises:
-        DataError: no file, not an ONNX model, one of operators outside the standard, a quantized one, or one of an
-            opset that no runtime here has.
+        DataError: no file, not an ONNX model, operators outside the standard, a quantized model, or an opset that no
+            runtime here supports.
     """
     model = structure(path)
     try:
@@ -110,17 +109,17 @@ def _invalid(path: Path, err: Exception) -> DataError:
 
 
 def _tidy(model: onnx.ModelProto) -> None:
-    """Take the formal differences away that need no tensor."""
+    """Remove the formal variations that do not concern tensors."""
     constants = {tensor.name for tensor in model.graph.initializer}
     constants.update(tensor.values.name for tensor in model.graph.sparse_initializer)
     for value in [value for value in model.graph.input if value.name in constants]:
-        model.graph.input.remove(value)  # defaults, as IR version 3 had to list them; nothing sets them
-    del model.graph.value_info[:]  # inferred anew where it is needed
-    for value in (*model.graph.input, *model.graph.output):  # runtimes ask for neither
+        model.graph.input.remove(value)  # defaults, which IR version 3 had to list; nothing sets them
+    del model.graph.value_info[:]  # inferred again where it is needed
+    for value in (*model.graph.input, *model.graph.output):  # runtimes need neither
         if not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
             value.type.tensor_type.shape.SetInParent()
-    for sparse in model.graph.sparse_initializer:  # which tools for weights do not know
+    for sparse in model.graph.sparse_initializer:  # which tools for weights do not support
         model.graph.initializer.append(_dense(sparse))
     del model.graph.sparse_initializer[:]
     model.ir_version = min(max(model.ir_version, _LEAST_IR), _LARGEST_IR)
@@ -140,7 +139,7 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> TensorProto:
-    """Return a sparse tensor with its zeros. The places of its values are [count] in all elements, or [count, axes]."""
+    """Return a sparse tensor as a dense one. Indices of its values are [count] over all elements, or [count, axes]."""
     values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dense = np.zeros(list(sparse.dims), values.dtype)
     dense[np.unravel_index(places, dense.shape) if places.ndim == 1 else tuple(places.T)] = values
@@ -152,7 +151,7 @@ def _location(tensor: TensorProto) -> str:
 
 
 def _beside(path: Path, location: str) -> Path:
-    """Return the file of a model's tensors: beside the model, or beside what a link to the model alone points to."""
+    """Return the file of a model's tensors: beside the model, or beside the target where the model is a link."""
     file = path.parent / location
     return file if file.exists() else path.resolve().parent / location
 
@@ -160,7 +159,7 @@ def _beside(path: Path, location: str) -> Path:
 def _load_external(tensor: TensorProto, path: Path) -> None:
     """Read a tensor that lies beside the model.
 
-    Both files may be links, as in the cache of Hugging Face: then the tensors have to lie beside the model's real file.
+    Both files may be links, as in the cache of Hugging Face: then the tensors must lie beside the model's real file.
     """
     location = _location(tensor)
     target = _beside(path, location).resolve()

@@ -1,4 +1,4 @@
-"""An ONNX file run as it is: no converter and no optimizer.
+"""Runs an ONNX file unchanged, without converter and optimizer.
 
 ONNX Runtime runs the file itself with all optimizations off; where it cannot load it, onnx's reference evaluator does.
 """
@@ -25,13 +25,13 @@ from pipeline.onnx_models.signature import has_channels_last
 Float32 = npt.NDArray[np.float32]
 _LOAD_ERRORS = (*RUNTIME_ERRORS, ort_errors.InvalidProtobuf, ort_errors.NoSuchFile)
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_CHUNK = 4  # images at a time, where the file's batch is free: without optimizations nothing shares memory
-_REFERENCE_IMAGES = 4  # that the reference evaluator, which is slow, gets at most
-_MOST_TENSORS = 4000  # that are compared to find the operator that changed
+_CHUNK = 4  # images at a time, where the file's batch is free: without optimizations, tensors do not share memory
+_REFERENCE_IMAGES = 4  # limit for the reference evaluator, which is slow
+_MOST_TENSORS = 4000  # limit of tensors compared to find the operator that changed
 
 
 class RawFile:
-    """A model file, to be run as it is."""
+    """A model file, run unchanged."""
 
     def __init__(self, path: Path, output: str | None) -> None:
         """Open the file.
@@ -68,11 +68,11 @@ class RawFile:
 
     @property
     def most_images(self) -> int | None:
-        """How many images it can be asked for in reasonable time; None: any number."""
+        """The number of images that it can compute in reasonable time; None: any number."""
         return None if self._reference is None else _REFERENCE_IMAGES
 
     def answers(self, images_nchw: Float32) -> Float32:
-        """Return float32 [images, classes], whatever shape and type the file gives them.
+        """Return float32 [images, classes], whatever shape and type the file's output has.
 
         Raises:
             DataError: it cannot be run.
@@ -87,7 +87,7 @@ class RawFile:
         return np.concatenate(found)
 
     def takes_batch(self, images_nchw: Float32) -> bool:
-        """Tell whether the file runs on these images at once, several, and answers for each."""
+        """Tell whether the file runs on these images in one batch, with an answer for each."""
         if self.batch is not None:
             return self.batch > 1
         try:
@@ -110,7 +110,7 @@ class RawFile:
         return np.concatenate([self._outputs(image[None]) for image in images_nchw])
 
     def feed(self, batch_nchw: Float32) -> dict[str, Array]:
-        """Return the file's inputs for a batch, in its own type and layout; what else it reads is zero."""
+        """Return the file's inputs for a batch, in its own type and layout; other inputs are zero."""
         feed: dict[str, Array] = {}
         for value in self._inputs:
             kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -133,13 +133,13 @@ class RawFile:
             raise DataError(f"{self.runner} does not run the file as it is ({_line(err)})") from None
 
     def first_change(self, model: onnx.ModelProto, image_chw: Float32, share: float) -> str | None:
-        """Return the first operator of the file whose result the model has by name and computes otherwise.
+        """Return the first operator of the file whose result has the same name in the model and another value.
 
         Args:
-            share: of a result's largest value that counts as rounding.
+            share: of a result's largest value, up to which a difference is rounding.
 
         Returns:
-            None: no such is found, or the file cannot be run this way.
+            None: there is none, or the file cannot be run this way.
         """
         try:
             own = onnx.load(self.path)
@@ -166,7 +166,7 @@ class RawFile:
 
 def _session(model: str | bytes, *, optimized: bool = False) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised anyway
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Running a loaded classifier in float32, and what every one has to do."""
+"""Runs a loaded classifier in float32, and checks what every classifier must satisfy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNTIME_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-onnxruntime.set_default_logger_severity(4)  # some warnings go past the sessions' own setting
+onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
 _CHUNK = 4
 MIXED = 1e-3  # of the largest output: beyond it, an image's answers depend on the others of its batch
 
@@ -37,9 +37,9 @@ def run(model: onnx.ModelProto, batch_nchw: Float32) -> Float32:
 
 
 def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32]) -> list[Float32]:
-    """Return `run` of every batch; the model is loaded once. One that takes one image at a time gets them so."""
+    """Return `run` of every batch; the model is loaded once. A model with a batch of 1 gets one image at a time."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised anyway
     outputs: list[Float32] = []
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -67,7 +67,7 @@ def run_in_chunks(model: onnx.ModelProto, images_nchw: Float32) -> Float32:
 
 
 def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
-    """Check that images in a batch get the answers they get alone; return the number of classes.
+    """Check that images get the same answers in a batch as alone; return the number of classes.
 
     Raises:
         DataError: the batch axis is not free, the output is not [N, classes], or holds NaN or Inf.
@@ -87,7 +87,7 @@ def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
 
 
 def _shape_advice(shape: tuple[int, ...]) -> str:
-    """Return what to do about an output that is no [N, classes]."""
+    """Return advice on an output that is not [N, classes]."""
     if len(shape) == 1 or shape[1:] == (1,):
         return (
             ": a network with one score tells two classes apart by its sign or by a sigmoid; export it with a score "

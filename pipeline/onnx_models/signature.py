@@ -1,6 +1,6 @@
 """Input and output of an ONNX classifier: float32 images [N, 3, H, W] in, the scores of classes out.
 
-What can be turned into that without changing an answer is; the rest is refused by its cause.
+Whatever can be converted to that without changing an answer is converted; the rest raises an error with its cause.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHANNELS = 3
 
 
 def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> None:
-    """Leave one output, the scores, and what it needs; in place.
+    """Reduce the model to one output, the scores, and what it depends on; in place.
 
     Args:
         output: its name; None where there is only one.
@@ -53,20 +53,20 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
 
 
 def _likely_scores(graph: onnx.GraphProto) -> str:
-    """Return the output to give as an example: of those that may be [N, classes] the last that no operator reads."""
+    """Return the output to name as an example: the last one that may be [N, classes] and that no operator reads."""
     read = {name for node in graph.node for name in node.input}
     floats = (TensorProto.UNDEFINED, *_FLOATS)
     scores = [value for value in graph.output if value.type.tensor_type.elem_type in floats] or list(graph.output)
     flat = [value for value in scores if len(value.type.tensor_type.shape.dim) in (0, 2)] or scores
     ends = [value for value in flat if value.name not in read] or flat
-    ends = [value for value in ends if "aux" not in value.name.lower()] or ends  # of training
+    ends = [value for value in ends if "aux" not in value.name.lower()] or ends  # for training
     return str(ends[-1].name) if ends else ""
 
 
 def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:
-    """Make the input [N, *chw] with a free N, in place; return the batch that the file fixed, None if it fixed none.
+    """Make the input [N, *chw] with a free N, in place; return the batch fixed by the file, or None.
 
-    An input with channels last gets a Transpose before it. The output's shape is forgotten.
+    An input with channels last gets a Transpose. The output's shape is removed.
 
     Raises:
         DataError: not one input of such images.
@@ -113,7 +113,7 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
 
 
 def declare_shapes(model: onnx.ModelProto, chw: tuple[int, int, int]) -> None:
-    """Declare the input [N, *chw]; forget the output's shape, and what was inferred from another batch."""
+    """Declare the input [N, *chw]; remove the output's shape, and everything inferred from another batch."""
     shape = model.graph.input[0].type.tensor_type.shape
     del shape.dim[:]
     shape.dim.add().dim_param = BATCH
@@ -124,7 +124,7 @@ def declare_shapes(model: onnx.ModelProto, chw: tuple[int, int, int]) -> None:
 
 
 def fix_batch(model: onnx.ModelProto) -> None:
-    """Declare the input as one image, and forget the output's shape."""
+    """Declare the input as one image, and remove the output's shape."""
     dim = model.graph.input[0].type.tensor_type.shape.dim[0]
     dim.Clear()
     dim.dim_value = 1
@@ -132,7 +132,7 @@ def fix_batch(model: onnx.ModelProto) -> None:
 
 
 def declare_classes(model: onnx.ModelProto, classes: int) -> None:
-    """Declare the output [N, classes], N as of the input."""
+    """Declare the output [N, classes], with the N of the input."""
     shape = model.graph.output[0].type.tensor_type.shape
     del shape.dim[:]
     shape.dim.add().CopyFrom(model.graph.input[0].type.tensor_type.shape.dim[0])
@@ -140,7 +140,7 @@ def declare_classes(model: onnx.ModelProto, classes: int) -> None:
 
 
 def describe_input(model: onnx.ModelProto) -> tuple[int | None, int | None] | None:
-    """Return height and width of a file's one image input, None where it has no such; a None in it is a free axis."""
+    """Return height and width of a file's one image input, None where there is none; a None in it is a free axis."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
@@ -153,7 +153,7 @@ def describe_input(model: onnx.ModelProto) -> tuple[int | None, int | None] | No
 
 def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     graph = model.graph
-    if len(graph.input) > 1:  # some that nothing reads may be left of training
+    if len(graph.input) > 1:  # unused ones may be left from training
         read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         for value in [value for value in graph.input if value.name not in read]:
             graph.input.remove(value)
@@ -165,7 +165,7 @@ def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
 
 
 def has_channels_last(graph: onnx.GraphProto, name: str, dims: list[int | None]) -> bool:
-    """Tell whether images are [N, H, W, C]; where the sizes leave it open, by the Transposes that read them."""
+    """Tell whether images are [N, H, W, C]; where the sizes are ambiguous, by the Transposes that read them."""
     if dims[1] == _CHANNELS:
         return False
     if dims[3] == _CHANNELS or (dims[3] == 1 and dims[1] != 1):
@@ -175,7 +175,7 @@ def has_channels_last(graph: onnx.GraphProto, name: str, dims: list[int | None])
 
 
 def _channels_read(graph: onnx.GraphProto, name: str) -> int | None:
-    """Return how many channels the convolution that reads a tensor wants."""
+    """Return the number of input channels of the convolution that reads a tensor."""
     constants = constants_of(graph)
     for node in graph.node:
         if name in node.input and node.op_type == "Conv" and node.input[1] in constants:
@@ -190,7 +190,7 @@ def _is_transpose(node: onnx.NodeProto, axes: list[int]) -> bool:
 
 
 def _put_channels_first(model: onnx.ModelProto, name: str) -> None:
-    """Let the graph read its input with channels first: Transposes to that fall away, others get one before them."""
+    """Let the graph read its input with channels first: Transposes to that order go, other readers get one."""
     graph, names = model.graph, Names(model)
     outputs = {value.name for value in graph.output}
     for node in [node for node in graph.node if name in node.input and _is_transpose(node, _TO_FIRST)]:

@@ -1,4 +1,4 @@
-"""A package in the forms that other servers and runtimes take: OpenVINO IR, ORT format, Triton, KServe."""
+"""A package in the formats of other servers and runtimes: OpenVINO IR, ORT format, Triton, KServe."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class Wanted:
 
 
 def write(package: Package, wanted: Wanted) -> list[Path]:
-    """Write a package in another form, with its preprocessing and labels; whole or not at all.
+    """Write a package in another format, with its preprocessing and labels; the folder is complete or absent.
 
     Returns:
         The files written, below `wanted.out`.
 
     Raises:
-        ConfigError: the folder holds something, or the storage address is missing or none.
+        ConfigError: the folder is not empty, or the storage address is missing or invalid.
         BackendError: the engine that converts is not installed, or refuses the model.
     """
     _check(wanted)
     try:
-        # Not `publish`: a server's model repository has no place for our manifest, nor a user's folder for its lock.
+        # Not `publish`: our manifest does not belong in a server's model repository, nor its lock in a user's folder.
         with whole_folder(wanted.out) as folder:
             _WRITERS[wanted.format](package, wanted, folder)
     except OSError as err:
@@ -145,7 +145,7 @@ _WRITERS: dict[Format, Callable[[Package, Wanted, Path], None]] = {
 
 
 def _describe(package: Package, folder: Path) -> None:
-    """Put beside a model what its users need: how images are prepared, the classes, twice, and what the outputs are."""
+    """Write beside a model what its users need: preprocessing, classes in two forms, what the outputs are."""
     for name in (PREPROCESS, CLASSES):
         shutil.copyfile(package.folder / name, folder / name)
     labels = "".join(f"{known.name}\n" for known in package.classes())
@@ -172,7 +172,7 @@ def _save_ort(package: Package, path: Path) -> None:
 
 
 def _triton_config(package: Package, wanted: Wanted) -> str:
-    """Return config.pbtxt: complete, so that no backend has to find out anything by itself."""
+    """Return a complete config.pbtxt, so that no backend has to derive anything."""
     with open_backend(Runtime.AUTO, package.model, batch=1, placement=place(1, 1)) as backend:
         given, made = backend.input, backend.output
     one = [] if package.batch is None else [package.batch]  # the batch, where the model has it fixed

@@ -67,17 +67,17 @@ class Package:
 
     @property
     def batch(self) -> int | None:
-        """How many images the model takes at a time, 1; None: any number. Runtimes here take any, and loop."""
+        """The model's fixed batch, 1; None: any number of images. Runtimes here accept any number, and loop."""
         return self.facts.get("batch")
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether the model reads uint8 pixels, resized and cropped, and normalises by itself."""
+        """Whether the model reads uint8 pixels, resized and cropped, and contains the normalisation."""
         return self.facts.get("input_dtype") == "uint8"
 
     @property
     def scores(self) -> Scores | None:
-        """What the outputs are; None for packages of earlier versions where there is no onnx to look into the graph.
+        """What the outputs are; None for a package of an earlier version on a machine without onnx to read its graph.
 
         Raises:
             ArtefactError: the package is of a later version, which knows other kinds.
@@ -100,7 +100,7 @@ class Package:
 
     @property
     def has_wide_weights(self) -> bool:
-        """Whether sums of its int8 products need 32 bits, as those of earlier builds may: packages now do not."""
+        """Whether sums of its int8 products need 32 bits, as in packages of earlier versions."""
         return self.precision == "int8" and self.facts.get("target", "vnni") == "vnni"
 
     def proven_in(self, runtime: Runtime) -> dict[str, Any] | None:
@@ -117,7 +117,7 @@ class Package:
         return {"version": version, "instruction_sets": self.facts["checked_on"], "verdict": "good", "cause": ""}
 
     def misfit(self, runtime: Runtime) -> str | None:
-        """Return a line on what is doubtful about running this package in a runtime on this CPU; None: nothing."""
+        """Return a warning about running this package in a runtime on this CPU; None: there is none."""
         if self.has_wide_weights and saturates(runtime.value):
             if runtime is Runtime.ONNXRUNTIME:
                 return (
@@ -148,7 +148,7 @@ class Package:
         )
 
     def speed(self) -> dict[str, Any] | None:
-        """Return what the build measured of its speed; None where it measured nothing."""
+        """Return the speeds that the build measured; None where it measured none."""
         path = self.folder / SPEED
         if not path.is_file():
             return None
@@ -171,7 +171,7 @@ class Package:
         return loaded
 
     def workspace_file(self, key: str) -> Path | None:
-        """Return a file of the build's workspace, by its key in the facts, or None where it is not."""
+        """Return a file of the build's workspace, by its key in the facts, or None where it does not exist."""
         relative = self.facts["workspace"].get(key)
         path = (self.folder / relative).resolve() if relative else None
         return path if path is not None and path.is_file() else None
@@ -179,7 +179,7 @@ class Package:
 
 @lru_cache(maxsize=8)
 def _scores_in(model: Path, digest: str) -> Scores | None:
-    """Return what the graph says of a package without the key; the digest is for the cache."""
+    """Return what the graph shows for a package without the key; the digest is for the cache."""
     try:
         import onnx
     except ImportError:
@@ -248,7 +248,7 @@ def _find(prefix: Path) -> Path:
 
 
 def _of_build(prefix: Path) -> Path:
-    """Return the one package of a build file by its name, as the vendor's model zoo spells it: WORKSPACE/NAME/mod."""
+    """Return the one package of a build file by its name, as the vendor's model zoo writes it: WORKSPACE/NAME/mod."""
     workspaces = dict.fromkeys((prefix.parent.parent, DEFAULT_WORKSPACE))
     found = [path for workspace in workspaces for path in _packages(workspace) if _is_of(path, prefix.parent.name)]
     if len(found) == 1:

@@ -1,4 +1,4 @@
-"""The door to an inference engine: open, infer, close."""
+"""The interface of an inference engine: open, infer, close."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TensorSpec:
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether this input is of raw pixels, uint8, which the model normalises itself."""
+        """Whether this input takes raw pixels, uint8, which the model normalises."""
         return self.dtype == "uint8"
 
     def check(self, array: npt.NDArray[np.generic], batch: int) -> None:
