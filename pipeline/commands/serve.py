@@ -75,7 +75,7 @@ def _add_door(parser: argparse.ArgumentParser) -> None:
     door.add_argument("--tls_cert", type=Path, metavar="PEM", help="certificate, and those that vouch for it")
     door.add_argument("--tls_key", type=Path, metavar="PEM", help="its key, without a passphrase")
     door.add_argument("--tls_client_ca", type=Path, metavar="PEM", help="clients need a certificate of one of these")
-    door.add_argument("--tokens", type=Path, metavar="FILE", help="clients need a bearer token (see: token --help)")
+    door.add_argument("--tokens", type=Path, metavar="FILE", help="clients need a bearer token; see token --help")
     door.add_argument("--open_metrics", action="store_true", help="/metrics needs no token")
     door.add_argument(
         "--client_requests",

@@ -23,7 +23,7 @@ def add_token(commands: Any) -> None:
     parser.add_argument(
         "--tokens", type=Path, required=True, metavar="FILE", help="keeps names and hashes, made if it is not there"
     )
-    parser.add_argument("--days", type=count, metavar="N", help="until it expires (never)")
+    parser.add_argument("--days", type=count, metavar="N", help="until it expires (default: never)")
     parser.add_argument("--revoke", action="store_true", help="remove all tokens of that name")
 
 
