@@ -74,8 +74,31 @@ def wanted(server: Server, images: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([backend.infer(each[None]) for each in images])
 
 
+_OPEN: list[Any] = []  # clients that the test's own thread made
+
+
 def client_of(module: ModuleType, server: Server) -> Any:
-    return module.InferenceServerClient(server.grpc if module is triton_grpc else server.http)
+    """Return a client. It is closed at the end of the test, or by the thread that made it."""
+    client = module.InferenceServerClient(server.grpc if module is triton_grpc else server.http)
+    if module is triton_http:
+        # Its finalizer waits for gevent, which crashes in threads that did not make the client, where Python may happen
+        # to collect garbage.
+        client.__class__ = _WithoutFinalizer
+        if threading.current_thread() is threading.main_thread():
+            _OPEN.append(client)
+    return client
+
+
+class _WithoutFinalizer(triton_http.InferenceServerClient):  # type: ignore[misc]
+    def __del__(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _clients_are_closed() -> Iterator[None]:
+    yield
+    while _OPEN:
+        _OPEN.pop().close()
 
 
 def tensor(module: ModuleType, array: np.ndarray, name: str = "image", datatype: str = "FP32") -> Any:
