@@ -65,10 +65,7 @@ def export_model(
     if not _LEAST_SIZE <= size <= _LARGEST_SIZE:
         raise ConfigError(f"{flags.size}: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
     row = zoo.find_model(library, name, flags.name)
-    if weights == AUTO:
-        weights = downloads.fetch(row, flags.weights)
-    elif not weights.is_file():
-        raise ConfigError(f"{flags.weights} {weights}: {'is a folder' if weights.is_dir() else 'no such file'}")
+    weights = _find_weights(row, weights, flags)
     network = zoo.build_network(row, num_classes)
     checkpoints.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])
@@ -79,6 +76,14 @@ def export_model(
     except OSError as err:
         raise ConfigError(f"{flags.save_dir} {save_dir}: cannot be written ({err.strerror}); give another") from err
     return path, error
+
+
+def _find_weights(row: zoo.Model, weights: Path, flags: Flags) -> Path:
+    if weights == AUTO:
+        return downloads.fetch(row, flags.weights)
+    if not weights.is_file():
+        raise ConfigError(f"{flags.weights} {weights}: {'is a folder' if weights.is_dir() else 'no such file'}")
+    return weights
 
 
 def _write_onnx(network: nn.Module, images_nchw: npt.NDArray[np.float32], out: Path, weights: Path) -> float:
