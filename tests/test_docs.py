@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.commands.cli import make_parser
+from pipeline.commands.cli import as_commands, make_parser
 from pipeline.config.build_file import load_build_file
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def test_commands_in_code_blocks_parse(page: Path, capsys: pytest.CaptureFixture
     parser = make_parser()
     for words in commands_of(page):
         try:
-            parser.parse_args(words)
+            parser.parse_args(as_commands(words))
         except SystemExit:
             pytest.fail(f"{shlex.join(words)}\n{capsys.readouterr().err}")
 
@@ -119,6 +119,11 @@ def test_a_datalist_is_made_before_it_is_used(page: Path) -> None:
         pairs = dict(pairwise(words))
         made.add(pairs.get("--text_path", ""))
         assert pairs.get("--datalist", "") in made, shlex.join(words)
+
+
+def test_commands_page_has_every_command() -> None:
+    commands = next(action.choices for action in make_parser()._actions if isinstance(action.choices, dict))
+    assert set(re.findall(r"^\| `(\w+)", read(DOCS / "commands.md"), re.MULTILINE)) == set(commands)
 
 
 @every_page
