@@ -1,4 +1,4 @@
-"""Artefacts: folders that are whole or absent, and the fingerprints that name them.
+"""Artefacts: folders that are complete or absent, and the fingerprints that name them.
 
 A folder is filled beside its target and renamed into place; its manifest goes in last, lists every file with its size
 and sha256, and its presence means "valid".
@@ -26,7 +26,7 @@ from pipeline.host.locks import exclusive
 MANIFEST = "manifest.json"
 STANDARD_OUTPUT = 1  # its descriptor
 _CHUNK = 1 << 20  # bytes read at a time when hashing
-_MOST_LINKS = 40  # as the kernel follows
+_MOST_LINKS = 40  # as many as the kernel follows
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -55,12 +55,12 @@ def _plain(value: object) -> object:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a scratch path; move it to `path` only if the body succeeds.
 
-    A link is followed, so that the file behind it is replaced. What is no regular file (a named pipe, a device, an open
-    descriptor such as /dev/stdout) is not replaced: it gets the bytes when all are there.
+    A link is followed, so that its target is replaced. What is not a regular file (a named pipe, a device, an open
+    descriptor such as /dev/stdout) is not replaced: the bytes are written to it when all are there.
     """
     try:
         is_regular = stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:  # not there, as mostly; else making the scratch file says what is wrong
+    except OSError:  # usually absent; otherwise creating the scratch file raises the error
         is_regular = True
     if is_regular:
         with _replaced(path) as scratch:
@@ -79,7 +79,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`, which takes its place if the body succeeds."""
-    # Not tempfile.mkstemp: its mode would have to be changed, and together that takes longer than a small file's bytes.
+    # Not tempfile.mkstemp: changing its mode as well takes longer than writing a small file.
     scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         scratch.touch(exist_ok=False)
@@ -125,12 +125,12 @@ def _own_descriptors() -> Path:
 
 
 def is_written_through(path: Path) -> bool:
-    """Tell whether there is what no file can take the place of: a named pipe, a device, an open descriptor."""
+    """Tell whether a path is something that a file must not replace: a named pipe, a device, an open descriptor."""
     return open_descriptor(path) is not None or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write plain data as JSON, whole or not at all."""
+    """Write plain data as JSON; the file is complete or absent."""
     with whole_file(path) as scratch:
         scratch.write_bytes(json_bytes(value))
 
@@ -138,12 +138,12 @@ def write_json(path: Path, value: object) -> None:
 def json_bytes(value: object) -> bytes:
     """Return plain data as the content of a JSON file."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-    # File names that are not UTF-8 hold lone surrogates; replaced by backslashes, they are JSON's own escapes.
+    # File names that are not UTF-8 hold lone surrogates; replaced by backslashes, they become JSON escapes.
     return f"{text}\n".encode("utf-8", errors="backslashreplace")
 
 
 def is_published(folder: Path) -> bool:
-    """Say whether a folder has a manifest that can be read; `verify` says whether it is true."""
+    """Tell whether a folder has a readable manifest; `verify` compares its files."""
     try:
         read_manifest(folder)
     except ArtefactError:
@@ -239,7 +239,7 @@ def publish(out: Path, producer: str, *, keep_partial: bool = False) -> Iterator
         out: the artefact. If an equal build published it meanwhile, theirs is kept: names are content fingerprints.
         producer: written into the manifest.
         keep_partial: leave the scratch folder when the body fails, and hand it out again next time, so that a long
-            stage is resumed. Such a body must tell whole files from half ones by itself.
+            stage is resumed. Such a body must distinguish complete files from partial ones.
 
     Two processes that publish the same artefact take turns: the second finds it done.
     """
@@ -255,7 +255,7 @@ def publish(out: Path, producer: str, *, keep_partial: bool = False) -> Iterator
 
 
 def install(source: Path, target: Path) -> None:
-    """Copy the published folder `source` to `target`, replacing what is there only when the copy is whole.
+    """Copy the published folder `source` to `target`, replacing what is there only when the copy is complete.
 
     Two processes that install to one target take turns, and an equal folder is left as it is: the process that came
     first may be reading it.

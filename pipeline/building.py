@@ -1,4 +1,4 @@
-"""Build: from a network and a folder of images to an int8 package. The data flow is the table below."""
+"""Build: from a network and a folder of images to an int8 package. `stages/table.py` holds the data flow."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check(cfg: BuildConfig) -> None:
 def make_ready(cfg: BuildConfig) -> BuildConfig:
     """Return the build file as it is built, after finding every fault that can be known before any work.
 
-    Where the file asks for fewer calibration images than there are classes, it is one a class, and a notice says so.
+    Where the file asks for fewer calibration images than there are classes, one of each class is taken, with a notice.
 
     Raises:
         PipelineError: as `check`; classes without images, or weights that cannot be read or do not fit.
@@ -84,14 +84,14 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
         say: gets one line for each stage.
 
     Raises:
-        PipelineError: something the user can fix; nothing half-done is left, and finished stages are kept.
+        PipelineError: something the user can fix; finished stages are kept, and nothing incomplete is left.
     """
     begun = time.perf_counter()
     told = len(cfg.notices)
     cfg = make_ready(cfg)
     for notice in cfg.notices[told:]:
         say(f"note: {notice}")
-    cfg = export.fetch_weights(cfg)  # a download that fails does so before hours of other work
+    cfg = export.fetch_weights(cfg)  # so that a download fails before hours of other work
     ran: dict[str, float] = {}
     while True:
         try:
@@ -116,7 +116,7 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
     """Run what is not up to date, adding to `ran`; return where the artefact of each stage lies.
 
     Raises:
-        _DamagedError: an artefact of the cache is not what it was; raised before it is read.
+        _DamagedError: an artefact of the cache was changed or damaged; raised before it is read.
     """
     workspace = cfg.workspace.path.absolute()
     rows = [stage for stage in STAGES if stage.when(cfg)]
@@ -142,7 +142,7 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
                 _file_faults(step, out),
                 publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch,
             ):
-                if not is_published(out):  # else another build made it while this one waited for its turn
+                if not is_published(out):  # else another build made it while this one waited for the lock
                     stage.run(settings, inputs, scratch)
             ran[stage.name] = time.perf_counter() - started
             say(f"{step}: done in {ran[stage.name]:.1f} s{_figures(out)}")
@@ -158,7 +158,7 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
 
 
 def _compare(folders: Iterable[Path], sound: set[Path]) -> None:
-    """Compare artefacts with their digests, but for those known to be sound; those compared are added to them."""
+    """Compare artefacts with their digests, except those in `sound`, and add them to `sound`."""
     for folder in folders:
         if folder not in sound:
             try:
@@ -214,13 +214,13 @@ def _file_faults(step: str, where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        # Libraries write temporary files too, and do not say where.
+        # Libraries write temporary files too, without naming them in the error.
         place = err.filename or f"{where}, or {tempfile.gettempdir()}"
         raise DataError(f"{step}: {place}: {err.strerror or err}; fix it and build again") from err
 
 
 def _figures(folder: Path) -> str:
-    """Return what a stage measured of itself, for its line."""
+    """Return a stage's own figures, for its line."""
     path = folder / FIGURES
     if not path.is_file():
         return ""
@@ -230,6 +230,6 @@ def _figures(folder: Path) -> str:
 
 
 def _content(folder: Path) -> dict[str, str]:
-    """Return what an artefact holds, by digest. Measured times and lines for people are no part of it."""
+    """Return the digests of an artefact's files, without measured times and lines for people."""
     files = read_manifest(folder)["files"]
     return {name: entry["sha256"] for name, entry in files.items() if Path(name).name not in (FIGURES, NOTES)}

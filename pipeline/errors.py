@@ -36,9 +36,9 @@ class BackendError(PipelineError):
 
 
 def is_our_bug(error: BaseException, *, except_in: tuple[str, ...] = ()) -> bool:
-    """Tell whether a line of this package raised what only a wrong program raises.
+    """Tell whether a line of this package raised an exception that only a bug raises.
 
-    For code that has to expect any exception of a library: a decoder meets a damaged file with a dozen kinds.
+    For code that must expect any exception of a library: a decoder raises a dozen types for damaged files.
 
     Args:
         except_in: modules of this package, as "runtimes", whose lines stand directly before those of such a library.

@@ -1,4 +1,4 @@
-"""What a package loses, and where its time goes."""
+"""The `analyze` command: where a package loses accuracy, and where its time goes."""
 
 from __future__ import annotations
 

@@ -31,17 +31,17 @@ from pipeline.errors import PipelineError
 from pipeline.terminal import console
 
 EXIT_FAULT = 2  # something the user can fix
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_READER_GONE = 141  # 128 + SIGPIPE
 
-# Modules that another environment may lack, or a machine that only runs packages, and what brings them.
+# Modules that may be missing, for instance on a machine that only runs packages, and what installs them.
 _LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
     name: name for name in ("numpy", "onnx", "onnxruntime", "safetensors", "torch", "tqdm")
 }
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes full flag names only: `--data` must not come to mean `--datalist` today and something else tomorrow."""
+    """Accepts full flag names only: `--data` must not mean `--datalist` today and something else tomorrow."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -82,14 +82,14 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     except KeyboardInterrupt:
         console.interrupted("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough; Python would complain of it when it flushes at its end
+    except BrokenPipeError:  # `| head` has read enough; Python would report it when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_READER_GONE
     return 0
 
 
 def as_commands(words: Sequence[str]) -> list[str]:
-    """Return a command line in this program's words, where it is in the vendor's: `vamc build|compile`, `vamp`."""
+    """Translate a command line of the vendor's (`vamc build|compile`, `vamp`) to this program's; keep any other."""
     match list(words):
         case ["vamc", "build" | "compile", *rest]:
             return ["build", *rest]
@@ -104,19 +104,19 @@ def as_commands(words: Sequence[str]) -> list[str]:
 
 
 def run() -> NoReturn:
-    """Be the program: run the command of `sys.argv`, and exit."""
+    """Run the command of `sys.argv`, and exit."""
     code = main()
-    # The work is done. Ctrl-C while Python winds up would end it by the signal, as if it were not.
+    # The work is done. Ctrl-C while Python shuts down would end it by the signal, as if it had failed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code == EXIT_INTERRUPTED:
-        # Where Ctrl-C came inside an exec() of a string, as of a dataclass that is being made, CPython remembers it
-        # and ends `python -m` by the signal, whatever the exit code. The next exec() makes it forget.
+        # Where Ctrl-C came inside an exec() of a string, for instance while a dataclass is created, CPython remembers
+        # it and ends `python -m` by the signal, whatever the exit code. Another exec() clears that.
         exec("")
     sys.exit(code)
 
 
 class _Version(argparse.Action):
-    """Prints the version, which is looked up only then."""
+    """Prints the version, which is looked up only when needed."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from pipeline.version import NAME, version
@@ -132,7 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="The vendor's words are understood too: vamc build and vamc compile for build, vamp for bench.",
     )
     parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
-    # Without a command: what there is.
+    # Without a command: the help.
     parser.set_defaults(run=lambda _: parser.print_help(), quiet=False, verbose=False, log_json=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     for add in (

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def offer(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell if it is what asks; return otherwise."""
+    """Complete and exit if the shell asks for completions; return otherwise."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     try:

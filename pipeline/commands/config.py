@@ -1,4 +1,4 @@
-"""What a build file may hold, and what one comes to."""
+"""The `config` command: the keys of a build file, and a build file resolved."""
 
 from __future__ import annotations
 

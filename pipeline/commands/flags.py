@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Flags and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def place(text: str) -> Location:
 
 
 def file_here(text: str) -> Path:
-    """Parse a flag's path, where a URL will not do."""
+    """Parse a flag's path, where a URL is not supported."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"expected a file on a disk, got {text!r}")
     return Path(text)

@@ -1,4 +1,4 @@
-"""A package in the forms of other servers and runtimes."""
+"""The `package` command: a package in the formats of other servers and runtimes."""
 
 from __future__ import annotations
 

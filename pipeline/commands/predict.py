@@ -1,4 +1,4 @@
-"""The command predict."""
+"""The `predict` command."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _predict(args: argparse.Namespace) -> None:
         else:
             console.error(str(reason))
 
-    # Lines that appear one by one on a terminal are progress enough.
+    # Lines that appear one by one on a terminal show progress already.
     shows_lines = args.json is None and args.csv is None and sys.stdout.isatty()
     with (
         Classifier(args.model, runtime=args.runtime, batch=args.batch) as classifier,
@@ -148,7 +148,7 @@ def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
 
 @contextmanager
 def _output(flag: str, path: Path) -> Iterator[IO[str]]:
-    """Yield standard output for `-`, else a file that appears when all is written."""
+    """Yield standard output for `-`, else a file that appears when it is complete."""
     from pipeline.artefacts import whole_file
 
     if is_standard_output(path):
@@ -157,7 +157,7 @@ def _output(flag: str, path: Path) -> Iterator[IO[str]]:
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: is a folder; give a file")
     try:
-        # Names that are not UTF-8 hold lone surrogates; replaced by backslashes, they are JSON's own escapes.
+        # Names that are not UTF-8 hold lone surrogates; replaced by backslashes, they become JSON escapes.
         with whole_file(path) as scratch, scratch.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             yield stream
     except OSError as err:

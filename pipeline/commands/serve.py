@@ -1,4 +1,4 @@
-"""The command serve."""
+"""The `serve` command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.serve.tls import TlsFiles
 
 _MIB = 1 << 20
-# What the extra `serve` brings, as far as it is imported here.
+# Modules of the extra `serve` that are imported here.
 _EXTRA = (
     *("fastapi", "google", "google.protobuf", "grpc", "grpc_interceptor", "httptools", "kserve", "orjson"),
     *("prometheus_client", "starlette", "uvicorn"),

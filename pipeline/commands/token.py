@@ -1,4 +1,4 @@
-"""The command token."""
+"""The `token` command."""
 
 from __future__ import annotations
 

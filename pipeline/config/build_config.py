@@ -1,4 +1,4 @@
-"""What a build file comes to: every key resolved, and the preprocessing that it describes. See `build_file.py`."""
+"""A resolved build file: every key, and the preprocessing that it describes. See `build_file.py`."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class BuildConfig(Sections):
     """A build file with every default and override resolved. Relative paths are relative to the current folder."""
 
     published: Path | None = None  # the checkpoint that `auto` stands for, once it is on this machine; no key
-    described: PreprocessSpec | Fault  # from vdsp_params, else from process_ops; Fault: why only a build refuses it
-    notices: tuple[str, ...] = ()  # keys that were accepted and do nothing: to be told to the user once
-    document: Document = field(default_factory=Document, repr=False, compare=False)  # where each key stands, for errors
+    described: PreprocessSpec | Fault  # from vdsp_params, else from process_ops; Fault: why it cannot be built
+    notices: tuple[str, ...] = ()  # keys that were accepted without effect: printed once
+    document: Document = field(default_factory=Document, repr=False, compare=False)  # the lines of the keys, for errors
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """What is done to an image. Raises ConfigError where the file loads, but only the vendor's code knows it."""
+        """The preprocessing. Raises ConfigError where only the vendor's code defines it."""
         if isinstance(self.described, Fault):
             raise ConfigError(str(self.described))
         return self.described
@@ -171,7 +171,7 @@ def _wrong_file(path: Path) -> str | None:
         if path.is_file():
             return None
         return "is a folder, expected a file" if path.is_dir() else "no such file"
-    except OSError as error:  # a folder that may not be entered, a name too long
+    except OSError as error:  # a folder without permission, a name too long
         return f"cannot be read: {error.strerror}"
 
 
@@ -193,7 +193,7 @@ def _wrong_folder(path: Path) -> str | None:
 
 
 def _plain(value: object) -> object:
-    """Dataclasses, enums, paths and tuples -> what YAML and JSON know."""
+    """Convert dataclasses, enums, paths and tuples to the types of YAML and JSON."""
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):

@@ -146,7 +146,7 @@ def _read(document: Document, side: int | None) -> BuildConfig | None:
 
 
 def _check_across(root: Section, backend: BackendConfig, accuracy: AccuracyConfig | None) -> None:
-    """What no key can tell by itself."""
+    """Faults and notices that involve several keys."""
     if backend.target is not Target.ANY:
         root.document.notices.append("backend.target has no effect: int8 packages are exact on every CPU")
     goals = root.values.get("accuracy")

@@ -1,4 +1,4 @@
-"""The words that keys of a build file choose from, and the vendor's keys that mean nothing here."""
+"""The enums of a build file's keys, and the vendor's keys that have no effect here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CalibrateMode(Enum):
 
 
 class WeightRounding(Enum):
-    SECOND_ORDER = "second_order"  # by what each layer's output loses
+    SECOND_ORDER = "second_order"  # minimises the error of each layer's output
     NEAREST = "nearest"
 
 
@@ -83,7 +83,7 @@ class DatasetType(Enum):
     TVM = "tvm"
 
 
-# Keys that steer the accelerator's compiler, met in the vendor's model zoo. Each is accepted and reported once.
+# Keys for the accelerator's compiler, from the vendor's model zoo. Each is accepted and reported once.
 UNUSED_QUANTIZE = (
     "calibrate_chunk_by",
     "calibrate_range",

@@ -15,13 +15,13 @@ import yaml
 from pipeline.config.schema import Document, Fault, KeyPath, dotted, shown
 from pipeline.errors import ConfigError
 
-# Build files are a few KiB. The bounds keep a wrong file (an ONNX model, a label list) from being parsed for minutes.
+# Build files are a few KiB. The limits keep a wrong file (an ONNX model, a label list) from being parsed for minutes.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 
 
 def shown_path(path: Path) -> str:
-    """Relative to the current folder where it is below it: short, and what an editor can jump to."""
+    """Relative to the current folder where it is below it: short, and clickable in editors."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -136,9 +136,9 @@ def parse_json(text: str, path: str) -> Document:
 
 
 def apply_override(document: Document, key: str, value: object, flag: str) -> None:
-    """Set the dotted `key` as if the file said so; its faults then name `flag`. Missing sections are made.
+    """Set the dotted `key` as if it were in the file; its faults then name `flag`. Missing sections are created.
 
-    An item of a list is named by its number (`dataset.process_ops.1.size`). A key that has dots of its own is found
+    An item of a list is named by its number (`dataset.process_ops.1.size`). A key that contains dots is found
     where the file already has it.
     """
     parts = key.split(".")
@@ -198,5 +198,5 @@ def find_file(path_or_name: str | Path, folder_name: str) -> Path:
         if path.is_dir():
             raise ConfigError(f"{path_or_name}: is a folder, expected a file")
         return path if path.is_file() else find_data_file(folder_name, path_or_name)
-    except OSError as error:  # a name too long, a folder that may not be entered
+    except OSError as error:  # a name too long, a folder without permission
         raise ConfigError(f"{shown(str(path_or_name))}: cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Another height and width of the network's input than the build file's: the preprocessing follows it."""
+"""Changes the height and width of the network's input, and the preprocessing with it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def is_side(value: object) -> TypeGuard[int]:
 def with_size(cfg: BuildConfig, side: int) -> BuildConfig:
     """Return the build file for an input of side x side px.
 
-    The crop becomes that size, and the image is resized to as many times the crop as before: Resize 256 and CenterCrop
-    224 become 292 and 256. What describes the preprocessing is then `process_ops` alone.
+    The crop gets that size, and the resize keeps its ratio to the crop: Resize 256 and CenterCrop 224 become 292 and
+    256. The preprocessing is then described by `process_ops` alone.
     """
     batch, channels, _, _ = cfg.frontend.shape
     frontend = replace(cfg.frontend, shape=(batch, channels, side, side))

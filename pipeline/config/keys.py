@@ -53,12 +53,12 @@ class Below:
 
     keys: Any  # a dataclass
     meaning: str
-    unused: tuple[str, ...] = ()  # the vendor's keys that mean nothing here: accepted and reported
+    unused: tuple[str, ...] = ()  # the vendor's keys without effect here: accepted and reported
     is_optional: bool = False  # null where the file does not have it
     is_required: bool = False
 
     def read(self, parent: Section, name: str) -> Any:
-        """Return the dataclass, made of what the document says."""
+        """Return the dataclass, filled from the document."""
         if self.is_optional and parent.values.get(name) is None:
             parent.take(name)
             return None

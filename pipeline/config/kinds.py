@@ -1,4 +1,4 @@
-"""Kinds of values that keys of a build file take: how each is read, and what schema, help and docs say of it."""
+"""Types of the values of a build file's keys: how each is read, and its schema, help and documentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.config.schema import MISSING, Section, is_number, shown
 
 Schema = dict[str, Any]
 
-MAX_SIDE = 16384  # px; no classifier has larger inputs, and the arrays of a wrong number would take the whole memory
+MAX_SIDE = 16384  # px; no classifier has larger inputs, and arrays of a mistyped size would exhaust the memory
 SIDE: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}
 SHAPE: Schema = {  # one input by its name, channels first or last
     "type": "object",
@@ -42,11 +42,11 @@ class Kind:
         raise NotImplementedError
 
     def values(self) -> str:
-        """Return the values in a few words; nothing where the meaning of the key says it."""
+        """Return a short description of the values; empty where the key's meaning gives it."""
         return ""
 
     def parse(self, text: str) -> object:
-        """Return the plain value that a flag's text means; a text that means none is left to `read` to refuse."""
+        """Return the plain value of a flag's text; an invalid text is left for `read` to report."""
         return text
 
 
@@ -55,7 +55,7 @@ class Text(Kind):
     """Any text, or one of a form."""
 
     pattern: str | None = None  # a regular expression of the whole text
-    form: str = ""  # the same in words
+    form: str = ""  # a description of the pattern
 
     def read(self, section: Section, name: str, default: Any, required: bool) -> Any:
         value = section.text(name, default, required=required)
@@ -87,7 +87,7 @@ class Choice(Kind):
     """One member of an enum, written as its value."""
 
     members: tuple[Enum, ...]
-    fallback: Enum | None = None  # read on with, where a required key is absent or wrong
+    fallback: Enum | None = None  # used to continue reading where a required key is absent or wrong
 
     def read(self, section: Section, name: str, default: Any, required: bool) -> Any:
         return section.choice(name, self.members, self.fallback if required else default, required=required)
@@ -212,7 +212,7 @@ class Layers(Kind):
 
 @dataclass(frozen=True)
 class Unused(Kind):
-    """A section whose keys mean something to the vendor's tools alone: each is accepted and reported."""
+    """A section of keys for the vendor's tools only: each is accepted and reported."""
 
     def read(self, section: Section, name: str, default: Any, required: bool) -> Any:
         below = section.section(name)
@@ -225,7 +225,7 @@ class Unused(Kind):
 
 @dataclass(frozen=True)
 class ByHand(Kind):
-    """A value that the reader of its section reads itself; here is what the schema says of it."""
+    """A value that its section's reader handles; only its schema is declared here."""
 
     schema_: Schema = field(hash=False)
     words: str = ""

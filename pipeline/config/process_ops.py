@@ -21,7 +21,7 @@ from pipeline.config.vdsp import (
 # Op types in the order they must stand. ToTensor may be on either side of Normalize: the vendor has it after,
 # torchvision before, and both mean the same.
 _ORDER = {"DecodeImage": 0, "Resize": 1, "CenterCrop": 2, "ToTensor": 3, "Normalize": 3}
-# Exchanging channels commutes with resizing and cropping, so this one stands anywhere before Normalize.
+# Exchanging channels commutes with resizing and cropping, so this op may be anywhere before Normalize.
 _CVT_COLOR = "CvtColor"
 
 
@@ -32,7 +32,7 @@ class _CvtCode(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOps:
-    """The ops of a build file by what they say; the order in which they run is fixed."""
+    """The parameters of a build file's ops; the order in which they run is fixed."""
 
     resize: ResizeMode = ResizeMode.NONE
     resize_hw: tuple[int, int] | None = None  # SHORTER_SIDE: (size, size)
@@ -51,7 +51,7 @@ def spec_from_process_ops(ops: ProcessOps, default_filter: ResizeFilter = Resize
         default_filter: the resize filter where the ops name none.
     """
     crop_hw = ops.crop_hw or ops.resize_hw
-    assert crop_hw is not None  # held by read_process_ops
+    assert crop_hw is not None  # ensured by read_process_ops
     corner = None
     if ops.resize is ResizeMode.STRETCH and ops.resize_hw is not None:
         corner = (centre_offset(ops.resize_hw[0] - crop_hw[0]), centre_offset(ops.resize_hw[1] - crop_hw[1]))
@@ -70,7 +70,7 @@ def spec_from_process_ops(ops: ProcessOps, default_filter: ResizeFilter = Resize
 
 
 def custom_op(dataset: Section, key: str) -> Fault | None:
-    """Say of the first op that is code of the vendor's toolchain what a build has to say: it cannot run it."""
+    """Return the fault of the first op that is code of the vendor's toolchain, which a build cannot run."""
     items = dataset.values.get(key)
     for index, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, dict) and item.get("type") == "CustomFunc":

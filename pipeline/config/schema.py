@@ -1,8 +1,8 @@
-"""From plain values to typed ones, with every fault at the line where it stands.
+"""Converts plain values to typed ones, and reports every fault with its line.
 
 A `Document` is what `documents.py` makes of a file: plain values and the line of each key. A `Section` reads one
-mapping of it, key by key. What is wrong becomes a `Fault` of the document and reading goes on, so that a user gets all
-of it at once.
+mapping of it, key by key. An error becomes a `Fault` of the document and reading continues, so that a user gets all
+of them at once.
 Nothing is coerced: `"1"` is not 1, `1` is not true, and null is a value only where a key may be absent.
 """
 
@@ -27,7 +27,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong: a file and line (or the flag) that said it, the key, what was found and what was wanted."""
+    """One error: its file and line (or flag), the key, what was found and what was wanted."""
 
     path: str  # a file, or a flag such as "--set"
     line: int | None  # 1-based; None for JSON and flags
@@ -36,7 +36,7 @@ class Fault:
 
     def __str__(self) -> str:
         if self.path.startswith("--") and self.path != "--set":
-            where = self.path  # a flag of its own says which key it is
+            where = self.path  # a dedicated flag already names the key
         elif self.line is not None:
             where = f"{self.path}:{self.line} {self.key}"
         else:
@@ -53,14 +53,14 @@ def raise_faults(faults: Collection[Fault]) -> None:
 
 @dataclass
 class Document:
-    """The plain values of a file and where each of them stands."""
+    """The plain values of a file, with the line of each."""
 
     path: str = "build file"  # as shown to the user
     values: dict[str, object] = field(default_factory=dict)
     lines: dict[KeyPath, int] = field(default_factory=dict)  # 1-based line of each key
     flags: dict[KeyPath, str] = field(default_factory=dict)  # keys given on the command line -> the flag that did
     faults: list[Fault] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)  # what was accepted and does nothing, a line each
+    notices: list[str] = field(default_factory=list)  # what was accepted without effect, a line each
 
     def at(self, key: KeyPath, message: str) -> Fault:
         """A fault of `key`, at its own line, or where it is absent at the line of the section that lacks it."""
@@ -83,7 +83,7 @@ class Document:
 
 
 class Section:
-    """One mapping of a document, read key by key. `done` reports the keys that nobody asked for.
+    """One mapping of a document, read key by key. `done` reports the keys that were not read.
 
     Each reader returns its default where the key is absent or wrong. Null is accepted where the default is None.
     """
@@ -214,7 +214,7 @@ class Section:
         return found
 
     def ignored(self, keys: Iterable[str]) -> list[str]:
-        """Accept keys that mean nothing to this product; return one line for each that the file has."""
+        """Accept keys without effect here; return one line for each that the file has."""
         return [f"{dotted((*self.key, key))} has no effect here" for key in keys if self.take(key) is not MISSING]
 
     def done(self) -> None:

@@ -22,7 +22,7 @@ from pipeline.reports import markup
 from pipeline.run import sweep
 
 _THUMBNAIL = 128  # px, longer side
-_MOST_FLIPS = 200  # shown; a page of more would not load
+_MOST_FLIPS = 200  # images shown; a page with more would be too large to load
 
 
 def write(evaluation: Evaluation, path: Path) -> None:

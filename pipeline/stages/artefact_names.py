@@ -1,4 +1,4 @@
-"""The files by which stages meet. A stage reads another's artefact under these names and knows nothing else of it."""
+"""The files that stages exchange: a stage knows another's artefact by these names only."""
 
 from __future__ import annotations
 

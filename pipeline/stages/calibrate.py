@@ -45,15 +45,14 @@ from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
-# Threads that each take one image at a time through the network and count it: no thread waits for another, and no pass
-# for its counting. Each holds the activations of its image, 105 MB for wide_resnet50_2 at 256 px; beyond these,
-# cores share the work within an image.
+# Threads that each run one image at a time and count its activations, so that no thread waits for another. Each holds
+# the activations of its image, 105 MB for wide_resnet50_2 at 256 px; further cores share the work within an image.
 _MAX_WORKERS = 8
-_TAIL_IMAGES = 4  # that say which values are extremes; see ObserverSet.set_tails
+_TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
 _CHECKED_IMAGES = 4
-# Of the outputs' norm. Sums of other orders differ by 1e-5 of it, and by more where the network itself rounds.
+# Relative to the outputs' norm. Sums in another order differ by 1e-5, and by more where the network itself rounds.
 _LARGEST_SHARE = 3e-2
-_ROUND = 32  # images between two looks at the clock for saving
+_ROUND = 32  # images between two checks whether it is time to save
 _SECONDS_BETWEEN_SAVES = 30.0
 
 Float32 = npt.NDArray[np.float32]
@@ -63,7 +62,7 @@ Means = dict[str, npt.NDArray[np.float64]]  # of each channel, by tensor name
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     preprocess: PreprocessSpec
-    cores: int = unkeyed()  # they share the images out; what is counted is the same
+    cores: int = unkeyed()  # they divide the images among them; the counts are the same
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -72,7 +71,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the observers and the float32 outputs; goes on from what an interrupted run left in `out`."""
+    """Write the observers and the float32 outputs; resumes from what an interrupted run left in `out`."""
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [sample.source for sample in samples]
     collect(float32_model(inputs), settings.preprocess, images, out, cores=settings.cores)
@@ -85,8 +84,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[ImageSource], outputs: Float32) -> None:
     """Raise DataError unless the model that was calibrated computes what the exported one does.
 
-    What comes after is only ever compared with the former, so that a fault of the stages between the two, or a stale
-    artefact of theirs, would go unseen.
+    Later stages are compared with the calibrated model only, so an error of the stages between the two, or a stale
+    artefact, would go unnoticed.
     """
     checked = spread(len(images), _CHECKED_IMAGES)
     batch = np.stack([preprocess.load(spec, images[index].content(), raw=False) for index in checked])
@@ -134,7 +133,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
                 _save(observers, outputs, out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
                 saved = time.perf_counter()
     _save(observers, outputs, out / OBSERVERS, out / OUTPUTS)
-    # With the scratch files of `whole_file` that a killed run may have left.
+    # Including scratch files of `whole_file` from a killed run.
     for leftover in [out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, *out.glob(".*")]:
         leftover.unlink(missing_ok=True)
     figures = {
@@ -148,7 +147,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
 
 
 def _save(observers: ObserverSet, outputs: Sequence[Float32], observers_path: Path, outputs_path: Path) -> None:
-    """Write outputs first: observers say how many images they have seen, and outputs beyond that are dropped."""
+    """Write outputs first: observers hold the number of images they have seen, and outputs beyond it are dropped."""
     with whole_file(outputs_path) as scratch, scratch.open("wb") as stream:
         np.save(stream, np.concatenate(outputs), allow_pickle=False)
     observers.save(observers_path, images=sum(map(len, outputs)))
@@ -168,7 +167,7 @@ def _resume(out: Path, names: Sequence[str]) -> tuple[ObserverSet, list[Float32]
 
 @contextmanager
 def _thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool that drops what has not begun when the body fails; its own exit would wait for all of it."""
+    """Yield a pool that drops tasks not begun when the body fails; the pool's own exit would wait for all of them."""
     pool = ThreadPoolExecutor(workers)
     try:
         yield pool
@@ -202,7 +201,7 @@ class _Collector:
 def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:
     """Return float64 [C], the mean of each channel of float32 [1, C, ...], or [1, ..., C] where the axis is the last.
 
-    Summed pairwise in float32, which loses a few of its last bits; in float64 it takes four times as long.
+    Summed pairwise in float32, which loses a few of the last bits; float64 takes four times as long.
     """
     if axis == 1:
         means: npt.NDArray[np.float32] = values.reshape(values.shape[1], -1).mean(axis=1)

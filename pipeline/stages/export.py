@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _ALONE = "its batch of 1 cannot be freed: the network takes one image at a time, and larger requests run in a loop"
 _CHECKED_IMAGES = 4  # alone and in a batch
-_COMPARED_IMAGES = 16  # with what the model was made of
+_COMPARED_IMAGES = 16  # images for the comparison with the original
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def is_to_be_fetched(cfg: BuildConfig) -> bool:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the model and how it answers beside what it was made of, on calibration images or else on noise.
+    """Write the model and its comparison with the original, on calibration images, or on noise where there are none.
 
     Sample weights are fitted where there are no others. The classes of a build without images are the network's own,
     and written here.
@@ -211,7 +211,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """The float32 model, how many classes it has, and how it answers beside what it was made of."""
+    """The float32 model, its number of classes, and its comparison with the original."""
 
     model: onnx.ModelProto
     classes: int
@@ -227,7 +227,7 @@ def export(
         settings: what to export.
         images_nchw: float32 [N, C, H, W], prepared images that the model is checked on.
         fit_on: labelled images for sample weights; used where there is no checkpoint.
-        num_classes: that the model must have; None: as many as an ONNX model has, ImageNet's 1000 of a named network.
+        num_classes: required number; None: as many as an ONNX model has, ImageNet's 1000 of a named network.
 
     Raises:
         DataError: the checkpoint does not fit the network, or the model the classes; or the model made of a file

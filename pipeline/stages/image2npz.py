@@ -25,8 +25,8 @@ from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL, write_n
 from pipeline.stages.settings import ImageTree, InputFile
 from pipeline.terminal.progress import progress_bar
 
-_CHUNK = 8  # images a task: a tenth of a second, which is how long Ctrl-C may wait
-_CLUSTER_CHUNK = 256  # images a task of Ray, a second or two: what a node that is lost may cost
+_CHUNK = 8  # images a task: a tenth of a second, the longest that Ctrl-C waits
+_CLUSTER_CHUNK = 256  # images of a Ray task, a second or two: what a lost node costs
 _SHOWN_FAILURES = 20
 _SHOWN_CLASSES = 5
 
@@ -36,7 +36,7 @@ class Report:
     """What a conversion did."""
 
     converted: int
-    kept: int  # whole npz files of an earlier run, made from the same images
+    kept: int  # complete npz files of an earlier run, made from the same images
     datalist: Path
     faults: Mapping[ImageSource, str]  # images that cannot be decoded, and why
 
@@ -84,7 +84,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         DataError: images cannot be decoded; all are named, and the others are kept for the next run.
     """
     notes = []
-    # Without calibration images the evaluation images alone say what the classes are.
+    # Without calibration images the evaluation images define the classes.
     classes = read_classes(inputs["calibset"] / CLASSES) if "calibset" in inputs else ()
     class_ids = [known.id for known in classes] or None
     if settings.images is None:
@@ -143,8 +143,7 @@ def convert(
 ) -> Report:
     """Decode every image into `<target>/<its folder's name>/<stem>.npz` and list the files in `datalist`.
 
-    An npz that is whole and was made from the same image (its size and time of change) is kept, so that a run that was
-    stopped goes on where it was.
+    A complete npz made from the same image (by size and modification time) is kept, so an interrupted run resumes.
 
     Args:
         images: a folder or tar, in any layout, or samples of one.
@@ -218,7 +217,7 @@ def _is_done(job: _Job, present: Mapping[str, Stamp]) -> bool:
 
 @contextmanager
 def _sole_writer(target: Location) -> Iterator[None]:
-    """Hold the target folder: two runs at once would remove each other's scratch files. Stores have no such files."""
+    """Lock the target folder: two runs at once would remove each other's scratch files. Stores have no such files."""
     if isinstance(target, Url):
         yield
         return
@@ -246,7 +245,7 @@ def _remove_leftovers(jobs: Iterable[_Job]) -> None:
 def _run(
     jobs: Sequence[_Job], workers: int | None, target: Location, cluster: Cluster | None
 ) -> Generator[list[_Outcome], None, None]:
-    """Convert the jobs; yield what became of them, as they finish."""
+    """Convert the jobs; yield their outcomes as they finish."""
     if not jobs:
         return
     if cluster is None:
@@ -283,7 +282,7 @@ def _convert_chunk(jobs: Sequence[_Job]) -> list[_Outcome]:
 
 def _convert_one(job: _Job) -> str:
     try:
-        # The stamp first: an image that changes while it is read is then converted again next time.
+        # The stamp is read first: an image that changes while it is read is then converted again next time.
         stamp = job.source.stamp()
         content = job.source.content()
         image_chw = preprocess.decode(content)

@@ -52,7 +52,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Fill the folder. Nothing in it tells the time or the machine's name: equal builds give equal bytes."""
+    """Fill the folder. It holds neither the time nor the machine's name: equal builds give equal bytes."""
     converted = inputs["quantize" if "quantize" in inputs else "convert"]
     labelled = inputs["calibset" if "calibset" in inputs else "export"]
     shutil.copyfile(converted / names.MODEL, out / f"{settings.name}.onnx")

@@ -1,6 +1,6 @@
 """Round: int8 weights by second order, from the covariances of the layers' inputs on some calibration images.
 
-Independent of the thresholds: another percentile or mode rounds nothing anew.
+Independent of the thresholds: another percentile or mode repeats no rounding.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float3
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
-# Of each image's output pixels. Measured on resnet18: four times as many gain nothing.
+# Output positions of each image. Measured on resnet18: four times as many gain nothing.
 POSITIONS = 64
 _SEED = 0
-# Of the layers' inputs in memory at once: 0.8 GB for all of wide_resnet50_2. Layers beyond wait for another pass.
+# Bytes of layers' inputs in memory at once: all of wide_resnet50_2 take 0.8 GB. Further layers wait for another pass.
 _MEMORY = 1 << 30
 _SECONDS_BETWEEN_SAVES = 10.0
 
-# Inputs of a layer that one covariance is taken of, 340 MB and three times that while it is factored; wider ones, the
-# first classifier layer of a VGG with 25,088, are rounded in blocks of their inputs.
+# Largest number of a layer's inputs for one covariance, which takes 340 MB and three times that while it is factored.
+# Wider layers, such as the first classifier layer of a VGG with 25,088 inputs, are rounded in blocks of inputs.
 _WIDEST, _BLOCK = 9216, 4096
 
 Held = Covariance | GroupCovariance | list[Float32]  # of a layer's inputs: covariances, or each image's activation
@@ -60,9 +60,9 @@ Held = Covariance | GroupCovariance | list[Float32]  # of a layer's inputs: cova
 class Settings:
     preprocess: PreprocessSpec
     per_channel: bool  # a scale per output channel, or one per tensor
-    images: int  # calibration images that the covariances are of, at most
+    images: int  # at most this many calibration images are used
     positions: int  # of each image's output pixels
-    cores: int = unkeyed()  # they share the work within an image and within a layer
+    cores: int = unkeyed()  # they divide the work within an image and within a layer
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -77,7 +77,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the rounded weights; goes on after the layers that an interrupted run has rounded."""
+    """Write the rounded weights; resumes after the layers that an interrupted run has rounded."""
     begun = time.perf_counter()
     reset_peak_memory()
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
@@ -112,7 +112,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def _resume(partial: Path, layers: Sequence[Layer]) -> dict[str, Rounded]:
-    """Return the first of the layers, as far as an interrupted run has rounded them."""
+    """Return the first layers, those that an interrupted run has rounded."""
     try:
         found = read_rounded(partial) if partial.exists() else {}
     except ArtefactError:
@@ -122,7 +122,7 @@ def _resume(partial: Path, layers: Sequence[Layer]) -> dict[str, Rounded]:
 
 @dataclass(frozen=True)
 class _Size:
-    """What a layer's inputs over all images take in memory, in bytes; the narrower way is taken."""
+    """Return the memory of a layer's inputs over all images, in bytes, in the smaller of both forms."""
 
     covariance: int
     activations: int
@@ -165,9 +165,9 @@ def _collect(
     images: Sequence[Sample],
     advance: Callable[[], object],
 ) -> dict[str, Held]:
-    """Return what is held of each layer's inputs over the images.
+    """Return the covariance or the activations of each layer's inputs over the images.
 
-    The model is loaded for that and let go of: factoring covariances takes more memory than anything else here.
+    The model is loaded only for this: factoring covariances later needs more memory than anything else here.
     """
     model = onnx.load(path)
     reader = ActivationReader(model, [layer.source for layer in layers], threads=settings.cores)
@@ -198,7 +198,7 @@ def _round_in_turn(
     partial: Path,
     advance: Callable[[], object],
 ) -> None:
-    """Round the layers that are not in `found`, and put them there; save it on the way and at the end."""
+    """Round the layers that are not in `found`, and add them to it; save it meanwhile and at the end."""
     saved = time.perf_counter()
     for layer in layers[len(found) :]:
         found[layer.name] = _round(settings, layer, held.pop(layer.name))
@@ -218,7 +218,7 @@ def _is_wide(layer: Layer) -> bool:
 
 
 def _round(settings: Settings, layer: Layer, held: Held) -> Rounded:
-    """Round a layer's weights; of what is held of its inputs nothing is left."""
+    """Round a layer's weights, consuming what is held of its inputs."""
     matrix, pairs = layer.weights.matrix, layer.weights.pairs
     scales = scales_of(matrix, pairs, per_channel=settings.per_channel)
     if _is_wide(layer):
@@ -236,7 +236,7 @@ def _round(settings: Settings, layer: Layer, held: Held) -> Rounded:
 
 
 def _round_wide(layer: Layer, held: list[Float32], scales: Float32, positions: int) -> Rounded:
-    """Round the weights of a layer of more inputs than one covariance is taken of."""
+    """Round the weights of a layer with too many inputs for one covariance."""
     means = []
 
     def covariance(block: slice) -> Float32:

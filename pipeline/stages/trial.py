@@ -1,6 +1,6 @@
 """Trial: how fast the int8 model is here, beside float32 and in each runtime that its proof left.
 
-The figures differ from run to run, so they are no part of the artefact's identity; the machine is.
+The figures differ from run to run, so they are not part of the artefact's key; the machine is.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pipeline.runtimes.base import Runtime
 from pipeline.stages.artefact_names import CHECK, FIGURES, MACHINE, MODEL
 from pipeline.terminal import console
 
-SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # that a build may spend on it, of the environment; 0: none
+SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # environment variable: seconds that a build may spend on it; 0: none
 _SECONDS = 15.0
-_MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
+_MOST_S = 600.0  # in addition to the limit of `speed.measure`, for loading the models
 
 
 def seconds() -> float:
     """Return how long a trial may take, in s.
 
     Raises:
-        ConfigError: the environment says something else than a number.
+        ConfigError: the variable is not a number.
     """
     text = os.environ.get(SECONDS, "")
     try:
@@ -76,7 +76,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def measure(candidates: Sequence[Candidate], budget_s: float) -> dict[str, Any] | None:
-    """Measure candidates in a process of its own, each runtime by itself if they do not go together; None: neither."""
+    """Measure candidates in a separate process, each runtime alone if they fail together; None: both fail."""
     names = list(dict.fromkeys(each.runtime for each in candidates))
     groups = [names] if len(names) < 2 else [names, *([name] for name in names)]
     alone: list[dict[str, Any]] = []
@@ -98,6 +98,6 @@ def measure(candidates: Sequence[Candidate], budget_s: float) -> dict[str, Any] 
         alone.append(found)
     if not alone:
         return None
-    # Measured one after the other, they are not compared.
+    # Runtimes measured one after the other are not compared.
     runtimes = {name: each for found in alone for name, each in found["runtimes"].items()}
     return {**alone[0], "runtimes": runtimes, "fastest": alone[0]["fastest"] if len(alone) == 1 else None}

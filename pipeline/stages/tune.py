@@ -1,7 +1,7 @@
-"""Tune: which activations stay in float32, so that the model is as accurate as the build file's `accuracy` asks.
+"""Tune: keeps activations in float32 until the model reaches the goal of the build file's `accuracy` section.
 
 The quantizers that cost most are left out one after the other, as long as the model stays fast enough. Chosen on
-calibration images that neither rounding nor equalization saw; what the package is reported on is never touched.
+calibration images that neither rounding nor equalization used, never on the evaluation images.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from pipeline.terminal.progress import progress_bar
 
 _JOURNAL = "journal.json"
 _SENSITIVITY_IMAGES = 16
-_IMAGES = 400  # that a model is judged on
-_CANDIDATES = 16  # the most sensitive activations; those after them cost next to nothing
-_LEAST_GAIN = 0.98  # of the divergence before: less is noise, and each island costs the other runtime more
+_IMAGES = 400  # images that a model is judged on
+_CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
+_LEAST_GAIN = 0.98  # of the previous divergence: a smaller gain is noise, and float parts slow the other runtime more
 _BATCH = 16
 _ROUNDS = 5  # of the speed comparison, whose median counts
 _BATCHES_A_ROUND = 4
@@ -88,7 +88,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write what stays in float and what each trial bought; goes on after the last trial of an interrupted run."""
+    """Write what stays in float and the result of each trial; resumes after the last trial of an interrupted run."""
     goal = settings.goal
     float32 = onnx.load(float32_model(inputs))
     parts = int8_parts.load(settings.parts, inputs, float32)
@@ -135,7 +135,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def _judged(listed: int) -> list[int]:
-    """Return which images models are judged on: others than those that weights were rounded by, if there are any."""
+    """Return the images that models are judged on: where possible, none that weights were fitted to."""
     fitted = spread(listed, FITTING_IMAGES)
     others = [index for index in range(listed) if index not in fitted] or list(range(listed))
     return [others[index] for index in spread(len(others), _IMAGES)]
