@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 # Flags of /proc/cpuinfo that decide which int8 kernels run, slowest first.
@@ -36,6 +37,9 @@ _CAPS = {  # what each value allows; other values allow everything
 }
 
 
+_CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
 def available_cores() -> int:
     """Return how many cores this process may use: its affinity, and below that the container's CPU quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -43,19 +47,40 @@ def available_cores() -> int:
     return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the CPU quota in cores, from control groups version 2 or 1; None where there is none."""
-    try:
-        limit, period = (root / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = root / "cpu"
-        limit_us = int((folder / "cpu.cfs_quota_us").read_text())
-        return limit_us / int((folder / "cpu.cfs_period_us").read_text()) if limit_us > 0 else None
-    except (OSError, ValueError):
-        return None
+def _cgroup_quota(root: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:
+    """Return the CPU quota in cores, the least of the groups that this process is in; None where there is none."""
+    quotas = []
+    for folder in _cgroup_folders("cpu", root, membership):
+        with contextlib.suppress(OSError, ValueError):  # version 2; the root of all groups has no such file
+            limit, period = (folder / "cpu.max").read_text().split()
+            quotas += [] if limit == "max" else [int(limit) / int(period)]
+        with contextlib.suppress(OSError, ValueError):  # version 1
+            limit_us = int((folder / "cpu.cfs_quota_us").read_text())
+            quotas += [limit_us / int((folder / "cpu.cfs_period_us").read_text())] if limit_us > 0 else []
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(controller: str, root: Path, membership: Path) -> Iterator[Path]:
+    """Yield the folders of the control groups, of version 1 and 2, that a process is in, and of those that hold them.
+
+    A container sees its own group as the root. A service of systemd or a job of a batch system lies deeper, and is
+    limited by every group above it as well.
+
+    Args:
+        controller: cpu or memory.
+        root: where control groups are mounted.
+        membership: a file as /proc/self/cgroup: lines `number:controllers:path`, of version 2 without controllers.
+    """
+    lines = [f"0:{controller}:/", "0::/"]
+    with contextlib.suppress(OSError):
+        lines += membership.read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in {root / controller, root / controllers} if controllers else (root, root / "unified"):
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -141,11 +166,12 @@ def memory_bytes() -> int | None:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return None
-    total = pages * size
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups version 2 and 1
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
-    return total
+    limits = [pages * size]
+    for folder in _cgroup_folders("memory", _CGROUPS, _MEMBERSHIP):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # control groups version 2 and 1
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
 
 
 def describe() -> dict[str, object]:

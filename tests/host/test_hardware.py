@@ -54,7 +54,58 @@ def write(root: Path, files: dict[str, str]) -> Path:
 def test_cgroup_quota_reads_both_versions_of_control_groups(
     tmp_path: Path, files: dict[str, str], cores: float | None
 ) -> None:
-    assert hardware._cgroup_quota(write(tmp_path, files)) == cores
+    assert hardware._cgroup_quota(write(tmp_path, files), tmp_path / "none") == cores
+
+
+SERVICE = "0::/system.slice/classify.service\n"
+JOB = "9:name=systemd:/\n4:cpu,cpuacct:/batch/job7\n3:memory:/other\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        (SERVICE, {"system.slice/classify.service/cpu.max": "300000 100000\n"}, 3.0),
+        (
+            SERVICE,
+            {"system.slice/cpu.max": "200000 100000\n", "system.slice/classify.service/cpu.max": "max 100000"},
+            2.0,
+        ),
+        (SERVICE, {"unified/system.slice/classify.service/cpu.max": "300000 100000\n"}, 3.0),
+        (SERVICE, {"system.slice/another.service/cpu.max": "100000 100000\n"}, None),
+        (
+            JOB,
+            {
+                "cpu,cpuacct/batch/job7/cpu.cfs_quota_us": "250000\n",
+                "cpu,cpuacct/batch/job7/cpu.cfs_period_us": "50000\n",
+                "cpu,cpuacct/batch/cpu.cfs_quota_us": "-1\n",
+                "cpu,cpuacct/batch/cpu.cfs_period_us": "100000\n",
+            },
+            5.0,
+        ),
+        (JOB, {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1.0),
+        ("0::/../elsewhere\n", {"cpu.max": "400000 100000\n"}, 4.0),
+    ],
+    ids=[
+        *("a service", "the slice above it", "beside version 1", "another service", "a job, version 1"),
+        *("a container, version 1", "a group outside of the container"),
+    ],
+)
+def test_cgroup_quota_is_the_least_of_the_groups_that_hold_the_process(
+    tmp_path: Path, membership: str, files: dict[str, str], cores: float | None
+) -> None:
+    (tmp_path / "cgroup").write_text(membership)
+    assert hardware._cgroup_quota(write(tmp_path / "mounted", files), tmp_path / "cgroup") == cores
+
+
+def test_memory_bytes_is_the_limit_of_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cgroup").write_text(SERVICE)
+    monkeypatch.setattr(hardware, "_MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(hardware, "_CGROUPS", tmp_path)
+    whole = hardware.memory_bytes()
+    write(tmp_path, {"system.slice/memory.max": "max\n", "system.slice/classify.service/memory.max": "1000000\n"})
+    assert whole is not None
+    assert whole > 1_000_000
+    assert hardware.memory_bytes() == 1_000_000
 
 
 def test_describe_tells_the_machine_in_plain_values() -> None:
