@@ -28,11 +28,18 @@ def add_image2npz(commands: Any) -> None:
         "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
     )
     add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
+    parser.add_argument(
+        "--preprocess_as",
+        default="torchvision",
+        choices=("torchvision", "paddleclas"),
+        help="paddleclas: turn images as EXIF says, for packages of its networks",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add_engine_flags(parser)
 
 
 def _image2npz(args: argparse.Namespace) -> None:
+    from pipeline.config.vdsp import PreprocessAs
     from pipeline.data import listed_labels
     from pipeline.stages.image2npz import convert
 
@@ -44,7 +51,15 @@ def _image2npz(args: argparse.Namespace) -> None:
     except DataError as err:  # without labels the npz files are as good
         listed = None
         console.warning(f"note: labels are not kept: {err}")
-    report = convert(args.dataset_path, args.target_path, args.text_path, args.suffix, args.workers, cluster)
+    report = convert(
+        args.dataset_path,
+        args.target_path,
+        args.text_path,
+        args.suffix,
+        args.workers,
+        cluster,
+        PreprocessAs(args.preprocess_as),
+    )
     if listed is not None:
         listed_labels.keep(listed, args.target_path)
         print(f"labels of {len(listed.index_of)} images by {listed.file}, kept beside the npz files for eval")

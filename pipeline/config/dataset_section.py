@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.config.choices import Precision
+from dataclasses import replace
+
+from pipeline.config.choices import Frontend, Precision
 from pipeline.config.documents import find_file, shown_path
 from pipeline.config.keys import read_keys
 from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
 from pipeline.config.schema import MISSING, Fault, Section
 from pipeline.config.sections import BackendConfig, DatasetConfig, FrontendConfig
-from pipeline.config.vdsp import FOLDER, PreprocessSpec, difference, read_vdsp
+from pipeline.config.vdsp import FOLDER, PreprocessAs, PreprocessSpec, difference, read_vdsp
 from pipeline.errors import ConfigError
 
 _NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"
@@ -24,8 +26,17 @@ def read_dataset(
     values = read_keys(DatasetConfig, section)
     values["process_ops"] = tuple(item.values for item in section.sections(ops_key)) if ops or custom else ()
     config = DatasetConfig(**values)
+    said = config.preprocess_as
+    usual = PreprocessAs.PADDLECLAS if frontend.type is Frontend.PADDLECLAS else PreprocessAs.TORCHVISION
     described: PreprocessSpec | Fault | None
-    described = _resolve_preprocess(section, ops_key, ops, config.vdsp_params, frontend.chw[1:])
+    described = _resolve_preprocess(section, ops_key, ops, config.vdsp_params, frontend.chw[1:], said or usual)
+    found = described.preprocess_as if described is not None else said or usual  # a vdsp file may say it too
+    if said not in (None, found):
+        section.fault(
+            "preprocess_as",
+            f"{said.value} here, and {config.vdsp_params} says {found.value}; expected the same in both",
+        )
+    config = replace(config, preprocess_as=found)
     missing = config.vdsp_params is None and not section.values.get(ops_key)
     if missing and backend.dtype is Precision.INT8:
         section.fault("process_ops", _NO_PREPROCESS)
@@ -49,20 +60,29 @@ def _spelling(section: Section) -> str:
 
 
 def _resolve_preprocess(
-    dataset: Section, ops_key: str, ops: ProcessOps | None, vdsp_params: str | None, input_hw: tuple[int, int]
+    dataset: Section,
+    ops_key: str,
+    ops: ProcessOps | None,
+    vdsp_params: str | None,
+    input_hw: tuple[int, int],
+    preprocess_as: PreprocessAs,
 ) -> PreprocessSpec | None:
-    """The one preprocessing that the vdsp file and the ops describe. None where there is neither, or after a fault."""
+    """The one preprocessing that the vdsp file and the ops describe. None where there is neither, or after a fault.
+
+    Args:
+        preprocess_as: whose arithmetic it is, unless the vdsp file says.
+    """
     if vdsp_params is None:
-        return None if ops is None else spec_from_process_ops(ops)
+        return None if ops is None else spec_from_process_ops(ops, preprocess_as)
     try:
         path = find_file(vdsp_params, FOLDER)
-        spec, faults = read_vdsp(path, input_hw)
+        spec, faults = read_vdsp(path, input_hw, preprocess_as)
     except ConfigError as error:
         dataset.fault("vdsp_params", str(error))
         return None
     dataset.document.faults.extend(faults)
     if spec is not None and ops is not None:
-        differs = difference(spec_from_process_ops(ops, spec.filter), spec)
+        differs = difference(spec_from_process_ops(ops, spec.preprocess_as, spec.filter), spec)
         if differs:
             dataset.fault(ops_key, f"disagrees with {shown_path(path)}: {differs}")
     return spec

@@ -47,7 +47,8 @@ def _resized(spec: PreprocessSpec, side: int) -> PreprocessSpec:
         resize_hw = (max(resize_hw), max(resize_hw))
     corner = None
     if spec.resize is ResizeMode.STRETCH and resize_hw is not None:
-        corner = (centre_offset(resize_hw[0] - side), centre_offset(resize_hw[1] - side))
+        tall, wide = resize_hw[0] - side, resize_hw[1] - side  # room
+        corner = (centre_offset(tall, spec.preprocess_as), centre_offset(wide, spec.preprocess_as))
     return replace(
         spec, resize_hw=resize_hw, crop_hw=(side, side), crop_yx=corner, synthetic_hw=resize_hw or (side, side)
     )

@@ -11,6 +11,7 @@ from pipeline.config.schema import MISSING, Fault, Section, did_you_mean, shown
 from pipeline.config.vdsp import (
     ColourOrder,
     NormType,
+    PreprocessAs,
     PreprocessSpec,
     ResizeFilter,
     ResizeMode,
@@ -44,17 +45,21 @@ class ProcessOps:
     norm: NormType = NormType.DIV255_MINUSMEAN_DIVSTD
 
 
-def spec_from_process_ops(ops: ProcessOps, default_filter: ResizeFilter = ResizeFilter.BILINEAR_CV) -> PreprocessSpec:
+def spec_from_process_ops(
+    ops: ProcessOps, preprocess_as: PreprocessAs, default_filter: ResizeFilter = ResizeFilter.BILINEAR_CV
+) -> PreprocessSpec:
     """The preprocessing that `ops` describe, as `read_process_ops` gave them.
 
     Args:
+        preprocess_as: whose arithmetic they mean.
         default_filter: the resize filter where the ops name none.
     """
     crop_hw = ops.crop_hw or ops.resize_hw
     assert crop_hw is not None  # ensured by read_process_ops
     corner = None
     if ops.resize is ResizeMode.STRETCH and ops.resize_hw is not None:
-        corner = (centre_offset(ops.resize_hw[0] - crop_hw[0]), centre_offset(ops.resize_hw[1] - crop_hw[1]))
+        room = (ops.resize_hw[0] - crop_hw[0], ops.resize_hw[1] - crop_hw[1])
+        corner = (centre_offset(room[0], preprocess_as), centre_offset(room[1], preprocess_as))
     return PreprocessSpec(
         resize=ops.resize,
         resize_hw=ops.resize_hw,
@@ -65,6 +70,7 @@ def spec_from_process_ops(ops: ProcessOps, default_filter: ResizeFilter = Resize
         std=ops.std,
         colour=ops.colour,
         norm=ops.norm,
+        preprocess_as=preprocess_as,
         synthetic_hw=ops.resize_hw or crop_hw,
     )
 

@@ -27,6 +27,7 @@ from pipeline.config.choices import (
 )
 from pipeline.config.keys import REQUIRED, Key, key, optional_section, section, walk
 from pipeline.config.kinds import SHAPE, ByHand, Integer, Layers, Number, PathTo, Switch, Text, Unused, choice
+from pipeline.config.vdsp import PreprocessAs
 
 # In place of a checkpoint's path: the file that the library publishes for the network.
 AUTO = Path("auto")
@@ -224,6 +225,11 @@ class DatasetConfig:
         ByHand({"type": ["array", "null"]}, "a list of ops"),
         "preprocessing as the documents write it: DecodeImage, Resize, CenterCrop, Normalize, ToTensor, CvtColor",
         also="transform_ops",
+    )
+    preprocess_as: PreprocessAs | None = key(  # resolved by `read_dataset`
+        None,
+        choice(PreprocessAs),
+        "whose sizes, corners and EXIF: null: `paddleclas` for its networks, else `torchvision`",
     )
     skip_bad: bool = key(
         False,

@@ -3,7 +3,8 @@
 The JSON keys are the vendor's. `"ResizeMode"` is ours: absent, the vendor's meaning holds, which is to stretch the
 image to ResizeHeight x ResizeWidth whatever its aspect; `"SHORTER_SIDE"` scales its shorter side to that length, as
 torchvision's `Resize(256)` does; `"NONE"` crops the image as it is. A file without any size takes the network's: the
-vendor's programs then scale the shorter side to 256/224 of the input and crop the centre.
+vendor's programs then scale the shorter side to 256/224 of the input and crop the centre. `"PreprocessAs"` is ours too:
+absent, in a package or alone, sizes and corners are computed as torchvision does; a build file may decide otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SIZES = {"OimageHeight", "OimageWidth", "ResizeHeight", "ResizeWidth", "CropY",
 
 class ResizeMode(Enum):
     STRETCH = "STRETCH"  # to height x width, aspect ignored
-    SHORTER_SIDE = "SHORTER_SIDE"  # aspect kept; the longer side is int(size * long / short)
+    SHORTER_SIDE = "SHORTER_SIDE"  # aspect kept; what the longer side comes to, `PreprocessAs` says
     NONE = "NONE"
 
 
@@ -39,6 +40,17 @@ class ResizeFilter(Enum):
     BICUBIC_PILLOW = "BICUBIC_PILLOW"
     LANCZOS_PILLOW = "LANCZOS_PILLOW"
     NEAREST_PILLOW = "NEAREST_PILLOW"  # rounds otherwise than OpenCV's, hence the name
+
+
+class PreprocessAs(Enum):
+    """Whose arithmetic: what sizes come to, where a centred crop begins, whether EXIF turns an image.
+
+    Sources: torchvision's `resize` and `center_crop` (functional.py); PaddleClas's `ResizeImage` and `CropImage`
+    (ppcls/data/preprocess/ops/operators.py), and OpenCV's `imdecode`, by which it decodes.
+    """
+
+    TORCHVISION = "torchvision"  # the longer side is cut to an integer, half a pixel goes to the even one; EXIF ignored
+    PADDLECLAS = "paddleclas"  # both sides are rounded, half a pixel is left out; EXIF obeyed, see `preprocess.decode`
 
 
 class ColourOrder(Enum):
@@ -94,6 +106,7 @@ class PreprocessSpec:
     std: Triple = (1.0, 1.0, 1.0)  # the same, > 0
     colour: ColourOrder = ColourOrder.RGB  # what the network gets
     norm: NormType = NormType.DIV255_MINUSMEAN_DIVSTD  # how a vdsp file writes mean and std; no other effect
+    preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION
     synthetic_hw: tuple[int, int]  # images made up for a pure performance run
 
     @property
@@ -101,21 +114,28 @@ class PreprocessSpec:
         return self.crop_hw
 
 
-def load_vdsp(path_or_name: str | Path, input_hw: tuple[int, int] = USUAL_HW) -> PreprocessSpec:
+def load_vdsp(
+    path_or_name: str | Path,
+    input_hw: tuple[int, int] = USUAL_HW,
+    unsaid: PreprocessAs = PreprocessAs.TORCHVISION,
+) -> PreprocessSpec:
     """Read a vdsp_params file: a path, or the name of a file in vdsp_params/. Raises ConfigError with every fault.
 
     Args:
         input_hw: height and width that the network takes, for files without sizes.
+        unsaid: whose arithmetic it is, for files that do not say.
     """
-    spec, faults = read_vdsp(find_file(path_or_name, FOLDER), input_hw)
+    spec, faults = read_vdsp(find_file(path_or_name, FOLDER), input_hw, unsaid)
     raise_faults(faults)
     assert spec is not None
     return spec
 
 
-def read_vdsp(path: Path, input_hw: tuple[int, int] = USUAL_HW) -> tuple[PreprocessSpec | None, list[Fault]]:
+def read_vdsp(
+    path: Path, input_hw: tuple[int, int] = USUAL_HW, unsaid: PreprocessAs = PreprocessAs.TORCHVISION
+) -> tuple[PreprocessSpec | None, list[Fault]]:
     """The spec of a file, or None and what is wrong with it. Raises ConfigError where it is no JSON at all."""
-    return spec_from_vdsp_document(parse_json(read_text(path), shown_path(path)), input_hw)
+    return spec_from_vdsp_document(parse_json(read_text(path), shown_path(path)), input_hw, unsaid)
 
 
 def spec_from_vdsp_dict(values: Mapping[str, object], name: str) -> PreprocessSpec:
@@ -127,29 +147,34 @@ def spec_from_vdsp_dict(values: Mapping[str, object], name: str) -> PreprocessSp
 
 
 def spec_from_vdsp_document(
-    document: Document, input_hw: tuple[int, int] = USUAL_HW
+    document: Document, input_hw: tuple[int, int] = USUAL_HW, unsaid: PreprocessAs = PreprocessAs.TORCHVISION
 ) -> tuple[PreprocessSpec | None, list[Fault]]:
     root = document.root()
     op_type = root.choice("OpType", OpType, OpType.CROP, required=True)
     config = root.section("OpConfig", required=True)
     root.done()
     if not document.faults:
-        spec = _read_op_config(config, op_type, input_hw)
+        spec = _read_op_config(config, op_type, input_hw, unsaid)
         if not document.faults:
             return spec, []
     return None, document.faults
 
 
-def _read_op_config(config: Section, op_type: OpType, input_hw: tuple[int, int]) -> PreprocessSpec:
+def _read_op_config(
+    config: Section, op_type: OpType, input_hw: tuple[int, int], unsaid: PreprocessAs
+) -> PreprocessSpec:
     config.choice("IimageFormat", _ImageFormat, _ImageFormat.RGB_PLANAR)
     # A pitch is the row length of a device buffer: numpy has its own.
     config.ignored(("IimageWidthPitch", "IimageHeightPitch"))
     code = config.choice("ColorCvtCode", _ColourCode, _ColourCode.NO_CHANGE)
     norm = config.choice("NormaType", NormType, NormType.EQUAL, required=True)
     mean, std = _read_norm(config, norm)
+    preprocess_as = config.choice("PreprocessAs", PreprocessAs, unsaid)
     sized = bool(config.values.keys() & _SIZES)
     crop_hw = _read_hw(config, "OimageHeight", "OimageWidth", None) if sized else input_hw
-    resize, resize_hw, crop_yx = _read_geometry(config, op_type, crop_hw) if sized else _geometry_of_input(input_hw)
+    resize, resize_hw, crop_yx = (
+        _read_geometry(config, op_type, crop_hw, preprocess_as) if sized else _geometry_of_input(input_hw)
+    )
     spec = PreprocessSpec(
         resize=resize,
         resize_hw=resize_hw,
@@ -160,6 +185,7 @@ def _read_op_config(config: Section, op_type: OpType, input_hw: tuple[int, int])
         std=std,
         colour=ColourOrder.RGB if code is _ColourCode.NO_CHANGE else ColourOrder.BGR,
         norm=norm,
+        preprocess_as=preprocess_as,
         synthetic_hw=_read_hw(config, "IimageHeight", "IimageWidth", resize_hw or crop_hw),
     )
     config.done()
@@ -197,7 +223,7 @@ def _triple(values: tuple[float, ...]) -> Triple:
 
 
 def _read_geometry(
-    config: Section, op_type: OpType, crop_hw: tuple[int, int]
+    config: Section, op_type: OpType, crop_hw: tuple[int, int], preprocess_as: PreprocessAs
 ) -> tuple[ResizeMode, tuple[int, int] | None, tuple[int, int] | None]:
     """Resize mode, resize size and crop corner."""
     mode = config.choice("ResizeMode", ResizeMode, ResizeMode.STRETCH)
@@ -222,7 +248,7 @@ def _read_geometry(
             "ResizeHeight", f"SHORTER_SIDE is one length: expected ResizeWidth {resize_hw[1]}, got {resize_hw[0]}"
         )
     for key, room in (("CropY", highest[0]), ("CropX", highest[1])):
-        centre = centre_offset(room)
+        centre = centre_offset(room, preprocess_as)
         if config.integer(key, centre, low=0) != centre:
             config.fault(key, f"SHORTER_SIDE crops at the centre: expected {centre}, or no such key")
     return mode, resize_hw, None
@@ -233,9 +259,9 @@ def _geometry_of_input(input_hw: tuple[int, int]) -> tuple[ResizeMode, tuple[int
     return ResizeMode.SHORTER_SIDE, (side, side), None
 
 
-def centre_offset(room: int) -> int:
-    """First pixel of a centred crop that leaves `room` pixels over; halves go to the even number, as in torchvision."""
-    return round(room / 2.0)
+def centre_offset(room: int, preprocess_as: PreprocessAs) -> int:
+    """First pixel of a centred crop that leaves `room` pixels over."""
+    return room // 2 if preprocess_as is PreprocessAs.PADDLECLAS else round(room / 2.0)
 
 
 def to_vdsp_dict(spec: PreprocessSpec) -> dict[str, object]:
@@ -251,7 +277,8 @@ def to_vdsp_dict(spec: PreprocessSpec) -> dict[str, object]:
     }
     if spec.resize_hw is not None:
         top, left = spec.crop_yx or tuple(
-            centre_offset(full - crop) for full, crop in zip(spec.resize_hw, spec.crop_hw, strict=True)
+            centre_offset(full - crop, spec.preprocess_as)
+            for full, crop in zip(spec.resize_hw, spec.crop_hw, strict=True)
         )
         config.update(CropX=left, CropY=top, ResizeWidth=spec.resize_hw[1], ResizeHeight=spec.resize_hw[0])
     config["IimageWidthPitch"], config["IimageHeightPitch"] = wide, tall
@@ -263,6 +290,8 @@ def to_vdsp_dict(spec: PreprocessSpec) -> dict[str, object]:
     config.update(NormaType=spec.norm.value, ColorCvtCode=colour.value, ResizeType=spec.filter.value)
     if spec.resize is not ResizeMode.STRETCH:
         config["ResizeMode"] = spec.resize.value
+    if spec.preprocess_as is not PreprocessAs.TORCHVISION:  # packages of earlier versions mean torchvision's, unsaid
+        config["PreprocessAs"] = spec.preprocess_as.value
     return {"OpType": OpType.CROP.value, "OpConfig": config}
 
 
@@ -273,6 +302,7 @@ def difference(a: PreprocessSpec, b: PreprocessSpec) -> str | None:
     the normalisation and the size of synthetic images do not count.
     """
     fields = (
+        ("PreprocessAs", a.preprocess_as.value, b.preprocess_as.value),
         ("resize", _shown_resize(a), _shown_resize(b)),
         ("crop size", _shown_hw(a.crop_hw), _shown_hw(b.crop_hw)),
         ("crop offset", _shown_hw(a.crop_yx), _shown_hw(b.crop_yx)),

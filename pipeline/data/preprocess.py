@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
+from pipeline.config.vdsp import ColourOrder, PreprocessAs, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.errors import DataError, is_our_bug
 
 Pixels = NDArray[np.uint8]
@@ -25,15 +25,29 @@ _PILLOW_FILTERS = {
 }
 
 
-def decode(source: Path | bytes) -> Pixels:
+# What OpenCV 5 turns; TIFF is turned by Pillow as well.
+_TURNED_FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
+_ORIENTATION = 0x0112  # of EXIF, 1 to 8
+_TURNS: Mapping[object, Callable[[Pixels], Pixels]] = {  # of [H, W, 3]
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image.transpose(1, 0, 2)[:, ::-1],
+    7: lambda image: image.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
+}
+
+
+def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:
     """Decode an image file exactly as Pillow's `Image.open(source).convert("RGB")` does, but for 16 bits a pixel.
 
     Of those, which Pillow cuts off at 255, the upper 8 are taken.
 
-    An orientation that EXIF asks for is not applied: torchvision's loader, which gave the published numbers, does not.
-
     Args:
         source: a file, or its bytes.
+        preprocess_as: whether a JPEG, PNG or WebP is turned as its EXIF says. torchvision's loader, which gave the
+            published numbers of most networks, does not turn; OpenCV, by which PaddleClas decodes, does.
 
     Returns:
         uint8 [3, H, W], RGB, C-contiguous.
@@ -44,14 +58,15 @@ def decode(source: Path | bytes) -> Pixels:
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
     with _decoding(name), Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-        return _to_chw(name, image)
+        return _to_chw(name, image, preprocess_as)
 
 
-def from_pillow(image: Image.Image) -> Pixels:
+def from_pillow(image: Image.Image, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:
     """Return the pixels of an image that Pillow has opened or made, as `decode` returns those of its file.
 
     Args:
         image: of any mode; only read. One that was opened and not loaded yet is loaded.
+        preprocess_as: as of `decode`.
 
     Returns:
         uint8 [3, H, W], RGB, C-contiguous.
@@ -60,7 +75,7 @@ def from_pillow(image: Image.Image) -> Pixels:
         DataError: as `decode`.
     """
     with _decoding("image"):
-        return _to_chw("image", image)
+        return _to_chw("image", image, preprocess_as)
 
 
 @contextmanager
@@ -82,9 +97,12 @@ def _decoding(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
 
 
-def _to_chw(name: str, image: Image.Image) -> Pixels:
+def _to_chw(name: str, image: Image.Image, preprocess_as: PreprocessAs) -> Pixels:
     _check_pixels(name, image.width, image.height)
-    return np.ascontiguousarray(_rgb(image).transpose(2, 0, 1))
+    image_hwc = _rgb(image)
+    if preprocess_as is PreprocessAs.PADDLECLAS and image.format in _TURNED_FORMATS:
+        image_hwc = _turned(image_hwc, image.info.get("exif", b""))
+    return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -93,6 +111,20 @@ def _rgb(image: Image.Image) -> Pixels:
         grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _turned(image_hwc: Pixels, exif_bytes: bytes) -> Pixels:
+    """Return the image as EXIF says; as it is where that is damaged, as OpenCV does.
+
+    Pillow's own `exif_transpose` would obey XMP too, which OpenCV does not read.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(exif_bytes)
+        turn = _TURNS.get(exif.get(_ORIENTATION))
+    except Exception:  # a dozen types, as with damaged images
+        return image_hwc
+    return image_hwc if turn is None else turn(image_hwc)
 
 
 def apply(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:
@@ -122,7 +154,7 @@ def prepare(spec: PreprocessSpec, image_chw: Pixels, *, raw: bool) -> Prepared:
 
 def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool) -> Prepared:
     """Decode an image file and `prepare` it."""
-    return prepare(spec, decode(source), raw=raw)
+    return prepare(spec, decode(source, spec.preprocess_as), raw=raw)
 
 
 def _cropped(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
@@ -137,12 +169,15 @@ def synthetic(spec: PreprocessSpec, seed: int) -> Pixels:
 
 
 def resized_hw(spec: PreprocessSpec, height: int, width: int) -> tuple[int, int]:
-    """Size of an image after the resize. The longer side is cut to an integer, not rounded: torchvision's `Resize`."""
+    """Size of an image after the resize, as torchvision's `Resize` or PaddleClas's `ResizeImage` has it."""
     if spec.resize_hw is None:
         return height, width
     if spec.resize is ResizeMode.STRETCH:
         return spec.resize_hw
     size = spec.resize_hw[0]
+    if spec.preprocess_as is PreprocessAs.PADDLECLAS:
+        percent = size / min(height, width)  # in this order, since halves are decided by the last bit
+        return round(height * percent), round(width * percent)
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
@@ -162,7 +197,8 @@ def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
     tall, wide = spec.crop_hw
     if tall > full_hw[0] or wide > full_hw[1]:
         raise DataError(f"image: {height} x {width} is smaller than the crop {tall} x {wide} [height x width]")
-    top, left = spec.crop_yx or (centre_offset(full_hw[0] - tall), centre_offset(full_hw[1] - wide))
+    room = (full_hw[0] - tall, full_hw[1] - wide)
+    top, left = spec.crop_yx or (centre_offset(room[0], spec.preprocess_as), centre_offset(room[1], spec.preprocess_as))
     if full_hw == (height, width):  # every filter is the identity then
         return image_chw[:, top : top + tall, left : left + wide]
     if spec.filter is ResizeFilter.BILINEAR_CV:

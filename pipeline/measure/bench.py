@@ -152,7 +152,7 @@ def resolve_preprocess(package: Package, vdsp_params: str | None) -> tuple[Prepr
     spec = package.preprocess()
     if vdsp_params is None:
         return spec, []
-    given = load_vdsp(vdsp_params, package.input_chw[1:])
+    given = load_vdsp(vdsp_params, package.input_chw[1:], spec.preprocess_as)
     check_fits(package, given, vdsp_params)
     differs = difference(spec, given)
     notes = [f"{vdsp_params} differs from the preprocessing the package was calibrated with: {differs}"]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -197,7 +198,8 @@ class Lane:
         self, backend: Backend, images: Sequence[tuple[str, ImageLike]], topk: int, skip: Skip | None = None
     ) -> list[Prediction]:
         """Return the best classes of images with their names, at most a batch; raises as `answer`."""
-        answers = answer(backend, self._spec, images, decode, skip)
+        decode_image = partial(decode, preprocess_as=self._spec.preprocess_as)
+        answers = answer(backend, self._spec, images, decode_image, skip)
         if answers is None:
             return []
         with self._lock:

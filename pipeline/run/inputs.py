@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.config.vdsp import PreprocessAs
 from pipeline.data import npz, preprocess
 from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.preprocess import Pixels
@@ -27,11 +28,12 @@ SUFFIXES = IMAGE_SUFFIXES | {_NPZ}
 _LOADING = tuple(threading.Lock() for _ in range(64))
 
 
-def decode(image: ImageLike) -> Pixels:
+def decode(image: ImageLike, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:
     """Return the pixels of one image, uint8 [3, H, W], RGB.
 
     Args:
         image: a path or URL of what Pillow reads or of an npz of `image2npz`, a Pillow image, or an array.
+        preprocess_as: as of `preprocess.decode`.
 
     Raises:
         DataError: it cannot be read, or an array is not uint8 [H, W, 3].
@@ -39,22 +41,23 @@ def decode(image: ImageLike) -> Pixels:
     if isinstance(image, str | os.PathLike | Url):
         place = location(image)
         try:
-            return _decode_file(place)
+            return _decode_file(place, preprocess_as)
         except DataError as err:  # whose text names the file, but not as the user did where that was ./x.jpg
             raise DataError(str(err).removeprefix(f"{place}: ")) from err
     if isinstance(image, Image.Image):
         with _LOADING[id(image) // 64 % len(_LOADING)]:
-            return preprocess.from_pillow(image)
+            return preprocess.from_pillow(image, preprocess_as)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError(f"expected uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _decode_file(place: Location) -> Pixels:
+def _decode_file(place: Location, preprocess_as: PreprocessAs) -> Pixels:
     if place.suffix.lower() == _NPZ:
         return npz.read_image_npz(place)
-    return preprocess.decode(place if isinstance(place, Path) else place.read_bytes(MAX_IMAGE_FILE_BYTES))
+    content = place if isinstance(place, Path) else place.read_bytes(MAX_IMAGE_FILE_BYTES)
+    return preprocess.decode(content, preprocess_as)
 
 
 def name_images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[str, ImageLike]]:

@@ -201,11 +201,14 @@ class PackageModel:
         ]
         return await asyncio.gather(*jobs)
 
+    def _decode_content(self, content: bytes) -> preprocess.Pixels:
+        return preprocess.decode(content, self._spec.preprocess_as)
+
     def _decode(self, content: bytes, name: str) -> Prepared:
         begun = time.perf_counter()
         try:
             image, _ = answer.prepare(
-                self._spec, name, content, preprocess.decode, takes_pixels=self._takes.takes_pixels
+                self._spec, name, content, self._decode_content, takes_pixels=self._takes.takes_pixels
             )
         except DataError as err:
             raise InvalidInput(str(err)) from None

@@ -188,7 +188,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     classes = len(read_classes(inputs["calibset"] / CLASSES)) if samples else settings.num_classes
     # Spread over the list, so that the images show different classes.
     chosen = [samples[index] for index in spread(len(samples), _COMPARED_IMAGES)]
-    pixels = [preprocess.decode(sample.source.content()) for sample in chosen]
+    pixels = [preprocess.decode(sample.source.content(), settings.preprocess.preprocess_as) for sample in chosen]
     pixels = pixels or [preprocess.synthetic(settings.preprocess, seed) for seed in range(_COMPARED_IMAGES)]
     images = np.stack([preprocess.apply(settings.preprocess, image_chw) for image_chw in pixels])
     if settings.num_classes not in (None, classes):

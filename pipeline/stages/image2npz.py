@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.build_file import BuildConfig, ClassOrder
+from pipeline.config.vdsp import PreprocessAs
 from pipeline.data import inspection, preprocess
 from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Dataset, Sample, list_dataset, list_images
@@ -45,6 +46,7 @@ class Report:
 class _Job:
     source: ImageSource
     npz: Location
+    preprocess_as: PreprocessAs
 
 
 _Outcome = tuple[_Job, str]  # and why it failed; "" if it did not
@@ -59,6 +61,7 @@ class Settings:
     num_classes: int | None
     class_order: ClassOrder | None
     skip_bad: bool  # leave out images that cannot be decoded
+    preprocess_as: PreprocessAs  # whether EXIF turns images
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -72,6 +75,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         num_classes=cfg.frontend.num_classes,
         class_order=cfg.dataset.class_order,
         skip_bad=cfg.dataset.skip_bad,
+        preprocess_as=cfg.dataset.preprocess_as or PreprocessAs.TORCHVISION,
     )
 
 
@@ -102,7 +106,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     wanted = min(settings.count or len(dataset.samples), len(dataset.samples))
     samples = [dataset.samples[index * len(dataset.samples) // wanted] for index in range(wanted)]
     scratch_list = out / f".{DATALIST}"
-    faults = convert(samples, out / "npz", scratch_list, tolerates_bad=True).faults
+    converted = convert(samples, out / "npz", scratch_list, preprocess_as=settings.preprocess_as, tolerates_bad=True)
+    faults = converted.faults
     scratch_list.unlink(missing_ok=True)
     if faults and (not settings.skip_bad or len(faults) == len(samples)):
         raise DataError(
@@ -138,6 +143,7 @@ def convert(
     suffix: str = ANY,
     workers: int | None = None,
     cluster: Cluster | None = None,
+    preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION,
     *,
     tolerates_bad: bool = False,
 ) -> Report:
@@ -153,6 +159,7 @@ def convert(
         suffix: of the image files below a folder or tar; `any`: of every kind.
         workers: processes; None takes as many as there are cores for this process, or in the cluster.
         cluster: where to compute; its nodes must see the images and the target by the same names. None: here.
+        preprocess_as: what the package does; see `preprocess.decode`.
         tolerates_bad: leave images that cannot be decoded to the caller, in the report.
 
     Raises:
@@ -161,7 +168,7 @@ def convert(
         PipelineError: a worker process died.
     """
     samples = list_images(images, suffix) if isinstance(images, Path | Url) else images
-    jobs = _plan(samples, absolute(target))
+    jobs = _plan(samples, absolute(target), preprocess_as)
     with _sole_writer(target):
         _remove_leftovers(jobs)
         present = target.files(deep=True) if isinstance(target, Url) else {}
@@ -189,7 +196,7 @@ def convert(
     )
 
 
-def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:
+def _plan(samples: Sequence[Sample], target: Location, preprocess_as: PreprocessAs) -> list[_Job]:
     if not samples:
         raise DataError(f"{target}: there are no images to convert")
     taken: dict[str, ImageSource] = {}
@@ -200,7 +207,7 @@ def _plan(samples: Sequence[Sample], target: Location) -> list[_Job]:
                 f"{first} and {sample.source} would both become {target}/{sample.key}.npz; rename one of them, or "
                 "take one kind of images by dataset.sampler.suffix (--suffix of image2npz)"
             )
-    return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz") for sample in samples]
+    return [_Job(sample.source, target / sample.folder / f"{sample.name}.npz", preprocess_as) for sample in samples]
 
 
 def _is_done(job: _Job, present: Mapping[str, Stamp]) -> bool:
@@ -212,7 +219,11 @@ def _is_done(job: _Job, present: Mapping[str, Stamp]) -> bool:
     if isinstance(job.npz, Url):
         size, written_ns = present.get(f"{job.npz.parent.name}/{job.npz.name}", (0, 0))
         return size > 0 and written_ns >= job.source.stamp()[1]
-    return is_image_of(job.npz, job.source.stamp())
+    return is_image_of(job.npz, job.source.stamp(), turned=_turns(job.preprocess_as))
+
+
+def _turns(preprocess_as: PreprocessAs) -> bool:
+    return preprocess_as is PreprocessAs.PADDLECLAS
 
 
 @contextmanager
@@ -285,11 +296,11 @@ def _convert_one(job: _Job) -> str:
         # The stamp is read first: an image that changes while it is read is then converted again next time.
         stamp = job.source.stamp()
         content = job.source.content()
-        image_chw = preprocess.decode(content)
+        image_chw = preprocess.decode(content, job.preprocess_as)
     except DataError as err:
         return str(err) if str(err).startswith(str(job.source)) else f"{job.source}: {err}"
     try:
-        write_image_npz(job.npz, image_chw, stamp)
+        write_image_npz(job.npz, image_chw, stamp, turned=_turns(job.preprocess_as))
     except OSError as err:
         raise DataError(
             f"{err.filename or job.npz}: cannot be written ({err.strerror}); fix that, then run again"

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.build_config import BuildConfig, CalibrateMode, ExtraOp, Frontend, Precision, WeightRounding
 from pipeline.config.build_file import load_build_file
-from pipeline.config.vdsp import ColourOrder, NormType, ResizeFilter, ResizeMode, load_vdsp
+from pipeline.config.vdsp import ColourOrder, NormType, PreprocessAs, ResizeFilter, ResizeMode, load_vdsp
 from pipeline.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -460,6 +460,38 @@ def test_load_build_file_takes_vdsp_alone_when_there_are_no_ops(here: Path) -> N
 
 def test_load_build_file_takes_filter_of_vdsp_when_both_agree(here: Path) -> None:
     assert load(TEXT, f"dataset.vdsp_params={VDSP}").preprocess == load_vdsp(VDSP)
+
+
+PADDLE = ("frontend.type=paddleclas", "frontend.model=ResNet18")
+PADDLE_VDSP = "dataset.vdsp_params=ppcls-resnet18-vdsp_params.json"
+RESIZE_CV = f"{OPS}.1.interpolation=BILINEAR_CV"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ((), PreprocessAs.TORCHVISION),
+        (PADDLE, PreprocessAs.PADDLECLAS),
+        (("dataset.preprocess_as=paddleclas",), PreprocessAs.PADDLECLAS),
+        ((*PADDLE, "dataset.preprocess_as=torchvision"), PreprocessAs.TORCHVISION),
+        ((RESIZE_CV, PADDLE_VDSP), PreprocessAs.PADDLECLAS),
+        ((RESIZE_CV, PADDLE_VDSP, "dataset.preprocess_as=paddleclas"), PreprocessAs.PADDLECLAS),
+        ((*PADDLE, f"dataset.vdsp_params={VDSP}"), PreprocessAs.PADDLECLAS),
+    ],
+    ids=["others", "its networks", "said", "said otherwise", "said by vdsp", "said by both", "vdsp says nothing"],
+)
+def test_load_build_file_preprocesses_as_the_library_unless_a_file_says(
+    here: Path, overrides: tuple[str, ...], found: PreprocessAs
+) -> None:
+    cfg = load(TEXT, *overrides)
+    assert (cfg.preprocess.preprocess_as, cfg.dataset.preprocess_as) == (found, found)
+
+
+def test_load_build_file_is_refused_when_vdsp_preprocesses_as_another(here: Path) -> None:
+    assert error_of(TEXT, RESIZE_CV, PADDLE_VDSP, "dataset.preprocess_as=torchvision") == (
+        "--set dataset.preprocess_as: torchvision here, and ppcls-resnet18-vdsp_params.json says paddleclas; expected "
+        "the same in both"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ import pytest
 from pipeline.config.vdsp import (
     ColourOrder,
     NormType,
+    PreprocessAs,
     PreprocessSpec,
     ResizeFilter,
     ResizeMode,
+    centre_offset,
     difference,
     load_vdsp,
     spec_from_vdsp_dict,
@@ -215,6 +217,7 @@ def test_load_vdsp_names_file_when_it_is_no_json(tmp_path: Path) -> None:
         SPEC,
         SHORTER,
         replace(SHORTER, resize=ResizeMode.NONE, resize_hw=None),
+        replace(SHORTER, preprocess_as=PreprocessAs.PADDLECLAS, resize_hw=(255, 255)),
         replace(SPEC, colour=ColourOrder.BGR, filter=ResizeFilter.BICUBIC_PILLOW),
         spec_from_vdsp_dict(
             changed(NormaType="MINUSMEAN_DIVSTD", Mean=[123.6875, 116.28, 0.1], Std=[1, 57.12, 3]), "f"
@@ -285,3 +288,23 @@ def test_difference_says_first_field_when_specs_differ(
     make: Callable[[PreprocessSpec], PreprocessSpec], message: str
 ) -> None:
     assert difference(SPEC, make(SPEC)) == message
+
+
+def test_load_vdsp_preprocesses_as_torchvision_when_the_file_does_not_say() -> None:
+    """As packages of before there was the key were made; what is torchvision's is still written without it."""
+    written = to_vdsp_dict(SHORTER)
+    assert "PreprocessAs" not in written["OpConfig"]  # type: ignore[operator]
+    assert spec_from_vdsp_dict(written, "f").preprocess_as is PreprocessAs.TORCHVISION
+    turned = to_vdsp_dict(replace(SHORTER, preprocess_as=PreprocessAs.PADDLECLAS))
+    assert turned["OpConfig"]["PreprocessAs"] == "paddleclas"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("room", "torchvision", "paddleclas"), [(1, 0, 0), (2, 1, 1), (3, 2, 1), (5, 2, 2), (7, 4, 3)])
+def test_centre_offset_is_that_of_each_library(room: int, torchvision: int, paddleclas: int) -> None:
+    assert centre_offset(room, PreprocessAs.TORCHVISION) == torchvision
+    assert centre_offset(room, PreprocessAs.PADDLECLAS) == paddleclas
+
+
+def test_difference_names_the_library_when_only_that_differs() -> None:
+    other = replace(SHORTER, preprocess_as=PreprocessAs.PADDLECLAS)
+    assert difference(SHORTER, other) == "PreprocessAs is torchvision against paddleclas"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, load_vdsp
+from pipeline.config.vdsp import ColourOrder, PreprocessAs, PreprocessSpec, ResizeFilter, ResizeMode, load_vdsp
 from pipeline.data import preprocess
 from pipeline.errors import DataError
 
@@ -270,3 +270,107 @@ def test_synthetic_repeats_when_seed_is_the_same() -> None:
 def test_apply_gives_the_documented_size_when_spec_is_shipped() -> None:
     spec = load_vdsp("timm-wide_resnet50_2-vdsp_params.json")
     assert preprocess.apply(spec, preprocess.synthetic(spec, 0)).shape == (3, 256, 256)
+
+
+def paddleclas(size: int, crop: tuple[int, int]) -> PreprocessSpec:
+    spec = replace(shorter_side(size, crop), filter=ResizeFilter.BILINEAR_CV, **RAW)
+    return replace(spec, preprocess_as=PreprocessAs.PADDLECLAS)
+
+
+def as_paddleclas(image_hwc: np.ndarray, size: int, crop: int) -> np.ndarray:
+    """ResizeImage(resize_short=size) and CropImage(size=crop) of ppcls/data/preprocess/ops/operators.py."""
+    import cv2
+
+    img_h, img_w = image_hwc.shape[:2]
+    percent = float(size) / min(img_w, img_h)
+    w = int(round(img_w * percent))  # noqa: RUF046
+    h = int(round(img_h * percent))  # noqa: RUF046
+    resized = cv2.resize(image_hwc, (w, h), interpolation=cv2.INTER_LINEAR)
+    w_start, h_start = (w - crop) // 2, (h - crop) // 2
+    return resized[h_start : h_start + crop, w_start : w_start + crop, :]
+
+
+@pytest.mark.parametrize(
+    ("hw", "torchvision", "as_paddle"),
+    [
+        ((375, 500), (256, 341), (256, 341)),  # 341.33
+        ((333, 500), (256, 384), (256, 384)),  # 384.38
+        ((375, 499), (256, 340), (256, 341)),  # 340.65
+        ((499, 375), (340, 256), (341, 256)),
+        ((512, 769), (256, 384), (256, 384)),  # 384.5 goes to the even one
+        ((512, 771), (256, 385), (256, 386)),  # 385.5
+        ((64, 64), (256, 256), (256, 256)),
+    ],
+)
+def test_resized_hw_rounds_the_longer_side_as_paddleclas_and_cuts_it_as_torchvision(
+    hw: tuple[int, int], torchvision: tuple[int, int], as_paddle: tuple[int, int]
+) -> None:
+    assert preprocess.resized_hw(shorter_side(256, (224, 224)), *hw) == torchvision
+    assert preprocess.resized_hw(paddleclas(256, (224, 224)), *hw) == as_paddle
+
+
+@pytest.mark.parametrize(("crop", "starts"), [(31, (2, 2)), (32, (2, 1)), (33, (1, 1)), (34, (0, 0))])
+def test_apply_floors_the_corner_as_paddleclas(crop: int, starts: tuple[int, int]) -> None:
+    """Of 35 pixels; torchvision's start, of 3 pixels over at 1.5, is 2."""
+    image_chw = picture(35, 35)
+    ours = replace(shorter_side(35, (crop, crop)), **RAW)
+    for spec, start in zip((ours, paddleclas(35, (crop, crop))), starts, strict=True):
+        expected = image_chw[:, start : start + crop, start : start + crop]
+        np.testing.assert_allclose(preprocess.apply(spec, image_chw), expected, atol=1e-4)
+
+
+def test_apply_equals_paddleclas_at_every_size() -> None:
+    """Within the one step that a vendor's HAL in OpenCV may round otherwise; sizes as of photographs, and odd ones."""
+    pytest.importorskip("cv2")
+    spec = paddleclas(64, (56, 56))
+    sizes = [(75 + step, 100 + 7 * step % 43) for step in range(60)] + [(100, 75), (57, 300), (64, 64), (65, 64)]
+    for number, (height, width) in enumerate(sizes):
+        image_chw = picture(height, width, number)
+        expected = as_paddleclas(np.ascontiguousarray(image_chw.transpose(1, 2, 0)), 64, 56).transpose(2, 0, 1)
+        got = np.rint(preprocess.apply(spec, image_chw)).astype(int)
+        assert abs(got - expected).max() <= 1, (height, width)
+
+
+TURNABLE = ["JPEG", "PNG", "WEBP", "MPO"]
+
+
+def with_orientation(orientation: int, kind: str) -> bytes:
+    """A picture of blocks, 24 x 40, with an orientation in EXIF; JPEG keeps it within a few steps."""
+    blocks = np.random.default_rng(1).integers(0, 256, (3, 5, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(blocks).save(buffer, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {"quality": 95}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", TURNABLE)
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_decode_turns_by_exif_as_paddleclas_and_not_as_torchvision(orientation: int, kind: str) -> None:
+    data = with_orientation(orientation, kind)
+    with Image.open(io.BytesIO(data)) as image:
+        stored, upright = image.convert("RGB"), ImageOps.exif_transpose(image).convert("RGB")
+    np.testing.assert_array_equal(preprocess.decode(data), np.asarray(stored).transpose(2, 0, 1))
+    turned = preprocess.decode(data, PreprocessAs.PADDLECLAS)
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned, np.asarray(upright).transpose(2, 0, 1))
+    assert turned.shape == ((3, 40, 24) if orientation in range(5, 9) else (3, 24, 40))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP"])
+def test_decode_leaves_other_formats_as_pillow_gives_them_when_as_paddleclas(kind: str) -> None:
+    data = with_orientation(6, kind)
+    np.testing.assert_array_equal(preprocess.decode(data, PreprocessAs.PADDLECLAS), preprocess.decode(data))
+
+
+def test_decode_leaves_the_image_as_it_is_when_its_exif_is_damaged() -> None:
+    data = with_orientation(6, "JPEG")
+    start = data.index(b"Exif\0\0") + 6
+    damaged = data[:start] + b"\xff" * 8 + data[start + 8 :]
+    np.testing.assert_array_equal(preprocess.decode(damaged, PreprocessAs.PADDLECLAS), preprocess.decode(data))
+
+
+def test_load_turns_an_image_when_the_spec_is_paddleclas() -> None:
+    spec = replace(paddleclas(1, (40, 24)), resize=ResizeMode.NONE, resize_hw=None)
+    upright = preprocess.decode(with_orientation(6, "PNG"), PreprocessAs.PADDLECLAS)
+    np.testing.assert_array_equal(preprocess.load(spec, with_orientation(6, "PNG"), raw=True), upright)

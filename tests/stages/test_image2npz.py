@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.build_file import BuildConfig
+from pipeline.config.vdsp import PreprocessAs
 from pipeline.data.imagenet import list_dataset
 from pipeline.data.npz import read_datalist, read_image_npz
 from pipeline.errors import DataError, PipelineError
@@ -283,3 +284,21 @@ def test_run_names_damaged_evaluation_images_or_leaves_them_out(
     assert len(listed) == len(labels) == 23
     assert "npz/n90000002/n90000002_1.npz" not in listed
     assert read_notes(tmp_path / "skipped")[0].startswith(f"1 evaluation images left out:\n  {bad}: ")
+
+
+def test_convert_turns_by_exif_when_as_paddleclas_and_makes_what_is_not_so_again(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "set" / "a" / "x.png", exif=exif)
+    for preprocess_as, expected in (
+        (PreprocessAs.TORCHVISION, pixels),
+        (PreprocessAs.PADDLECLAS, np.rot90(pixels, -1)),
+        (PreprocessAs.TORCHVISION, pixels),
+    ):
+        for converted in (1, 0):
+            report = convert(tmp_path / "set", tmp_path / "npz", tmp_path / "list.txt", preprocess_as=preprocess_as)
+            assert (report.converted, report.kept) == (converted, 1 - converted)
+            made = read_image_npz(tmp_path / "npz" / "a" / "x.npz")
+            np.testing.assert_array_equal(made, expected.transpose(2, 0, 1))
