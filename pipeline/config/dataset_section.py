@@ -8,9 +8,10 @@ from pipeline.config.choices import Frontend, Precision
 from pipeline.config.documents import find_file, shown_path
 from pipeline.config.keys import read_keys
 from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
+from pipeline.config.published import recorded_preprocess
 from pipeline.config.schema import MISSING, Fault, Section
-from pipeline.config.sections import BackendConfig, DatasetConfig, FrontendConfig
-from pipeline.config.vdsp import FOLDER, PreprocessAs, PreprocessSpec, difference, read_vdsp
+from pipeline.config.sections import AUTO, BackendConfig, DatasetConfig, FrontendConfig
+from pipeline.config.vdsp import FOLDER, PreprocessAs, PreprocessSpec, describe, difference, read_vdsp
 from pipeline.errors import ConfigError
 
 _NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"
@@ -38,7 +39,13 @@ def read_dataset(
         )
     config = replace(config, preprocess_as=found)
     missing = config.vdsp_params is None and not section.values.get(ops_key)
-    if missing and backend.dtype is Precision.INT8:
+    recorded = recorded_preprocess(frontend.type.value, frontend.model) if frontend.checkpoint == AUTO else None
+    if missing and recorded is not None:
+        described = replace(recorded, preprocess_as=found)
+        section.document.notices.append(
+            f"preprocessing as recorded with the published checkpoint: {describe(recorded)}"
+        )
+    elif missing and backend.dtype is Precision.INT8:
         section.fault("process_ops", _NO_PREPROCESS)
     elif missing:  # the vendor's files of float packages leave it to the runner's flag
         described = section.document.at((*section.key, "process_ops"), _NO_PREPROCESS)

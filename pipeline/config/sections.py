@@ -223,7 +223,8 @@ class DatasetConfig:
     process_ops: tuple[Mapping[str, object], ...] = key(
         (),
         ByHand({"type": ["array", "null"]}, "a list of ops"),
-        "preprocessing as the documents write it: DecodeImage, Resize, CenterCrop, Normalize, ToTensor, CvtColor",
+        "preprocessing as the documents write it: DecodeImage, Resize, CenterCrop, Normalize, ToTensor, CvtColor; "
+        "where neither this nor `vdsp_params` says it and the checkpoint is `auto`, as its library recorded it",
         also="transform_ops",
     )
     preprocess_as: PreprocessAs | None = key(  # resolved by `read_dataset`

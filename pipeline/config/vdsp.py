@@ -330,6 +330,16 @@ def _equal_in_float16(x: float, y: float) -> bool:
         return any(bool(np.float16(x * unit) == np.float16(y * unit)) for unit in (1.0, 255.0))
 
 
+def describe(spec: PreprocessSpec) -> str:
+    """Return what is done to the size of an image, in the words of a build file."""
+    if spec.resize is ResizeMode.SHORTER_SIDE and spec.resize_hw is not None:
+        resize = f"Resize {spec.resize_hw[0]} {spec.filter.value}, "
+    else:
+        resize = "" if spec.resize_hw is None else f"Resize {_shown_hw(spec.resize_hw)} {spec.filter.value}, "
+    side = str(spec.crop_hw[0]) if spec.crop_hw[0] == spec.crop_hw[1] else _shown_hw(spec.crop_hw)
+    return f"{resize}CenterCrop {side}"
+
+
 def _shown_resize(spec: PreprocessSpec) -> str:
     if spec.resize_hw is None:
         return spec.resize.value

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline.artefacts import write_json
+from pipeline.artefacts import file_digest, write_json
 from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import (
     GRAPH_FILES,
@@ -23,7 +23,8 @@ from pipeline.config.build_file import (
     Frontend,
     FrontendConfig,
 )
-from pipeline.config.vdsp import PreprocessSpec
+from pipeline.config.published import recorded_preprocess
+from pipeline.config.vdsp import PreprocessSpec, describe, difference
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.imagenet import Sample
@@ -33,7 +34,8 @@ from pipeline.models import zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import Given, check_given, compare
 from pipeline.onnx_models.run import takes_one_image
-from pipeline.onnx_models.scores import describe, find_scores
+from pipeline.onnx_models.scores import describe as describe_scores
+from pipeline.onnx_models.scores import find_scores
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
 from pipeline.stages.settings import InputFile
 from pipeline.weights import downloads, paddle_inference
@@ -201,12 +203,31 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         write_classes(out / CLASSES, usual_classes(exported.classes))
     alone = takes_one_image(exported.model)
     notes = [f"{settings.checkpoint.path if settings.checkpoint else settings.model}: {_ALONE}"] if alone else []
-    write_notes(out, [*notes, *describe(find_scores(exported.model), settings.softmax)])
+    notes += describe_scores(find_scores(exported.model), settings.softmax)
+    write_notes(out, [*notes, *_disagreement(settings)])
     if settings.softmax:
         classifier.append_softmax(exported.model)
     onnx.save(exported.model, out / MODEL)
     write_json(out / SCORES, {"scores": find_scores(exported.model).value, **({"batch": 1} if alone else {})})
     write_json(out / GIVEN, exported.given.as_dict())
+
+
+def _disagreement(settings: Settings) -> list[str]:
+    """Return a line where the checkpoint is a published one, recorded with another preprocessing than the build's."""
+    recorded = recorded_preprocess(settings.type.value, settings.model)
+    if settings.checkpoint is None or recorded is None:
+        return []
+    differs = difference(settings.preprocess, recorded)
+    row = zoo.find_model(settings.type.value, settings.model or "")
+    if differs is None or row.sha256 is None or not file_digest(settings.checkpoint.path).startswith(row.sha256):
+        return []
+    shape = f"{{{settings.input_name}: {[1, 3, *recorded.output_hw]}}}"
+    size = "" if settings.chw[1:] == recorded.output_hw else f" --set 'frontend.shape={shape}'"
+    return [
+        f"preprocessing: {describe(settings.preprocess)} in this build, {describe(recorded)} as recorded with the "
+        f"published checkpoint ({differs}); --weights auto --set dataset.process_ops=null --set "
+        f"dataset.vdsp_params=null{size} takes the latter"
+    ]
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,40 @@ def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest
 def test_export_model_names_its_flag_when_auto_has_no_hash(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--pretrained_weights: auto, but https://"):
         export_model("paddleclas", "ResNet50", 64, tmp_path, AUTO)
+
+
+def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, *overrides: str) -> list[str]:
+    """Return what the stage says of the preprocessing of a build with the published checkpoint, by its digest."""
+    path = tmp_path / "published.pth"
+    path.write_bytes(b"weights")
+    cfg = load_build_file(config, overrides, extra={"frontend.checkpoint": str(path)})
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    row = dataclasses.replace(zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or ""), sha256=digest)
+    monkeypatch.setattr(zoo, "find_model", lambda library, name: row)
+    return export._disagreement(export.take_settings(cfg))
+
+
+def test_run_says_both_when_build_and_published_checkpoint_prepare_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert noted(tmp_path, monkeypatch, "timm_resnet50.yaml") == [
+        "preprocessing: Resize 256 BILINEAR_PILLOW, CenterCrop 224 in this build, Resize 235 BICUBIC_PILLOW, "
+        "CenterCrop 224 as recorded with the published checkpoint (resize is SHORTER_SIDE 256 against SHORTER_SIDE "
+        "235); --weights auto --set dataset.process_ops=null --set dataset.vdsp_params=null takes the latter"
+    ]
+
+
+def test_run_says_the_size_too_when_that_of_the_record_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = noted(tmp_path, monkeypatch, "timm_wideres.yaml")
+    assert line.endswith("=null --set 'frontend.shape={input: [1, 3, 224, 224]}' takes the latter")
+
+
+def test_run_says_nothing_of_the_preprocessing_when_it_is_as_recorded_or_the_checkpoint_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert noted(tmp_path, monkeypatch, "torchvision_resnet50.yaml") == []
+    monkeypatch.undo()
+    other = load_build_file("timm_resnet50.yaml", extra={"frontend.checkpoint": str(tmp_path / "published.pth")})
+    assert export._disagreement(export.take_settings(other)) == []
