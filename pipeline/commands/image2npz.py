@@ -31,8 +31,8 @@ def add_image2npz(commands: Any) -> None:
     parser.add_argument(
         "--preprocess_as",
         default="torchvision",
-        choices=("torchvision", "paddleclas"),
-        help="paddleclas: turn images as EXIF says, for packages of its networks",
+        choices=("torchvision", "paddleclas", "transformers"),
+        help="turn images as EXIF says, as paddleclas and transformers do (torchvision does not)",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     add_engine_flags(parser)

@@ -46,11 +46,13 @@ class PreprocessAs(Enum):
     """Whose arithmetic: what sizes come to, where a centred crop begins, whether EXIF turns an image.
 
     Sources: torchvision's `resize` and `center_crop` (functional.py); PaddleClas's `ResizeImage` and `CropImage`
-    (ppcls/data/preprocess/ops/operators.py), and OpenCV's `imdecode`, by which it decodes.
+    (ppcls/data/preprocess/ops/operators.py), and OpenCV's `imdecode`, by which it decodes; transformers'
+    `get_resize_output_image_size`, `center_crop` (image_transforms.py) and `load_image`, which its pipelines call.
     """
 
     TORCHVISION = "torchvision"  # the longer side is cut to an integer, half a pixel goes to the even one; EXIF ignored
     PADDLECLAS = "paddleclas"  # both sides are rounded, half a pixel is left out; EXIF obeyed, see `preprocess.decode`
+    TRANSFORMERS = "transformers"  # the longer side is cut to an integer, half a pixel is left out; EXIF obeyed
 
 
 class ColourOrder(Enum):
@@ -261,7 +263,7 @@ def _geometry_of_input(input_hw: tuple[int, int]) -> tuple[ResizeMode, tuple[int
 
 def centre_offset(room: int, preprocess_as: PreprocessAs) -> int:
     """First pixel of a centred crop that leaves `room` pixels over."""
-    return room // 2 if preprocess_as is PreprocessAs.PADDLECLAS else round(room / 2.0)
+    return round(room / 2.0) if preprocess_as is PreprocessAs.TORCHVISION else room // 2
 
 
 def to_vdsp_dict(spec: PreprocessSpec) -> dict[str, object]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts import whole_file
+from pipeline.config.vdsp import PreprocessAs
 from pipeline.data.labels import read_lines
 from pipeline.data.storage import Location, Url, absolute, location, stamps
 from pipeline.errors import DataError
@@ -42,7 +43,11 @@ _MODE = 0o600 << 16  # as zipfile writes it
 _STORED = 0
 
 _STAMP = struct.Struct("<8sQ")  # tag, bytes of the source; kept as the comment of the zip member
-_STAMP_TAG = {False: b"int8src1", True: b"int8tur1"}  # by whether EXIF could turn the image
+_STAMP_TAGS = {  # by how EXIF could turn the image
+    PreprocessAs.TORCHVISION: b"int8src1",
+    PreprocessAs.PADDLECLAS: b"int8tur1",
+    PreprocessAs.TRANSFORMERS: b"int8tur2",
+}
 
 
 def write_image_npz(
@@ -50,7 +55,7 @@ def write_image_npz(
     image_chw: NDArray[np.uint8],
     source_stamp: tuple[int, int] | None = None,
     *,
-    turned: bool = False,
+    decoded_as: PreprocessAs = PreprocessAs.TORCHVISION,
 ) -> None:
     """Write an image, whole or not at all.
 
@@ -59,14 +64,14 @@ def write_image_npz(
         image_chw: uint8 [3, H, W], RGB.
         source_stamp: (bytes, modification time in ns) of the file it was decoded from, for `is_image_of`. The time
             becomes the npz file's own; a store keeps its own time.
-        turned: it was decoded as EXIF says; kept for `is_image_of` as well.
+        decoded_as: as of `preprocess.decode`; kept for `is_image_of` as well.
 
     Raises:
         ValueError: another dtype or shape.
     """
     if image_chw.dtype != np.uint8 or image_chw.ndim != 3 or image_chw.shape[0] != 3:
         raise ValueError(f"image: expected uint8 [3, H, W], got {_describe(image_chw)}")
-    comment = b"" if source_stamp is None else _STAMP.pack(_STAMP_TAG[turned], source_stamp[0])
+    comment = b"" if source_stamp is None else _STAMP.pack(_STAMP_TAGS[decoded_as], source_stamp[0])
     _write(path, IMAGE_KEY, image_chw, comment, None if source_stamp is None else source_stamp[1])
 
 
@@ -83,7 +88,9 @@ def read_image_npz(path: Location) -> NDArray[np.uint8]:
     return image.reshape(batch)
 
 
-def is_image_of(path: Path, source_stamp: tuple[int, int], *, turned: bool = False) -> bool:
+def is_image_of(
+    path: Path, source_stamp: tuple[int, int], *, decoded_as: PreprocessAs = PreprocessAs.TORCHVISION
+) -> bool:
     """Tell whether `path` is a whole image npz written so, at the cost of two small reads."""
     try:
         with path.open("rb") as stream:
@@ -100,7 +107,7 @@ def is_image_of(path: Path, source_stamp: tuple[int, int], *, turned: bool = Fal
     return (
         member is not None
         and local.startswith(b"PK\3\4")
-        and member.comment == _STAMP.pack(_STAMP_TAG[turned], source_stamp[0])
+        and member.comment == _STAMP.pack(_STAMP_TAGS[decoded_as], source_stamp[0])
     )
 
 

@@ -46,8 +46,9 @@ def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORC
 
     Args:
         source: a file, or its bytes.
-        preprocess_as: whether a JPEG, PNG or WebP is turned as its EXIF says. torchvision's loader, which gave the
-            published numbers of most networks, does not turn; OpenCV, by which PaddleClas decodes, does.
+        preprocess_as: whether an image is turned as its EXIF says. torchvision's loader, which gave the published
+            numbers of most networks, does not turn; OpenCV, by which PaddleClas decodes, turns JPEG, PNG and WebP,
+            and transformers what Pillow's `exif_transpose` turns.
 
     Returns:
         uint8 [3, H, W], RGB, C-contiguous.
@@ -101,8 +102,17 @@ def _to_chw(name: str, image: Image.Image, preprocess_as: PreprocessAs) -> Pixel
     _check_pixels(name, image.width, image.height)
     image_hwc = _rgb(image)
     if preprocess_as is PreprocessAs.PADDLECLAS and image.format in _TURNED_FORMATS:
-        image_hwc = _turned(image_hwc, image.info.get("exif", b""))
+        image_hwc = _turned(image_hwc, lambda: _exif_chunk(image))
+    if preprocess_as is PreprocessAs.TRANSFORMERS:
+        image_hwc = _turned(image_hwc, image.getexif)
     return np.ascontiguousarray(image_hwc.transpose(2, 0, 1))
+
+
+def _exif_chunk(image: Image.Image) -> Image.Exif:
+    """Return what OpenCV reads; Pillow's `getexif` takes an orientation from XMP too."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -113,15 +123,10 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _turned(image_hwc: Pixels, exif_bytes: bytes) -> Pixels:
-    """Return the image as EXIF says; as it is where that is damaged, as OpenCV does.
-
-    Pillow's own `exif_transpose` would obey XMP too, which OpenCV does not read.
-    """
-    exif = Image.Exif()
+def _turned(image_hwc: Pixels, read_exif: Callable[[], Image.Exif]) -> Pixels:
+    """Return the image as EXIF says; as it is where that is damaged, as OpenCV does."""
     try:
-        exif.load(exif_bytes)
-        turn = _TURNS.get(exif.get(_ORIENTATION))
+        turn = _TURNS.get(read_exif().get(_ORIENTATION))
     except Exception:  # a dozen types, as with damaged images
         return image_hwc
     return image_hwc if turn is None else turn(image_hwc)

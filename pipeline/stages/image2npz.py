@@ -219,11 +219,7 @@ def _is_done(job: _Job, present: Mapping[str, Stamp]) -> bool:
     if isinstance(job.npz, Url):
         size, written_ns = present.get(f"{job.npz.parent.name}/{job.npz.name}", (0, 0))
         return size > 0 and written_ns >= job.source.stamp()[1]
-    return is_image_of(job.npz, job.source.stamp(), turned=_turns(job.preprocess_as))
-
-
-def _turns(preprocess_as: PreprocessAs) -> bool:
-    return preprocess_as is PreprocessAs.PADDLECLAS
+    return is_image_of(job.npz, job.source.stamp(), decoded_as=job.preprocess_as)
 
 
 @contextmanager
@@ -300,7 +296,7 @@ def _convert_one(job: _Job) -> str:
     except DataError as err:
         return str(err) if str(err).startswith(str(job.source)) else f"{job.source}: {err}"
     try:
-        write_image_npz(job.npz, image_chw, stamp, turned=_turns(job.preprocess_as))
+        write_image_npz(job.npz, image_chw, stamp, decoded_as=job.preprocess_as)
     except OSError as err:
         raise DataError(
             f"{err.filename or job.npz}: cannot be written ({err.strerror}); fix that, then run again"

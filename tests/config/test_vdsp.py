@@ -302,7 +302,7 @@ def test_load_vdsp_preprocesses_as_torchvision_when_the_file_does_not_say() -> N
 @pytest.mark.parametrize(("room", "torchvision", "paddleclas"), [(1, 0, 0), (2, 1, 1), (3, 2, 1), (5, 2, 2), (7, 4, 3)])
 def test_centre_offset_is_that_of_each_library(room: int, torchvision: int, paddleclas: int) -> None:
     assert centre_offset(room, PreprocessAs.TORCHVISION) == torchvision
-    assert centre_offset(room, PreprocessAs.PADDLECLAS) == paddleclas
+    assert centre_offset(room, PreprocessAs.PADDLECLAS) == centre_offset(room, PreprocessAs.TRANSFORMERS) == paddleclas
 
 
 def test_difference_names_the_library_when_only_that_differs() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.vdsp import PreprocessAs
 from pipeline.data import npz
 from pipeline.errors import DataError
 
@@ -130,7 +131,7 @@ def test_is_image_of_holds_only_for_the_same_stamp(tmp_path: Path) -> None:
     assert not npz.is_image_of(path, (10, 10**18))
     npz.write_image_npz(path, some_image(), (10, 10**18))
     assert npz.is_image_of(path, (10, 10**18))
-    assert not npz.is_image_of(path, (10, 10**18), turned=True)
+    assert not npz.is_image_of(path, (10, 10**18), decoded_as=PreprocessAs.PADDLECLAS)
     assert not npz.is_image_of(path, (11, 10**18))
     assert not npz.is_image_of(path, (10, 10**18 + 1))
     npz.write_image_npz(path, some_image())

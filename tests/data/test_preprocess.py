@@ -307,6 +307,8 @@ def test_resized_hw_rounds_the_longer_side_as_paddleclas_and_cuts_it_as_torchvis
 ) -> None:
     assert preprocess.resized_hw(shorter_side(256, (224, 224)), *hw) == torchvision
     assert preprocess.resized_hw(paddleclas(256, (224, 224)), *hw) == as_paddle
+    in_transformers = replace(shorter_side(256, (224, 224)), preprocess_as=PreprocessAs.TRANSFORMERS)
+    assert preprocess.resized_hw(in_transformers, *hw) == torchvision
 
 
 @pytest.mark.parametrize(("crop", "starts"), [(31, (2, 2)), (32, (2, 1)), (33, (1, 1)), (34, (0, 0))])
@@ -351,9 +353,10 @@ def test_decode_turns_by_exif_as_paddleclas_and_not_as_torchvision(orientation: 
     with Image.open(io.BytesIO(data)) as image:
         stored, upright = image.convert("RGB"), ImageOps.exif_transpose(image).convert("RGB")
     np.testing.assert_array_equal(preprocess.decode(data), np.asarray(stored).transpose(2, 0, 1))
-    turned = preprocess.decode(data, PreprocessAs.PADDLECLAS)
-    assert turned.flags.c_contiguous
-    np.testing.assert_array_equal(turned, np.asarray(upright).transpose(2, 0, 1))
+    for library in (PreprocessAs.PADDLECLAS, PreprocessAs.TRANSFORMERS):
+        turned = preprocess.decode(data, library)
+        assert turned.flags.c_contiguous
+        np.testing.assert_array_equal(turned, np.asarray(upright).transpose(2, 0, 1))
     assert turned.shape == ((3, 40, 24) if orientation in range(5, 9) else (3, 24, 40))
 
 
@@ -363,11 +366,21 @@ def test_decode_leaves_other_formats_as_pillow_gives_them_when_as_paddleclas(kin
     np.testing.assert_array_equal(preprocess.decode(data, PreprocessAs.PADDLECLAS), preprocess.decode(data))
 
 
-def test_decode_leaves_the_image_as_it_is_when_its_exif_is_damaged() -> None:
+def test_decode_obeys_xmp_as_transformers_and_not_as_paddleclas() -> None:
+    """Pillow reads an orientation of XMP where EXIF has none; OpenCV does not."""
+    buffer = io.BytesIO()
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    Image.fromarray(picture(24, 40).transpose(1, 2, 0)).save(buffer, "WEBP", lossless=True, xmp=xmp)
+    assert preprocess.decode(buffer.getvalue(), PreprocessAs.PADDLECLAS).shape == (3, 24, 40)
+    assert preprocess.decode(buffer.getvalue(), PreprocessAs.TRANSFORMERS).shape == (3, 40, 24)
+
+
+@pytest.mark.parametrize("library", [PreprocessAs.PADDLECLAS, PreprocessAs.TRANSFORMERS])
+def test_decode_leaves_the_image_as_it_is_when_its_exif_is_damaged(library: PreprocessAs) -> None:
     data = with_orientation(6, "JPEG")
     start = data.index(b"Exif\0\0") + 6
     damaged = data[:start] + b"\xff" * 8 + data[start + 8 :]
-    np.testing.assert_array_equal(preprocess.decode(damaged, PreprocessAs.PADDLECLAS), preprocess.decode(data))
+    np.testing.assert_array_equal(preprocess.decode(damaged, library), preprocess.decode(data))
 
 
 def test_load_turns_an_image_when_the_spec_is_paddleclas() -> None:
