@@ -7,7 +7,9 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # PyTorch's index of builds without CUDA. Where it cannot be reached, or is empty, pip takes the torch it finds itself.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# Extras of pyproject.toml: dev tests the core, ci everything (Ray, KServe, OpenCV; 2 GB more).
+TORCH_PACKAGES ?= torch
+# Extras of pyproject.toml: dev tests the core, ci everything (Ray, KServe, OpenCV; 2 GB more), contracts what
+# tests/contracts compares with.
 EXTRAS ?= dev
 # For example: make test PYTEST_ARGS="tests/quant -x"
 PYTEST_ARGS ?=
@@ -53,10 +55,13 @@ constraints:
 	sed -E 's/(\+cpu)?$$/; python_version >= "3.11"/' $(VENV)-new/freeze >> $(VENV)-new/constraints.txt
 	cp $(VENV)-new/constraints.txt constraints.txt
 
-## newest: what we rely on in other libraries, tried with the newest releases of everything
+## newest: what we rely on in other libraries, tried with the newest releases of everything; prints what failed, what
+## was not compared, and which releases are others than the pinned ones
 newest:
 	rm -rf $(VENV)-new
-	$(MAKE) VENV=$(VENV)-new CONSTRAINTS= test PYTEST_ARGS="tests/contracts $(PYTEST_ARGS)"
+	$(MAKE) VENV=$(VENV)-new EXTRAS=contracts CONSTRAINTS= TORCH_PACKAGES="torch torchvision" $(VENV)-new/installed-contracts
+	$(VENV)-new/bin/python -m pytest tests/contracts --tb=line -rfEs $(PYTEST_ARGS); result=$$?; \
+	$(VENV)-new/bin/python tests/contracts/compare_releases.py constraints.txt; exit $$result
 
 clean:
 	rm -rf $(VENV) $(VENV)-new
@@ -65,7 +70,7 @@ clean:
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(TORCH_INDEX),)
-	$(pip_install) --no-deps --timeout 15 --retries 1 --index-url $(TORCH_INDEX) torch || echo "no torch from $(TORCH_INDEX): taking what pip finds"
+	$(pip_install) --no-deps --timeout 15 --retries 1 --index-url $(TORCH_INDEX) $(TORCH_PACKAGES) || echo "no torch from $(TORCH_INDEX): taking what pip finds"
 endif
 	$(pip_install) --editable .
 	touch $@
