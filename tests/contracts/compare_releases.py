@@ -1,6 +1,6 @@
 """Print which installed releases are others than a constraints file pins: `compare_releases.py constraints.txt`.
 
-`make newest` runs it after the tests of this folder, so that a failure stands beside the release that may have caused it.
+`make newest` runs it after the tests of this folder: a failure then stands beside the release that may have caused it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ SPEC.loader.exec_module(compare_releases)
 
 
 def test_compare_names_what_changed_and_what_has_no_pin() -> None:
-    pins = '# made on Python 3.11\nast_serialize==0.13.1; python_version >= "3.11"\nnumpy==2.4.6\ntorch==2.13.0\nray==2.60\n'
+    lines = ["# made on Python 3.11", 'ast_serialize==0.13.1; python_version >= "3.11"']
+    pins = "\n".join([*lines, "numpy==2.4.6", "torch==2.13.0", "ray==2.60", ""])
     installed = {"ast-serialize": "0.14", "numpy": "2.4.6", "torch": "2.13.0+cpu", "timm": "1.0.31"}
     assert compare_releases.compare(pins, installed) == [
         "1 of 3 pinned packages have another release:",
