@@ -268,8 +268,8 @@ def check_fits(package: Package, spec: PreprocessSpec, source: object) -> None:
     """Raise DataError unless `spec` prepares images as the package's model takes them."""
     if package.takes_pixels and not same_normalisation(package.preprocess(), spec):
         raise DataError(
-            f"{source}: other means, deviations or colour order than those of {package.prefix}, whose model normalises "
-            "by itself; build with this file, or build --set backend.quantize.pixel_input=false to choose at every run"
+            f"{source}: other means, deviations or colour order than those of {package.prefix}, whose model holds "
+            "them; build with this file, or build --set backend.quantize.pixel_input=false to choose at every run"
         )
     height, width = spec.output_hw
     if (height, width) != package.input_chw[1:]:

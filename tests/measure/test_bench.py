@@ -92,7 +92,7 @@ def test_resolve_preprocess_refuses_another_normalisation_than_that_in_the_model
     given = write_vdsp(tmp_path / "same.json", own, filter=ResizeFilter.BILINEAR_PILLOW)
     assert bench.resolve_preprocess(package, given)[0].filter is ResizeFilter.BILINEAR_PILLOW
     for change in ({"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}, {"colour": ColourOrder.BGR}):
-        with pytest.raises(DataError, match=r"other\.json: other means, .* normalises by itself; build"):
+        with pytest.raises(DataError, match=r"other\.json: other means, .* whose model holds them; build"):
             bench.resolve_preprocess(package, write_vdsp(tmp_path / "other.json", own, **change))
 
 
