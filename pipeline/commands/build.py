@@ -14,6 +14,7 @@ from pipeline.commands.flags import (
     flagged_keys,
     key_values,
 )
+from pipeline.errors import ConfigError
 from pipeline.terminal import console
 
 if TYPE_CHECKING:
@@ -28,14 +29,25 @@ def add_build(commands: Any) -> None:
         "make an int8 package from a build file",
         "python -m pipeline build timm_wideres.yaml",
     )
-    parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="a build file, or the name of one in build_configs/"
+    )
+    parser.add_argument(
+        "-c", "--config", dest="config_file", metavar="FILE", help="the same; also a config of PaddleClas, unchanged"
+    )
     for key in flagged_keys():
         add_key_flag(parser, key)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the build file"
+        "-o",
+        "--set",
+        dest="set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override any key of the build file, or of a config of PaddleClas",
     )
     add_report_flag(parser)
 
@@ -44,7 +56,9 @@ def _build(args: argparse.Namespace) -> None:
     from pipeline.config.build_file import load_build_file
 
     check_report_path(args.report)
-    cfg = load_build_file(args.config, args.set, extra=key_values(args))
+    if (args.config is None) == (args.config_file is None):
+        raise ConfigError("build: expected one build file, as build FILE or build -c FILE")
+    cfg = load_build_file(args.config or args.config_file, args.set, extra=key_values(args))
     from pipeline.building import build, check, make_ready, plan
     from pipeline.reports.summary import summary
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pipeline.run.prediction import Prediction
 
 
+_TOPK = 5
+
+
 def add_predict(commands: Any) -> None:
     parser = add_command(
         commands,
@@ -42,15 +45,20 @@ def add_predict(commands: Any) -> None:
         "python -m pipeline predict cat.jpg photos/ --topk 3",
     )
     parser.add_argument(
-        "images", type=place, nargs="+", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
+        "images", type=place, nargs="*", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
+    )
+    parser.add_argument("--infer_imgs", type=place, metavar="PATH", help="the same, as PaddleClas names it")
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="a config of PaddleClas: its images, batch size and topk"
+    )
+    parser.add_argument(
+        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
     )
     parser.add_argument(
         "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
     )
-    parser.add_argument("--topk", type=count, default=5, metavar="K", help="classes an image")
-    parser.add_argument(
-        "-b", "--batch", type=count, default=0, help="images at once (default: what bench --sweep found, else 8)"
-    )
+    parser.add_argument("--topk", type=count, metavar="K", help=f"classes an image (default: {_TOPK})")
+    parser.add_argument("-b", "--batch", type=count, help="images at once (default: what bench --sweep found, else 8)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
     parser.add_argument(
         "--skip_bad", action="store_true", help="images that cannot be read are no error: the exit code stays 0"
@@ -70,6 +78,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     check_json_path(args.json)
     cluster = cluster_of(args)
+    _take_config(args)
     paths = find_images(args.images)
     bad: list[str] = []
 
@@ -102,6 +111,22 @@ def _predict(args: argparse.Namespace) -> None:
         _end_with_bad(len(bad), len(paths), accepted=args.skip_bad)
 
 
+def _take_config(args: argparse.Namespace) -> None:
+    """Set images, topk and batch, where no flag does, to what a config of PaddleClas says, and to the defaults."""
+    images = [*args.images, *([] if args.infer_imgs is None else [args.infer_imgs])]
+    if args.config is not None:
+        from pipeline.config.paddleclas import read_infer_config
+
+        said = read_infer_config(args.config, args.set)
+        images = images or [place(image) for image in said.images]
+        args.topk, args.batch = args.topk or said.topk, args.batch or said.batch
+    elif args.set:
+        raise ConfigError(f"-o {args.set[0]}: overrides a config of PaddleClas; give one by -c FILE")
+    if not images:
+        raise ConfigError("predict: no images; name files or folders")
+    args.images, args.topk, args.batch = images, args.topk or _TOPK, args.batch or 0
+
+
 def _end_with_bad(bad: int, images: int, *, accepted: bool) -> None:
     """Say how many images could not be read; raise DataError, for exit code 2, unless that is accepted."""
     if not accepted:
@@ -126,7 +151,8 @@ def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
     from pipeline.run.prediction import COLUMNS
 
     if args.json is None and args.csv is None:
-        yield lambda prediction: print(prediction.as_text(), flush=True)
+        as_paddleclas = args.config is not None or args.infer_imgs is not None
+        yield lambda prediction: print(prediction.as_text(base_name=as_paddleclas), flush=True)
     elif args.csv is not None:
         with _output("--csv", args.csv) as stream:
             table = csv.writer(stream, lineterminator="\n")

@@ -32,6 +32,7 @@ from pipeline.config.documents import apply_override, find_data_file, find_file,
 from pipeline.config.input_size import is_side, with_size
 from pipeline.config.keys import declarations, read_keys
 from pipeline.config.kinds import MAX_SIDE
+from pipeline.config.paddleclas import apply_overrides, is_override, is_paddleclas, to_build_document
 from pipeline.config.schema import MISSING, Document, Fault, Section, raise_faults, shown
 from pipeline.config.sections import Sections, declared_keys
 from pipeline.config.vdsp import PreprocessSpec
@@ -78,8 +79,9 @@ def load_build_file(
     ('flowers', 99.99)
 
     Args:
-        config: a path, or else a file whose name (the last component) is in build_configs/.
-        overrides: `section.key=value`, the value in YAML.
+        config: a path, or else a file whose name (the last component) is in build_configs/; a config of PaddleClas
+            will do too.
+        overrides: `section.key=value`, the value in YAML; of a config of PaddleClas its own keys as well.
         extra: dotted key -> value, of flags such as `--weights FILE`; a None is a flag that was not given. Of
             `frontend.shape` one number, the height and width of the input: the preprocessing follows it.
 
@@ -90,6 +92,11 @@ def load_build_file(
     document = parse_yaml(read_text(path), shown_path(path))
     if not Path(config).is_file() and Path(config).name != str(config):
         document.notices.append(f"{config}: no such file; using {shown_path(path)}")
+    if is_paddleclas(document.values):
+        apply_overrides(document, [override for override in overrides if is_override(override)])
+        raise_faults(document.faults)
+        document = to_build_document(document)
+        overrides = [override for override in overrides if not is_override(override)]
     given = {key: value for key, value in (extra or {}).items() if value is not None}
     side = given.pop(_SHAPE, None)
     for override in overrides:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 COLUMNS = ("file", "rank", "class_id", "score", "label")  # of `Prediction.as_rows`
@@ -31,12 +32,12 @@ class Prediction:
             "label_names": list(self.labels),
         }
 
-    def as_text(self) -> str:
-        """Return a line as PaddleClas prints it."""
+    def as_text(self, *, base_name: bool = False) -> str:
+        """Return a line as PaddleClas prints it; `base_name`: with the last part of the path alone, as it does."""
+        source = PurePath(self.source).name if base_name else self.source
         scores = ", ".join(f"{score:.2f}" for score in self.scores)
         return (
-            f"{self.source}:\tclass id(s): {list(self.class_ids)}, score(s): [{scores}], "
-            f"label_name(s): {list(self.labels)}"
+            f"{source}:\tclass id(s): {list(self.class_ids)}, score(s): [{scores}], label_name(s): {list(self.labels)}"
         )
 
     def as_rows(self) -> list[list[object]]:

@@ -1,0 +1,130 @@
+"""paddleclas.py: configs as PaddleClas writes them, of training and of inference, in build files and predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.build_file import load_build_file
+from pipeline.config.choices import Frontend
+from pipeline.config.paddleclas import read_infer_config
+from pipeline.config.vdsp import ResizeFilter
+from pipeline.errors import ConfigError
+
+NORMALIZE = {"scale": "1.0/255.0", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "order": ""}
+OPS = [
+    {"DecodeImage": {"to_rgb": True, "channel_first": False}},
+    {"ResizeImage": {"resize_short": 256}},
+    {"CropImage": {"size": 224}},
+    {"NormalizeImage": NORMALIZE},
+    {"ToCHWImage": None},
+]
+
+
+def training_config() -> dict[str, object]:
+    return {
+        "Global": {"pretrained_model": None, "class_num": 1000, "image_shape": [3, 224, 224], "epochs": 120},
+        "Arch": {"name": "ResNet50"},
+        "Loss": {"Train": [{"CELoss": {"weight": 1.0}}]},
+        "Optimizer": {"name": "Momentum"},
+        "DataLoader": {
+            "Train": {"dataset": {"image_root": "train"}},
+            "Eval": {"dataset": {"image_root": "val", "cls_label_path": "val_list.txt", "transform_ops": OPS}},
+        },
+        "Infer": {
+            "infer_imgs": "demo.jpg",
+            "batch_size": 10,
+            "transforms": OPS,
+            "PostProcess": {"name": "Topk", "topk": 5, "class_id_map_file": "labels.txt"},
+        },
+    }
+
+
+def inference_config() -> dict[str, object]:
+    ops = [*OPS[1:3], {"NormalizeImage": {**NORMALIZE, "scale": 0.00392157}}, {"ToCHWImage": None}]
+    return {
+        "Global": {"infer_imgs": "./images/a.jpeg", "inference_model_dir": "./models/ResNet50_infer", "batch_size": 1},
+        "PreProcess": {"transform_ops": ops},
+        "PostProcess": {"main_indicator": "Topk", "Topk": {"topk": 3, "class_id_map_file": "labels.txt"}},
+    }
+
+
+def write(path: Path, values: object) -> Path:
+    path.write_text(json.dumps(values), encoding="utf-8")  # which is YAML too
+    return path
+
+
+def test_training_config_is_a_build_file_of_its_network(tmp_path: Path) -> None:
+    cfg = load_build_file(write(tmp_path / "ResNet50.yaml", training_config()))
+    assert (cfg.name, cfg.frontend.type, cfg.frontend.model) == ("ResNet50", Frontend.PADDLECLAS, "ResNet50")
+    assert cfg.frontend.checkpoint is None and cfg.dataset.path is None and cfg.uses_sample
+    spec = cfg.preprocess
+    assert (spec.resize_hw, spec.crop_hw, spec.filter) == ((256, 256), (224, 224), ResizeFilter.BILINEAR_CV)
+    assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    (notice,) = cfg.notices
+    assert notice == (
+        "config of PaddleClas: Loss, Optimizer, DataLoader.Train have no effect here; they are for training"
+    )
+
+
+def test_override_of_pretrained_model_brings_weights_and_images(tmp_path: Path) -> None:
+    path = write(tmp_path / "ResNet50.yaml", training_config())
+    (tmp_path / "best_model.pdparams").write_bytes(b"-")
+    overrides = [f"Global.pretrained_model={tmp_path / 'best_model'}", "backend.quantize.percentile=99.99"]
+    cfg = load_build_file(path, overrides)
+    assert cfg.frontend.checkpoint == tmp_path / "best_model.pdparams"
+    assert (cfg.dataset.path, cfg.dataset.val_label) == (Path("val"), Path("val_list.txt"))
+    assert (cfg.evaluation.path, cfg.evaluation.val_label) == (Path("val"), Path("val_list.txt"))
+    assert cfg.backend.quantize.percentile == 99.99
+
+
+def test_inference_config_is_a_build_file_of_its_model_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "inference_cls.yaml", inference_config())
+    cfg = load_build_file(path, ["Global.inference_model_dir=other_infer"], extra={"dataset.path": "images"})
+    assert (cfg.frontend.type, cfg.frontend.checkpoint) == (Frontend.PADDLE, Path("other_infer"))
+    assert (cfg.name, cfg.frontend.input_name, cfg.frontend.chw) == ("other_infer", "x", (3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "wanted"),
+    [
+        (training_config(), [], (("demo.jpg",), 5, 10)),
+        (training_config(), ["Infer.infer_imgs=photos", "Infer.PostProcess.topk=2"], (("photos",), 2, 10)),
+        (inference_config(), [], (("./images/a.jpeg",), 3, 1)),
+        (inference_config(), ["Global.infer_imgs=[a.jpg, b.jpg]"], (("a.jpg", "b.jpg"), 3, 1)),
+    ],
+)
+def test_read_infer_config_says_what_to_classify(
+    tmp_path: Path, values: object, overrides: list[str], wanted: tuple[object, ...]
+) -> None:
+    found = read_infer_config(write(tmp_path / "c.yaml", values), overrides)
+    assert (found.images, found.topk, found.batch) == wanted
+
+
+@pytest.mark.parametrize(
+    ("op", "fault"),
+    [
+        ({"AutoAugment": {}}, "operator 'AutoAugment' of the preprocessing is not known here"),
+        ({"ResizeImage": {"size": 224, "interpolation": "area"}}, "interpolation area of cv2 is not known here"),
+        ({"NormalizeImage": {**NORMALIZE, "scale": "1.0/128"}}, "NormalizeImage.scale: expected 1/255, got '1.0/128'"),
+    ],
+)
+def test_preprocessing_that_is_not_known_is_named(tmp_path: Path, op: object, fault: str) -> None:
+    values = {**training_config(), "Infer": {"transforms": [OPS[0], op]}}
+    with pytest.raises(ConfigError, match=fault):
+        load_build_file(write(tmp_path / "c.yaml", values))
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "fault"),
+    [
+        ({"name": "x"}, [], "expected a config of PaddleClas"),
+        (training_config(), ["Infer.PostProcess.topk=0"], "PostProcess.topk: expected a whole number from 1 on, got 0"),
+        (training_config(), ["Infer.PostProcess.topk"], "expected Section.key=value"),
+    ],
+)
+def test_read_infer_config_names_the_fault(tmp_path: Path, values: object, overrides: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        read_infer_config(write(tmp_path / "c.yaml", values), overrides)
