@@ -39,7 +39,7 @@ def add_image2npz(commands: Any) -> None:
 
 
 def _image2npz(args: argparse.Namespace) -> None:
-    from pipeline.config.vdsp import PreprocessAs
+    from pipeline.config.choices import PreprocessAs
     from pipeline.data import listed_labels
     from pipeline.stages.image2npz import convert
 

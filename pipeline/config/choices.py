@@ -31,6 +31,19 @@ GRAPH_FILES = (
 )
 
 
+class PreprocessAs(Enum):
+    """Whose arithmetic: what sizes come to, where a centred crop begins, whether EXIF turns an image.
+
+    Sources: torchvision's `resize` and `center_crop` (functional.py); PaddleClas's `ResizeImage` and `CropImage`
+    (ppcls/data/preprocess/ops/operators.py), and OpenCV's `imdecode`, by which it decodes; transformers'
+    `get_resize_output_image_size`, `center_crop` (image_transforms.py) and `load_image`, which its pipelines call.
+    """
+
+    TORCHVISION = "torchvision"  # the longer side is cut to an integer, half a pixel goes to the even one; EXIF ignored
+    PADDLECLAS = "paddleclas"  # both sides are rounded, half a pixel is left out; EXIF obeyed, see `preprocess.decode`
+    TRANSFORMERS = "transformers"  # the longer side is cut to an integer, half a pixel is left out; EXIF obeyed
+
+
 class Precision(Enum):
     INT8 = "int8"
     FP16 = "fp16"

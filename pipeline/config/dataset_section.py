@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.config.choices import Frontend, Precision
+from pipeline.config.choices import Frontend, Precision, PreprocessAs
 from pipeline.config.documents import find_file, shown_path
 from pipeline.config.keys import read_keys
 from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
 from pipeline.config.published import recorded_preprocess
 from pipeline.config.schema import MISSING, Fault, Section
 from pipeline.config.sections import AUTO, BackendConfig, DatasetConfig, FrontendConfig
-from pipeline.config.vdsp import FOLDER, PreprocessAs, PreprocessSpec, describe, difference, read_vdsp
+from pipeline.config.vdsp import FOLDER, PreprocessSpec, describe, difference, read_vdsp
 from pipeline.errors import ConfigError
 
 _NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"

@@ -6,18 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from pipeline.config.choices import PreprocessAs
 from pipeline.config.kinds import MAX_SIDE
 from pipeline.config.schema import MISSING, Fault, Section, did_you_mean, shown
-from pipeline.config.vdsp import (
-    ColourOrder,
-    NormType,
-    PreprocessAs,
-    PreprocessSpec,
-    ResizeFilter,
-    ResizeMode,
-    Triple,
-    centre_offset,
-)
+from pipeline.config.vdsp import ColourOrder, NormType, PreprocessSpec, ResizeFilter, ResizeMode, Triple, centre_offset
 
 # Op types in the order they must stand. ToTensor may be on either side of Normalize: the vendor has it after,
 # torchvision before, and both mean the same.

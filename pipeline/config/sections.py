@@ -22,12 +22,12 @@ from pipeline.config.choices import (
     ExtraOp,
     Frontend,
     Precision,
+    PreprocessAs,
     Target,
     WeightRounding,
 )
 from pipeline.config.keys import REQUIRED, Key, key, optional_section, section, walk
 from pipeline.config.kinds import SHAPE, ByHand, Integer, Layers, Number, PathTo, Switch, Text, Unused, choice
-from pipeline.config.vdsp import PreprocessAs
 
 # In place of a checkpoint's path: the file that the library publishes for the network.
 AUTO = Path("auto")

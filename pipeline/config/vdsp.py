@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.choices import PreprocessAs
 from pipeline.config.documents import find_file, parse_json, read_text, shown_path
 from pipeline.config.kinds import MAX_SIDE
 from pipeline.config.schema import Document, Fault, Section, raise_faults
@@ -40,19 +41,6 @@ class ResizeFilter(Enum):
     BICUBIC_PILLOW = "BICUBIC_PILLOW"
     LANCZOS_PILLOW = "LANCZOS_PILLOW"
     NEAREST_PILLOW = "NEAREST_PILLOW"  # rounds otherwise than OpenCV's, hence the name
-
-
-class PreprocessAs(Enum):
-    """Whose arithmetic: what sizes come to, where a centred crop begins, whether EXIF turns an image.
-
-    Sources: torchvision's `resize` and `center_crop` (functional.py); PaddleClas's `ResizeImage` and `CropImage`
-    (ppcls/data/preprocess/ops/operators.py), and OpenCV's `imdecode`, by which it decodes; transformers'
-    `get_resize_output_image_size`, `center_crop` (image_transforms.py) and `load_image`, which its pipelines call.
-    """
-
-    TORCHVISION = "torchvision"  # the longer side is cut to an integer, half a pixel goes to the even one; EXIF ignored
-    PADDLECLAS = "paddleclas"  # both sides are rounded, half a pixel is left out; EXIF obeyed, see `preprocess.decode`
-    TRANSFORMERS = "transformers"  # the longer side is cut to an integer, half a pixel is left out; EXIF obeyed
 
 
 class ColourOrder(Enum):

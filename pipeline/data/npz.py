@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artefacts import whole_file
-from pipeline.config.vdsp import PreprocessAs
+from pipeline.config.choices import PreprocessAs
 from pipeline.data.labels import read_lines
 from pipeline.data.storage import Location, Url, absolute, location, stamps
 from pipeline.errors import DataError

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.config.vdsp import ColourOrder, PreprocessAs, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
+from pipeline.config.choices import PreprocessAs
+from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.errors import DataError, is_our_bug
 
 Pixels = NDArray[np.uint8]

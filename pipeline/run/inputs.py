@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.config.vdsp import PreprocessAs
+from pipeline.config.choices import PreprocessAs
 from pipeline.data import npz, preprocess
 from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.preprocess import Pixels

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.build_file import BuildConfig, ClassOrder
-from pipeline.config.vdsp import PreprocessAs
+from pipeline.config.choices import PreprocessAs
 from pipeline.data import inspection, preprocess
 from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Dataset, Sample, list_dataset, list_images

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.config.build_config import BuildConfig, CalibrateMode, ExtraOp, Frontend, Precision, WeightRounding
 from pipeline.config.build_file import load_build_file
-from pipeline.config.vdsp import ColourOrder, NormType, PreprocessAs, ResizeFilter, ResizeMode, load_vdsp
+from pipeline.config.choices import PreprocessAs
+from pipeline.config.vdsp import ColourOrder, NormType, ResizeFilter, ResizeMode, load_vdsp
 from pipeline.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[2]

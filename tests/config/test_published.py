@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.build_file import load_build_file
+from pipeline.config.choices import PreprocessAs
 from pipeline.config.published import recorded_preprocess
-from pipeline.config.vdsp import PreprocessAs, PreprocessSpec, ResizeFilter, difference
+from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, difference
 from pipeline.errors import ConfigError
 from pipeline.models.zoo import MODELS
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import (
     ColourOrder,
     NormType,
-    PreprocessAs,
     PreprocessSpec,
     ResizeFilter,
     ResizeMode,

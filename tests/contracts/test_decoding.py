@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
-from pipeline.config.vdsp import PreprocessAs
+from pipeline.config.choices import PreprocessAs
 from pipeline.data.preprocess import decode
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config.vdsp import PreprocessAs, PreprocessSpec, ResizeFilter, ResizeMode
+from pipeline.config.choices import PreprocessAs
+from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.data import preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.vdsp import PreprocessAs
+from pipeline.config.choices import PreprocessAs
 from pipeline.data import npz
 from pipeline.errors import DataError
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.config.vdsp import ColourOrder, PreprocessAs, PreprocessSpec, ResizeFilter, ResizeMode, load_vdsp
+from pipeline.config.choices import PreprocessAs
+from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, load_vdsp
 from pipeline.data import preprocess
 from pipeline.errors import DataError
 

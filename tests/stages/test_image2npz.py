@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.build_file import BuildConfig
-from pipeline.config.vdsp import PreprocessAs
+from pipeline.config.choices import PreprocessAs
 from pipeline.data.imagenet import list_dataset
 from pipeline.data.npz import read_datalist, read_image_npz
 from pipeline.errors import DataError, PipelineError
