@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import RUNTIMES, add_command, count
 from pipeline.errors import ConfigError
-from pipeline.terminal import console
 
 if TYPE_CHECKING:
+    from pipeline.serve.server import Models
     from pipeline.serve.tls import TlsFiles
 
 _MIB = 1 << 20
@@ -31,6 +31,15 @@ def add_serve(commands: Any) -> None:
     )
     parser.add_argument(
         "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="folder of packages to serve, loaded and unloaded as they change",
+    )
+    parser.add_argument(
+        "--versions", type=count, default=1, metavar="N", help="newest versions of each model in --models to serve"
     )
     parser.add_argument(
         "-b",
@@ -134,10 +143,6 @@ def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from pipeline.host.hardware import available_cores
-    from pipeline.packages.choice import choose_for
-    from pipeline.packages.package import open_package
-    from pipeline.run import sweep
     from pipeline.runtimes.base import Runtime
 
     try:
@@ -151,15 +156,7 @@ def _serve(args: argparse.Namespace) -> None:
         raise ConfigError(f"serve needs {err.name}, which is not installed; run: pip install '.[serve]'") from None
     if args.http_port == args.grpc_port != 0:
         raise ConfigError(f"--grpc_port {args.grpc_port}: is that of HTTP; give another")
-    package = open_package(args.model)
-    found = sweep.recall_for(package, Runtime(args.runtime))
-    chosen = choose_for(package, Runtime(found.runtime if found else args.runtime))
-    wanted = Wanted(
-        runtime=chosen.runtime,
-        batch=args.batch or (found.batch if found else 8),
-        instances=args.instances or (found.instances if found else available_cores()),
-        max_queue=args.max_queue,
-    )
+    wanted = Wanted(Runtime(args.runtime), args.batch, args.instances, args.max_queue)
     settings = Settings(
         host=args.host,
         http_port=args.http_port,
@@ -176,10 +173,21 @@ def _serve(args: argparse.Namespace) -> None:
         open_metrics=args.open_metrics,
         insecure=args.insecure,
     )
-    if wanted.max_queue < wanted.batch:
-        raise ConfigError(f"--max_queue {args.max_queue}: fewer than the {wanted.batch} images of a batch; give more")
-    for note in chosen.notes:
-        console.warning(f"note: {note}")
-    if package.uses_sample:
-        console.warning("sample weights, sample images: the answers to photos mean nothing")
-    serve(package, wanted, settings)
+    serve(_models(args), wanted, settings)
+
+
+def _models(args: argparse.Namespace) -> Models:
+    """Return what the flags name: one package, or a folder of them."""
+    from pipeline.packages.package import open_package
+    from pipeline.serve.model_folder import find_package, find_packages
+    from pipeline.serve.server import Models
+
+    if args.models is not None:
+        if args.model is not None:
+            raise ConfigError("--models: serves a folder, -m one package; give one of them")
+        root: Path = args.models
+        return Models(f"--models {root}", lambda: find_packages(root), args.versions, watched=True)
+    if args.versions != 1:
+        raise ConfigError(f"--versions {args.versions}: needs --models")
+    folder = open_package(args.model).folder
+    return Models(str(folder), lambda: [found] if (found := find_package(folder)) else [], 1, watched=False)

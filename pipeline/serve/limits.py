@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
@@ -14,6 +15,10 @@ from pipeline.serve.answers import refusal
 
 LEAST_RATE = 256 * 1024  # bytes/s of a body, in addition to the seconds that every client has
 _BODIES = 16  # of the largest size: what all requests under way may hold together
+
+
+class FullError(Exception):
+    """As many requests are under way as may be. Its text is for the client."""
 
 
 @dataclass
@@ -29,6 +34,22 @@ class Room:
     @property
     def max_held(self) -> int:
         return _BODIES * self.max_body
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Count one request while the body runs.
+
+        Raises:
+            FullError: as many are under way as may be.
+        """
+        if self.requests >= self.max_requests:
+            metrics.REFUSED.labels("too many requests").inc()
+            raise FullError("too many requests; try again later")
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
 
 
 class Limits:
@@ -51,18 +72,14 @@ class Limits:
         if scope["method"] != "POST":
             await self._app(scope, receive, sending)
             return
-        room = self._room
-        if room.requests >= room.max_requests:
-            metrics.REFUSED.labels("too many requests").inc()
-            await refusal(503, "too many requests; try again later")(scope, receive, sending)
-            return
-        body = _Body(room, receive)
-        room.requests += 1
+        body = _Body(self._room, receive)
         try:
-            await self._app(scope, body.receive, sending)
+            with self._room.taken():
+                await self._app(scope, body.receive, sending)
+        except FullError as err:
+            await refusal(503, str(err))(scope, receive, sending)
         finally:
-            room.requests -= 1
-            room.held -= body.size
+            self._room.held -= body.size
 
 
 class _Body:

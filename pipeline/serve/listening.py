@@ -93,7 +93,6 @@ def make_rpc_server(
             ("grpc.server_handshake_timeout_ms", round(room.patience * 1000)),
             ("grpc.so_reuseport", 0),
         ],
-        maximum_concurrent_rpcs=room.max_requests,
     )
     add_GRPCInferenceServiceServicer_to_server(Servicer(plane), rpc)
     rpc.add_generic_rpc_handlers((rpc_handlers(plane),))

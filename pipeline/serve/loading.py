@@ -8,23 +8,28 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.host.hardware import available_cores
-from pipeline.packages.choice import runtime_for
+from pipeline.packages.choice import choose_for
 from pipeline.packages.package import Package
+from pipeline.run import sweep
 from pipeline.runtimes.base import Backend, Placement, Runtime
 from pipeline.runtimes.opening import open_backend, place
 from pipeline.serve.batching import Batcher
 from pipeline.serve.metrics import Meter
 from pipeline.serve.model import PackageModel, Setup
+from pipeline.terminal import console
+
+_BATCH = 8  # where no sweep found a better one
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a package is to be opened."""
+    """How packages are to be opened."""
 
     runtime: Runtime
-    batch: int  # largest number of images computed at once
-    instances: int  # batches computed at the same time
+    batch: int  # largest number of images computed at once; 0: what a sweep of the package found, or 8
+    instances: int  # batches computed at the same time; 0: what a sweep found, or one a core
     max_queue: int  # images that wait
 
 
@@ -41,12 +46,33 @@ class Loaded:
         self.opened.close()
 
 
+def settle(package: Package, wanted: Wanted) -> Wanted:
+    """Return how a package is opened on this machine: as asked for, else as a sweep of it found.
+
+    Raises:
+        ConfigError: more images are computed at once than may wait.
+        BackendError: the runtime is not installed.
+    """
+    found = sweep.recall_for(package, wanted.runtime)
+    chosen = choose_for(package, Runtime(found.runtime) if found else wanted.runtime)
+    for note in chosen.notes:
+        console.warning(f"note: {note}")
+    if package.uses_sample:
+        console.warning("sample weights, sample images: the answers to photos mean nothing")
+    batch = wanted.batch or (found.batch if found else _BATCH)
+    if wanted.max_queue < batch:
+        raise ConfigError(f"--max_queue {wanted.max_queue}: fewer than the {batch} images of a batch; give more")
+    instances = wanted.instances or (found.instances if found else available_cores())
+    return Wanted(chosen.runtime, batch, instances, wanted.max_queue)
+
+
 def load(package: Package, version: str, wanted: Wanted) -> Loaded:
     """Open a package.
 
     Raises:
-        BackendError: the runtime refuses the model.
+        ConfigError, BackendError: as `settle`; the runtime refuses the model.
     """
+    wanted = settle(package, wanted)
     placement = place(wanted.instances, available_cores())
     with ExitStack() as opened:
         full, single = opened.enter_context(_open(package, wanted, placement))
@@ -76,8 +102,7 @@ def resident_mib() -> int:
 @contextlib.contextmanager
 def _open(package: Package, wanted: Wanted, placement: Placement) -> Iterator[tuple[Backend, Backend]]:
     """Yield the model for full batches, and for single images."""
-    runtime = runtime_for(package, wanted.runtime)
-    wide = package.has_wide_weights
+    runtime, wide = wanted.runtime, package.has_wide_weights
     with ExitStack() as opened:
         full = opened.enter_context(
             open_backend(runtime, package.model, batch=wanted.batch, placement=placement, wide_weights=wide)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,7 +14,7 @@ from pipeline.serve import metrics
 from pipeline.serve.access import Visit
 from pipeline.serve.clients import TooMuchError
 from pipeline.serve.guard import Door
-from pipeline.serve.limits import LEAST_RATE, Room
+from pipeline.serve.limits import LEAST_RATE, FullError, Room
 from pipeline.serve.tokens import UnauthorizedError
 
 _Code = grpc.StatusCode
@@ -41,13 +42,16 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             visit = Visit("grpc", "POST", method, _address(context.peer()))
             with self._door.logged(visit):
                 try:
-                    with self._door.admitted(visit, authorization):
+                    taken = nullcontext() if self._door.is_open(method) else self._room.taken()
+                    with self._door.admitted(visit, authorization), taken:
                         visit.bytes_in, request = await self._message(requests, context)
                         answer = await handler.unary_unary(request, context)
                         visit.status = "OK"
                         return answer
                 except UnauthorizedError as err:
                     await context.abort(_Code.UNAUTHENTICATED, str(err))
+                except FullError as err:
+                    await context.abort(_Code.RESOURCE_EXHAUSTED, str(err))
                 except TooMuchError as err:
                     await context.abort(_Code.RESOURCE_EXHAUSTED, f"{err}; try again later")
                 finally:

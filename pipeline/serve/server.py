@@ -7,24 +7,27 @@ import contextlib
 import resource
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import uvicorn
 from PIL import Image
 
-from pipeline.packages.package import Package
+from pipeline.errors import ArtefactError
 from pipeline.serve import rest
 from pipeline.serve.access import AccessLog
 from pipeline.serve.clients import Clients
 from pipeline.serve.guard import Door
 from pipeline.serve.limits import Room
 from pipeline.serve.listening import LAST_WORDS, listen, make_http_server, make_rpc_server
-from pipeline.serve.loading import Loaded, Wanted, load
+from pipeline.serve.loading import Wanted
+from pipeline.serve.model_folder import Found
 from pipeline.serve.served import Plane
 from pipeline.serve.settings import Settings, check_exposure
+from pipeline.serve.shelf import Shelf
 from pipeline.serve.tls import Certificates
 from pipeline.serve.tokens import Tokens
 from pipeline.terminal import console
@@ -33,7 +36,17 @@ _LOOK_S = 2.0  # between two checks of files that may change
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(package: Package, wanted: Wanted, settings: Settings) -> None:
+@dataclass(frozen=True)
+class Models:
+    """What is served."""
+
+    where: str  # for errors
+    find: Callable[[], Sequence[Found]]
+    keep: int  # newest versions of each model
+    watched: bool  # look for new packages now and then, not only on SIGHUP
+
+
+def serve(models: Models, wanted: Wanted, settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait.
 
     Raises:
@@ -51,10 +64,7 @@ def serve(package: Package, wanted: Wanted, settings: Settings) -> None:
         _allow_many_connections()
         Image.MAX_IMAGE_PIXELS = settings.max_pixels
         listener = opened.enter_context(listen(settings.host, settings.http_port))
-        loaded = load(package, "1", wanted)
-        opened.callback(loaded.close)
-        console.step(f"{package.prefix} in {loaded.described}")
-        _run(_Server([loaded], wanted, settings, door, certificates).run(listener))
+        _run(_Server(models, wanted, settings, door, certificates).run(listener))
 
 
 def _allow_many_connections() -> None:
@@ -75,19 +85,25 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
 
 class _Server:
     def __init__(
-        self, loaded: list[Loaded], wanted: Wanted, settings: Settings, door: Door, certificates: Certificates | None
+        self, models: Models, wanted: Wanted, settings: Settings, door: Door, certificates: Certificates | None
     ) -> None:
-        self._settings, self._door, self._certificates = settings, door, certificates
-        # Images that wait, and images being computed.
-        max_requests = wanted.max_queue + wanted.batch * loaded[0].model.setup.streams
-        self._room = Room(settings.max_body, max_requests, settings.patience)
+        self._models, self._settings, self._door, self._certificates = models, settings, door, certificates
+        self._room = Room(settings.max_body, wanted.max_queue, settings.patience)
         self._stop, self._look_around = asyncio.Event(), asyncio.Event()
         self._plane = Plane()
-        for each in loaded:
-            self._plane.put(each.model)
+        self._shelf = Shelf(self._plane, wanted, models.find, models.keep)
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until told to stop."""
+        try:
+            await self._look_at_models(strict=not self._models.watched)
+            if not self._plane.models:
+                raise ArtefactError("; ".join(self._shelf.faults()) or f"{self._models.where}: no package there")
+            await self._serve(listener)
+        finally:
+            await self._shelf.close()
+
+    async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         app = rest.make_app(self._plane, self._room, self._door)
         http = make_http_server(app, self._room.patience, self._certificates)
@@ -119,9 +135,16 @@ class _Server:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._look_around.wait(), _LOOK_S)
+            told = self._look_around.is_set()
             self._look_around.clear()
             if self._certificates is not None:
                 await asyncio.to_thread(self._certificates.refresh)
+            if self._models.watched or told:
+                await self._look_at_models(again=told)
+
+    async def _look_at_models(self, *, again: bool = False, strict: bool = False) -> None:
+        await self._shelf.look(again=again, strict=strict)
+        self._room.max_requests = self._shelf.most_requests
 
     def _told_to_stop(self, http: uvicorn.Server) -> None:
         if self._plane.stopping:

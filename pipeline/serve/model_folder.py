@@ -1,0 +1,76 @@
+"""A folder of packages to serve: what is in it, by name and version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.artefacts import MANIFEST
+from pipeline.errors import ArtefactError
+from pipeline.packages.package import FACTS
+
+FIRST = "1"  # the version of a package that lies in no folder of versions
+
+
+@dataclass(frozen=True)
+class Found:
+    """A package in the folder. It is not verified yet."""
+
+    name: str
+    version: str  # a whole number
+    folder: Path
+    stamp: tuple[int, int, int]  # changes when the package is replaced
+
+
+def find_packages(root: Path) -> list[Found]:
+    """Return the packages of a folder: `ROOT/PACKAGE` is version 1 of its model, `ROOT/ANY/N` is version N.
+
+    Hidden folders are skipped: an unfinished copy lies in one. The order is that of names and versions; of two packages
+    of one name and version the first path counts.
+
+    Raises:
+        ArtefactError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise ArtefactError(f"--models {root}: no such folder")
+    below = [found for folder in _children(root) for found in _packages_below(folder)]
+    return sorted(below, key=lambda each: (each.name, int(each.version)))
+
+
+def find_package(folder: Path) -> Found | None:
+    """Return one package as version 1 of its model; None where there is none."""
+    return _look(folder, FIRST)
+
+
+def is_version(name: str) -> bool:
+    """Tell whether a folder's name is a version: a whole number of at least 1, without zeros before it."""
+    return name.isascii() and name.isdigit() and len(name) <= 18 and not name.startswith("0")
+
+
+def _packages_below(folder: Path) -> Iterator[Found]:
+    found = _look(folder, FIRST)
+    if found is not None:
+        yield found
+        return
+    for below in _children(folder):
+        if is_version(below.name) and (version := _look(below, below.name)) is not None:
+            yield version
+
+
+def _look(folder: Path, version: str) -> Found | None:
+    manifest = folder / MANIFEST
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        state = manifest.stat()
+        return Found(str(facts["name"]), version, folder, (state.st_ino, state.st_size, state.st_mtime_ns))
+    except (OSError, ValueError, KeyError, TypeError):  # no package, or one that is being copied
+        return None
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    except OSError:  # removed meanwhile
+        return []
