@@ -11,12 +11,15 @@ with the whole ratio, the weights' error grows by more than the activations' err
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from pipeline.quant.graphs import MATRIX, constants, readers_of
+from pipeline.quant.layers import attributes
 from pipeline.quant.streams import FACTORS, NORM, WeightEditor, streams
 
 Float64 = npt.NDArray[np.float64]
@@ -39,17 +42,25 @@ def equalize(model: onnx.ModelProto, largest: Mapping[str, Float64]) -> dict[str
     editor = WeightEditor(model)
     spread = {}
     for stream in streams(model, FACTORS):
-        ratios = [
-            largest[name] / largest[name].max() for name in stream.tensors if name in largest and largest[name].any()
-        ]
-        if not ratios:
+        seen = [largest[name] for name in stream.tensors if name in largest and largest[name].any()]
+        if not seen:
             continue
-        factors = np.maximum(np.max(ratios, axis=0), _LEAST_RATIO) ** STRENGTH
+        factors = _factors(seen)
         for node in stream.writers:
             _divide_outputs(editor, node, factors)
         for node in stream.readers:
             _multiply_inputs(editor, node, factors)
         spread[stream.tensors[0]] = float(factors.max() / factors.min())
+    for norm, products in _normed(model):
+        if norm.output[0] in largest and largest[norm.output[0]].any():
+            factors = _factors([largest[norm.output[0]]])
+            for position in range(1, len(norm.input)):
+                values = editor.own(norm, position)
+                values /= factors
+            for node in products:
+                weights = editor.own(node, 1)
+                weights *= factors if _has_rows(node) else factors[:, None]
+            spread[norm.output[0]] = float(factors.max() / factors.min())
     editor.finish()
     return spread
 
@@ -67,10 +78,57 @@ def _multiply_inputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float6
         mean = editor.own(node, 3)
         mean /= factors
     else:
-        weights *= factors.reshape(1, -1, *[1] * (weights.ndim - 2))
+        groups = attributes(node).get("group", 1)
+        by_group = weights.reshape(groups, -1, *weights.shape[1:])  # a view
+        by_group *= factors.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))
 
 
-def scaled_tensors(model: onnx.ModelProto, wanted: Collection[str]) -> Iterator[str]:
-    """Yield the tensors of `wanted` whose channels' ranges `equalize` needs."""
-    for stream in streams(model, FACTORS):
-        yield from (name for name in stream.tensors if name in wanted)
+def _factors(largest: Sequence[Float64]) -> Float64:
+    """Return what each channel is divided by: of what some tensors hold at most, those without any left aside."""
+    ratios = [each / each.max() for each in largest]
+    factors: Float64 = np.maximum(np.max(ratios, axis=0), _LEAST_RATIO) ** STRENGTH
+    return factors
+
+
+def _normed(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.NodeProto]]]:
+    """Yield each LayerNormalization over the last axis that only products with constant matrices read, with these."""
+    known, readers = constants(model), readers_of(model.graph)
+    outputs = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        if node.op_type != "LayerNormalization" or attributes(node).get("axis", -1) != -1 or len(node.output) > 1:
+            continue
+        products = readers.get(node.output[0], [])
+        constant = all(name in known and len(known[name].dims) == 1 for name in node.input[1:])
+        if constant and products and node.output[0] not in outputs and all(map(_Multiplies(node, known), products)):
+            yield node, products
+
+
+@dataclass(frozen=True)
+class _Multiplies:
+    """Whether a node multiplies the rows of an activation by a constant matrix."""
+
+    norm: onnx.NodeProto
+    known: Mapping[str, onnx.TensorProto]
+
+    def __call__(self, node: onnx.NodeProto) -> bool:
+        if node.op_type not in MATRIX or attributes(node).get("transA", 0) or node.input[0] != self.norm.output[0]:
+            return False
+        return node.input[1] in self.known and len(self.known[node.input[1]].dims) == 2
+
+
+def _has_rows(node: onnx.NodeProto) -> bool:
+    """Tell whether a matrix is stored with a row for each output."""
+    return bool(node.op_type == "Gemm" and attributes(node).get("transB", 0))
+
+
+def scaled_tensors(model: onnx.ModelProto, wanted: Collection[str]) -> dict[str, int]:
+    """Return the tensors of `wanted` whose channels' ranges `equalize` needs, and the axis of their channels."""
+    found = {name: 1 for stream in streams(model, FACTORS) for name in stream.tensors if name in wanted}
+    return found | {norm.output[0]: -1 for norm, _ in _normed(model) if norm.output[0] in wanted}
+
+
+def channel_extremes(values: npt.NDArray[np.float32], axis: int) -> Float64:
+    """Return float64 [channels], the largest magnitude of each."""
+    channels = np.moveaxis(np.abs(values), axis, 0)
+    found: Float64 = channels.reshape(len(channels), -1).max(axis=1).astype(np.float64)
+    return found

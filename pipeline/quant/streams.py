@@ -47,9 +47,10 @@ class Rules:
 
     passes: frozenset[str]  # operators that let the change of a channel through
     channelwise: bool  # norms and depthwise convolutions pass too, if their own parameters are changed
+    grouped: bool = False  # grouped convolutions absorb the change on either side, as layers do
 
 
-FACTORS = Rules(_LINEAR, channelwise=False)  # a positive factor; norms absorb it, as layers do
+FACTORS = Rules(_LINEAR, channelwise=False, grouped=True)  # a positive factor; norms absorb it, as layers do
 PLACES = Rules(_LINEAR | _ELEMENTWISE, channelwise=True)  # another order of the channels
 
 
@@ -108,7 +109,8 @@ class _Finder:
             self._unite(data, node)
             self._channelwise.append((node.output[0], node))
             return
-        if is_layer(node, self._known) or (node.op_type == NORM and is_channelwise(node, self._known)):
+        takes_up = is_layer(node, self._known, grouped=self._rules.grouped)
+        if takes_up or (node.op_type == NORM and is_channelwise(node, self._known)):
             self._writers[node.output[0]] = node
             self._readers.append((data[0], node))
             self._leader(data[0])
@@ -141,14 +143,18 @@ class _Finder:
         return name
 
 
-def is_layer(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
-    """Tell whether the node has a weight for each pair of an input and an output channel, all of them constant."""
+def is_layer(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], *, grouped: bool = False) -> bool:
+    """Tell whether the node has a weight for each pair of an input and an output channel, all of them constant.
+
+    Args:
+        grouped: of a group is enough.
+    """
     settings = attributes(node)
     if node.op_type == "Gemm":
         whole = settings.get("transB", 0) == 1 and not settings.get("transA", 0)
         # A bias that is a single number or a row would need another shape.
         return whole and all(name in known for name in node.input[1:]) and _has_vector_bias(node, known)
-    is_conv = node.op_type == "Conv" and settings.get("group", 1) == 1
+    is_conv = node.op_type == "Conv" and (grouped or settings.get("group", 1) == 1)
     return is_conv and all(name in known for name in node.input[1:])
 
 

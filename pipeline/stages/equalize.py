@@ -41,16 +41,16 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rescaled model."""
     model = onnx.load(float32_model(inputs))
     raw = pixels.are_input_of(model)
-    names = list(equalization.scaled_tensors(model, placement.observed_tensors(model)))
+    axes = equalization.scaled_tensors(model, placement.observed_tensors(model))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in spread(len(listed), settings.images)]
-    reader = ActivationReader(model, names, threads=settings.cores)
+    reader = ActivationReader(model, list(axes), threads=settings.cores)
     largest: dict[str, np.ndarray] = {}
     with progress_bar(len(images), "channel ranges", "img") as progress:
         for image in images:
             values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
-            for name in names:
-                seen = np.abs(values[name]).max(axis=(0, *range(2, values[name].ndim))).astype(np.float64)
+            for name, axis in axes.items():
+                seen = equalization.channel_extremes(values[name], axis)
                 largest[name] = np.maximum(largest.get(name, 0.0), seen)
             progress.update()
     del reader

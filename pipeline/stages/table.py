@@ -112,7 +112,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage("export", ("calibset",), export.take_settings, export.run, fetches=export.is_to_be_fetched, version=8),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
-    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=4),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=5),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=3),
     Stage("calibrate", _GIVEN, calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=6),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),

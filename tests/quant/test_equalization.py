@@ -16,7 +16,7 @@ from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
-from pipeline.quant.equalization import equalize, scaled_tensors
+from pipeline.quant.equalization import channel_extremes, equalize, scaled_tensors
 from pipeline.quant.qmath import max_range
 from pipeline.quant.streams import FACTORS, streams
 from pipeline.runtimes.activations import ActivationReader
@@ -288,6 +288,81 @@ def test_equalize_rescales_through_what_passes_factors_on(kind: str) -> None:
     assert_same_answers(model, after)
 
 
+@pytest.mark.parametrize("groups", [2, 8])
+def test_equalize_rescales_on_either_side_of_a_grouped_convolution(groups: int) -> None:
+    nodes = [
+        FIRST,
+        helper.make_node("Relu", ["x"], ["r"], "r"),
+        helper.make_node("Conv", ["r", "v", "b1"], ["w"], "grouped", group=groups, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["w"], ["y"], "s"),
+        LAST,
+    ]
+    model = graph(nodes, {**WEIGHTS, "v": normal(8, 8 // groups, 3, 3, seed=11)}, "z")
+    assert [stream.tensors for stream in streams(model, FACTORS)] == [["x", "r"], ["w", "y"]]
+    after = copy_of(model)
+    one, other = np.linspace(1, 0.04, 8), np.linspace(0.09, 1, 8)
+    equalize(after, {"r": one, "y": other})
+    assert_same_answers(model, after)
+    found = weights_of(after)["grouped"][0].reshape(groups, 8 // groups, 8 // groups, 3, 3)
+    given = normal(8, 8 // groups, 3, 3, seed=11).reshape(found.shape)
+    reads, writes = np.sqrt(one).reshape(groups, -1), np.sqrt(other).reshape(groups, -1)
+    expected = given * reads[:, None, :, None, None] / writes[:, :, None, None, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+TOKENS = {
+    "shape": np.array([0, 3, SIDE * SIDE], np.int64),
+    "scale": np.abs(normal(3, seed=12)) + 0.1,
+    "offset": normal(3, seed=13),
+    "wide": normal(3, 5, seed=14),
+    "tall": normal(3, 4, seed=15),
+}
+
+
+def tokens(*more: onnx.NodeProto, axis: int = -1) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Reshape", ["input", "shape"], ["rows"], "reshape"),
+        helper.make_node("Transpose", ["rows"], ["tokens"], "transpose", perm=[0, 2, 1]),
+        helper.make_node("LayerNormalization", ["tokens", "scale", "offset"], ["normed"], "norm", axis=axis),
+        helper.make_node("MatMul", ["normed", "wide"], ["a"], "one"),
+        helper.make_node("MatMul", ["normed", "tall"], ["b"], "other"),
+        *more,
+        helper.make_node("Concat", ["a", "b"], ["z"], "concat", axis=2),
+    ]
+    return graph(nodes, TOKENS, "z", rank=3)
+
+
+def test_equalize_rescales_what_a_layer_normalization_gives_to_matrix_products() -> None:
+    model, largest = tokens(), np.array([4.0, 1.0, 0.16])
+    assert scaled_tensors(model, ["normed"]) == {"normed": -1}
+    after = copy_of(model)
+    assert equalize(after, {"normed": largest}) == {"normed": pytest.approx(5)}
+    assert_same_answers(model, after)
+    factors = np.array([1.0, 0.5, 0.2])
+    found = weights_of(after)
+    np.testing.assert_allclose(found["norm"], [TOKENS["scale"] / factors, TOKENS["offset"] / factors], rtol=1e-6)
+    np.testing.assert_allclose(found["one"][0], TOKENS["wide"] * factors[:, None], rtol=1e-6)
+    np.testing.assert_allclose(found["other"][0], TOKENS["tall"] * factors[:, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tokens(helper.make_node("Relu", ["normed"], ["unused"], "relu")),
+        tokens(helper.make_node("MatMul", ["rows", "normed"], ["unused"], "product")),
+    ],
+)
+def test_equalize_leaves_a_layer_normalization_that_others_read(model: onnx.ModelProto) -> None:
+    assert scaled_tensors(model, ["normed"]) == {}
+    assert equalize(copy_of(model), {"normed": np.array([4.0, 1.0, 0.16])}) == {}
+
+
+def test_channel_extremes_are_along_their_axis() -> None:
+    values = normal(1, 4, 6, seed=16)
+    np.testing.assert_array_equal(channel_extremes(values, 1), [np.abs(values[0, c]).max() for c in range(4)])
+    np.testing.assert_array_equal(channel_extremes(values, -1), [np.abs(values[0, :, c]).max() for c in range(6)])
+
+
 FIXING = {
     "Sigmoid": [helper.make_node("Sigmoid", ["x"], ["y"], "n")],
     "LeakyRelu": [helper.make_node("LeakyRelu", ["x"], ["y"], "n", alpha=0.1)],
@@ -302,8 +377,6 @@ FIXING = {
     "Add of a constant": [helper.make_node("Add", ["x", "six"], ["y"], "n")],
     "Sub": [helper.make_node("Relu", ["x"], ["r"], "r"), helper.make_node("Sub", ["x", "r"], ["y"], "n")],
     "InstanceNormalization": [helper.make_node("InstanceNormalization", ["x", "slopes_8", "slopes_8"], ["y"], "n")],
-    "grouped": [helper.make_node("Conv", ["x", "grouped"], ["y"], "n", group=2)],
-    "depthwise": [helper.make_node("Conv", ["x", "depthwise"], ["y"], "n", group=8)],
     "ReduceMean of channels": [
         helper.make_node("ReduceMean", ["x"], ["mean"], "n", axes=[1], keepdims=1),
         helper.make_node("Add", ["x", "mean"], ["y"], "m"),
@@ -324,8 +397,6 @@ FIXING_CONSTANTS = {
     "slopes_8": np.full(8, 0.2, np.float32),
     "zero": np.float32(0),
     "six": np.float32(6),
-    "grouped": normal(8, 4, 1, 1),
-    "depthwise": normal(8, 1, 1, 1),
     "a": np.array([0], np.int64),
     "b": np.array([8], np.int64),
     "c": np.array([1], np.int64),
