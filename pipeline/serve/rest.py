@@ -17,6 +17,7 @@ from pipeline.serve.faults import answer_faults
 from pipeline.serve.guard import Door, Guard
 from pipeline.serve.kserve import InvalidInput, ModelMetadataResponse, V2Endpoints
 from pipeline.serve.limits import Limits, Room
+from pipeline.serve.page import show_page
 from pipeline.serve.requests import JSON_LENGTH, parse
 from pipeline.serve.served import Plane
 from pipeline.serve.unpacking import Unpacking
@@ -46,6 +47,7 @@ def _server_routes(plane: Plane) -> APIRouter:
     """Return the routes of the server as a whole."""
     router = APIRouter()
     health = V2Endpoints(plane)
+    router.add_api_route("/", show_page, methods=_PROBES)
     router.add_api_route("/v2", health.metadata, methods=_PROBES)
     router.add_api_route("/v2/health/live", health.live, methods=_PROBES)
     router.add_api_route("/v2/health/ready", health.ready, methods=_PROBES)
