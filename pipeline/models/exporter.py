@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,8 @@ import onnx
 import torch
 from torch import nn
 
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
+from pipeline.models import zoo
 from pipeline.onnx_models import classifier
 
 # The share of the largest logit by which ONNX Runtime may differ from torch: float32 sums in another order.
@@ -39,6 +42,51 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
             opset_version=classifier.OPSET,
         )
     return onnx.load_from_string(stream.getvalue())
+
+
+def export(row: zoo.Model, network: nn.Module, chw: tuple[int, int, int], input_name: str = "input") -> onnx.ModelProto:
+    """Return a network of the table, or of an installed library, as ONNX; see `to_onnx` and `library_to_onnx`."""
+    if row.design is zoo.Design.INSTALLED:
+        return library_to_onnx(network, chw, input_name, f"{row.library} {row.name}")
+    return to_onnx(network, chw, input_name)
+
+
+def library_to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str, name: str) -> onnx.ModelProto:
+    """Return a network of an installed library as ONNX, in the form that `classifier.load` gives files.
+
+    It is exported for one image, and its batch is freed afterwards: what a network computes from its batch in Python
+    would be a constant either way, and is found so.
+
+    Args:
+        name: of the network, for errors.
+
+    Raises:
+        DataError: torch does not export it, or what it exports is not taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        path = Path(folder) / "network.onnx"
+        try:
+            with warnings.catch_warnings(), torch.inference_mode():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    network.eval(),
+                    (torch.zeros(1, *chw),),
+                    str(path),
+                    dynamo=False,
+                    input_names=[input_name],
+                    output_names=["output"],
+                    opset_version=classifier.OPSET,
+                )
+        except Exception as err:  # of each network's own code, as of the exporter
+            raise DataError(f"{name}: torch {torch.__version__} does not export it ({_line(err)})") from None
+        try:
+            return classifier.load(path, chw)
+        except DataError as err:
+            raise DataError(str(err).replace(str(path), name)) from None
+
+
+def _line(err: Exception) -> str:
+    return str(err).strip().partition("\n")[0] or type(err).__name__
 
 
 def to_torchscript(network: nn.Module, chw: tuple[int, ...]) -> bytes:

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.models import libraries
 from pipeline.models.addresses import address_of, digest_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Design(Enum):
     PADDLE = "PaddleClas ResNet"
     PADDLE_VC = "PaddleClas ResNet_vc"
     PADDLE_VD = "PaddleClas ResNet_vd"
+    INSTALLED = "of the installed library"  # any name of timm or torchvision, see libraries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +114,21 @@ MODELS: tuple[Model, ...] = (
 
 
 def find_model(library: str, name: str, where: str = "frontend.model") -> Model:
-    """Return the row of a network.
+    """Return the row of a network; of timm and torchvision those of the installed library too.
 
     Args:
         where: the key or flag that gave the name, for errors.
 
     Raises:
-        ConfigError: the library is not in the table, or has no such network.
+        ConfigError: the library is not known or not installed, or has no such network.
     """
     known = {model.name: model for model in MODELS if model.library == library}
     if not known:
-        libraries = ", ".join(sorted({model.library for model in MODELS}))
+        listed = ", ".join(sorted({model.library for model in MODELS}))
         key = "frontend.type" if where == "frontend.model" else where
-        raise ConfigError(f"{key}: no networks of {library!r} are known; wanted {libraries}, or onnx")
+        raise ConfigError(f"{key}: no networks of {library!r} are known; wanted {listed}, or onnx")
+    if name not in known and library in libraries.LIBRARIES:
+        return _installed(library, name, where)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
@@ -132,8 +136,39 @@ def find_model(library: str, name: str, where: str = "frontend.model") -> Model:
     return known[name]
 
 
-def build_network(model: Model, num_classes: int = 1000) -> nn.Module:
-    """Return the network in evaluation mode, with the weights PyTorch starts with."""
+def _installed(library: str, name: str, where: str) -> Model:
+    """Return a row for a network of the installed library."""
+    if not libraries.is_installed(library):
+        known = [model.name for model in MODELS if model.library == library]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near:
+            raise ConfigError(
+                f"{where}: {library} has no network {name!r} that needs no library; did you mean {near[0]!r}? For "
+                f"its others run pip install '.[{library}]'"
+            )
+    libraries.check(library, name, where)
+    try:
+        size = libraries.recipe(library, name).crop_hw[0]
+    except ConfigError:  # without a record; init asks for the size
+        size = 224
+    return Model(library=library, name=name, design=Design.INSTALLED, depths=(), bottleneck=False, size=size)
+
+
+def library_version(library: str, name: str | None) -> str | None:
+    """Return the version of the installed library that makes a network; None for those that are made here."""
+    if library not in libraries.LIBRARIES or any((row.library, row.name) == (library, name) for row in MODELS):
+        return None
+    return libraries.version_of(library)
+
+
+def build_network(model: Model, num_classes: int = 1000, hw: tuple[int, int] | None = None) -> nn.Module:
+    """Return the network in evaluation mode, with the weights PyTorch starts with.
+
+    Args:
+        hw: height and width of the input, for networks of an installed library whose parameters depend on them.
+    """
+    if model.design is Design.INSTALLED:
+        return libraries.build(model.library, model.name, num_classes, hw)
     from pipeline.models import iresnet, paddle_resnet, resnet
 
     network: nn.Module

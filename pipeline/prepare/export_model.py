@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from pipeline.artefacts import whole_file
 from pipeline.config.build_config import AUTO
 from pipeline.data.sample import sample_image
 from pipeline.errors import ConfigError
-from pipeline.models import exporter, zoo
+from pipeline.models import exporter, libraries, zoo
 from pipeline.onnx_models import classifier
 from pipeline.weights import checkpoints, downloads
 
@@ -66,13 +67,16 @@ def export_model(
         raise ConfigError(f"{flags.size}: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
     row = zoo.find_model(library, name, flags.name)
     weights = _find_weights(row, weights, flags)
-    network = zoo.build_network(row, num_classes)
+    network = zoo.build_network(row, num_classes, (size, size))
     checkpoints.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
+    if row.design is zoo.Design.INSTALLED:
+        network = libraries.fuse(network)
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])
     path = save_dir / f"{name}_{size}.{form}"
     try:
         with whole_file(path) as scratch:
-            error = (_write_onnx if form == "onnx" else _write_torchscript)(network, images, scratch, weights)
+            write = functools.partial(_write_onnx, row) if form == "onnx" else _write_torchscript
+            error = write(network, images, scratch, weights)
     except OSError as err:
         raise ConfigError(f"{flags.save_dir} {save_dir}: cannot be written ({err.strerror}); give another") from err
     return path, error
@@ -86,9 +90,11 @@ def _find_weights(row: zoo.Model, weights: Path, flags: Flags) -> Path:
     return weights
 
 
-def _write_onnx(network: nn.Module, images_nchw: npt.NDArray[np.float32], out: Path, weights: Path) -> float:
+def _write_onnx(
+    row: zoo.Model, network: nn.Module, images_nchw: npt.NDArray[np.float32], out: Path, weights: Path
+) -> float:
     _, channels, height, width = images_nchw.shape
-    model = exporter.to_onnx(network, (channels, height, width))
+    model = exporter.export(row, network, (channels, height, width))
     error = exporter.check_against_torch(model, network, images_nchw)
     classifier.check_batch(model, images_nchw, weights)
     onnx.save(model, out)

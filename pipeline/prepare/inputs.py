@@ -78,7 +78,8 @@ def check_weights(cfg: BuildConfig) -> None:
         classes = frontend.num_classes
         if classes is None and cfg.dataset.path is not None:
             classes = len(_calibration_images(cfg).classes)
-        network = zoo.build_network(zoo.find_model(frontend.type.value, frontend.model), classes or 1000)
+        row = zoo.find_model(frontend.type.value, frontend.model)
+        network = zoo.build_network(row, classes or 1000, frontend.chw[1:])
         model = f"{frontend.type.value} {frontend.model}"
         checkpoints.load_strictly(network, state, frontend.checkpoint, model)
 

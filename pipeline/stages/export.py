@@ -30,7 +30,7 @@ from pipeline.data.calibration_list import read_calibration_list, spread
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError, PipelineError
-from pipeline.models import zoo
+from pipeline.models import libraries, zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import Given, check_given, compare
 from pipeline.onnx_models.run import takes_one_image
@@ -61,6 +61,7 @@ class Settings:
     output: str | None  # of an ONNX file with several
     background: BackgroundClass | None  # a class of an ONNX file that is cut off
     softmax: bool  # appended to the network's output
+    library: str | None  # version of the installed library whose network it is
     preprocess: PreprocessSpec
 
 
@@ -78,6 +79,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         output=frontend.output,
         background=frontend.background,
         softmax=cfg.graph.extra_op is ExtraOp.SOFTMAX,
+        library=zoo.library_version(frontend.type.value, frontend.model),
         preprocess=cfg.preprocess,
     )
 
@@ -260,8 +262,9 @@ def export(
             return _from_file(path, settings, images_nchw, num_classes, "the data set has" if fit_on else None)
     from pipeline.models import exporter
 
-    network = _network(settings, fit_on, num_classes or len(imagenet_classes()))
-    model = exporter.to_onnx(network, settings.chw, settings.input_name)
+    row = zoo.find_model(settings.type.value, settings.model or "")
+    network = _network(row, settings, fit_on, num_classes or len(imagenet_classes()))
+    model = exporter.export(row, network, settings.chw, settings.input_name)
     checked = images_nchw[:_CHECKED_IMAGES]
     exporter.check_against_torch(model, network, checked)
     name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
@@ -324,12 +327,10 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
     raise DataError(line)
 
 
-def _network(settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
+def _network(row: zoo.Model, settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
     from pipeline.weights import checkpoints, sample_weights
 
-    assert settings.model is not None, "checked by the build file's loader"
-    row = zoo.find_model(settings.type.value, settings.model)
-    network = zoo.build_network(row, num_classes)
+    network = zoo.build_network(row, num_classes, settings.chw[1:])
     if settings.checkpoint is None:
         sample_weights.fit_sample_weights(
             network,
@@ -342,4 +343,4 @@ def _network(settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> 
         path = settings.checkpoint.path
         state = checkpoints.read_state_dict(path, settings.checkpoint_key)
         checkpoints.load_strictly(network, state, path, f"{settings.type.value} {settings.model}")
-    return network
+    return libraries.fuse(network) if row.design is zoo.Design.INSTALLED else network

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.models import zoo
+from pipeline.models import libraries, zoo
 from pipeline.terminal import console
 from pipeline.weights import state_dicts
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
@@ -166,6 +166,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     Raises:
         DataError: what does not fit is listed; or a tensor holds NaN or Inf.
     """
+    libraries.drop_auxiliary(network, state)
     entries = _entries(network, state)
     misfit = _compare(network, state, entries)
     if misfit:
@@ -187,11 +188,22 @@ def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
 
     Names and shapes decide, whatever their order; the network may be on the meta device, with any number of classes.
     """
+    libraries.drop_auxiliary(network, state)
     misfit = _compare(network, state, _entries(network, state))
     if misfit is not None:
         return misfit.classes[0] if misfit.classes else None
-    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    return linear[-1].out_features if linear else None
+    return _outputs_of(network)
+
+
+def _outputs_of(network: nn.Module) -> int | None:
+    """Return how many classes a network has: as it says itself, or of its last linear layer or convolution."""
+    own = getattr(network, "num_classes", None)
+    if isinstance(own, int):
+        return own
+    linear = [layer.out_features for layer in network.modules() if isinstance(layer, nn.Linear)]
+    convolutions = [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    found = linear or convolutions
+    return found[-1] if found else None
 
 
 def _entries(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
@@ -220,24 +232,27 @@ def _compare(network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[s
     wrong = [entry for name, entry in wanted.items() if name in state and tuple(state[name].shape) != entry.shape]
     if not missing and not unexpected and not wrong:
         return None
-    classes = None if missing or unexpected else _classes(network, state, entries, wrong)
+    classes = None if missing or unexpected else _classes(network, state, wrong)
     return _Misfit(missing, unexpected, wrong, classes)
 
 
-def _classes(
-    network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[str, _Entry], wrong: list[_Entry]
-) -> tuple[int, int] | None:
-    """Return the classes found and wanted, if the classifier (the last linear layer) is all that differs."""
-    linear = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-    if not linear:
+def _classes(network: nn.Module, state: Mapping[str, Tensor], wrong: list[_Entry]) -> tuple[int, int] | None:
+    """Return the classes found and wanted, if the rows of the classifier's tensors are all that differs.
+
+    A classifier may be a linear layer or a convolution, and there may be two, as of distilled networks.
+    """
+    pairs = set()
+    for entry in wrong:
+        found, wanted = tuple(state[entry.name].shape), entry.shape
+        if entry.transposed:
+            found, wanted = found[::-1], wanted[::-1]
+        if found[1:] != wanted[1:] or not found:
+            return None
+        pairs.add((found[0], wanted[0]))
+    if len(pairs) != 1:
         return None
-    name, layer = linear[-1]
-    weight = entries[f"{name}.weight"]
-    classifier = [weight.name, *([entries[f"{name}.bias"].name] if layer.bias is not None else [])]
-    found = tuple(state[weight.name].T.shape if weight.transposed else state[weight.name].shape)
-    if sorted(entry.name for entry in wrong) != sorted(classifier) or len(found) != 2 or found[1] != layer.in_features:
-        return None
-    return found[0], layer.out_features
+    (pair,) = pairs
+    return pair if pair[1] == _outputs_of(network) else None
 
 
 def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: str) -> str:

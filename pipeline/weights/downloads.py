@@ -22,7 +22,8 @@ from pipeline.artefacts import file_digest
 from pipeline.errors import ConfigError, DataError
 from pipeline.host.locks import exclusive
 from pipeline.host.user_cache import FOLDER_VARIABLE, cache_folder
-from pipeline.models.zoo import Model
+from pipeline.models import libraries
+from pipeline.models.zoo import Design, Model
 from pipeline.terminal.progress import progress_bar
 
 _CHUNK = 1 << 18  # bytes read at a time
@@ -41,6 +42,10 @@ def check(model: Model, where: str) -> None:
         where: the key or flag that says `auto`, for errors.
     """
     name = f"{model.library} {model.name}"
+    if model.design is Design.INSTALLED:
+        if not libraries.tags_of(model.library, model.name.partition(".")[0]):
+            raise ConfigError(f"{where}: auto, but {model.library} publishes no weights of {model.name}; give a file")
+        return
     if model.url is None:
         raise ConfigError(f"{where}: auto, but no published checkpoint of {name} is known; give a file")
     if model.sha256 is None:
@@ -58,12 +63,16 @@ def fetch(model: Model, where: str) -> Path:
         DataError: it cannot be fetched, or is not what was published.
     """
     check(model, where)
+    if model.design is Design.INSTALLED:
+        return libraries.fetch(model.library, model.name, cache_folder() / model.library)
     assert model.url is not None and model.sha256 is not None
     return download(model.url, model.sha256, cache_folder() / model.library)
 
 
 def is_fetched(model: Model) -> bool:
     """Tell whether the published checkpoint of a network is in the cache, without fetching it."""
+    if model.design is Design.INSTALLED:
+        return libraries.weights_file(model.library, model.name, cache_folder() / model.library).is_file()
     if model.url is None or model.sha256 is None:
         return False
     path = _target(model.url, cache_folder() / model.library)
