@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import BackendError
 from pipeline.host.hardware import MAX_ISA, is_arm
+from pipeline.host.threads import wait_for_end
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
 
 # With this package OpenVINO reports its import to Google Analytics, from a process that it forks beside our threads,
@@ -51,6 +53,7 @@ class OpenVinoBackend:
             # One at a time: two threads that both made the first call to a fresh model hung once.
             request.infer([nothing], share_inputs=True)
         self._requests = Engines(requests)
+        self._callers: set[int] = set()  # threads that computed, by the kernel's number
 
     def infer(self, batch_nchw: Batch) -> Output:
         self.input.check(batch_nchw, self._most)
@@ -60,6 +63,7 @@ class OpenVinoBackend:
             padded[:images] = batch_nchw
             batch_nchw = padded
         outputs: list[Output] = []
+        self._callers.add(threading.get_native_id())
         with self._requests.borrow() as request:
             for part in parts_of(np.ascontiguousarray(batch_nchw), self._batch):
                 try:
@@ -70,6 +74,9 @@ class OpenVinoBackend:
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def close(self) -> None:
+        # Threads that have computed free what OpenVINO keeps for each of them when they end. Python's join returns
+        # before that: freeing the model, or ending the process, at the same time has crashed one run in twenty.
+        wait_for_end(self._callers)
         self._requests.close()
 
 
