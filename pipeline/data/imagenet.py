@@ -156,7 +156,7 @@ def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
         raise DataError(f"{listing.root}: no{wanted} images{found}; {hint}")
     if others:
         way = "convert them to take them" if takes_any else f"{_SUFFIX_KEY} any takes every kind"
-        console.note(f"note: {listing.root}: {len(images)} images, left out {describe(others)} images; {way}")
+        console.warning(f"note: {listing.root}: {len(images)} images, left out {describe(others)} images; {way}")
     return images
 
 
@@ -168,7 +168,7 @@ def _select_listed(
     if not listed:
         return images
     if len(listed) < len(images):
-        console.note(
+        console.warning(
             f"note: {listing.root}: {len(listed)} images of {labels_file}, {len(images) - len(listed)} others left out"
         )
     return listed

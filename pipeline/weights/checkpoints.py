@@ -60,9 +60,9 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     chosen = state_dicts.choose(path, loaded, key)
     if passed_over:
         names = state_dicts.shorten(passed_over)
-        console.note(f"note: {path}: objects other than tensors were skipped: {names}")
+        console.warning(f"note: {path}: objects other than tensors were skipped: {names}")
     for note in chosen.notes:
-        console.note(f"note: {note}")
+        console.warning(f"note: {note}")
     for detail in chosen.details:
         console.detail(detail)
     return chosen.tensors
