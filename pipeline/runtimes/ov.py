@@ -75,7 +75,7 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         # Threads that have computed free what OpenVINO keeps for each of them when they end. Python's join returns
-        # before that: freeing the model, or ending the process, at the same time has crashed one run in twenty.
+        # before that: freeing the model, or ending the process, at the same time crashed one run in thirty.
         wait_for_end(self._callers)
         self._requests.close()
 

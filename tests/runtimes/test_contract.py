@@ -21,7 +21,7 @@ from run_fixtures import CLASS_IDS, REPOSITORY, Float32, TinyWorkspace, float32_
 
 from pipeline.errors import BackendError
 from pipeline.quant import pixels
-from pipeline.runtimes import base
+from pipeline.runtimes import opening
 from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec
 from pipeline.runtimes.opening import choose, default_runtime, open_backend, place
 
@@ -195,14 +195,14 @@ def test_default_runtime_is_the_one_with_most_int8_kernels_for_the_cpu(
     monkeypatch: pytest.MonkeyPatch, machine: str, installed: set[str], expected: Runtime
 ) -> None:
     finder = SimpleNamespace(find_spec=lambda name: name if name in installed else None)
-    monkeypatch.setattr(base, "importlib", SimpleNamespace(util=finder))
+    monkeypatch.setattr(opening, "importlib", SimpleNamespace(util=finder))
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert default_runtime() is expected
     assert choose(Runtime.AUTO) is expected
 
 
 def test_choose_says_how_to_install_a_runtime_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None)))
+    monkeypatch.setattr(opening, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None)))
     assert choose(Runtime.AUTO) is Runtime.ONNXRUNTIME
     with pytest.raises(BackendError) as raised:
         choose(Runtime.OPENVINO)
