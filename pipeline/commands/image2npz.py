@@ -46,11 +46,6 @@ def _image2npz(args: argparse.Namespace) -> None:
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
     cluster = cluster_of(args)
-    try:
-        listed = listed_labels.find_listed(args.dataset_path, args.suffix)
-    except DataError as err:  # without labels the npz files are as good
-        listed = None
-        console.warning(f"note: labels are not kept: {err}")
     report = convert(
         args.dataset_path,
         args.target_path,
@@ -60,6 +55,11 @@ def _image2npz(args: argparse.Namespace) -> None:
         cluster,
         PreprocessAs(args.preprocess_as),
     )
+    try:
+        listed = listed_labels.find_listed(args.dataset_path, args.suffix)
+    except DataError as err:  # without labels the npz files are as good
+        listed = None
+        console.warning(f"note: labels are not kept: {err}")
     if listed is not None:
         listed_labels.keep(listed, args.target_path)
         print(f"labels of {len(listed.index_of)} images by {listed.file}, kept beside the npz files for eval")

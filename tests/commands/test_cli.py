@@ -138,7 +138,13 @@ def test_documents_way_from_images_to_accuracy(
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\nf\n")
 
     converted = main(*shlex.split("image2npz --dataset_path val --target_path npz --text_path npz_datalist.txt"))
-    assert (converted.code, converted.out) == (0, "npz_datalist.txt: 7 images (0 were done already)\n")
+    assert (converted.code, converted.out.splitlines()) == (
+        0,
+        [
+            f"labels of 7 images by {tmp_path / 'val_label.txt'}, kept beside the npz files for eval",
+            "npz_datalist.txt: 7 images (0 were done already)",
+        ],
+    )
     model = f"-m {FOLDER}/{NAME} --vdsp_params {vdsp_in_data_folder} -i 8 -p 1 -b 3 -s [3,32,32] --runtime onnxruntime"
     benched = main(*shlex.split(f"bench {model} --datalist npz_datalist.txt --path_output output"))
     assert benched.code == 0, benched.err

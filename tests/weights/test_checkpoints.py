@@ -243,7 +243,7 @@ def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
     state["head.bias"], state["head.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
     assert load_error(state) == (
         "w.pth: not a checkpoint of timm tiny: 2 keys missing (first: fc.bias), 2 unexpected (first: head.bias); "
-        "check frontend.model (--model_name of export)"
+        "check frontend.model"
     )
 
 
@@ -307,7 +307,7 @@ def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State
     state["conv1.weight"] = torch.zeros(4, 3, 7, 7)
     assert load_error(state) == (
         "w.pth: not a checkpoint of timm tiny: 1 of another shape (first: conv1.weight is [4, 3, 7, 7], wanted "
-        "[4, 3, 3, 3]); check frontend.model (--model_name of export)"
+        "[4, 3, 3, 3]); check frontend.model"
     )
 
 
