@@ -51,6 +51,26 @@ class Room:
         finally:
             self.requests -= 1
 
+    def hold(self, count: int) -> None:
+        """Count bytes that have arrived; whoever calls it takes them off `held` when the request ends.
+
+        Raises:
+            FullError: all bodies together are too large. The bytes are counted all the same.
+        """
+        self.held += count
+        if self.held > self.max_held:
+            metrics.REFUSED.labels("bodies too large").inc()
+            raise FullError("too many bytes under way; try again later")
+
+    @contextmanager
+    def holding(self, count: int) -> Iterator[None]:
+        """Hold bytes while the body runs; raise as `hold`."""
+        try:
+            self.hold(count)
+            yield
+        finally:
+            self.held -= count
+
 
 class Limits:
     """Limits bodies and requests under way, and asks clients to leave while the server is stopping."""
@@ -110,12 +130,12 @@ class _Body:
             ) from None
         count = len(message.get("body", b""))
         self.size += count
-        self._room.held += count
         self._whole = not message.get("more_body", False)
+        try:
+            self._room.hold(count)
+        except FullError as err:
+            raise HTTPException(503, str(err)) from None
         if self.size > self._room.max_body:
             metrics.REFUSED.labels("body too large").inc()
             raise HTTPException(413, f"the body has more than {self._room.max_body} bytes")
-        if self._room.held > self._room.max_held:
-            metrics.REFUSED.labels("bodies too large").inc()
-            raise HTTPException(503, "too many bytes under way; try again later")
         return message

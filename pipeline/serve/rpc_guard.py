@@ -45,7 +45,8 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     taken = nullcontext() if self._door.is_open(method) else self._room.taken()
                     with self._door.admitted(visit, authorization), taken:
                         visit.bytes_in, request = await self._message(requests, context)
-                        answer = await handler.unary_unary(request, context)
+                        with self._room.holding(visit.bytes_in):
+                            answer = await handler.unary_unary(request, context)
                         visit.status = "OK"
                         return answer
                 except UnauthorizedError as err:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
-from pipeline.serve.limits import Room
+from pipeline.serve.limits import FullError, Room
 
 _GZIP = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip's header and checksum
 _ENCODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
@@ -41,11 +41,11 @@ class Unpacking:
         del headers["content-encoding"]
         headers["content-length"] = str(len(body))
         waiting = iter([{"type": "http.request", "body": body, "more_body": False}])
-        self._room.held += len(body)
         try:
-            await self._app(scope, _first(waiting, receive), send)
-        finally:
-            self._room.held -= len(body)
+            with self._room.holding(len(body)):
+                await self._app(scope, _first(waiting, receive), send)
+        except FullError as err:
+            await refusal(503, str(err))(scope, receive, send)
 
 
 def _first(messages: Iterator[Message], receive: Receive) -> Receive:
