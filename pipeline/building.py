@@ -14,7 +14,8 @@ from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, pub
 from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ArtefactError, ConfigError, DataError
 from pipeline.prepare import inputs as build_inputs
-from pipeline.stages import export, trial
+from pipeline.proof import speed
+from pipeline.stages import export
 from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
 from pipeline.stages.settings import settings_key
 from pipeline.stages.table import STAGES, S, Stage
@@ -54,7 +55,7 @@ def check(cfg: BuildConfig) -> None:
     except ConfigError as err:
         raise ConfigError(cfg.as_typed(str(err))) from err
     build_inputs.check_model(cfg)
-    trial.seconds()
+    speed.budget_seconds()
 
 
 def make_ready(cfg: BuildConfig) -> BuildConfig:

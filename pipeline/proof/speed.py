@@ -7,6 +7,7 @@ by the median of their ratios over the rounds, with a confidence interval.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from pipeline.host.hardware import available_cores
 from pipeline.runtimes.base import Backend, Batch, Runtime
 from pipeline.runtimes.opening import open_backend, place
 
+SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # environment variable: seconds that a build may spend on it; 0: none
+_SECONDS = 15.0
 _BATCH = 8  # images a request, as in predict and serve; fewer where they take long
 _SLOT_S = 0.03  # least time of a candidate in a round: shorter ones measure the clock's resolution
 _LOOKS = (6, 12, 24, 48)  # rounds after which it may end: testing after every round would find differences by chance
@@ -91,6 +95,22 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
         outside = k + 1
     ordered = sorted(values)
     return (ordered[outside - 1], ordered[count - outside]) if outside else None
+
+
+def budget_seconds() -> float:
+    """Return how long a build may measure speeds, each time it does, in s.
+
+    Raises:
+        ConfigError: the variable is not a number.
+    """
+    text = os.environ.get(SECONDS, "")
+    try:
+        value = float(text) if text else _SECONDS
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 3600:
+        raise ConfigError(f"{SECONDS}: expected 0 to 3600 seconds, got {text!r}")
+    return value
 
 
 def measure(candidates: Sequence[Candidate], seconds: float) -> Rates:

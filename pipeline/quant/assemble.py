@@ -25,6 +25,7 @@ class Parts:
     means: Mapping[str, Float64] | None = None  # mean inputs of the layers, for bias correction; None: no correction
     float_layers: Collection[str] = ()
     float_activations: frozenset[str] = frozenset()  # observed ones, and with them the layers that read them
+    gates_in_float: bool = False  # see `float_parts`
 
     def leaving(self, activations: Collection[str]) -> Parts:
         """Return the parts of a model that leaves more activations in float32."""
@@ -48,6 +49,7 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         per_channel=parts.per_channel,
         float_layers=parts.float_layers,
         float_activations=parts.float_activations,
+        gates_in_float=parts.gates_in_float,
     )
     rounded = {name: (each.weights, each.scales) for name, each in parts.rounded.items()}
     installed = install_weights(model, float32, rounded)

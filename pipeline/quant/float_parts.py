@@ -26,6 +26,16 @@ _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "Sqrt"})
 _GELUS = frozenset({"Gelu", "Erf"})
 
 
+# Activations that OpenVINO computes within the convolution before them, in float32, where no quantizer is between; and
+# ONNX Runtime in int8, where there is one on either side. With Mul they are SiLU and squeeze-and-excitation.
+_GATES = frozenset(
+    {
+        *("Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Softplus", "Tanh"),
+        *("LeakyRelu", "PRelu", "Elu", "Selu", "Celu"),
+    }
+)
+
+
 @dataclass(frozen=True)
 class FloatParts:
     """What computes in float32 beside the layers that a build file leaves out."""
@@ -34,27 +44,40 @@ class FloatParts:
     outputs: frozenset[str] = frozenset()  # what layers in int8 write for such nodes alone: without a quantizer
 
 
-def float_parts(model: onnx.ModelProto) -> FloatParts:
+def float_parts(model: onnx.ModelProto, *, gates: bool = False) -> FloatParts:
     """Return the parts of a float32 model that stay float32; none of a network of convolutions, norms and ReLUs.
 
     Convolutions whose output goes into a norm or into attention as it is, with which a stream begins, write it in
     float32. Others keep their quantizer, without which ONNX Runtime computes them in float32.
+
+    Args:
+        gates: what is computed between convolutions and gates (SiLU, HardSwish, squeeze-and-excitation) is float32 too,
+            with the outputs of those convolutions.
     """
     known = constants(model)
     tail = tail_tensors(model, find_classifier(model))
     body = [node for node in model.graph.node if not tail.intersection(node.output)]
     attention = [node for node in body if node.op_type in _NORMS or is_product(node, known)]
-    if not attention and not any(node.op_type in _GELUS for node in body):
+    opened = [node for node in body if gates and node.op_type in _GATES]
+    if not attention and not opened and not any(node.op_type in _GELUS for node in body):
         return FloatParts()
     spread = _Spread(model, tail)
     nodes = spread.over(attention) | spread.over(node for node in body if node.op_type in _GELUS)
-    ends = {node.name for node in attention}
+    ends, of_gates = {node.name for node in attention}, spread.over(opened)
+    nodes |= of_gates
     outputs = {
         node.output[0]
         for node in body
-        if node.op_type == "Conv" and _is_layer(node, known) and spread.feeds(node.output[0], ends, nodes)
+        if node.op_type == "Conv"
+        and _is_layer(node, known)
+        and (spread.feeds(node.output[0], ends, nodes) or spread.is_read_by(node.output[0], of_gates))
     }
     return FloatParts(frozenset(nodes), frozenset(outputs))
+
+
+def has_gates(model: onnx.ModelProto) -> bool:
+    """Tell whether `gates` makes a difference to a model."""
+    return float_parts(model, gates=True) != float_parts(model)
 
 
 def is_product(node: onnx.NodeProto, known: Iterable[str]) -> bool:
@@ -92,6 +115,11 @@ class _Spread:
                 if name in self._makers:
                     waiting.append(self._makers[name])
         return found
+
+    def is_read_by(self, name: str, nodes: set[str]) -> bool:
+        """Tell whether some nodes, and no others, read a tensor."""
+        readers = self._readers.get(name, ())
+        return bool(readers) and all(node.name in nodes for node in readers)
 
     def feeds(self, name: str, ends: set[str], through: set[str]) -> bool:
         """Tell whether a tensor goes into one of some nodes, and nowhere else than through the nodes of `through`.

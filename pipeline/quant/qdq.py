@@ -38,6 +38,7 @@ def insert_qdq(
     per_channel: bool,
     float_layers: Collection[str] = (),
     float_activations: Collection[str] = (),
+    gates_in_float: bool = False,
 ) -> onnx.ModelProto:
     """Return the int8 model: weights int8 symmetric (one scale an output channel, or one a tensor), activations uint8.
 
@@ -47,6 +48,7 @@ def insert_qdq(
         per_channel: one weight scale an output channel; else one a tensor.
         float_layers: names of nodes that stay float32.
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
+        gates_in_float: leave what lies between convolutions and gates in float32, see `float_parts`.
 
     Raises:
         DataError: a tensor has no range, or weights hold NaN or Inf.
@@ -55,12 +57,13 @@ def insert_qdq(
     missing = [name for name in wanted if name not in ranges]
     if missing:
         raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
-    parts = float_parts(model)
+    parts = float_parts(model, gates=gates_in_float)
     sources = range_sources(model, parts)
+    observed_as = range_sources(model)  # where more is in float, less passes ranges on
     covered = activations.covered_ranges(model, ranges)
-    data = {name: covered[source] for name, source in sources.items()}
+    data = {name: covered[source if source in covered else observed_as[source]] for name, source in sources.items()}
     data |= {name: Range(-1.0, 1.0) for name in parts.outputs}  # any: their quantizers are removed
-    unquantized = {name for name, source in sources.items() if source in float_activations}
+    unquantized = {name for name in sources if observed_as[name] in float_activations}
     border = pixels.border_nodes(model)
     excluded = {*float_layers, *_island(model, unquantized), *_stacked_products(model), *parts.nodes}
     prepared = onnx.shape_inference.infer_shapes(model)

@@ -19,6 +19,7 @@ OBSERVERS = "observers.npz"  # calibrate: ObserverSet
 OUTPUTS = "outputs.npy"  # calibrate: float32 [images, classes], the float32 model's answers in the order of the list
 THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
+PLACEMENT = "placement.json"  # place: whether gates stay float32
 ISLANDS = "islands.json"  # tune: the activations that stay float32, and what each trial bought
 CHECK = "check.json"  # quantize: what became of the layers; prove: how the model compares with float32
 MACHINE = "machine.json"  # trial: where speeds were measured

@@ -16,7 +16,7 @@ from pipeline.quant.assemble import Parts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import read_rounded
-from pipeline.stages.artefact_names import OBSERVERS, THRESHOLDS, WEIGHTS
+from pipeline.stages.artefact_names import OBSERVERS, PLACEMENT, THRESHOLDS, WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
         means = {name: sums / images for name, sums in observers.mean_sums.items()}
     elif pixels.are_input_of(float32):  # see there: without it, the mean pixel would go through weights as they were
         means = {pixels.PIXELS: pixels.mean_input(float32, settings.mean)}
+    placed = json.loads((inputs["place"] / PLACEMENT).read_text(encoding="utf-8")) if "place" in inputs else {}
     return Parts(
         ranges={name: Range(**bounds) for name, bounds in ranges.items()},
         per_channel=settings.per_channel,
@@ -64,4 +65,5 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
         means=means,
         float_activations=placement.classifier_inputs(float32) if settings.float_classifier else frozenset(),
         float_layers=qdq.find_layers(float32, settings.skip_conv_layers, settings.exclude_layers),
+        gates_in_float=placed.get("gates_in_float", False),
     )

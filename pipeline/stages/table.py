@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
+from pipeline.proof import speed
 from pipeline.stages import (
     arrange,
     calibrate,
@@ -18,6 +19,7 @@ from pipeline.stages import (
     image2npz,
     package,
     pixels,
+    place,
     prove,
     quantize,
     rounding,
@@ -66,7 +68,7 @@ def _tunes(cfg: BuildConfig) -> bool:
 
 
 def _is_tried(cfg: BuildConfig) -> bool:
-    return _is_int8(cfg) and trial.seconds() > 0
+    return _is_int8(cfg) and speed.budget_seconds() > 0
 
 
 def _is_float(cfg: BuildConfig) -> bool:
@@ -85,7 +87,10 @@ def _has_evaluation(cfg: BuildConfig) -> bool:
 _GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
 
 
-_QUANTIZED = (*_GIVEN, "calibrate", "thresholds", "round")
+_RANGED = (*_GIVEN, "calibrate", "thresholds")
+
+
+_QUANTIZED = (*_RANGED, "round", "place")
 
 
 _PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
@@ -116,9 +121,10 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=3),
     Stage("calibrate", _GIVEN, calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=6),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
+    Stage("place", _RANGED, place.take_settings, place.run, _is_int8),
     Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=5),
-    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=2),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=8),
+    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=3),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=9),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=2),
     Stage("prove", _PROVEN, prove.take_settings, prove.run),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),

@@ -6,8 +6,6 @@ The figures differ from run to run, so they are not part of the artefact's key; 
 from __future__ import annotations
 
 import json
-import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Any
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
-from pipeline.errors import BackendError, ConfigError
+from pipeline.errors import BackendError
 from pipeline.host import hardware, isolated
 from pipeline.packages.choice import machine
 from pipeline.proof import speed
@@ -25,25 +23,7 @@ from pipeline.runtimes.base import Runtime
 from pipeline.stages.artefact_names import CHECK, FIGURES, MACHINE, MODEL
 from pipeline.terminal import console
 
-SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # environment variable: seconds that a build may spend on it; 0: none
-_SECONDS = 15.0
 _MOST_S = 600.0  # in addition to the limit of `speed.measure`, for loading the models
-
-
-def seconds() -> float:
-    """Return how long a trial may take, in s.
-
-    Raises:
-        ConfigError: the variable is not a number.
-    """
-    text = os.environ.get(SECONDS, "")
-    try:
-        value = float(text) if text else _SECONDS
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 3600:
-        raise ConfigError(f"{SECONDS}: expected 0 to 3600 seconds, got {text!r}")
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +36,7 @@ class Settings:
 def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs: the machine, and nothing of the build file."""
     caps = tuple(hardware.isa_cap(runtime.value) for runtime in Runtime)
-    return Settings(machine=machine(), isa_caps=caps, seconds=seconds())
+    return Settings(machine=machine(), isa_caps=caps, seconds=speed.budget_seconds())
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:

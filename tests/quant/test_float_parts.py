@@ -12,7 +12,7 @@ from small_graphs import Builder, between_convolutions, images, ranges_seen, run
 
 from pipeline.quant import placement, qdq
 from pipeline.quant.bias_correction import correct_biases
-from pipeline.quant.float_parts import FloatParts, float_parts
+from pipeline.quant.float_parts import FloatParts, float_parts, has_gates
 from pipeline.runtimes.base import Runtime
 
 WIDTH, TOKENS = 16, 9
@@ -93,7 +93,7 @@ def test_int8_model_of_a_transformer_loses_little_beside_one_with_quantizers_eve
     expected = run_exact(model, batch)
     found = sqnr_db(expected, run_exact(int8_of(model), batch))
     for module in (placement, qdq):
-        monkeypatch.setattr(module, "float_parts", lambda model: FloatParts())
+        monkeypatch.setattr(module, "float_parts", lambda model, gates=False: FloatParts())
     assert found > sqnr_db(expected, run_exact(int8_of(model), batch)) + 6
     assert found > 25
 
@@ -122,6 +122,42 @@ def test_a_convolution_that_reads_a_stream_is_int8_and_the_stream_float32() -> N
     assert nodes["layernormalization1"].input[0] == branch  # written in float32
     # The branch's end keeps its quantizer: without it ONNX Runtime computes the convolution in float32.
     assert makers[nodes["add0"].input[1]].op_type == "DequantizeLinear"
+
+
+def gated() -> onnx.ModelProto:
+    """Convolutions with SiLU and squeeze-and-excitation, and one with a ReLU."""
+    made = Builder(3)
+    x = made.op("Relu", made.conv("x", 3, 8))
+    x = made.conv(x, 8, 8)
+    x = made.op("Mul", x, made.op("Sigmoid", x))
+    gate = made.op("Sigmoid", made.conv(made.op("GlobalAveragePool", x), 8, 8, 1))
+    x = made.op("Relu", made.conv(made.op("Mul", x, gate), 8, 8))
+    return made.model(made.gemm(made.pooled(x), 8, 5))
+
+
+def test_gates_in_float_leave_quantizers_only_before_layers() -> None:
+    model = gated()
+    assert has_gates(model)
+    assert not has_gates(between_convolutions(lambda made, x: made.op("Relu", x)))
+    ranges = ranges_seen(model, images())
+    opened = qdq.insert_qdq(model, ranges, per_channel=True, gates_in_float=True)
+    makers = {name: node for node in opened.graph.node for name in node.output}
+    for kind in ("Sigmoid", "Mul", "GlobalAveragePool"):
+        for node in (node for node in opened.graph.node if node.op_type == kind and node.name != "globalaveragepool1"):
+            assert {makers[name].op_type for name in node.input} <= {"Conv", "Mul", "Sigmoid"}
+    convolutions = [node for node in opened.graph.node if node.op_type == "Conv"]
+    assert all(makers[node.input[0]].op_type == "DequantizeLinear" for node in convolutions)
+    assert qdq.count_quantized(opened) == {"weighted": 5, "quantized": 5}
+    batch = images(16, seed=8)
+    expected = run_exact(model, batch)
+    closed = qdq.insert_qdq(model, ranges, per_channel=True)
+    assert sqnr_db(expected, run_exact(opened, batch)) > sqnr_db(expected, run_exact(closed, batch))
+
+
+def test_gates_at_the_end_of_a_network_make_no_difference() -> None:
+    made = Builder(3)
+    scores = made.op("Sigmoid", made.gemm(made.pooled(made.op("Relu", made.conv("x", 3, 8))), 8, 5))
+    assert not has_gates(made.model(scores))
 
 
 def test_correct_biases_corrects_what_is_added_to_a_matmul_and_leaves_it_to_others_as_it_was() -> None:

@@ -14,6 +14,7 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.packages.choice import machine, runtime_for
 from pipeline.packages.package import open_package
+from pipeline.proof import speed
 from pipeline.proof.speed import Candidate
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import installed_runtimes
@@ -24,7 +25,7 @@ MakeConfig = Callable[..., BuildConfig]
 
 @pytest.fixture(autouse=True)
 def short_trial(no_trial: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(trial.SECONDS, "0.5")
+    monkeypatch.setenv(speed.SECONDS, "0.5")
 
 
 @pytest.mark.slow
@@ -72,7 +73,7 @@ def test_build_measures_nothing_when_told_so_and_float_packages_never(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert open_package(build(make_config("backend.dtype=fp16"), lambda line: None).prefix).speed() is None
-    monkeypatch.setenv(trial.SECONDS, "0")
+    monkeypatch.setenv(speed.SECONDS, "0")
     built = build(make_config(), lambda line: None)
     assert "trial" not in built.stages
     assert open_package(built.prefix).speed() is None
@@ -80,7 +81,7 @@ def test_build_measures_nothing_when_told_so_and_float_packages_never(
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e9"])
 def test_check_refuses_a_time_that_is_none(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv(trial.SECONDS, text)
+    monkeypatch.setenv(speed.SECONDS, text)
     with pytest.raises(ConfigError) as caught:
         check(make_config())
     assert str(caught.value) == f"INT8_PIPELINE_TRIAL_SECONDS: expected 0 to 3600 seconds, got {text!r}"
