@@ -24,6 +24,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "": (),  # what follows names them all: a new module needs a row, or names no flag
     "building": ("build",),
     "config": ("build",),
+    "config.paddleclas": ("eval",),
     "data.imagenet": ("build", "init", "calibset", "image2npz"),
     "data.label_check": ("build",),
     "data.labels": ("eval",),
@@ -31,15 +32,18 @@ READERS: dict[str, tuple[str, ...]] = {
     "host.cluster": ("bench", "image2npz", "predict"),
     "measure.analyze": ("analyze",),
     "measure.bench": ("bench",),
+    "measure.documents": ("bench",),
     "measure.evaluate": ("eval",),
     "measure.load": ("bench",),
     "measure.reference": ("eval",),
     "measure.result_scores": ("eval",),
     "onnx_models": ("build",),
     "packages.formats": ("package",),
+    "packages.origin": ("build", "predict"),
     "packages.package": ("bench", "eval", "predict", "serve", "analyze", "package"),
     "prepare.doctor": ("doctor",),
     "prepare.export_model": ("export",),
+    "prepare.from_paddleclas": ("init",),
     "prepare.new_build_file": ("init",),
     "proof.agreement": ("bench", "predict", "serve"),
     "proof.speed": ("build",),
@@ -74,7 +78,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "commands.token": ("token",),
 }
 # Modules whose functions are each of one of these commands: there a flag must be one of any of them.
-SHARED = frozenset({"run.results", "commands.flags", "packages.package", "host.cluster"})
+SHARED = frozenset({"run.results", "commands.flags", "packages.package", "packages.origin", "host.cluster"})
 OTHER_PROGRAMS = frozenset({"--head", "--port"})  # of `ray start`, in the advice of `cluster`
 
 

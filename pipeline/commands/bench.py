@@ -83,6 +83,11 @@ def add_bench(commands: Any) -> None:
     parser.add_argument(
         "--max_latency", type=_positive, metavar="MS", help="of --sweep: what 95%% of the requests must stay under"
     )
+    parser.add_argument(
+        "--documents",
+        action="store_true",
+        help="latency at batch 1, 4 and 8 beside the documents' figures of the package's network, on GPUs",
+    )
     add_engine_flags(parser, "of --datalist: ")
     add_report_flag(parser, "of --sweep: ")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
@@ -98,6 +103,9 @@ def _bench(args: argparse.Namespace) -> None:
     cluster = cluster_of(args)
     if cluster is not None:
         _check_cluster_flags(args)
+    if args.documents:
+        _compare_with_documents(args)
+        return
     if args.sweep:
         _sweep(args)
         return
@@ -124,6 +132,29 @@ def _bench(args: argparse.Namespace) -> None:
         cluster=cluster,
         say=sayer(args.json),
     )
+    print_json(args.json, found.as_dict())
+
+
+def _compare_with_documents(args: argparse.Namespace) -> None:
+    from pipeline.measure import documents
+    from pipeline.measure.bench import check_shape
+    from pipeline.packages.package import open_package
+    from pipeline.run.plan import Limit
+
+    others = (*("batch", "instances", "datalist", "results", "vdsp_params"), *("reference", "sweep", "report"))
+    given = [name for name in others if getattr(args, name) not in (None, False)]
+    if given or args.processes != 1:
+        raise ConfigError(
+            "--documents: measures batch 1, 4 and 8 with one request in flight, and nothing else; leave "
+            f"--{(*given, 'processes')[0]} out"
+        )
+    package = open_package(args.model)
+    check_shape(package, args.shape)
+    limit = Limit(Limit.duration_s if args.duration is None else args.duration, args.iterations)
+    found = documents.measure(package, args.runtime, limit)
+    say = sayer(args.json)
+    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    say("\n".join(found.lines()))
     print_json(args.json, found.as_dict())
 
 

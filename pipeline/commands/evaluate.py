@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import (
     add_command,
@@ -15,6 +15,11 @@ from pipeline.commands.flags import (
     print_json,
     sayer,
 )
+from pipeline.errors import ConfigError
+from pipeline.terminal import console
+
+if TYPE_CHECKING:
+    from pipeline.packages.package import Package
 
 
 def add_eval(commands: Any) -> None:
@@ -35,6 +40,12 @@ def add_eval(commands: Any) -> None:
     )
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
     parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="a config of PaddleClas: the label list of its evaluation"
+    )
+    parser.add_argument(
+        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
+    )
+    parser.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
         default=None,
@@ -44,15 +55,43 @@ def add_eval(commands: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
 
 
+def _read_labels(args: argparse.Namespace) -> Path | None:
+    """Return the ground truth: of --val_label, else of a config of PaddleClas."""
+    if args.config is None and args.set:
+        raise ConfigError(f"-o {args.set[0]}: overrides a config of PaddleClas; give one by -c FILE")
+    if args.config is None or args.val_label is not None:
+        return args.val_label  # type: ignore[no-any-return]
+    from pipeline.config.paddleclas import read_label_path
+
+    return read_label_path(args.config, args.set)
+
+
+def _warn_of_other_weights(args: argparse.Namespace, package: Package | None) -> None:
+    """Warn where the package that answered is not of the weights that a config names."""
+    if args.config is None or package is None:
+        return
+    from pipeline.config.paddleclas import read_network
+    from pipeline.packages.origin import compare_weights
+
+    differs = compare_weights(package, read_network(args.config, args.set).weights)
+    if differs is not None:
+        console.warning(f"note: {differs}: these are its answers")
+
+
 def _eval(args: argparse.Namespace) -> None:
     from pipeline.measure.evaluate import evaluate
 
     check_json_path(args.json)
     check_report_path(args.report)
-    evaluation = evaluate(
-        args.results, datalist=args.datalist, label=args.label, val_label=args.val_label, reference=args.reference
-    )
     say = sayer(args.json)
+    evaluation = evaluate(
+        args.results,
+        datalist=args.datalist,
+        label=args.label,
+        val_label=_read_labels(args),
+        reference=args.reference,
+    )
+    _warn_of_other_weights(args, evaluation.package)
     if evaluation.facts["sample"]:
         say("sample weights, sample images")
     say("\n".join(evaluation.as_lines()))

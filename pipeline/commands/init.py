@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,18 @@ def add_init(commands: Any) -> None:
         "python -m pipeline init mynet.yaml --weights mynet.pth --dataset images/train --evaluation images/val",
     )
     parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write, - for standard output")
-    add_key_flag(parser, "frontend.checkpoint", type=Path, required=True)
-    add_key_flag(parser, "dataset.path", type=Path, required=True)
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="make it of a config of PaddleClas; the flags below win over it",
+    )
+    parser.add_argument(
+        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
+    )
+    add_key_flag(parser, "frontend.checkpoint", type=Path)
+    add_key_flag(parser, "dataset.path", type=Path)
     add_key_flag(parser, "evaluation.path", type=Path)
     parser.add_argument(
         "--model", metavar="LIBRARY/NAME", help="as `models` lists it (default: found out from the weights)"
@@ -38,6 +49,13 @@ def add_init(commands: Any) -> None:
 
 
 def _init(args: argparse.Namespace) -> None:
+    if args.config is not None:
+        _init_from_config(args)
+        return
+    missing = [flag for flag in ("weights", "dataset") if getattr(args, flag) is None]
+    if missing or args.set:
+        wanted = f"--{missing[0]}: missing" if missing else f"-o {args.set[0]}: overrides a config of PaddleClas"
+        raise ConfigError(f"init: {wanted}; give {'it, or ' if missing else ''}a config of PaddleClas by -c FILE")
     from pipeline.prepare import new_build_file
 
     if args.size is not None and not 1 <= args.size <= 16384:
@@ -55,5 +73,31 @@ def _init(args: argparse.Namespace) -> None:
     )
     say = sayer(args.out)
     say("\n".join(new_build_file.write(given)))
-    if args.out.is_file():
-        say(f"{args.out} written; next: python -m pipeline build {args.out}")
+    _say_next(args.out, say)
+
+
+def _init_from_config(args: argparse.Namespace) -> None:
+    from pipeline.prepare import from_paddleclas
+
+    given = [flag for flag in ("model", "size") if getattr(args, flag) is not None]
+    if given:
+        key = {"model": "Arch.name", "size": "the crop of its preprocessing"}[given[0]]
+        raise ConfigError(
+            f"--{given[0]}: {key} of {args.config} says it; change that by -o, or leave one of the two out"
+        )
+    keys = {
+        "frontend.checkpoint": args.weights,
+        "frontend.checkpoint_key": args.checkpoint_key,
+        "dataset.path": args.dataset,
+        "dataset.val_label": args.val_label,
+        "dataset.sampler.suffix": None if args.suffix == "any" else args.suffix,
+        "evaluation.path": args.evaluation,
+    }
+    say = sayer(args.out)
+    say("\n".join(from_paddleclas.write(args.out, args.config, args.set, keys)))
+    _say_next(args.out, say)
+
+
+def _say_next(out: Path, say: Callable[[str], None]) -> None:
+    if out.is_file():
+        say(f"{out} written; next: python -m pipeline build {out}")

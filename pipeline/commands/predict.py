@@ -6,8 +6,9 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,12 +29,22 @@ from pipeline.terminal import console
 if TYPE_CHECKING:
     from pipeline.data.storage import Location
     from pipeline.host.cluster import Cluster
+    from pipeline.packages.package import Package
     from pipeline.run.answer import Skip
     from pipeline.run.predict import Classifier
     from pipeline.run.prediction import Prediction
 
 
 _TOPK = 5
+
+
+class Form(Enum):
+    """What the lines look like: ours, or those of a program of PaddleClas."""
+
+    PLAIN = "plain"
+    PREDICT_CLS = "predict_cls"  # deploy/python/predict_cls.py: the base name of the file first
+    INFER = "infer"  # tools/infer.py: a list of dictionaries a batch
+    PIP = "pip"  # the command of the pip package
 
 
 def add_predict(commands: Any) -> None:
@@ -48,6 +59,11 @@ def add_predict(commands: Any) -> None:
         "images", type=place, nargs="*", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
     )
     parser.add_argument("--infer_imgs", type=place, metavar="PATH", help="the same, as PaddleClas names it")
+    parser.add_argument(
+        "--model_name",
+        metavar="NAME",
+        help="one of PaddleClas's networks: its package built last, and lines as its pip package prints them",
+    )
     parser.add_argument(
         "-c", "--config", type=Path, metavar="FILE", help="a config of PaddleClas: its images, batch size and topk"
     )
@@ -78,7 +94,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     check_json_path(args.json)
     cluster = cluster_of(args)
-    _take_config(args)
+    names = _take_config(args)
     paths = find_images(args.images)
     bad: list[str] = []
 
@@ -102,7 +118,7 @@ def _predict(args: argparse.Namespace) -> None:
             console.warning("sample weights, sample images: the answers to photos mean nothing")
         with closing(_predictions(cluster, classifier, paths, args.topk, skip)) as predictions:
             for prediction in predictions:
-                write(prediction)
+                write(prediction.renamed(names))
                 progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
@@ -111,20 +127,74 @@ def _predict(args: argparse.Namespace) -> None:
         _end_with_bad(len(bad), len(paths), accepted=args.skip_bad)
 
 
-def _take_config(args: argparse.Namespace) -> None:
-    """Set images, topk and batch, where no flag does, to what a config of PaddleClas says, and to the defaults."""
+def _take_config(args: argparse.Namespace) -> Mapping[int, str]:
+    """Set package, images, topk, batch and form, where no flag does, to what a config of PaddleClas says.
+
+    Returns:
+        The class names that it gives, by index.
+    """
     images = [*args.images, *([] if args.infer_imgs is None else [args.infer_imgs])]
+    names: Mapping[int, str] = {}
+    args.form = Form.PLAIN if args.infer_imgs is None else Form.PREDICT_CLS
     if args.config is not None:
         from pipeline.config.paddleclas import read_infer_config
 
+        if args.model_name is not None:
+            raise ConfigError(
+                f"--model_name {args.model_name}: {args.config} names a network too; leave one of them out"
+            )
         said = read_infer_config(args.config, args.set)
         images = images or [place(image) for image in said.images]
         args.topk, args.batch = args.topk or said.topk, args.batch or said.batch
+        args.form = Form.INFER if said.trains else Form.PREDICT_CLS
+        args.model = args.model or _package_of_config(args)
+        names = _read_names(said.class_names)
     elif args.set:
         raise ConfigError(f"-o {args.set[0]}: overrides a config of PaddleClas; give one by -c FILE")
+    if args.model_name is not None:
+        from pipeline.packages.origin import open_package_of
+
+        if args.model is not None:
+            raise ConfigError(f"--model_name {args.model_name}: -m {args.model} names a package; leave one of them out")
+        args.model, args.form = open_package_of(args.model_name), Form.PIP
     if not images:
         raise ConfigError("predict: no images; name files or folders")
     args.images, args.topk, args.batch = images, args.topk or _TOPK, args.batch or 0
+    return names
+
+
+def _package_of_config(args: argparse.Namespace) -> Package:
+    """Return the package of the config's network that was built last, else the one built last of all, with a note."""
+    from pipeline.config.paddleclas import read_network
+    from pipeline.packages.origin import compare_weights, find_packages_of
+    from pipeline.packages.package import open_package
+
+    said = read_network(args.config, args.set)
+    found = find_packages_of(said.name)
+    package = open_package(found[-1] if found else None)
+    note = compare_weights(package, said.weights)
+    if not found:
+        note = f"no package of {said.name} is here; the one built last answers: {package.prefix}"
+    if note is not None:
+        console.warning(f"note: {note}")
+    return package
+
+
+def _read_names(path: Path | None) -> Mapping[int, str]:
+    """Return the class names of a config's class_id_map_file, lines `index name`; none where it is not here."""
+    if path is None:
+        return {}
+    if not path.is_file():
+        console.note(f"{path} (class_id_map_file) is not here: class names are the package's")
+        return {}
+    names = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        index, _, name = line.partition(" ")
+        if line.strip() and not index.isdecimal():
+            raise DataError(f"{path}:{number}: expected an index and a name, got {line[:80]!r}")
+        if line.strip():
+            names[int(index)] = name
+    return names
 
 
 def _end_with_bad(bad: int, images: int, *, accepted: bool) -> None:
@@ -151,8 +221,8 @@ def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
     from pipeline.run.prediction import COLUMNS
 
     if args.json is None and args.csv is None:
-        as_paddleclas = args.config is not None or args.infer_imgs is not None
-        yield lambda prediction: print(prediction.as_text(base_name=as_paddleclas), flush=True)
+        with _lines(args) as write_line:
+            yield write_line
     elif args.csv is not None:
         with _output("--csv", args.csv) as stream:
             table = csv.writer(stream, lineterminator="\n")
@@ -170,6 +240,31 @@ def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
 
             yield write
             stream.write("\n]\n" if begun else "[]\n")
+
+
+@contextmanager
+def _lines(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
+    """Yield what prints a prediction in the form of the program whose flags were used."""
+    if args.form is Form.PIP:
+        yield lambda found: print(
+            ", ".join(f"{key}: {value}" for key, value in found.as_paddleclas().items()), flush=True
+        )
+        print("Predict complete!")
+    elif args.form is Form.INFER:
+        batch: list[dict[str, Any]] = []
+
+        def write(prediction: Prediction) -> None:
+            batch.append(prediction.as_paddleclas(command="infer"))
+            if len(batch) == max(args.batch, 1):
+                print(batch, flush=True)
+                batch.clear()
+
+        yield write
+        if batch:
+            print(batch)
+    else:
+        base_name = args.form is Form.PREDICT_CLS
+        yield lambda found: print(found.as_text(base_name=base_name), flush=True)
 
 
 @contextmanager

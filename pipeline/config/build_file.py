@@ -92,12 +92,12 @@ def load_build_file(
     document = parse_yaml(read_text(path), shown_path(path))
     if not Path(config).is_file() and Path(config).name != str(config):
         document.notices.append(f"{config}: no such file; using {shown_path(path)}")
+    given = {key: value for key, value in (extra or {}).items() if value is not None}
     if is_paddleclas(document.values):
         apply_overrides(document, [override for override in overrides if is_override(override)])
         raise_faults(document.faults)
-        document = to_build_document(document)
+        document = to_build_document(document, with_images="frontend.checkpoint" in given)
         overrides = [override for override in overrides if not is_override(override)]
-    given = {key: value for key, value in (extra or {}).items() if value is not None}
     side = given.pop(_SHAPE, None)
     for override in overrides:
         _apply_text(document, override)

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 # Build files are a few KiB. The limits keep a wrong file (an ONNX model, a label list) from being parsed for minutes.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
+MAX_ALIASED = 200  # characters
 
 
 def shown_path(path: Path) -> str:
@@ -48,14 +49,16 @@ def _refusal(event: yaml.Event, problem: str) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, bounded in depth, and without aliases, whose expansion can make gigabytes out of a few lines."""
+    """Safe, bounded in depth, and with aliases of short values only: others can make gigabytes out of a few lines."""
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _refusal(event, "aliases (*name) are not supported")
+            known = self.anchors.get(event.anchor)
+            if not isinstance(known, yaml.ScalarNode) or len(known.value) > MAX_ALIASED:
+                raise _refusal(event, "aliases (*name) are supported for single short values only")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise _refusal(event, f"nested deeper than {MAX_DEPTH}")

@@ -1,34 +1,31 @@
 """PaddleClas's own configs, as they are: of training (`ppcls/configs/...`) and of inference (`deploy/configs/...`).
 
 What they say of the network, its weights, its images and its preprocessing becomes the document of a build file;
-`predict` takes its images and the number of classes from them. Keys of training have no effect and are named once.
+`predict` takes its images and the number of classes from them, `eval` the labels. Keys of training have no effect and
+are named once. Configs of PaddleClas before 2.2 (`configs/...`, with the section ARCHITECTURE) are read too.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.documents import apply_override, parse_yaml, read_text, shown_path
+from pipeline.config.paddleclas_ops import process_ops
 from pipeline.config.schema import Document, raise_faults, shown
+from pipeline.config.sections import AUTO
 from pipeline.errors import ConfigError
 
 _SIDE = 224  # px, where a config names no size
 _WEIGHTS_SUFFIX = ".pdparams"
+INFERENCE = "_infer"  # the folder and tar of an inference model are named NETWORK_infer
 _TRAINING = ("Loss", "Optimizer", "Metric", "EMA", "AMP", "Slim", "DistillationTrainer", "profiler_options")
 _SECTIONS = ("Global", "Arch", "DataLoader", "Infer", "PreProcess", "PostProcess")
-_FILTERS = {
-    ("cv2", "bilinear"): "BILINEAR_CV",
-    ("pil", "bilinear"): "BILINEAR_PILLOW",
-    ("pil", "bicubic"): "BICUBIC_PILLOW",
-    ("pil", "lanczos"): "LANCZOS_PILLOW",
-    ("pil", "nearest"): "NEAREST_PILLOW",
-}
-_SCALE = 1 / 255
-_SCALE_TOLERANCE = 1e-6  # configs write it as 0.00392157
+# Before PaddleClas 2.2.
+_OLD_KEYS = ("ARCHITECTURE", "pretrained_model", "classes_num", "image_shape", "topk", "VALID")
+_OLD_TRAINING = ("LEARNING_RATE", "OPTIMIZER", "TRAIN")
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,33 @@ class InferConfig:
     images: tuple[str, ...]
     topk: int | None
     batch: int | None
+    class_names: Path | None  # lines `index name`
+    trains: bool  # a config of training, as `tools/infer.py` takes; else of inference, as `predict_cls.py` does
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network that a config is about, and the file or folder of its weights; None where it names none."""
+
+    name: str
+    weights: Path | None
 
 
 def is_paddleclas(values: Mapping[str, object]) -> bool:
     """Tell whether the values of a YAML file are a config of PaddleClas."""
-    return isinstance(values.get("Global"), dict) and bool({"Arch", "PreProcess"} & values.keys())
+    return _is_old(values) or (isinstance(values.get("Global"), dict) and bool({"Arch", "PreProcess"} & values.keys()))
+
+
+def _is_old(values: Mapping[str, object]) -> bool:
+    return isinstance(values.get("ARCHITECTURE"), dict) and "VALID" in values
 
 
 def is_override(override: str) -> bool:
     """Tell whether `key=value` is about a config of PaddleClas: of one of its sections."""
-    return override.partition("=")[0].strip().partition(".")[0] in (*_SECTIONS, *_TRAINING)
+    return override.partition("=")[0].strip().partition(".")[0] in (
+        *(*_SECTIONS, *_TRAINING),
+        *(*_OLD_KEYS, *_OLD_TRAINING),
+    )
 
 
 def read_infer_config(path: Path, overrides: Sequence[str]) -> InferConfig:
@@ -59,20 +73,63 @@ def read_infer_config(path: Path, overrides: Sequence[str]) -> InferConfig:
     Raises:
         ConfigError: the file is missing, or is no config of PaddleClas; or a value of it is none that is taken.
     """
+    document = _read(path, overrides)
+    infer, post = _section(document, "Infer"), _section(document, "PostProcess")
+    images = infer.get("infer_imgs", _section(document, "Global").get("infer_imgs"))
+    batch = infer.get("batch_size", _section(document, "Global").get("batch_size"))
+    post = infer.get("PostProcess") or post.get("Topk") or post
+    post = post if isinstance(post, dict) else {}
+    return InferConfig(
+        images=tuple(map(str, images if isinstance(images, list) else [] if images is None else [images])),
+        topk=_count(path, "PostProcess.topk", post.get("topk")),
+        batch=_count(path, "batch_size", batch),
+        class_names=None if not post.get("class_id_map_file") else Path(str(post["class_id_map_file"])),
+        trains="Arch" in document.values,
+    )
+
+
+def read_network(path: Path, overrides: Sequence[str]) -> NetworkConfig:
+    """Return which network a config is about; arguments and errors as of `read_infer_config`."""
+    document = _read(path, overrides)
+    frontend = _frontend(document, _section(document, "Global"), _section(document, "Arch"), _SIDE)
+    weights = frontend["checkpoint"]
+    named = frontend.get("model") or Path(str(weights)).name.partition(".")[0].removesuffix(INFERENCE)
+    return NetworkConfig(str(named), None if weights in (None, str(AUTO)) else Path(weights))
+
+
+def read_label_path(path: Path, overrides: Sequence[str]) -> Path:
+    """Return the label list of the evaluation images that a config names; path and overrides as there.
+
+    Raises:
+        ConfigError: as `read_infer_config`; or it names none, or one that does not exist.
+    """
+    _, labels = _images(_read(path, overrides))
+    if labels is None:
+        raise ConfigError(f"{path} DataLoader.Eval: names no label list (cls_label_path); give --val_label FILE")
+    if not Path(labels).is_file():
+        raise ConfigError(
+            f"{path} DataLoader.Eval: {labels}: no such file; give --val_label FILE, or "
+            "-o DataLoader.Eval.dataset.cls_label_path=FILE"
+        )
+    return Path(labels)
+
+
+def read_config(path: Path, overrides: Sequence[str], *, with_images: bool) -> Document:
+    """Return the document of a build file that says what a config says; arguments as of `to_build_document`.
+
+    Raises:
+        ConfigError: the file is missing or no config of PaddleClas, or as `to_build_document`.
+    """
+    return to_build_document(_read(path, overrides), with_images=with_images)
+
+
+def _read(path: Path, overrides: Sequence[str]) -> Document:
     document = parse_yaml(read_text(path), shown_path(path))
     if not is_paddleclas(document.values):
         raise ConfigError(f"{path}: expected a config of PaddleClas, with the sections Global and Arch or PreProcess")
     apply_overrides(document, overrides)
     raise_faults(document.faults)
-    infer, post = _section(document, "Infer"), _section(document, "PostProcess")
-    images = infer.get("infer_imgs", _section(document, "Global").get("infer_imgs"))
-    batch = infer.get("batch_size", _section(document, "Global").get("batch_size"))
-    post = infer.get("PostProcess") or post.get("Topk") or post
-    return InferConfig(
-        images=tuple(map(str, images if isinstance(images, list) else [] if images is None else [images])),
-        topk=_count(path, "PostProcess.topk", post.get("topk") if isinstance(post, dict) else None),
-        batch=_count(path, "batch_size", batch),
-    )
+    return document
 
 
 def _count(path: Path, key: str, value: object) -> int | None:
@@ -91,18 +148,38 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             raise ConfigError(f"-o {override}: expected Section.key=value")
         value = parse_yaml(f"value: {text}", f"-o {override}").values.get("value")
         apply_override(document, key.strip(), value, "-o")
+    _renew(document)
 
 
-def to_build_document(document: Document) -> Document:
+def _renew(document: Document) -> None:
+    """Bring a config from before PaddleClas 2.2 into the form of today's."""
+    values = document.values
+    if not _is_old(values):
+        return
+    arch: Any = values["ARCHITECTURE"]
+    unused = [name for name in _OLD_TRAINING if name in values]
+    document.values = {
+        "Global": {key: values.get(key) for key in ("pretrained_model", "image_shape")},
+        "Arch": {"name": arch.get("name"), "class_num": values.get("classes_num")},
+        "DataLoader": {"Eval": values["VALID"]},
+        "Infer": {"PostProcess": {"topk": values.get("topk")}},
+    }
+    document.notices.append(f"config of PaddleClas: {', '.join(unused)} have no effect here; they are for training")
+
+
+def to_build_document(document: Document, *, with_images: bool = False) -> Document:
     """Return the document of a build file that says what a config of PaddleClas says.
 
     Relative paths stay relative to the working directory, as PaddleClas has them.
+
+    Args:
+        with_images: name its images although it names no weights: those are given otherwise.
 
     Raises:
         ConfigError: it names no network and no inference model, or an operator of its preprocessing is unknown here.
     """
     settings, arch = _section(document, "Global"), _section(document, "Arch")
-    ops = list(_process_ops(document))
+    ops = list(process_ops(document.path, _transforms(document)))
     frontend = _frontend(document, settings, arch, _side_of(ops, settings))
     built = Document(path=document.path, notices=list(document.notices))
     built.values = {
@@ -111,7 +188,7 @@ def to_build_document(document: Document) -> Document:
         "backend": {"quantize": {"calibrate_mode": "percentile"}},
         "dataset": {"process_ops": ops, "preprocess_as": "paddleclas"},
     }
-    if frontend["checkpoint"] is not None:
+    if with_images or frontend["checkpoint"] is not None:
         images, labels = _images(document)
         built.values["dataset"] |= {"path": images, "val_label": labels}  # type: ignore[operator]
         built.values["evaluation"] = {"path": images, "val_label": labels}
@@ -127,12 +204,12 @@ def _frontend(document: Document, settings: Mapping[str, Any], arch: Mapping[str
         return {"type": "paddle", "checkpoint": str(folder), "shape": {"x": [1, 3, side, side]}}
     if not arch.get("name"):
         raise ConfigError(f"{document.path} Arch.name: missing; it says which network this is")
-    weights = settings.get("pretrained_model")
+    weights = settings.get("pretrained_model") or arch.get("pretrained")  # true: those that PaddleClas publishes
     classes = settings.get("class_num", arch.get("class_num"))
     return {
         "type": "paddleclas",
         "model": str(arch["name"]),
-        "checkpoint": _weights_file(weights) if isinstance(weights, str) and weights else None,
+        "checkpoint": str(AUTO) if weights is True else _weights_file(weights) if isinstance(weights, str) else None,
         "shape": {"x": [1, 3, side, side]},
         **({"num_classes": classes} if classes is not None else {}),
     }
@@ -148,7 +225,20 @@ def _images(document: Document) -> tuple[str | None, str | None]:
     dataset = _evaluation(document)
     images = dataset.get("image_root", dataset.get("data_dir"))
     labels = dataset.get("cls_label_path", dataset.get("file_list"))
-    return None if images is None else str(images), None if labels is None else str(labels)
+    if images is None or labels is None:
+        return None if images is None else str(images), None if labels is None else str(labels)
+    return _listed_folder(str(images), Path(str(labels))), str(labels)
+
+
+def _listed_folder(root: str, labels: Path) -> str:
+    """Return the one folder below the root that the list's images lie in, val/ beside train/; else the root."""
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):  # the check of the build file says what is wrong with it
+        return root
+    folders = {line.partition("/")[0] for line in lines if line.strip()}
+    inner = Path(root) / next(iter(folders)) if len(folders) == 1 else None
+    return str(inner) if inner is not None and inner.is_dir() else root
 
 
 def _evaluation(document: Document) -> Mapping[str, Any]:
@@ -156,72 +246,21 @@ def _evaluation(document: Document) -> Mapping[str, Any]:
     if not isinstance(loader, dict):
         return {}
     dataset = loader.get("dataset")
-    return dataset if isinstance(dataset, dict) else loader
+    return {**loader, **dataset} if isinstance(dataset, dict) else loader
 
 
-def _process_ops(document: Document) -> Iterator[dict[str, Any]]:
-    """Yield the operators of a build file for those of the config: of inference, else of evaluation."""
+def _transforms(document: Document) -> list[object]:
+    """Return the preprocessing of inference, else of evaluation."""
     dataset = _evaluation(document)
     found = (
         _section(document, "PreProcess").get("transform_ops")
         or _section(document, "Infer").get("transforms")
         or dataset.get("transform_ops")
         or dataset.get("transforms")
-        or []
     )
-    if not isinstance(found, list) or not found:
+    if not isinstance(found, list):
         raise ConfigError(f"{document.path}: no preprocessing, in PreProcess.transform_ops or Infer.transforms")
-    yield {"type": "DecodeImage"}
-    for item in found:
-        name, values = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (None, None)
-        if name == "DecodeImage" and isinstance(values, dict) and values.get("to_rgb", True) is not True:
-            yield {"type": "CvtColor", "code": "COLOR_RGB2BGR"}
-        elif name != "DecodeImage":
-            yield _process_op(document.path, name, values if isinstance(values, dict) else {})
-
-
-def _process_op(path: str, name: object, values: Mapping[str, Any]) -> dict[str, Any]:
-    if name == "ResizeImage":
-        return _resize(path, values)
-    if name == "CropImage":
-        return {"type": "CenterCrop", "crop_size": _hw(values.get("size"))}
-    if name == "NormalizeImage":
-        scale = _number(values.get("scale", _SCALE))
-        if scale is None or abs(scale - _SCALE) > _SCALE_TOLERANCE:
-            raise ConfigError(f"{path} NormalizeImage.scale: expected 1/255, got {shown(values.get('scale'))}")
-        return {"type": "Normalize", "mean": values.get("mean"), "std": values.get("std")}
-    if name == "ToCHWImage":
-        return {"type": "ToTensor"}
-    raise ConfigError(
-        f"{path}: operator {shown(name)} of the preprocessing is not known here; known: DecodeImage, ResizeImage, "
-        "CropImage, NormalizeImage, ToCHWImage"
-    )
-
-
-def _resize(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    backend = str(values.get("backend", "cv2")).lower()
-    interpolation = str(values.get("interpolation") or "bilinear").lower()
-    known = _FILTERS.get((backend, interpolation))
-    if known is None:
-        raise ConfigError(
-            f"{path} ResizeImage: interpolation {interpolation} of {backend} is not known here; known: "
-            + ", ".join(f"{name} of {library}" for library, name in _FILTERS)
-        )
-    size = values.get("resize_short") or _hw(values.get("size"))
-    return {"type": "Resize", "size": size, "interpolation": known}
-
-
-def _hw(size: object) -> object:
-    """[width, height], as PaddleClas writes it, to [height, width]."""
-    return size[::-1] if isinstance(size, list) else size
-
-
-def _number(value: object) -> float | None:
-    """A number, or text such as 1.0/255.0."""
-    if isinstance(value, int | float):
-        return float(value)
-    parts = re.fullmatch(r"\s*(\d+\.?\d*)\s*/\s*(\d+\.?\d*)\s*", str(value))
-    return float(parts[1]) / float(parts[2]) if parts and float(parts[2]) else None
+    return found
 
 
 def _side_of(ops: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> int:

@@ -222,12 +222,13 @@ def _setting(runtime: Runtime, version: str | None, sets: list[str]) -> str:
     return f"{runtime.value} {version or '(version unknown)'} on {', '.join(sets) or 'no int8 instructions'}"
 
 
-def _packages(workspace: Path) -> Iterator[Path]:
+def packages_in(workspace: Path) -> Iterator[Path]:
+    """Yield the complete package folders of a workspace, by name."""
     return (path for path in sorted(workspace.glob(f"*{_SUFFIX}")) if (path / artefacts.MANIFEST).is_file())
 
 
 def _newest() -> Path:
-    found = sorted(_packages(DEFAULT_WORKSPACE), key=lambda path: (path / artefacts.MANIFEST).stat().st_mtime)
+    found = sorted(packages_in(DEFAULT_WORKSPACE), key=lambda path: (path / artefacts.MANIFEST).stat().st_mtime)
     if not found:
         raise ArtefactError(
             f"no package in {DEFAULT_WORKSPACE}/; build one (python -m pipeline build timm_wideres.yaml) or give -m "
@@ -243,17 +244,17 @@ def _find(prefix: Path) -> Path:
             return folder
     if prefix.name == _ANY_MODEL:
         return _of_build(prefix)
-    known = ", ".join(str(path) for path in _packages(DEFAULT_WORKSPACE)) or "none"
+    known = ", ".join(str(path) for path in packages_in(DEFAULT_WORKSPACE)) or "none"
     raise ArtefactError(f"-m {prefix}: no package there; packages in {DEFAULT_WORKSPACE}/: {known}")
 
 
 def _of_build(prefix: Path) -> Path:
     """Return the one package of a build file by its name, as the vendor's model zoo writes it: WORKSPACE/NAME/mod."""
     workspaces = dict.fromkeys((prefix.parent.parent, DEFAULT_WORKSPACE))
-    found = [path for workspace in workspaces for path in _packages(workspace) if _is_of(path, prefix.parent.name)]
+    found = [path for workspace in workspaces for path in packages_in(workspace) if _is_of(path, prefix.parent.name)]
     if len(found) == 1:
         return found[0]
-    shown = ", ".join(map(str, found or _packages(DEFAULT_WORKSPACE))) or "none"
+    shown = ", ".join(map(str, found or packages_in(DEFAULT_WORKSPACE))) or "none"
     what = (
         f"{len(found)} packages of {prefix.parent.name}" if found else f"no package of {prefix.parent.name}; here are"
     )

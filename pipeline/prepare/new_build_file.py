@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,12 +53,8 @@ def write(given: Given) -> list[str]:
     Raises:
         PipelineError: the file is there already, no network fits the weights, or the images cannot be listed.
     """
-    out = Path("/dev/stdout") if given.out == Path("-") else given.out
+    out = check_out(given.out)
     is_file = not is_written_through(out)
-    if is_file and out.exists():
-        raise ConfigError(f"{given.out}: is there already; give another name, or remove it")
-    if is_file and out.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{given.out}: expected a name that ends in .yaml")
     frontend, size, outputs, found = _frontend(given)
     dataset = list_dataset(given.dataset, given.suffix, given.val_label, class_count=outputs)
     images, classes = len(dataset.samples), len(dataset.classes)
@@ -99,19 +97,44 @@ def write(given: Given) -> list[str]:
         f"Resize {round(size * _RESIZE)}, CenterCrop {size}, ImageNet's mean and std: change them in the file "
         "where the network was trained otherwise"
     )
+    with written_to(out, given.out, document) as scratch:
+        load_build_file(scratch).check_inputs()
+    return notes
+
+
+def check_out(given: Path) -> Path:
+    """Return where a build file is written: the path, or standard output for `-`.
+
+    Raises:
+        ConfigError: the file is there already, or has another suffix.
+    """
+    out = Path("/dev/stdout") if given == Path("-") else given
+    if not is_written_through(out) and out.exists():
+        raise ConfigError(f"{given}: is there already; give another name, or remove it")
+    if not is_written_through(out) and out.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{given}: expected a name that ends in .yaml")
+    return out
+
+
+@contextmanager
+def written_to(out: Path, given: Path, document: Mapping[str, object]) -> Iterator[Path]:
+    """Yield a scratch file that holds the document as YAML, and becomes `out` if the block ends well.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     try:
         with whole_file(out) as scratch:
             scratch.write_text(text, encoding="utf-8")
-            load_build_file(scratch).check_inputs()
+            yield scratch
     except OSError as err:
-        raise ConfigError(f"{given.out}: cannot be written ({err.strerror}); give another name") from None
-    return notes
+        raise ConfigError(f"{given}: cannot be written ({err.strerror}); give another name") from None
 
 
 def _frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
     """Return the section, the side of the input in px, the number of classes if it is known, and what was found out."""
-    if _is_onnx(given.weights):
+    if is_onnx(given.weights):
         return _onnx_frontend(given)
     if paddle_inference.is_inference_model(given.weights):
         return _paddle_frontend(given)
@@ -153,7 +176,7 @@ def _paddle_frontend(given: Given) -> tuple[dict[str, object], int, int | None, 
     return section, size, outputs, found.replace(str(converted), str(given.weights))
 
 
-def _is_onnx(path: Path) -> bool:
+def is_onnx(path: Path) -> bool:
     """Tell whether the file is a whole model: by its content, and by its name where that is no file of another kind."""
     try:
         kind = kind_of(path)

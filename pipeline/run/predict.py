@@ -10,6 +10,7 @@ from itertools import chain, islice
 
 from pipeline.host.hardware import available_cores
 from pipeline.packages.choice import choose_for
+from pipeline.packages.origin import open_package_of
 from pipeline.packages.package import Package, open_package
 from pipeline.run import sweep
 from pipeline.run.answer import Lane, Skip
@@ -42,6 +43,7 @@ class Classifier:
         self,
         model: Package | str | os.PathLike[str] | None = None,
         *,
+        model_name: str | None = None,
         runtime: Runtime | str = "auto",
         batch: int = 0,
         cores: int | None = None,
@@ -50,6 +52,8 @@ class Classifier:
 
         Args:
             model: a package, `folder/name`, or the folder; None: the one built last under deploy_weights/.
+            model_name: one of PaddleClas's networks, in place of `model`: its package that was built last under
+                deploy_weights/.
             runtime: auto, openvino or onnxruntime; auto is what `bench --sweep` found best, else what the build did,
                 else OpenVINO on x86 and ONNX Runtime elsewhere.
             batch: images computed at once; 0: what `bench --sweep` found best, else 8.
@@ -57,11 +61,15 @@ class Classifier:
 
         Raises:
             PipelineError: there is no such package, a file of it was changed, or the runtime is not installed.
-            ValueError: `runtime` is none of those, or `batch` is negative.
+            ValueError: `runtime` is none of those, `batch` is negative, or both `model` and `model_name` are given.
         """
+        if model is not None and model_name is not None:
+            raise ValueError("model and model_name: expected one of them")
         if batch < 0:
             raise ValueError(f"batch: expected 0 or more, got {batch}")
         wanted = Runtime(runtime)
+        if model_name is not None:
+            model = open_package_of(model_name, "model_name")
         self.package = model if isinstance(model, Package) else open_package(model)
         swept = sweep.recall_for(self.package, wanted)
         chosen = choose_for(self.package, Runtime(swept.runtime) if swept else wanted)

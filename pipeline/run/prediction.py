@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -31,6 +32,29 @@ class Prediction:
             "scores": [round(score, 6) for score in self.scores],
             "label_names": list(self.labels),
         }
+
+    def as_paddleclas(self, *, command: str = "paddleclas") -> dict[str, Any]:
+        """Return plain data as PaddleClas has it, scores of 5 decimals, keys in its order.
+
+        Args:
+            command: whose: `paddleclas`, the Python package, whose last key is filename; or `infer`, its
+                tools/infer.py, where that is file_name and stands before label_names.
+
+        >>> list(pipeline.Prediction("cat.jpg", class_ids=(281,), scores=(0.75,), labels=("tabby",)).as_paddleclas())
+        ['class_ids', 'scores', 'label_names', 'filename']
+        """
+        found: dict[str, Any] = {
+            "class_ids": list(self.class_ids),
+            "scores": [round(score, 5) for score in self.scores],
+        }
+        if command == "infer":
+            return {**found, "file_name": self.source, "label_names": list(self.labels)}
+        return {**found, "label_names": list(self.labels), "filename": self.source}
+
+    def renamed(self, names: Mapping[int, str]) -> Prediction:
+        """Return the same answer with other class names; a class without one keeps its own."""
+        labels = zip(self.class_ids, self.labels, strict=True)
+        return replace(self, labels=tuple(names.get(class_id, label) for class_id, label in labels))
 
     def as_text(self, *, base_name: bool = False) -> str:
         """Return a line as PaddleClas prints it; `base_name`: with the last part of the path alone, as it does."""

@@ -103,6 +103,76 @@ def test_read_infer_config_says_what_to_classify(
     assert (found.images, found.topk, found.batch) == wanted
 
 
+def old_config() -> dict[str, object]:
+    """As PaddleClas had them before 2.2."""
+    return {
+        "mode": "train",
+        "ARCHITECTURE": {"name": "ResNet50"},
+        "pretrained_model": "",
+        "classes_num": 1000,
+        "topk": 5,
+        "image_shape": [3, 224, 224],
+        "LEARNING_RATE": {"function": "Piecewise"},
+        "OPTIMIZER": {"function": "Momentum"},
+        "TRAIN": {"data_dir": "data"},
+        "VALID": {"file_list": "data/val_list.txt", "data_dir": "data", "transforms": OPS},
+    }
+
+
+def test_config_of_before_2_2_is_read_as_todays(tmp_path: Path) -> None:
+    path = write(tmp_path / "ResNet50.yaml", old_config())
+    cfg = load_build_file(path, ["pretrained_model=best"])
+    assert (cfg.frontend.type, cfg.frontend.model) == (Frontend.PADDLECLAS, "ResNet50")
+    assert (cfg.frontend.checkpoint, cfg.frontend.num_classes) == (Path("best.pdparams"), 1000)
+    assert (cfg.dataset.path, cfg.evaluation.val_label) == (Path("data"), Path("data/val_list.txt"))
+    assert cfg.preprocess == load_build_file(write(tmp_path / "new.yaml", training_config())).preprocess
+    assert read_infer_config(path, ["topk=3"]).topk == 3
+    assert cfg.notices == (
+        "config of PaddleClas: LEARNING_RATE, OPTIMIZER, TRAIN have no effect here; they are for training",
+    )
+
+
+@pytest.mark.parametrize(("pretrained", "wanted"), [(True, "auto"), ("best", "best.pdparams"), (False, None)])
+def test_weights_are_those_of_the_architecture_when_global_names_none(
+    tmp_path: Path, pretrained: object, wanted: str | None
+) -> None:
+    values = training_config() | {"Arch": {"name": "ResNet50", "class_num": 1000, "pretrained": pretrained}}
+    path = write(tmp_path / "ResNet50.yaml", values)
+    assert load_build_file(path).frontend.checkpoint == (None if wanted is None else Path(wanted))
+    given = load_build_file(path, ["Global.pretrained_model=mine"])
+    assert given.frontend.checkpoint == Path("mine.pdparams")
+
+
+def test_images_of_the_config_are_taken_when_a_flag_gives_the_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "ResNet50.yaml", training_config())
+    assert load_build_file(path, extra={"frontend.checkpoint": "w.pdparams"}).dataset.path == Path("val")
+
+
+def test_images_are_the_folder_that_the_list_names_when_train_lies_beside_it(tmp_path: Path) -> None:
+    root = tmp_path / "ILSVRC2012"
+    for name in ("train/n01440764", "val"):
+        (root / name).mkdir(parents=True)
+    (root / "val_list.txt").write_text("val/a.JPEG 65\nval/b.JPEG 970\n")
+    overrides = [
+        f"DataLoader.Eval.dataset.image_root={root}",
+        f"DataLoader.Eval.dataset.cls_label_path={root / 'val_list.txt'}",
+        "Global.pretrained_model=best",
+    ]
+    path = write(tmp_path / "ResNet50.yaml", training_config())
+    assert load_build_file(path, overrides).evaluation.path == root / "val"
+    (root / "val_list.txt").write_text("val/a.JPEG 65\nextra/b.JPEG 970\n")
+    assert load_build_file(path, overrides).evaluation.path == root
+
+
+def test_alias_of_a_single_value_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "Global: {image_channel: &channels 3, image_shape: [*channels, 224, 224]}\nArch: {name: ResNet50}\n"
+        f"Infer: {{transforms: {json.dumps(OPS)}}}\n"
+    )
+    assert load_build_file(path).frontend.chw == (3, 224, 224)
+
+
 @pytest.mark.parametrize(
     ("op", "fault"),
     [

@@ -82,7 +82,7 @@ def test_parse_yaml_collects_fault_when_mapping_is_wrong(text: str, message: str
     ("text", "message"),
     [
         ("a: [1,\n", "f:2: not valid YAML: expected the node content, but found '<stream end>'"),
-        ("a: &x 1\nb: *x\n", "f:2: not valid YAML: aliases (*name) are not supported"),
+        ("a: &x [1]\nb: *x\n", "f:2: not valid YAML: aliases (*name) are supported for single short values only"),
         ("[" * 30 + "]" * 30, "f:1: not valid YAML: nested deeper than 20"),
         ("- 1\n", "f: expected sections of keys (name:, frontend:, ...), got [1]"),
         ("a: !!python/object/apply:os.getcwd []\n", None),
