@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,21 @@ def add_init(commands: Any) -> None:
     add_key_flag(parser, "dataset.path", type=Path)
     add_key_flag(parser, "evaluation.path", type=Path)
     parser.add_argument(
-        "--model", metavar="LIBRARY/NAME", help="as `models` lists it (default: found out from the weights)"
+        "--model",
+        metavar="LIBRARY/NAME",
+        help="as `models` lists it, or any that timm or torchvision has where it is installed, as "
+        "timm/convnext_tiny.fb_in1k; without --weights, its published weights (default: found out from the weights)",
     )
     parser.add_argument(
         "--size", type=int, metavar="PX", help="height and width of the input (default: the network's usual)"
     )
+    for name, what in (("--mean", "means"), ("--std", "standard deviations")):
+        parser.add_argument(
+            name,
+            metavar="R,G,B",
+            help=f"{what} that the network was trained with, of a 0..1 image (default: as the library or files beside "
+            "the weights record them, else ImageNet's)",
+        )
     add_key_flag(parser, "frontend.checkpoint_key", "--checkpoint_key", metavar="KEY")
     add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
     add_key_flag(parser, "dataset.val_label", "--val_label", type=Path, metavar="FILE")
@@ -52,10 +63,9 @@ def _init(args: argparse.Namespace) -> None:
     if args.config is not None:
         _init_from_config(args)
         return
-    missing = [flag for flag in ("weights", "dataset") if getattr(args, flag) is None]
-    if missing or args.set:
-        wanted = f"--{missing[0]}: missing" if missing else f"-o {args.set[0]}: overrides a config of PaddleClas"
-        raise ConfigError(f"init: {wanted}; give {'it, or ' if missing else ''}a config of PaddleClas by -c FILE")
+    if args.set:
+        raise ConfigError(f"init: -o {args.set[0]}: overrides a config of PaddleClas; give one by -c FILE")
+    _check(args)
     from pipeline.prepare import new_build_file
 
     if args.size is not None and not 1 <= args.size <= 16384:
@@ -70,18 +80,47 @@ def _init(args: argparse.Namespace) -> None:
         args.checkpoint_key,
         args.suffix,
         args.val_label,
+        _numbers("--mean", args.mean),
+        _numbers("--std", args.std),
     )
     say = sayer(args.out)
     say("\n".join(new_build_file.write(given)))
     _say_next(args.out, say)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError where flags are missing that go with others."""
+    if args.weights is None and args.model is None:
+        raise ConfigError(
+            "init: --weights: missing; give it, or --model LIBRARY/NAME for published weights, or a config of "
+            "PaddleClas by -c FILE"
+        )
+    if args.dataset is None and args.weights is not None:
+        raise ConfigError("init: --dataset: missing; give it, or a config of PaddleClas by -c FILE")
+    if args.dataset is None and args.evaluation is not None:
+        raise ConfigError("init: --evaluation: needs --dataset too: sample weights cannot be measured on other images")
+
+
+def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    """Return three numbers of a 0..1 image; one stands for all channels."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    least = 0.0 if flag == "--std" else -math.inf
+    if len(values) not in (1, 3) or not all(least < value <= 1.0 for value in values):
+        raise ConfigError(f"{flag}: expected R,G,B of a 0..1 image, as 0.485,0.456,0.406, got {text!r}")
+    return tuple(values * 3 if len(values) == 1 else values)
+
+
 def _init_from_config(args: argparse.Namespace) -> None:
     from pipeline.prepare import from_paddleclas
 
-    given = [flag for flag in ("model", "size") if getattr(args, flag) is not None]
+    given = [flag for flag in ("model", "size", "mean", "std") if getattr(args, flag) is not None]
     if given:
-        key = {"model": "Arch.name", "size": "the crop of its preprocessing"}[given[0]]
+        key = {"model": "Arch.name", "size": "the crop of its preprocessing"}.get(given[0], "its NormalizeImage")
         raise ConfigError(
             f"--{given[0]}: {key} of {args.config} says it; change that by -o, or leave one of the two out"
         )

@@ -47,10 +47,7 @@ def check(library: str, name: str, where: str) -> None:
         ConfigError: the library is not installed, or has no such network.
     """
     if not is_installed(library):
-        raise ConfigError(
-            f"{where}: {library}'s {name!r} is none of the networks that need no library (`models` lists them); for "
-            f"the others run pip install '.[{library}]'"
-        )
+        raise ConfigError(f"{where}: {name!r} needs {library} itself; run pip install '.[{library}]'")
     architecture, _, tag = name.partition(".")
     if architecture not in names_of(library):
         near = difflib.get_close_matches(architecture, names_of(library), n=_NEAR)

@@ -141,11 +141,10 @@ def _installed(library: str, name: str, where: str) -> Model:
     if not libraries.is_installed(library):
         known = [model.name for model in MODELS if model.library == library]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if near:
-            raise ConfigError(
-                f"{where}: {library} has no network {name!r} that needs no library; did you mean {near[0]!r}? For "
-                f"its others run pip install '.[{library}]'"
-            )
+        hint = f"; did you mean {near[0]!r}?" if near else f" (without it: {', '.join(known)})"
+        raise ConfigError(
+            f"{where}: {name!r} needs {library} itself, which is not installed: pip install '.[{library}]'{hint}"
+        )
     libraries.check(library, name, where)
     try:
         size = libraries.recipe(library, name).crop_hw[0]

@@ -10,7 +10,8 @@ from pipeline.config.documents import apply_override
 from pipeline.config.paddleclas import read_config
 from pipeline.config.schema import Document
 from pipeline.errors import ConfigError
-from pipeline.prepare.new_build_file import check_out, is_onnx, written_to
+from pipeline.prepare.found_network import is_onnx
+from pipeline.prepare.new_build_file import check_out, written_to
 from pipeline.weights import paddle_inference
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import yaml
 
@@ -17,17 +14,13 @@ from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
 from pipeline.data import class_order
 from pipeline.data.image_kinds import ANY, count_kinds, describe
-from pipeline.data.imagenet import imagenet_classes, list_dataset
+from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import ConfigError, DataError
-from pipeline.models import zoo
-from pipeline.models.zoo import Model
-from pipeline.weights import paddle_inference
-from pipeline.weights.file_kinds import FileKind, kind_of
+from pipeline.models.recipe import Numbers, Recipe
+from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
 
-if TYPE_CHECKING:
-    import onnx
-
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_MEAN: Numbers = (0.485, 0.456, 0.406)
+_STD: Numbers = (0.229, 0.224, 0.225)
 _CALIBRATION = 1000
 _RESIZE = 256 / 224  # shorter side over the crop, as ImageNet's networks are measured
 
@@ -37,14 +30,16 @@ class Given:
     """The flags of `init`."""
 
     out: Path
-    weights: Path
-    dataset: Path
+    weights: Path | None  # None: those that the library publishes for `model`, or without images the sample's
+    dataset: Path | None  # None: the sample
     evaluation: Path | None = None
     model: str | None = None  # library/name
     size: int | None = None  # px
     checkpoint_key: str | None = None  # which weights of the checkpoint
     suffix: str = ANY  # of the image files
     val_label: Path | None = None  # the labels of `dataset`: lines `name index`
+    mean: Numbers | None = None  # of a 0..1 image; None: as found out
+    std: Numbers | None = None
 
 
 def write(given: Given) -> list[str]:
@@ -55,51 +50,31 @@ def write(given: Given) -> list[str]:
     """
     out = check_out(given.out)
     is_file = not is_written_through(out)
-    frontend, size, outputs, found = _frontend(given)
-    dataset = list_dataset(given.dataset, given.suffix, given.val_label, class_count=outputs)
-    images, classes = len(dataset.samples), len(dataset.classes)
-    if outputs not in (None, classes) and frontend["type"] not in (
-        "onnx",
-        "paddle",
-    ):
-        raise DataError(
-            f"{given.weights}: has {outputs} classes, but {given.dataset} has {classes}; give the images that it was "
-            "trained on"
-        )
-    kinds = count_kinds(sample.source.name for sample in dataset.samples)
-    what = f"{next(iter(kinds))} images" if len(kinds) == 1 else f"images ({describe(kinds)})"
-    notes = [f"{images} {what} of {classes} classes in {given.dataset}"]
-    order = class_order.note([known.id for known in dataset.classes]) if dataset.has_folder_classes else None
-    if order is not None:
-        notes.append(f"{order}; build measures which it is")
-    notes.append(found)
+    network = find_network(Wanted(given.weights, given.model, given.size, given.checkpoint_key))
+    section = dict(network.section)
+    images: dict[str, object] = {"path": None}
+    notes: list[str] = []
+    if given.dataset is None:
+        section |= {"checkpoint": None}
+        section.pop("num_classes", None)
+        notes.append("no images: the build makes a sample of images and weights by itself")
+    else:
+        dataset = _list(given, given.dataset, network.classes)
+        section, images, notes = _of_images(given, given.dataset, dataset, network, section)
+        if is_file and network.labels is not None:
+            notes += _put_in_order(out, images, dataset, network.labels)
+    notes.append(network.note)
+    recipe, said = _recipe(given, network)
+    stem = (out if is_file else given.weights or Path(str(given.model).replace("/", "_"))).stem
     document = {
-        "name": re.sub(r"[^A-Za-z0-9._-]", "_", (out if is_file else given.weights).stem).lstrip("."),
-        "frontend": frontend,
-        "dataset": {
-            "path": str(given.dataset),
-            **({} if given.val_label is None else {"val_label": str(given.val_label)}),
-            "sampler": {
-                **({} if given.suffix == ANY else {"suffix": given.suffix}),
-                "get_data_num": min(_CALIBRATION, images),
-            },
-            "process_ops": [
-                {"type": "DecodeImage"},
-                {"type": "Resize", "size": round(size * _RESIZE)},
-                {"type": "CenterCrop", "crop_size": size},
-                {"type": "Normalize", "mean": _MEAN, "std": _STD},
-                {"type": "ToTensor"},
-            ],
-        },
+        "name": re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("."),
+        "frontend": section,
+        "dataset": {**images, "process_ops": recipe},
         "evaluation": {"path": None if given.evaluation is None else str(given.evaluation)},
     }
-    notes.append(
-        f"Resize {round(size * _RESIZE)}, CenterCrop {size}, ImageNet's mean and std: change them in the file "
-        "where the network was trained otherwise"
-    )
     with written_to(out, given.out, document) as scratch:
         load_build_file(scratch).check_inputs()
-    return notes
+    return [*notes, said]
 
 
 def check_out(given: Path) -> Path:
@@ -132,97 +107,99 @@ def written_to(out: Path, given: Path, document: Mapping[str, object]) -> Iterat
         raise ConfigError(f"{given}: cannot be written ({err.strerror}); give another name") from None
 
 
-def _frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
-    """Return the section, the side of the input in px, the number of classes if it is known, and what was found out."""
-    if is_onnx(given.weights):
-        return _onnx_frontend(given)
-    if paddle_inference.is_inference_model(given.weights):
-        return _paddle_frontend(given)
-    from pipeline.weights import checkpoints
+def _list(given: Given, path: Path, classes: int | None) -> Dataset:
+    """Return the images; those without any label are taken too, since calibration needs none."""
+    found = list_dataset(path, given.suffix, given.val_label, class_count=classes, require_labels=False)
+    if any(sample.class_index is not None for sample in found.samples):
+        return list_dataset(path, given.suffix, given.val_label, class_count=classes)
+    return found
 
-    state = checkpoints.read_state_dict(given.weights, given.checkpoint_key)
-    rows, outputs = checkpoints.networks_of(state)
-    if not rows and given.model is None:
-        nearest = checkpoints.describe_nearest(state)
-        raise DataError(
-            f"{given.weights}: fits no network of the table (`models` lists them)"
-            + (f"; {nearest}; save a state dict of the network alone" if nearest else "")
-            + (", or export it to ONNX and give that file" if nearest else "; export it to ONNX and give that file")
+
+def _of_images(
+    given: Given, path: Path, dataset: Dataset, network: FoundNetwork, section: dict[str, object]
+) -> tuple[dict[str, object], dict[str, object], list[str]]:
+    """Return the sections `frontend:` and `dataset:`, and what was found out of the images."""
+    images, classes = len(dataset.samples), len(dataset.classes)
+    labelled = dataset.samples[0].class_index is not None
+    kinds = count_kinds(sample.source.name for sample in dataset.samples)
+    what = f"{next(iter(kinds))} images" if len(kinds) == 1 else f"images ({describe(kinds)})"
+    if labelled and network.classes not in (None, classes) and section["type"] not in ("onnx", "paddle"):
+        raise DataError(  # of whole models the build looks at the outputs
+            f"{given.weights or given.model}: has {network.classes} classes, but {path} has {classes}; give the images "
+            "that it was trained on"
         )
-    row = _choose(given, rows)
-    size = given.size or row.size
-    others = [f"{other.library}/{other.name}" for other in rows if other is not row]
-    section: dict[str, object] = {
-        "type": row.library,
-        "model": row.name,
-        "checkpoint": str(given.weights),
-        **({"checkpoint_key": given.checkpoint_key} if given.checkpoint_key else {}),
-        "shape": {"input": [1, 3, size, size]},
-        "num_classes": outputs,
-    }
-    also = f" (or {', '.join(others)}: --model says which)" if others else ""
-    return section, size, outputs, f"{given.weights} fits {row.library}/{row.name}{also}, {outputs} classes"
+    if labelled:
+        notes = [f"{images} {what} of {classes} classes in {path}"]
+        order = class_order.note([known.id for known in dataset.classes]) if dataset.has_folder_classes else None
+        if order is not None:
+            notes.append(f"{order}; build measures which it is")
+    else:
+        notes = [f"{images} {what} without labels in {path}: enough to calibrate, not to measure accuracy"]
+        if network.classes is not None:
+            section = {**section, "num_classes": network.classes}
+    sampler: dict[str, object] = {} if given.suffix == ANY else {"suffix": given.suffix}
+    sampler["get_data_num"] = min(_CALIBRATION, images)
+    if not labelled:
+        sampler["cover_classes"] = False
+    labels = {} if given.val_label is None else {"val_label": str(given.val_label)}
+    return section, {"path": str(path), **labels, "sampler": sampler}, notes
 
 
-def _paddle_frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
-    with TemporaryDirectory(prefix="init-") as folder:
-        converted = Path(folder) / "model.onnx"
-        paddle_inference.to_onnx(given.weights, converted)
-        try:
-            section, size, outputs, found = _onnx_frontend(replace(given, weights=converted))
-        except DataError as err:
-            raise DataError(str(err).replace(str(converted), str(given.weights))) from err
-    section |= {"type": "paddle", "checkpoint": str(given.weights)}
-    return section, size, outputs, found.replace(str(converted), str(given.weights))
+def _put_in_order(out: Path, images: dict[str, object], dataset: Dataset, labels: Sequence[str]) -> list[str]:
+    """Write a label list where the model's file names the class folders in another order than theirs.
+
+    The list is named in the section `images`.
+    """
+    if not dataset.has_folder_classes or "val_label" in images:
+        return []
+    numbers = {_plain(label): index for index, label in enumerate(labels)}
+    folders = [known.id for known in dataset.classes]
+    if len(numbers) != len(labels) or sorted(map(_plain, folders)) != sorted(numbers):
+        return []
+    order = [numbers[_plain(folder)] for folder in folders]
+    if order == list(range(len(order))):
+        return []
+    path = out.with_suffix(".labels.txt")
+    lines = [
+        f"{folders[sample.class_index]}/{Path(sample.source.name).name} {order[sample.class_index]}\n"
+        for sample in dataset.samples
+        if sample.class_index is not None
+    ]
+    with whole_file(path) as scratch:
+        scratch.write_text("".join(lines), encoding="utf-8")
+    images["val_label"] = str(path)
+    return [f"the model's own order of the classes ({', '.join(labels[:3])}, ...) is not that of the folders: {path}"]
 
 
-def is_onnx(path: Path) -> bool:
-    """Tell whether the file is a whole model: by its content, and by its name where that is no file of another kind."""
-    try:
-        kind = kind_of(path)
-    except OSError:  # it is not there, as the reader will say
-        return path.suffix == ".onnx"
-    return kind is FileKind.ONNX or (kind is FileKind.UNKNOWN and path.suffix == ".onnx")
+def _plain(label: str) -> str:
+    """Return a class's name as folders have it: id2label may list other words for it after commas."""
+    return re.sub(r"[^a-z0-9]+", "_", label.partition(",")[0].strip().lower())
 
 
-def _choose(given: Given, rows: list[Model]) -> Model:
-    if given.model is not None:
-        library, _, name = given.model.partition("/")
-        wanted = zoo.find_model(library, name, "--model")
-        if wanted not in rows:
-            fitting = ", ".join(f"{row.library}/{row.name}" for row in rows) or "none of the table"
-            raise DataError(f"{given.weights}: is not of {given.model}; it fits {fitting}")
-        return wanted
-    return rows[0]
-
-
-def _onnx_frontend(given: Given) -> tuple[dict[str, object], int, int | None, str]:
-    import onnx
-
-    from pipeline.onnx_models import signature
-
-    try:
-        model = onnx.load(given.weights, load_external_data=False)
-    except Exception as err:  # protobuf meets a damaged file with errors of its own
-        raise DataError(f"{given.weights}: not an ONNX model ({' '.join(str(err).split())})") from None
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    hw = signature.describe_input(model)
-    size = given.size or (hw[0] if hw is not None and hw[0] == hw[1] else None)
-    if hw is None or not size:
-        raise DataError(
-            f"{given.weights}: expected one input [N, 3, H, W] of equal sides; give --size where they are open"
-        )
-    section: dict[str, object] = {
-        "type": "onnx",
-        "checkpoint": str(given.weights),
-        "shape": {inputs[0].name: [1, 3, size, size]},
-    }
-    return section, size, _outputs_of(model), f"{given.weights}: input {inputs[0].name!r}, {size} px"
-
-
-def _outputs_of(model: onnx.ModelProto) -> int | None:
-    """Return how many classes the only output has; None where that is open, or 1000 and a background."""
-    dims = model.graph.output[0].type.tensor_type.shape.dim if len(model.graph.output) == 1 else []
-    count = math.prod(int(axis.dim_value) for axis in dims[1:]) if len(dims) > 1 else 0
-    return count if count > 1 and count != 1 + len(imagenet_classes()) else None
+def _recipe(given: Given, network: FoundNetwork) -> tuple[list[dict[str, object]], str]:
+    """Return `process_ops`, and a line that says where each of its numbers is from."""
+    height, width = network.hw
+    recipe, said = network.recipe, ""
+    if recipe is None:
+        square = height == width
+        resize = round(height * _RESIZE) if square else (height, width)
+        recipe = Recipe(network.hw, resize, "", given.mean or _MEAN, given.std or _STD, "")
+        shown = f"Resize {resize}, CenterCrop {height}" if square else f"Resize and CenterCrop [{height}, {width}]"
+        if given.mean is None or given.std is None:
+            # Nothing says what the network was trained with.
+            said = f"{shown}, ImageNet's mean and std: change them in the file where the network was trained otherwise"
+            said += "" if given.mean is None and given.std is None else " (--mean and --std go together)"
+        else:
+            said = f"{shown}; mean and std as given"
+    else:
+        own = recipe.crop_hw
+        recipe = recipe.sized(height) if height == width else replace(recipe, crop_hw=network.hw, resize=network.hw)
+        recipe = replace(recipe, mean=given.mean or recipe.mean, std=given.std or recipe.std)
+        said = f"{recipe}: from {recipe.source}"
+        said += "" if own == network.hw else f", whose size is {own[0]}"
+        flags = [flag for flag, value in (("--mean", given.mean), ("--std", given.std)) if value is not None]
+        said += f"; {' and '.join(flags)} as given" if flags else ""
+    ops = recipe.process_ops()
+    if not recipe.interpolation:
+        del ops[1]["interpolation"]
+    return ops, said

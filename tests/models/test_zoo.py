@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError
-from pipeline.models import zoo
+from pipeline.models import libraries, zoo
 
 REPO = Path(__file__).parents[2]
 
@@ -58,17 +58,22 @@ def test_find_model_gives_the_row_of_the_library() -> None:
         (
             "timm",
             "wide_resnet502",
-            "frontend.model: timm has no network 'wide_resnet502'; did you mean 'wide_resnet50_2'?",
+            "frontend.model: 'wide_resnet502' needs timm itself, which is not installed: pip install '.[timm]'; "
+            "did you mean 'wide_resnet50_2'?",
         ),
         (
             "timm",
             "vgg",
-            "frontend.model: timm has no network 'vgg'; known: resnet18, resnet34, resnet50, resnet101, resnet152, "
-            "resnet50c, resnet50d, wide_resnet50_2, wide_resnet101_2",
+            "frontend.model: 'vgg' needs timm itself, which is not installed: pip install '.[timm]' (without it: "
+            "resnet18, resnet34, resnet50, resnet101, resnet152, resnet50c, resnet50d, wide_resnet50_2, "
+            "wide_resnet101_2)",
         ),
     ],
 )
-def test_find_model_says_what_is_known_when_there_is_no_such_network(library: str, name: str, message: str) -> None:
+def test_find_model_says_what_is_known_when_there_is_no_such_network(
+    monkeypatch: pytest.MonkeyPatch, library: str, name: str, message: str
+) -> None:
+    monkeypatch.setattr(libraries, "is_installed", lambda _: False)
     with pytest.raises(ConfigError) as caught:
         zoo.find_model(library, name)
     assert str(caught.value) == message

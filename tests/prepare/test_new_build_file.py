@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -16,8 +17,10 @@ from PIL import Image
 
 from pipeline.building import build
 from pipeline.commands.cli import main
+from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import load_build_file
-from pipeline.models import exporter, zoo
+from pipeline.data.imagenet import list_dataset
+from pipeline.models import exporter, libraries, zoo
 from pipeline.packages.package import open_package
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
@@ -93,7 +96,10 @@ def test_init_tells_networks_apart(
     ("change", "text"),
     [
         (("--model", "timm/resnet34"), "w.pth: is not of timm/resnet34; it fits torchvision/resnet18, timm/resnet18"),
-        (("--model", "timm/resnet19"), "timm has no network 'resnet19'; did you mean"),
+        (
+            ("--model", "timm/resnet19"),
+            "--model: 'resnet19' needs timm itself, which is not installed: pip install '.[timm]'; did you mean",
+        ),
         (("--dataset", "nowhere"), "nowhere"),
         (("--dataset", "empty"), "empty: no images; give the folder of the images"),
         (("--weights", "ten.pth"), "ten.pth: has 10 classes, but pets has 5"),
@@ -111,6 +117,7 @@ def test_init_says_what_is_wrong_in_a_line_and_writes_nothing(
     text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(libraries, "is_installed", lambda _: False)
     Path("empty").mkdir()
     save_weights(Path("w.pth"), "torchvision", "resnet18")
     save_weights(Path("ten.pth"), "torchvision", "resnet18", classes=10)
@@ -183,3 +190,171 @@ def test_init_says_how_folders_are_sorted_when_they_are_numbers(
         "1, 2, 3, 10, 11: set dataset.class_order: numeric in the build file if the network was trained so, else text; "
         "build measures which it is"
     )
+
+
+def save_onnx(path: Path, height: int | None = 32, width: int | None = 32, classes: int = len(CLASSES)) -> Path:
+    torch.manual_seed(1)
+    pooled = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, classes))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), *pooled)
+    model = exporter.to_onnx(network.eval(), (3, height or 32, width or 32), "pixel_values")
+    for size, axis in ((height, 2), (width, 3)):
+        if size is None:
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"axis_{axis}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+RECORD = {
+    "image_processor_type": "ViTImageProcessor",
+    "size": {"height": 48, "width": 48},
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.3, 0.25],
+    "resample": 3,
+}
+
+
+@pytest.mark.parametrize("where", ["here", "above"])
+def test_init_reads_what_transformers_wrote_beside_the_model(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_onnx(Path("hub/onnx/model.onnx"), None, None)
+    folder = Path("hub/onnx" if where == "here" else "hub")
+    (folder / "preprocessor_config.json").write_text(json.dumps(RECORD), encoding="utf-8")
+    order = ["Dog", "cat, house cat", "eel", "ant", "bee"]
+    (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(order))}), encoding="utf-8")
+    assert main(["init", "x.yaml", "--weights", "hub/onnx/model.onnx", "--dataset", "pets"]) == 0
+    record = (folder if where == "here" else tmp_path / "hub") / "preprocessor_config.json"
+    assert capsys.readouterr().out.splitlines() == [
+        "21 images (20 png, 1 JPEG) of 5 classes in pets",
+        "the model's own order of the classes (Dog, cat, house cat, eel, ...) is not that of the folders: x.labels.txt",
+        "hub/onnx/model.onnx: input 'pixel_values', 48 px",
+        f"Resize [48, 48] (bicubic), CenterCrop 48, mean [0.5, 0.4, 0.3], std [0.2, 0.3, 0.25]: from {record}",
+        "x.yaml written; next: python -m pipeline build x.yaml",
+    ]
+    cfg = load_build_file("x.yaml")
+    assert (cfg.frontend.chw, cfg.preprocess.mean, cfg.preprocess.std) == (
+        *((3, 48, 48), (0.5, 0.4, 0.3)),
+        (0.2, 0.3, 0.25),
+    )
+    assert cfg.preprocess.filter.value == "BICUBIC_PILLOW"
+    dataset = list_dataset(Path("pets"), val_label=cfg.dataset.val_label, class_count=5)
+    assert [known.id for known in dataset.classes] == ["dog", "cat", "eel", "ant", "bee"]
+    assert len(dataset.samples) == 21
+    assert all(dataset.classes[sample.class_index].id in sample.source.name for sample in dataset.samples)
+
+
+def test_init_reads_what_timm_wrote_beside_the_weights(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(libraries, "is_installed", lambda _: False)
+    save_weights(Path("w.pth"), "timm", "resnet18")
+    record = {"input_size": [3, 288, 288], "crop_pct": 0.95, "interpolation": "bicubic", "crop_mode": "center"}
+    record |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    Path("config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": record}), encoding="utf-8")
+    assert main(["init", "x.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "96"]) == 0
+    assert (
+        "Resize 101 (bicubic), CenterCrop 96, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]: from config.json, whose size "
+        "is 288" in capsys.readouterr().out
+    )
+    cfg = load_build_file("x.yaml")
+    assert (cfg.preprocess.resize_hw, cfg.preprocess.mean) == ((101, 101), (0.5, 0.5, 0.5))
+
+
+def test_init_takes_mean_and_std_from_flags(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_onnx(Path("net.onnx"))
+    flags = ["--weights", "net.onnx", "--dataset", "pets"]
+    assert main(["init", "x.yaml", *flags, "--mean", "0.1,0.2,0.3", "--std", "0.5"]) == 0
+    assert "Resize 37, CenterCrop 32; mean and std as given" in capsys.readouterr().out
+    cfg = load_build_file("x.yaml")
+    assert (cfg.preprocess.mean, cfg.preprocess.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    for flag, text in (("--mean", "1,2"), ("--std", "0,1,1"), ("--mean", "123.7,116.3,103.5")):
+        assert main(["init", "y.yaml", *flags, f"{flag}={text}"]) == 2
+        assert f"{flag}: expected R,G,B of a 0..1 image, as 0.485,0.456,0.406, got '{text}'" in capsys.readouterr().err
+
+
+def test_init_takes_images_without_labels_to_calibrate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some").mkdir()
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(f"some/{index}.png")
+    save_onnx(Path("net.onnx"))
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "some"]) == 0
+    assert (
+        "6 png images without labels in some: enough to calibrate, not to measure accuracy" in capsys.readouterr().out
+    )
+    cfg = load_build_file("x.yaml")
+    assert (cfg.frontend.num_classes, cfg.dataset.sampler.cover_classes) == (5, False)
+    package = open_package(build(cfg, lambda line: None).prefix)
+    assert len(package.classes()) == 5
+
+
+def test_init_takes_an_input_that_is_not_square(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_onnx(Path("net.onnx"), 32, 48)
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "pets"]) == 0
+    assert "net.onnx: input 'pixel_values', 32x48 px\nResize and CenterCrop [32, 48]" in capsys.readouterr().out
+    assert load_build_file("x.yaml").preprocess.output_hw == (32, 48)
+    assert main(["init", "y.yaml", "--weights", "net.onnx", "--dataset", "pets", "--size", "32"]) == 2
+    assert "takes images of 32x48 px only, --size says 32; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--weights: missing; give it, or --model LIBRARY/NAME for published weights"),
+        (["--weights", "w.pth"], "--dataset: missing; give it, or a config of PaddleClas by -c FILE"),
+        (["--model", "timm/resnet18", "--evaluation", "pets"], "--evaluation: needs --dataset too"),
+    ],
+)
+def test_init_names_the_flag_that_is_missing(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["init", str(tmp_path / "x.yaml"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_init_of_a_name_alone_is_for_the_sample_and_with_images_for_the_published_weights(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "sample.yaml", "--model", "timm/resnet18", "--size", "64"]) == 0
+    assert "the build makes a sample of images and weights by itself" in capsys.readouterr().out
+    cfg = load_build_file("sample.yaml")
+    assert (cfg.uses_sample, cfg.frontend.model, cfg.frontend.chw) == (True, "resnet18", (3, 64, 64))
+    assert main(["init", "own.yaml", "--model", "timm/resnet18", "--dataset", "pets"]) == 0
+    assert load_build_file("own.yaml").frontend.checkpoint == AUTO
+
+
+@pytest.mark.slow
+def test_init_and_build_a_network_of_the_installed_library(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra timm")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = timm.create_model("ghostnet_050", num_classes=len(CLASSES))
+    network.train()
+    with torch.no_grad():  # norms of random weights
+        for _ in range(4):
+            network(torch.randn(8, 3, 64, 64))
+    torch.save({"state_dict": network.state_dict()}, "ghostnet_050-best.pth")
+    assert main(["init", "x.yaml", "--weights", "ghostnet_050-best.pth", "--dataset", "pets", "--size", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "ghostnet_050-best.pth fits timm/ghostnet_050, 5 classes" in out
+    assert (
+        "Resize 73 (bilinear), CenterCrop 64, mean [0.485, 0.456, 0.406], std [0.229, 0.224, 0.225]: from timm's" in out
+    )
+    package = open_package(build(load_build_file("x.yaml"), lambda line: None).prefix)
+    assert package.report()["layers"]["quantized"] > 30
+    assert package.report()["proof"]["given"]["verdict"] == "good"

@@ -1,0 +1,216 @@
+"""Init: the network of the weights that were given, or of the name; what is known of its input, images and classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pipeline.config.build_config import AUTO
+from pipeline.data.labels import imagenet_classes
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import libraries, zoo
+from pipeline.models.recipe import Recipe
+from pipeline.models.zoo import Model
+from pipeline.prepare.records import read_records
+from pipeline.weights import paddle_inference
+from pipeline.weights.file_kinds import FileKind, kind_of
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the flags of `init` say of the network."""
+
+    weights: Path | None  # None: what the library publishes, or without images the sample's
+    model: str | None  # library/name
+    size: int | None  # px
+    checkpoint_key: str | None
+
+
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network, as a build file names it."""
+
+    section: dict[str, object]  # `frontend:`
+    hw: tuple[int, int]  # of the input, px
+    classes: int | None  # None: the file leaves it open, or the build looks at them
+    recipe: Recipe | None  # how images are prepared, where somebody recorded it
+    labels: tuple[str, ...] | None  # of the classes, where a file names them
+    note: str
+
+
+def find_network(wanted: Wanted) -> FoundNetwork:
+    """Return the network.
+
+    Raises:
+        PipelineError: the file cannot be read, or fits no network; or there is none of that name.
+    """
+    if wanted.weights is None:
+        return _published(wanted)
+    if is_onnx(wanted.weights):
+        return _from_onnx(wanted, wanted.weights)
+    if paddle_inference.is_inference_model(wanted.weights):
+        return _from_paddle(wanted, wanted.weights)
+    return _from_checkpoint(wanted, wanted.weights)
+
+
+def _published(wanted: Wanted) -> FoundNetwork:
+    assert wanted.model is not None, "checked by the caller"
+    row = _row(wanted.model)
+    recipe = _library_recipe(row, None)
+    section = _section(row, wanted, None)
+    classes = recipe.classes if recipe is not None else None
+    return _with_size(FoundNetwork(section, (0, 0), classes, recipe, None, ""), row, wanted, f"network {wanted.model}")
+
+
+def _row(name: str) -> Model:
+    library, _, model = name.partition("/")
+    return zoo.find_model(library, model, "--model")
+
+
+def _section(row: Model, wanted: Wanted, classes: int | None) -> dict[str, object]:
+    return {
+        "type": row.library,
+        "model": row.name,
+        "checkpoint": str(wanted.weights or AUTO),
+        **({"checkpoint_key": wanted.checkpoint_key} if wanted.checkpoint_key else {}),
+        **({} if classes is None else {"num_classes": classes}),
+    }
+
+
+def _with_size(found: FoundNetwork, row: Model, wanted: Wanted, note: str) -> FoundNetwork:
+    hw = found.recipe.crop_hw if found.recipe is not None else (row.size, row.size)
+    hw = (wanted.size, wanted.size) if wanted.size else hw
+    section = {**found.section, "shape": {"input": [1, 3, *hw]}}
+    return replace(found, section=section, hw=hw, note=note)
+
+
+def _library_recipe(row: Model, weights: Path | None) -> Recipe | None:
+    """Return the library's record of the weights that a file's name tells, else of those it takes itself."""
+    if not libraries.is_installed(row.library):
+        return None
+    architecture, _, tag = row.name.partition(".")
+    if architecture not in libraries.names_of(row.library):  # PaddleClas's and others' are no library's here
+        return None
+    named = None if weights is None or tag else libraries.tag_of_file(row.library, architecture, weights)
+    try:
+        return libraries.recipe(row.library, f"{architecture}.{named}" if named else row.name)
+    except ConfigError:
+        return None
+
+
+def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
+    from pipeline.weights import checkpoints
+
+    state = checkpoints.read_state_dict(weights, wanted.checkpoint_key)
+    rows, classes = checkpoints.networks_of(state)
+    if wanted.model is not None:
+        row = _row(wanted.model)
+        others: list[str] = []
+        if row.design is zoo.Design.INSTALLED:
+            from pipeline.weights import library_search
+
+            fitting = library_search.classes_in(row, state)
+            if fitting is None:
+                network = zoo.build_network(row)
+                checkpoints.load_strictly(network, state, weights, wanted.model)  # says what does not fit
+            classes = fitting or 0
+        elif row not in rows:
+            listed = ", ".join(f"{row.library}/{row.name}" for row in rows) or "none of the table"
+            raise DataError(f"{weights}: is not of {wanted.model}; it fits {listed}")
+    elif rows:
+        row, others = rows[0], [f"{other.library}/{other.name}" for other in rows[1:]]
+    else:
+        row, classes, others = _search(weights, state)
+    also = f" (or {', '.join(others)}: --model says which)" if others else ""
+    beside = read_records(weights, wanted.size)
+    recipe = beside.recipe or _library_recipe(row, weights)
+    found = FoundNetwork(_section(row, wanted, classes), (0, 0), classes, recipe, beside.labels, "")
+    return _with_size(found, row, wanted, f"{weights} fits {row.library}/{row.name}{also}, {classes} classes")
+
+
+def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, list[str]]:
+    """Look for the network of a checkpoint that fits none of the table in the installed libraries."""
+    from pipeline.weights import checkpoints, library_search
+
+    found = library_search.find(weights, state)
+    if len(found) == 1:
+        return found[0].row, found[0].classes, []
+    if found:
+        listed = ", ".join(f"{each.row.library}/{each.row.name}" for each in found)
+        raise DataError(
+            f"{weights}: fits {listed}, which have the same weights and may compute otherwise; give --model with the "
+            "one it was trained as"
+        )
+    nearest = checkpoints.describe_nearest(state)
+    missing = [library for library in libraries.LIBRARIES if not libraries.is_installed(library)]
+    advice = f"; {nearest}; save a state dict of the network alone" if nearest else ""
+    advice += f"; with {' or '.join(missing)} installed, theirs are tried too" if missing else ""
+    known = "of the table (`models` lists them)" + ("" if len(missing) == 2 else ", or of the libraries here")
+    raise DataError(f"{weights}: fits no network {known}{advice}; or export it to ONNX and give that file")
+
+
+def is_onnx(path: Path) -> bool:
+    """Tell whether the file is a whole model: by its content, and by its name where that is no file of another kind."""
+    try:
+        kind = kind_of(path)
+    except OSError:  # it is not there, as the reader will say
+        return path.suffix == ".onnx"
+    return kind is FileKind.ONNX or (kind is FileKind.UNKNOWN and path.suffix == ".onnx")
+
+
+def _from_paddle(wanted: Wanted, weights: Path) -> FoundNetwork:
+    with TemporaryDirectory(prefix="init-") as folder:
+        converted = Path(folder) / "model.onnx"
+        paddle_inference.to_onnx(weights, converted)
+        try:
+            found = _from_onnx(wanted, converted)
+        except DataError as err:
+            raise DataError(str(err).replace(str(converted), str(weights))) from err
+    section = {**found.section, "type": "paddle", "checkpoint": str(weights)}
+    return replace(found, section=section, note=found.note.replace(str(converted), str(weights)))
+
+
+def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
+    import onnx
+
+    from pipeline.onnx_models import signature
+
+    try:
+        model = onnx.load(weights, load_external_data=False)
+    except Exception as err:  # protobuf meets a damaged file with errors of its own
+        raise DataError(f"{weights}: not an ONNX model ({' '.join(str(err).split())})") from None
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    sizes = signature.describe_input(model)
+    if sizes is None:
+        raise DataError(f"{weights}: expected one input, of images [N, 3, H, W]")
+    beside = read_records(weights, wanted.size or (sizes[0] if sizes[0] == sizes[1] else None))
+    usual = beside.recipe.crop_hw if beside.recipe is not None else (None, None)
+    height, width = (size or wanted.size or other for size, other in zip(sizes, usual, strict=True))
+    if wanted.size is not None and (height, width) != (wanted.size, wanted.size):
+        raise DataError(f"{weights}: takes images of {height}x{width} px only, --size says {wanted.size}; leave it out")
+    if not height or not width:
+        raise DataError(f"{weights}: leaves height and width open; give --size")
+    section: dict[str, object] = {
+        "type": "onnx",
+        "checkpoint": str(weights),
+        "shape": {inputs[0].name: [1, 3, height, width]},
+    }
+    shown = f"{height} px" if height == width else f"{height}x{width} px"
+    note = f"{weights}: input {inputs[0].name!r}, {shown}"
+    return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note)
+
+
+def _outputs_of(model: onnx.ModelProto) -> int | None:
+    """Return how many classes the only output has; None where that is open, or 1000 and a background."""
+    dims = model.graph.output[0].type.tensor_type.shape.dim if len(model.graph.output) == 1 else []
+    count = math.prod(int(axis.dim_value) for axis in dims[1:]) if len(dims) > 1 else 0
+    return count if count > 1 and count != 1 + len(imagenet_classes()) else None

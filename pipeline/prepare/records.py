@@ -1,0 +1,72 @@
+"""What lies beside a model's file about it: how images are prepared, and what its classes are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.models.recipe import Recipe, of_timm, of_transformers
+
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the files say; None of what they do not."""
+
+    recipe: Recipe | None
+    labels: tuple[str, ...] | None  # of the classes, in the order of the outputs
+
+
+def read_records(model: Path, side: int | None) -> Records:
+    """Return what lies beside a model: transformers' two files, or timm's one, in its folder or the one above.
+
+    Args:
+        model: the file; optimum puts it into a folder `onnx` below the records.
+        side: height and width that the network takes, where that is known.
+
+    Raises:
+        ConfigError: a record asks for something that build files cannot say.
+    """
+    config, _ = _find(model, _CONFIG)
+    preprocessor, path = _find(model, _PREPROCESSOR)
+    recipe = None
+    if preprocessor is not None:
+        # Which processor it is decides what is left out; since transformers 5 it may be said beside the model alone.
+        recipe = of_transformers(preprocessor, side, str(path))
+    elif config is not None and isinstance(config.get("pretrained_cfg"), dict):
+        recipe = of_timm(config["pretrained_cfg"], str(_find(model, _CONFIG)[1]))
+    return Records(recipe, _labels(config))
+
+
+def _find(model: Path, name: str) -> tuple[dict[str, Any] | None, Path]:
+    """Return a record and where it lies."""
+    for folder in (model.parent, model.absolute().parent.parent):
+        path = folder / name
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except OSError:
+            continue
+        except ValueError as err:
+            raise ConfigError(f"{path}: not JSON ({err}); remove it, or download it again") from None
+        if isinstance(record, dict):
+            return record, path
+    return None, model.parent / name
+
+
+def _labels(config: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """Return `id2label` in the order of its numbers; None where there is none, or only names made up from numbers."""
+    names = (config or {}).get("id2label")
+    if not isinstance(names, dict):
+        return None
+    try:
+        found = {int(number): str(name) for number, name in names.items()}
+    except ValueError:
+        return None
+    if sorted(found) != list(range(len(found))) or all(name == f"LABEL_{number}" for number, name in found.items()):
+        return None
+    return tuple(found[number] for number in range(len(found)))

@@ -1,0 +1,104 @@
+"""recipe.py: what timm's and transformers' records mean, beside what those libraries' transforms do with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.models.recipe import of_timm, of_transformers
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def timm(**changes: object) -> dict[str, object]:
+    record = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center"}
+    return {**record, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "num_classes": 10, **changes}
+
+
+def test_of_timm_resizes_to_the_floor_of_size_over_share() -> None:
+    found = of_timm(timm(), "x")
+    assert (found.resize, found.crop_hw, found.interpolation) == (235, (224, 224), "BICUBIC_PILLOW")  # 235.79
+    assert (found.mean, found.std, found.classes) == (HALF, HALF, 10)
+
+
+def test_of_timm_stretches_when_the_crop_mode_is_squash() -> None:
+    assert of_timm(timm(crop_mode="squash", input_size=(3, 224, 320)), "x").resize == (235, 336)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop_mode": "border"}, "x: crop_mode 'border' at 224x224 px: write process_ops"),
+        ({"input_size": [3, 224, 320]}, "x: crop_mode 'center' at 224x320 px"),
+        ({"interpolation": "hamming"}, "x: interpolation 'hamming'; known are"),
+        ({"mean": None}, "x: mean is None, wanted a number for each channel"),
+        ({"crop_pct": "big"}, "x: expected a number, got 'big'"),
+    ],
+)
+def test_of_timm_names_what_build_files_cannot_say(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_timm(timm(**changes), "x")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("record", "resize", "crop"),
+    [
+        ({"size": {"height": 224, "width": 224}}, (224, 224), (224, 224)),  # ViT, Swin
+        ({"size": 224}, (224, 224), (224, 224)),  # the same of 2021
+        # DeiT, BeiT: stretched, then cropped
+        ({"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": 224}, (256, 256), (224, 224)),
+        (
+            {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}},
+            256,
+            224,
+        ),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 256, 224),  # ConvNeXt, ResNet
+        ({"size": 224, "crop_pct": 0.875}, 256, 224),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, (384, 384), 384),
+        (
+            {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224}, "do_center_crop": True}
+            | {"crop_size": {"height": 224, "width": 224}},
+            256,
+            224,
+        ),
+    ],
+)
+def test_of_transformers_reads_sizes_as_each_processor_does(
+    record: dict[str, object], resize: object, crop: int | tuple[int, int]
+) -> None:
+    found = of_transformers({**record, **IMAGENET}, None, "x")
+    assert found.resize == resize
+    assert found.crop_hw == ((crop, crop) if isinstance(crop, int) else crop)
+    assert found.interpolation == "BILINEAR_PILLOW"
+
+
+def test_of_transformers_reads_efficientnets_two_normalisations() -> None:
+    """x / 127.5 - 1, less the mean, over the std, and over the std once more."""
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.4, 0.2]
+    record = {"size": {"height": 8, "width": 8}, "image_mean": mean, "image_std": std, "rescale_factor": 1 / 127.5}
+    found = of_transformers({**record, "rescale_offset": True, "include_top": True, "resample": 3}, None, "x")
+    for channel in range(3):
+        for pixel in (0, 100, 255):
+            wanted = (pixel / 127.5 - 1 - mean[channel]) / std[channel] / std[channel]
+            assert (pixel / 255 - found.mean[channel]) / found.std[channel] == pytest.approx(wanted)
+    assert found.interpolation == "BICUBIC_PILLOW"
+
+
+def test_of_transformers_exchanges_channels_when_the_processor_is_mobilevits() -> None:
+    record = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 288}, "crop_size": 256}
+    found = of_transformers({**record, "do_center_crop": True}, None, "x")
+    assert (found.bgr, found.mean, found.std) == (True, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert {"type": "CvtColor", "code": "COLOR_RGB2BGR"} in found.process_ops()
+
+
+def test_of_transformers_takes_the_networks_size_when_the_file_has_none() -> None:
+    assert of_transformers(dict(IMAGENET), 96, "x").crop_hw == (96, 96)
+    with pytest.raises(ConfigError, match="x: size None"):
+        of_transformers(dict(IMAGENET), None, "x")
+
+
+def test_sized_keeps_the_ratio_of_resize_and_crop() -> None:
+    found = of_timm(timm(crop_pct=0.875), "x")
+    assert (found.resize, found.sized(112).resize, found.sized(112).crop_hw) == (256, 128, (112, 112))
