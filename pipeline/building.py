@@ -12,14 +12,21 @@ from pathlib import Path
 
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_file import BuildConfig
+from pipeline.data.sample import SAMPLE_CLASSES
+from pipeline.data.sources import scan
 from pipeline.errors import ArtefactError, ConfigError, DataError
+from pipeline.host.hardware import available_cores
+from pipeline.onnx_models.files import structure
 from pipeline.prepare import inputs as build_inputs
 from pipeline.proof import speed
+from pipeline.quant.work import measure_network
 from pipeline.stages import export
-from pipeline.stages.artefact_names import FIGURES, NOTES, read_notes
+from pipeline.stages.artefact_names import FIGURES, MODEL, NOTES, read_notes
+from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
 from pipeline.stages.settings import settings_key
 from pipeline.stages.table import STAGES, S, Stage
 from pipeline.terminal import console
+from pipeline.terminal.whole import Whole, whole_work
 
 
 @dataclass(frozen=True)
@@ -66,11 +73,19 @@ def make_ready(cfg: BuildConfig) -> BuildConfig:
     Raises:
         PipelineError: as `check`; classes without images, or weights that cannot be read or do not fit.
     """
+    return _make_ready(cfg)[0]
+
+
+def _make_ready(cfg: BuildConfig) -> tuple[BuildConfig, dict[str, Path | None] | None]:
+    """Return also what `_artefacts` finds; None where that takes a download."""
     check(cfg)
     cfg = build_inputs.settle_images(cfg)
-    if not export.is_to_be_fetched(cfg) and _artefacts(export.fetch_weights(cfg)).get("export") is None:
+    if export.is_to_be_fetched(cfg):
+        return cfg, None
+    found = _artefacts(export.fetch_weights(cfg))
+    if found.get("export") is None:
         build_inputs.check_weights(cfg)
-    return cfg
+    return cfg, found
 
 
 def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> Built:
@@ -89,20 +104,41 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
     """
     begun = time.perf_counter()
     told = len(cfg.notices)
-    cfg = make_ready(cfg)
+    cfg, found = _make_ready(cfg)
     for notice in cfg.notices[told:]:
         say(f"note: {notice}")
     cfg = export.fetch_weights(cfg)  # so that a download fails before hours of other work
     ran: dict[str, float] = {}
-    while True:
-        try:
-            stages = _build(cfg, say, ran)
-        except _DamagedError as found:
-            say(f"{found}; making it again")
-            (found.folder / MANIFEST).unlink(missing_ok=True)
-        else:
-            prefix = cfg.workspace.path / cfg.package_name / cfg.name
-            return Built(prefix, time.perf_counter() - begun, tuple(ran), stages, ran)
+    found = found or _artefacts(cfg)
+    waiting = [name for name, folder in found.items() if folder is None]
+    expected = expected_seconds(waiting, _work(cfg, found["export"])) if waiting else {}
+    with whole_work(expected, "build") as whole:
+        while True:
+            try:
+                stages = _build(cfg, say, ran, whole)
+            except _DamagedError as damaged:
+                say(f"{damaged}; making it again")
+                (damaged.folder / MANIFEST).unlink(missing_ok=True)
+            else:
+                prefix = cfg.workspace.path / cfg.package_name / cfg.name
+                return Built(prefix, time.perf_counter() - begun, tuple(ran), stages, ran)
+
+
+def _work(cfg: BuildConfig, exported: Path | None) -> BuildWork:
+    """Return what a build has to do, as far as it is known: the exported model tells exactly what the network costs."""
+    images = cfg.dataset.sampler.get_data_num
+    evaluation = cfg.evaluation.num
+    if evaluation is None:
+        evaluation = len(scan(cfg.evaluation.path).files) if cfg.evaluation.path else SAMPLE_CLASSES // 2
+    return BuildWork(
+        network=measure_network(structure(exported / MODEL)) if exported else guess_work(cfg.frontend),
+        images=images if cfg.uses_sample or cfg.dataset.path else 0,
+        evaluation_images=evaluation,
+        makes_weights=cfg.uses_sample,
+        trial_s=speed.budget_seconds(),
+        tuning_s=60 * cfg.accuracy.budget_minutes if cfg.accuracy else 0.0,
+        cores=available_cores(),
+    )
 
 
 class _DamagedError(Exception):
@@ -113,7 +149,7 @@ class _DamagedError(Exception):
         self.folder = folder
 
 
-def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) -> Mapping[str, Path]:
+def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float], whole: Whole) -> Mapping[str, Path]:
     """Run what is not up to date, adding to `ran`; return where the artefact of each stage lies.
 
     Raises:
@@ -137,16 +173,19 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float]) 
             read = [folder for name, folder in inputs.items() if name not in uncompared]
             with _file_faults(step, workspace):
                 _compare(read, sound)
-            say(f"{step} ...")
             started = time.perf_counter()
             with (
+                whole.step(stage.name, step),
                 _file_faults(step, out),
                 publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch,
             ):
                 if not is_published(out):  # else another build made it while this one waited for the lock
                     stage.run(settings, inputs, scratch)
             ran[stage.name] = time.perf_counter() - started
-            say(f"{step}: done in {ran[stage.name]:.1f} s{_figures(out)}")
+            if stage.shows_work:
+                whole.expect(expected_seconds((row.name for row in rows[number:]), _work(cfg, out)))
+            left = "" if number == len(rows) else f"; {whole.left()}"
+            say(f"{step}: {', '.join([f'{ran[stage.name]:.1f} s', *_figures(out)])}{left}")
             sound.add(out)
         for line in read_notes(out):
             say(f"note: {line}")
@@ -220,14 +259,27 @@ def _file_faults(step: str, where: Path) -> Iterator[None]:
         raise DataError(f"{step}: {place}: {err.strerror or err}; fix it and build again") from err
 
 
-def _figures(folder: Path) -> str:
-    """Return a stage's own figures, for its line."""
+# What a stage measured of itself, in words: of its line, and of --verbose.
+_IN_LINE = {"images": "{} images", "layers": "{} layers", "resumed_at": "resumed at image {}", "input": "reads {}"}
+_IN_DETAIL = {
+    "tensors": "{} activations observed",
+    "streams": "{} groups of channels changed",
+    "widest": "channels scaled by up to {}",
+    "peak_memory_mib": "up to {} MiB of memory",
+}
+
+
+def _figures(folder: Path) -> list[str]:
+    """Return what a stage measured of itself, for its line; the rest is said to --verbose."""
     path = folder / FIGURES
     if not path.is_file():
-        return ""
+        return []
     figures = json.loads(path.read_text(encoding="utf-8"))
-    shown = {key: value for key, value in figures.items() if key != "seconds" and not isinstance(value, dict | None)}
-    return "".join(f", {name.replace('_', ' ')} {value}" for name, value in shown.items())
+    known = {key: value for key, value in figures.items() if value}
+    for key, words in _IN_DETAIL.items():
+        if key in known:
+            console.detail(words.format(known[key]))
+    return [words.format(known[key]) for key, words in _IN_LINE.items() if key in known]
 
 
 def _content(folder: Path) -> dict[str, str]:

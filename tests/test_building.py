@@ -64,9 +64,15 @@ def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConf
     built = build(make_config(), lines.append)
     assert built.ran == ALL
     assert built.prefix == tmp_path / "workspace" / PACKAGE / "tiny"
-    assert [line for line in lines if line.endswith("...")] == [
-        f"[{number}/{len(ALL)}] {name} ..." for number, name in enumerate(ALL, 1)
+    # A line a step: its time, in words what it did, and the time that is left.
+    assert [line.partition(":")[0] for line in lines] == [
+        f"[{number}/{len(ALL)}] {name}" for number, name in enumerate(ALL, 1)
     ]
+    assert all(
+        re.search(r": \d+\.\d s(, [^;]+)?; (about \d+ (s|min)|a few seconds) left$", line) for line in lines[:-1]
+    )
+    assert re.fullmatch(r"\[11/11\] package: \d+\.\d s", lines[-1])
+    assert re.fullmatch(r"\[6/11\] calibrate: \d+\.\d s, 20 images; .* left", lines[5])
     package = open_package(built.prefix)
     assert sorted(path.name for path in package.folder.iterdir()) == [
         *("build.json", "calibration.txt", "classes.tsv", "manifest.json", "package.json", "preprocess.json"),
@@ -192,8 +198,8 @@ def test_build_skips_a_tool_when_it_is_off(
     built = build(make_config(*overrides), lines.append)
     ran = tuple(name for name in ALL if name not in skipped)
     assert built.ran == ran
-    assert [line for line in lines if line.endswith("...")] == [
-        f"[{number}/{len(ran)}] {name} ..." for number, name in enumerate(ran, 1)
+    assert [line.partition(":")[0] for line in lines] == [
+        f"[{number}/{len(ran)}] {name}" for number, name in enumerate(ran, 1)
     ]
     (check_file,) = (tmp_path / "workspace" / ".cache" / "quantize").glob("*/check.json")
     found = json.loads(check_file.read_text(encoding="utf-8"))

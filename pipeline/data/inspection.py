@@ -34,7 +34,7 @@ def inspect(sources: Sequence[ImageSource], cores: int, *, decodes: bool = True)
     found: dict[ImageSource, Inspected] = {}
     # As they lie in a tar: going back in a compressed one starts over.
     ordered = sorted(sources, key=lambda source: source.offset or 0)
-    with ThreadPoolExecutor(cores) as pool, progress_bar(len(ordered), "check images", "img") as progress:
+    with ThreadPoolExecutor(cores) as pool, progress_bar(len(ordered), "check images", "img", span=(0, 1)) as progress:
         for source, result in zip(ordered, pool.map(lambda each: _inspect(each, decodes), ordered), strict=True):
             found[source] = result
             progress.update()

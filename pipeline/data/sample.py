@@ -25,6 +25,8 @@ from pipeline.terminal.progress import progress_bar
 SAMPLE_CLASSES = 1000
 SPLITS = ("calibration", "evaluation")  # the position is part of an image's seed
 
+_SPANS = {"calibration": (0.0, 0.67), "evaluation": (0.67, 1.0)}  # of the progress of making both
+
 CLASS_SEED = 20
 JPEG_QUALITY = 90
 CLASSES_PER_TASK = 10  # keeps the progress bar moving without a message per image
@@ -117,7 +119,7 @@ def write_sample(folder: Path, split: str, classes: Sequence[int] = range(SAMPLE
         name="sample",
         hint="run the same command again",
     )
-    with closing(written), progress_bar(len(classes), f"{split} images", "img") as progress:
+    with closing(written), progress_bar(len(classes), f"{split} images", "img", span=_SPANS[split]) as progress:
         for count in written:
             progress.update(count)
 

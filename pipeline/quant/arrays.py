@@ -16,7 +16,7 @@ def read_arrays(path: Path, what: str) -> dict[str, npt.NDArray[np.generic]]:
     Only the reading is in here: what the arrays mean is no business of a `try` that takes every exception for damage.
 
     Args:
-        what: the file should hold, for the error: "a calibration".
+        what: the file is, for the error: "calibration file".
 
     Raises:
         ArtefactError: the file cannot be read, or is damaged.
@@ -25,4 +25,4 @@ def read_arrays(path: Path, what: str) -> dict[str, npt.NDArray[np.generic]]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as err:  # a flipped bit surfaces as any of a dozen kinds, from zipfile or numpy
-        raise ArtefactError(f"{path}: not {what} that this program wrote ({err}); delete it and build again") from err
+        raise ArtefactError(f"{path}: invalid {what} ({err}); delete it and build again") from err

@@ -148,7 +148,7 @@ class ObserverSet:
         Raises:
             ArtefactError: the file is not one that `save` wrote.
         """
-        arrays: dict[str, Any] = read_arrays(path, "a calibration")
+        arrays: dict[str, Any] = read_arrays(path, "calibration file")
         try:
             loaded = cls([str(name) for name in arrays["names"]])
             for index, observer in enumerate(loaded.observers.values()):
@@ -160,6 +160,4 @@ class ObserverSet:
                 loaded.mean_sums[str(name)] = arrays[f"mean_sums_{index}"]
             return loaded, int(arrays["images"][0])
         except (LookupError, ValueError) as err:  # arrays that are not there, or of other shapes
-            raise ArtefactError(
-                f"{path}: not a calibration that this program wrote ({err}); delete it and build again"
-            ) from err
+            raise ArtefactError(f"{path}: invalid calibration file ({err}); delete it and build again") from err

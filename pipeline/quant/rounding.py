@@ -35,6 +35,9 @@ _BLOCK = 128  # columns rounded one by one before their errors are passed on to 
 _ROWS = 1024  # rows of a covariance updated at a time: a bound on the memory of their product
 _FACTORED = 256  # columns of a covariance factored at a time
 _DAMPING = 0.01  # of the mean variance, added to each: with fewer images than inputs, some directions have none
+# Largest number of a layer's inputs for one covariance, which takes 340 MB and three times that while it is factored.
+# Wider layers, such as the first classifier layer of a VGG with 25,088 inputs, are rounded in blocks of inputs.
+WIDEST, BLOCK = 9216, 4096
 _DOUBLE = 2304  # inputs; larger covariances are factored in float32, for their memory
 
 
@@ -223,7 +226,7 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
     Raises:
         ArtefactError: the file is not one that `write_rounded` wrote.
     """
-    arrays: dict[str, Any] = read_arrays(path, "rounded weights")
+    arrays: dict[str, Any] = read_arrays(path, "file of rounded weights")
     try:
         return {
             str(name): Rounded(
@@ -236,6 +239,4 @@ def read_rounded(path: Path) -> dict[str, Rounded]:
             for index, (name, (ours, nearest)) in enumerate(zip(arrays["names"], arrays["decibels"], strict=True))
         }
     except (LookupError, ValueError) as err:  # arrays that are not there, or of other shapes
-        raise ArtefactError(
-            f"{path}: not rounded weights that this program wrote ({err}); delete it and build again"
-        ) from err
+        raise ArtefactError(f"{path}: invalid file of rounded weights ({err}); delete it and build again") from err

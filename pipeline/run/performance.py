@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from pipeline.run.plan import Message, Ready, Request, StageTimes
+from pipeline.terminal.progress import Bar
 
 _PERCENTILES = (50, 90, 95, 99)
 
@@ -30,7 +30,7 @@ class Performance:
 class Recorder:
     """Collects what the workers report; moves the progress bar by finished images."""
 
-    def __init__(self, progress: tqdm[Any] | None = None) -> None:
+    def __init__(self, progress: Bar | None = None) -> None:
         self._progress = progress
         self.ready: list[Ready] = []
         self.requests: list[Request] = []

@@ -123,7 +123,10 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
         for index in spread(len(images), _TAIL_IMAGES):
             observe(images[index])
         observers.set_tails()
-    with _thread_pool(collector.workers) as pool, progress_bar(len(images), "calibrate", "img", done=seen) as progress:
+    with (
+        _thread_pool(collector.workers) as pool,
+        progress_bar(len(images), "calibrate", "img", done=seen, span=(0, 1)) as progress,
+    ):
         for start in range(seen, len(images), _ROUND):
             for output, means in pool.map(observe, images[start : start + _ROUND]):
                 outputs.append(output)

@@ -46,7 +46,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     images = [listed[index] for index in spread(len(listed), settings.images)]
     reader = ActivationReader(model, list(axes), threads=settings.cores)
     largest: dict[str, np.ndarray] = {}
-    with progress_bar(len(images), "channel ranges", "img") as progress:
+    with progress_bar(len(images), "channel ranges", "img", span=(0, 0.95)) as progress:
         for image in images:
             values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
             for name, axis in axes.items():

@@ -173,7 +173,7 @@ def convert(
         _remove_leftovers(jobs)
         present = target.files(deep=True) if isinstance(target, Url) else {}
         pending = [job for job in jobs if not _is_done(job, present)]
-        with progress_bar(len(jobs), "image2npz", "img", done=len(jobs) - len(pending)) as bar:
+        with progress_bar(len(jobs), "image2npz", "img", done=len(jobs) - len(pending), span=(0, 1)) as bar:
             reasons: dict[_Job, str] = {}
             with closing(_run(pending, workers, target, cluster)) as outcomes:
                 for finished in outcomes:

@@ -5,6 +5,7 @@ Independent of the thresholds: another percentile or mode repeats no rounding.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import Layer, layers_of
 from pipeline.quant.rounding import (
+    BLOCK,
+    WIDEST,
     Float32,
     Rounded,
     mean_error,
@@ -37,6 +40,7 @@ from pipeline.quant.rounding import (
     round_weights,
     write_rounded,
 )
+from pipeline.quant.work import COLLECTING, measure_network, rounding_work
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, WEIGHTS, float32_model
 from pipeline.stages.settings import unkeyed
@@ -48,10 +52,6 @@ _SEED = 0
 # Bytes of layers' inputs in memory at once: all of wide_resnet50_2 take 0.8 GB. Further layers wait for another pass.
 _MEMORY = 1 << 30
 _SECONDS_BETWEEN_SAVES = 10.0
-
-# Largest number of a layer's inputs for one covariance, which takes 340 MB and three times that while it is factored.
-# Wider layers, such as the first classifier layer of a VGG with 25,088 inputs, are rounded in blocks of inputs.
-_WIDEST, _BLOCK = 9216, 4096
 
 Held = Covariance | GroupCovariance | list[Float32]  # of a layer's inputs: covariances, or each image's activation
 
@@ -85,19 +85,24 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     model = onnx.load(float32_model(inputs))
     layers = list(layers_of(model))
     sizes = _sizes(layers, activation_shapes(model), len(images))
+    macs = measure_network(model).macs
     del model
     rounded: dict[str, Rounded] = {}
     passes = list(_passes(layers, sizes))
-    with progress_bar(len(passes) * len(images) + len(layers), "round weights", "step") as progress:
-        for number, some in enumerate(passes):
+    work = [_Work.of(some, macs, settings.positions) for some in passes]
+    total = sum(each.image * len(images) + sum(each.layers.values()) for each in work)
+    with progress_bar(total, "round weights", "MMAC", span=(0, 1)) as progress:
+        for number, (some, each) in enumerate(zip(passes, work, strict=True)):
             partial = out / f"partial_{number}.npz"
             found = _resume(partial, some)
-            progress.update(len(found))
+            progress.update(sum(each.layers[name] for name in found))
             if len(found) == len(some):
-                progress.update(len(images))
+                progress.update(each.image * len(images))
             else:
-                held = _collect(settings, float32_model(inputs), some, sizes, images, progress.update)
-                _round_in_turn(settings, some, held, found, partial, progress.update)
+                seen = functools.partial(progress.update, each.image)
+                held = _collect(settings, float32_model(inputs), some, sizes, images, seen)
+                for name in _round_in_turn(settings, some, held, found, partial):
+                    progress.update(each.layers[name])
             rounded.update(found)
     write_rounded(out / WEIGHTS, rounded)
     for leftover in [*out.glob("partial_*.npz"), *out.glob(".*")]:
@@ -109,6 +114,25 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(out / FIGURES, figures)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a pass takes, in 1e6 multiply-accumulates: a layer of 4608 inputs takes 60 times one of 256.
+
+    Whole numbers, so that the parts make exactly the whole.
+    """
+
+    image: int  # to infer an image and sum the covariances of its activations
+    layers: Mapping[str, int]  # to round each
+
+    @staticmethod
+    def of(layers: Sequence[Layer], macs: float, positions: int) -> _Work:
+        """Return the work of some layers, of a network of `macs` multiply-accumulates an image."""
+        summing = sum(positions * layer.groups * layer.inputs**2 for layer in layers)
+        rounding = {each.name: rounding_work(len(each.weights.matrix), each.inputs, each.groups) for each in layers}
+        image = round(COLLECTING * (macs + summing) / 1e6)
+        return _Work(image, {name: round(work / 1e6) for name, work in rounding.items()})
 
 
 def _resume(partial: Path, layers: Sequence[Layer]) -> dict[str, Rounded]:
@@ -196,13 +220,12 @@ def _round_in_turn(
     held: dict[str, Held],
     found: dict[str, Rounded],
     partial: Path,
-    advance: Callable[[], object],
-) -> None:
-    """Round the layers that are not in `found`, and add them to it; save it meanwhile and at the end."""
+) -> Iterator[str]:
+    """Round the layers that are not in `found`, and put them there, yielding each; save on the way and last."""
     saved = time.perf_counter()
     for layer in layers[len(found) :]:
         found[layer.name] = _round(settings, layer, held.pop(layer.name))
-        advance()
+        yield layer.name
         if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
             write_rounded(partial, found)
             saved = time.perf_counter()
@@ -214,7 +237,7 @@ def _covariance(layer: Layer) -> Covariance | GroupCovariance:
 
 
 def _is_wide(layer: Layer) -> bool:
-    return layer.groups == 1 and layer.inputs > _WIDEST
+    return layer.groups == 1 and layer.inputs > WIDEST
 
 
 def _round(settings: Settings, layer: Layer, held: Held) -> Rounded:
@@ -249,6 +272,6 @@ def _round_wide(layer: Layer, held: list[Float32], scales: Float32, positions: i
         return seen.result()
 
     pair = 2 * math.prod(layer.kernel or (1,))  # channels that are neighbours stay together
-    matrix, width = layer.weights.matrix, max(1, _BLOCK // pair) * pair
+    matrix, width = layer.weights.matrix, max(1, BLOCK // pair) * pair
     rounded = round_blocks(matrix, scales, covariance, layer.weights.pairs, width)
     return replace(rounded, mean_error=mean_error(matrix, rounded.weights, scales, np.concatenate(means)))

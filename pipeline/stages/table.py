@@ -44,6 +44,7 @@ class Stage(Generic[S]):
     keep_partial: bool = False  # an interrupted run is resumed
     fetches: Callable[[BuildConfig], bool] = lambda cfg: False  # a download comes before its settings are known
     compared: bool = True  # its files are compared with their digests before another stage reads them
+    shows_work: bool = False  # its model shows what the network costs, for the time that is left
     version: int = 1  # raised when the same inputs start to give other bytes
 
 
@@ -115,7 +116,15 @@ STAGES: tuple[Stage[Any], ...] = (
         compared=False,  # of the npz only the names go into a package, and hashing 50,000 of them takes a minute
         version=2,
     ),
-    Stage("export", ("calibset",), export.take_settings, export.run, fetches=export.is_to_be_fetched, version=8),
+    Stage(
+        "export",
+        ("calibset",),
+        export.take_settings,
+        export.run,
+        fetches=export.is_to_be_fetched,
+        shows_work=True,
+        version=8,
+    ),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=5),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=3),

@@ -113,7 +113,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     def rank() -> list[str]:
         sensitivity = Sensitivity(float32, make(()), parts.ranges)
         shown = [load(listed[index]) for index in spread(len(listed), _SENSITIVITY_IMAGES)]
-        with progress_bar(len(sensitivity), "sensitivity", "quantizer") as progress:
+        with progress_bar(len(sensitivity), "sensitivity", "quantizer", span=(0, 0.2)) as progress:
             costs = sensitivity.measure(shown, progress.update)
         return [cost.name for cost in costs if cost.kind is Kind.ACTIVATION][:_CANDIDATES]
 
@@ -164,7 +164,7 @@ def _search(
         journal.set_order(rank(), time.perf_counter() - begun)
     assert journal.order is not None
     tried = len(journal.steps) - 1
-    with progress_bar(len(journal.order), "tune", "model", done=tried) as progress:
+    with progress_bar(len(journal.order), "tune", "model", done=tried, span=(0.2, 1)) as progress:
         for name in journal.order[tried:]:
             if is_over():
                 return

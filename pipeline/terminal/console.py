@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import TextIO
 
 
 @dataclass
@@ -20,6 +23,9 @@ class _Style:
 
 
 _style = _Style()
+_lock = threading.RLock()  # the status line is redrawn by a thread of its own
+_status = ""  # the last line of the terminal, as it is drawn now
+_ERASE = "\r\x1b[K"  # what stands in the line of the cursor
 
 
 def configure(*, quiet: bool = False, verbose: bool = False, json_lines: bool = False) -> None:
@@ -52,12 +58,40 @@ def writes_json() -> bool:
     return _style.json_lines
 
 
+def shows_status() -> bool:
+    """Tell whether there is a terminal to draw a status line on."""
+    return sys.stderr.isatty() and not _style.quiet and not _style.json_lines
+
+
+def status(text: str) -> None:
+    """Draw the last line of the terminal in place of what it was; "" removes it. Lines are printed above it."""
+    global _status
+    if not shows_status():
+        return
+    with _lock:
+        _status = text[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(_ERASE + _status)
+        sys.stderr.flush()
+
+
+def _print(text: str, file: TextIO | None = None) -> None:
+    """Print a line, above the status line if there is one."""
+    with _lock:
+        if _status:
+            sys.stderr.write(_ERASE)
+            sys.stderr.flush()
+        print(text, file=file, flush=True)
+        if _status:
+            sys.stderr.write(_status)
+            sys.stderr.flush()
+
+
 def step(text: str) -> None:
     """Print that a step begins, or what it did."""
     if _style.json_lines:
         event("step", text=text)
     elif not _style.quiet:
-        print(text, flush=True)
+        _print(text)
 
 
 def note(text: str) -> None:
@@ -67,7 +101,7 @@ def note(text: str) -> None:
     if _style.json_lines:
         event("note", text=text)
     elif not _style.quiet:
-        print(text, file=sys.stderr, flush=True)
+        _print(text, sys.stderr)
 
 
 def warning(text: str) -> None:
@@ -75,7 +109,7 @@ def warning(text: str) -> None:
     if _style.json_lines:
         event("warning", text=text)
     else:
-        print(text, file=sys.stderr, flush=True)
+        _print(text, sys.stderr)
 
 
 def detail(text: str) -> None:
@@ -85,7 +119,7 @@ def detail(text: str) -> None:
     if _style.verbose and _style.json_lines:
         event("detail", text=text)
     elif _style.verbose:
-        print(f"  {text}", file=sys.stderr, flush=True)
+        _print(f"  {text}", sys.stderr)
 
 
 def error(text: str) -> None:
@@ -94,7 +128,7 @@ def error(text: str) -> None:
         if _style.json_lines:
             event("error", text=line)
         else:
-            print(f"error: {line}", file=sys.stderr)
+            _print(f"error: {line}", sys.stderr)
 
 
 def causes(err: BaseException) -> None:
@@ -115,7 +149,7 @@ def interrupted(text: str) -> None:
     if _style.json_lines:
         event("interrupted", text=text)
     else:
-        print(text, file=sys.stderr)
+        _print(text, sys.stderr)
 
 
 def event(kind: str, **facts: object) -> None:

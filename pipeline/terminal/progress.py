@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from pipeline.terminal import console
+from pipeline.terminal.whole import Part, present
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
+class Bar(Protocol):
+    """What is told of work that is done: a bar of tqdm, or a part of the line of the whole work."""
+
+    n: float  # done
+    total: float | None
+
+    def update(self, n: float = 1) -> object: ...
+
+    def unpause(self) -> None: ...
+
+
 def progress_bar(
-    total: int | None, what: str, unit: str, done: int = 0, *, scaled: bool = False, shown: bool = True
-) -> tqdm[Any]:
+    total: float | None,
+    what: str,
+    unit: str,
+    done: float = 0,
+    *,
+    scaled: bool = False,
+    shown: bool = True,
+    span: tuple[float, float] | None = None,
+) -> AbstractContextManager[Bar]:
     """Return a bar on standard error; use it in a `with`.
+
+    In work of several steps (`whole_work`) no bar is drawn: the line of the whole stands for all of them.
 
     Args:
         total: units of the whole work; None if it is limited by time.
@@ -24,7 +46,11 @@ def progress_bar(
         done: units that an earlier run did.
         scaled: show counts as 1.5M; for bytes.
         shown: False for none at all.
+        span: in work of several steps, from where to where in the present step's work this goes, in 0..1.
     """
+    whole = present()
+    if whole is not None and not console.writes_json():
+        return Part(whole, total, done, span)
     on_terminal = sys.stderr.isatty()
     kind: type[tqdm[Any]] = _JsonBar if console.writes_json() else tqdm
     return kind(

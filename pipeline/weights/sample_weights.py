@@ -8,7 +8,9 @@ features of a crop represent those of the whole image at a fraction of the cost.
 from __future__ import annotations
 
 import operator
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx, nn
 
+from pipeline.host.hardware import available_cores
 from pipeline.terminal.progress import progress_bar
 
 Prepare = Callable[[Image.Image], NDArray[np.float32]]  # RGB image -> float32 [3, H, W], the network's input
@@ -52,7 +55,7 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
         views = torch.stack([_view(prepare, images[index][0]) for index in anchors])
         with _measuring_norms(network):
             view_features = _classifier_inputs(network, classifier, views)
-        crops = (_random_crop(_view(prepare, path), generator) for path, _ in images)
+        crops = (_random_crop(view, generator) for view in _views(prepare, [path for path, _ in images]))
         features = _crop_features(network, classifier, crops, len(images))
         # Zero padding weighs more around a crop than around a whole image: shift the crops' features to correct for it.
         features += view_features.mean(0) - features[anchors].mean(0)
@@ -113,6 +116,18 @@ def _view(prepare: Prepare, path: Path) -> Tensor:
         return torch.from_numpy(prepare(image.convert("RGB")))
 
 
+def _views(prepare: Prepare, paths: Sequence[Path]) -> Iterator[Tensor]:
+    """Yield the views in order. Threads decode a batch ahead; else the cores would wait for one that does."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        ahead: deque[Future[Tensor]] = deque()
+        for path in paths:
+            ahead.append(pool.submit(_view, prepare, path))
+            if len(ahead) > CROP_BATCH:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
 def _random_crop(view: Tensor, generator: torch.Generator) -> Tensor:
     """Return float32 [3, CROP_PX, CROP_PX] of float32 [3, H, W]; a smaller view stays as it is."""
     corner = [int(torch.randint(max(side - CROP_PX, 0) + 1, (), generator=generator)) for side in view.shape[1:]]
@@ -154,7 +169,7 @@ def _classifier_inputs(network: nn.Module, classifier: nn.Linear, batch_nchw: Te
 def _crop_features(network: nn.Module, classifier: nn.Linear, crops: Iterator[Tensor], count: int) -> Tensor:
     """Return float32 [count, features], computed CROP_BATCH crops at a time."""
     features = torch.empty(count, classifier.in_features)
-    with progress_bar(count, "fit sample weights", "img") as progress:
+    with progress_bar(count, "fit sample weights", "img", span=(0, 0.7)) as progress:
         for start in range(0, count, CROP_BATCH):
             rows = features[start : start + CROP_BATCH]
             rows[:] = _classifier_inputs(network, classifier, torch.stack([next(crops) for _ in rows]))

@@ -123,7 +123,7 @@ def test_load_says_what_to_do_when_the_file_is_none_of_ours(tmp_path: Path, cont
     path.write_bytes(content)
     with pytest.raises(ArtefactError) as caught:
         ObserverSet.load(path)
-    assert str(caught.value).startswith(f"{path}: not a calibration that this program wrote (")
+    assert str(caught.value).startswith(f"{path}: invalid calibration file (")
     assert str(caught.value).endswith("); delete it and build again")
 
 

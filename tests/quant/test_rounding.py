@@ -638,7 +638,7 @@ def test_read_rounded_says_what_to_do_when_the_file_is_none_of_ours(tmp_path: Pa
         path.write_bytes(content)
     with pytest.raises(ArtefactError) as caught:
         read_rounded(path)
-    assert str(caught.value).startswith(f"{path}: not rounded weights that this program wrote (")
+    assert str(caught.value).startswith(f"{path}: invalid file of rounded weights (")
     assert str(caught.value).endswith("); delete it and build again")
 
 

@@ -21,6 +21,7 @@ from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant.layers import layers_of
 from pipeline.quant.rounding import read_rounded
 from pipeline.stages import calibset, export, rounding
+from pipeline.terminal.whole import Whole, whole_work
 
 MakeConfig = Callable[..., BuildConfig]
 Float32 = npt.NDArray[np.float32]
@@ -249,3 +250,23 @@ def test_build_goes_on_with_rounding_when_it_was_interrupted(
     undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
     models = [(built.prefix.parent / "tiny.onnx").read_bytes() for built in (resumed, undisturbed)]
     assert models[0] == models[1]
+
+
+def test_progress_counts_work_and_not_layers(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of 144 inputs moves the bar as much further than one of 27 as rounding it takes longer."""
+    layers = [layer.weights.matrix.shape for layer in layers_of(onnx.load(inputs["export"] / "model.onnx"))]
+    told: list[float] = []
+    monkeypatch.setattr(Whole, "tell", lambda self, share: told.append(share))
+    (tmp_path / "out").mkdir()
+    with whole_work({}):
+        rounding.run(rounding.take_settings(make_config()), inputs, tmp_path / "out")
+    assert told == sorted(told)
+    assert told[-1] == 1
+    moves = np.diff(told)[-len(layers) :]
+    work = np.array([n**3 + 1.2 * n * n * m + 9e6 * n for m, n in layers])
+    np.testing.assert_allclose(moves / moves.sum(), work / work.sum(), rtol=1e-3)
+    images = np.diff(told)[: -len(layers)]
+    np.testing.assert_allclose(images[images > 0], images.max())  # each image alike
+    assert (images > 0).sum() == 20
