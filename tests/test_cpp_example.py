@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from run_fixtures import REPOSITORY
 
+from pipeline.artefacts import write_manifest
 from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data import preprocess
@@ -52,8 +55,8 @@ def package(make_config: MakeConfig) -> Package:
     return build_with("BILINEAR_PILLOW", make_config)
 
 
-def build_with(resize: str, make_config: MakeConfig) -> Package:
-    return open_package(build(make_config(OPS.format(filter=resize)), lambda line: None).prefix)
+def build_with(resize: str, make_config: MakeConfig, *more: str) -> Package:
+    return open_package(build(make_config(OPS.format(filter=resize), *more), lambda line: None).prefix)
 
 
 def write_images(folder: Path) -> list[Path]:
@@ -85,17 +88,22 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("resize", ["BILINEAR_PILLOW", "BILINEAR_CV"])
-def test_answers_are_those_of_python(classify: Path, make_config: MakeConfig, resize: str, tmp_path: Path) -> None:
-    package = build_with(resize, make_config)
+def run_both(classify: Path, package: Package, paths: list[Path]) -> tuple[list[list[str]], npt.NDArray[np.float32]]:
+    """Return the program's rows, and the scores that Python computes."""
     assert package.takes_pixels
-    paths = write_images(tmp_path)
     prepared = [preprocess.load(package.preprocess(), path, raw=True) for path in paths]
     with open_backend(Runtime.OPENVINO, package.model, batch=len(paths), placement=place(1, 1)) as backend:
         expected = backend.infer(np.stack(prepared))
     command = [str(classify), str(package.folder), *map(str, paths)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return [line.split("\t") for line in done.stdout.splitlines()], expected
+
+
+@pytest.mark.parametrize("resize", ["BILINEAR_PILLOW", "BILINEAR_CV"])
+def test_answers_are_those_of_python(classify: Path, make_config: MakeConfig, resize: str, tmp_path: Path) -> None:
+    package = build_with(resize, make_config)
+    paths = write_images(tmp_path)
+    rows, expected = run_both(classify, package, paths)
     assert [row[0] for row in rows] == [str(path) for path in paths]
     assert [int(row[1]) for row in rows] == expected.argmax(axis=1).tolist()
     scores = [float(row[2]) for row in rows]
@@ -103,6 +111,43 @@ def test_answers_are_those_of_python(classify: Path, make_config: MakeConfig, re
     np.testing.assert_allclose(scores[-1], expected.max(axis=1)[-1], rtol=0.02)
     names = [known.name for known in package.classes()]
     assert [row[3] for row in rows] == [names[answer] for answer in expected.argmax(axis=1)]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, of the damaged one
+@pytest.mark.parametrize("library", ["paddleclas", "transformers"])
+def test_sizes_corners_and_exif_are_those_of_the_packages_library(
+    classify: Path, make_config: MakeConfig, library: str, tmp_path: Path
+) -> None:
+    package = build_with("BILINEAR_CV", make_config, f"dataset.preprocess_as={library}")
+    paths = []
+    # Sizes whose longer side comes to a half or near it, whose corners have an odd rest, in each orientation.
+    for index, size in enumerate(((40, 47), (97, 51), (24, 35), (48, 55), (33, 70), (60, 41), (36, 39), (72, 101))):
+        pixels = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = index + 1
+        for suffix in ("png", "jpg"):
+            paths.append(tmp_path / f"{index}.{suffix}")
+            Image.fromarray(pixels).save(paths[-1], exif=exif)
+    damaged = paths[3].read_bytes().replace(b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert damaged != paths[3].read_bytes()
+    paths.append(tmp_path / "damaged.jpg")
+    paths[-1].write_bytes(damaged)
+    rows, expected = run_both(classify, package, paths)
+    assert [int(row[1]) for row in rows] == expected.argmax(axis=1).tolist()
+    np.testing.assert_allclose([float(row[2]) for row in rows], expected.max(axis=1), rtol=1e-5)
+
+
+def test_a_stretched_image_is_cropped_where_the_file_says(
+    classify: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    package = build_with("BILINEAR_CV", make_config)
+    vdsp = json.loads((package.folder / "preprocess.json").read_text())
+    del vdsp["OpConfig"]["ResizeMode"]
+    vdsp["OpConfig"] |= {"ResizeHeight": 44, "ResizeWidth": 50, "CropY": 3, "CropX": 17}
+    (package.folder / "preprocess.json").write_text(json.dumps(vdsp))
+    write_manifest(package.folder, "package")
+    rows, expected = run_both(classify, open_package(package.prefix), write_images(tmp_path))
+    np.testing.assert_allclose([float(row[2]) for row in rows], expected.max(axis=1), rtol=1e-5)
 
 
 def test_faults_are_one_line_and_exit_2(classify: Path, package: Package, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 // Images are JPEG, PNG or binary PPM. The package must take pixels (package.json: "input_dtype": "uint8"), as packages
 // do unless they were built with `pixel_input: false`: the model normalises, so that resizing and cropping are all that
 // is left to do here. The filter is the package's own: Pillow's antialiased bilinear (torchvision, timm) or OpenCV's
-// (PaddleClas). With images that lose more height than width, recent Pillow begins with the columns: some pixels then
+// (PaddleClas). So are the arithmetic of sizes and corners, and whether images are turned by EXIF (preprocess.json:
+// "PreprocessAs"). With images that lose more height than width, recent Pillow begins with the columns: some pixels then
 // differ by one of 255 from the Python runner's.
 // The score it prints is the model's own output. What that is, package.json says ("scores"): of logits and log_softmax a
 // softmax makes probabilities; softmax and sigmoid are to be taken as they are.
@@ -26,6 +27,7 @@
 #include <openvino/openvino.hpp>
 
 #include "images.hpp"
+#include "orientation.hpp"
 #include "resize.hpp"
 
 namespace fs = std::filesystem;
@@ -33,25 +35,56 @@ namespace fs = std::filesystem;
 namespace {
 
 enum class Filter { pillow, opencv };
+enum class As { torchvision, paddleclas, transformers };
+enum class Mode { stretch, shorter_side, none };
 
 struct Preprocess {
     Filter filter = Filter::pillow;
+    As as = As::torchvision;
+    Mode mode = Mode::stretch;
     bool bgr = false;
-    bool shorter_side = false;  // else the image is stretched
     int resize_height = 0;
     int resize_width = 0;
     int crop_height = 0;
     int crop_width = 0;
+    int crop_top = 0;  // of a stretched image; others are cropped at the centre
+    int crop_left = 0;
 };
 
 // The value of a key of a flat JSON file of ours; a program of its own would use its JSON library.
-std::string json_value(const std::string& text, const std::string& key) {
+std::string json_value(const std::string& text, const std::string& key, const std::string& absent = "") {
     std::smatch found;
     const std::regex pattern("\"" + key + "\"\\s*:\\s*\"?([^\",\\s}]+)");
-    if (!std::regex_search(text, found, pattern)) {
+    if (std::regex_search(text, found, pattern)) {
+        return found[1];
+    }
+    if (absent.empty()) {
         throw std::runtime_error("no key " + key);
     }
-    return found[1];
+    return absent;
+}
+
+As read_as(const fs::path& path, const std::string& text) {
+    const std::string as = json_value(text, "PreprocessAs", "torchvision");
+    if (as == "torchvision") {
+        return As::torchvision;
+    }
+    if (as == "paddleclas") {
+        return As::paddleclas;
+    }
+    if (as == "transformers") {
+        return As::transformers;
+    }
+    throw std::runtime_error(path.string() + ": PreprocessAs " + as +
+                             "; this example knows torchvision, paddleclas and transformers");
+}
+
+Mode read_mode(const fs::path& path, const std::string& text) {
+    const std::string mode = json_value(text, "ResizeMode", "STRETCH");
+    if (mode != "STRETCH" && mode != "SHORTER_SIDE" && mode != "NONE") {
+        throw std::runtime_error(path.string() + ": ResizeMode " + mode + " is not known to this example");
+    }
+    return mode == "STRETCH" ? Mode::stretch : mode == "NONE" ? Mode::none : Mode::shorter_side;
 }
 
 Preprocess read_preprocess(const fs::path& path) {
@@ -63,10 +96,17 @@ Preprocess read_preprocess(const fs::path& path) {
     }
     Preprocess spec;
     spec.filter = filter == "BILINEAR_CV" ? Filter::opencv : Filter::pillow;
+    spec.as = read_as(path, text);
+    spec.mode = read_mode(path, text);
     spec.bgr = json_value(text, "ColorCvtCode") != "NO_CHANGE";
-    spec.shorter_side = text.find("\"SHORTER_SIDE\"") != std::string::npos;
-    spec.resize_height = std::stoi(json_value(text, "ResizeHeight"));
-    spec.resize_width = std::stoi(json_value(text, "ResizeWidth"));
+    if (spec.mode != Mode::none) {
+        spec.resize_height = std::stoi(json_value(text, "ResizeHeight"));
+        spec.resize_width = std::stoi(json_value(text, "ResizeWidth"));
+    }
+    if (spec.mode == Mode::stretch) {
+        spec.crop_top = std::stoi(json_value(text, "CropY"));
+        spec.crop_left = std::stoi(json_value(text, "CropX"));
+    }
     spec.crop_height = std::stoi(json_value(text, "OimageHeight"));
     spec.crop_width = std::stoi(json_value(text, "OimageWidth"));
     return spec;
@@ -88,30 +128,62 @@ Image resize(const Preprocess& spec, const Image& image, int height, int width) 
     return spec.filter == Filter::opencv ? resize_opencv(image, height, width) : resize_pillow(image, height, width);
 }
 
-// Resize, crop at the centre, and write planes [3, H, W].
-void prepare(const Preprocess& spec, const Image& image, std::uint8_t* planes) {
-    int height = spec.resize_height;
-    int width = spec.resize_width;
-    if (spec.shorter_side && image.height <= image.width) {
-        width = static_cast<int>(static_cast<double>(height) * image.width / image.height);
-    } else if (spec.shorter_side) {
-        height = static_cast<int>(static_cast<double>(width) * image.height / image.width);
+struct Size {
+    int height = 0;
+    int width = 0;
+};
+
+// The size of an image after the resize.
+Size resized(const Preprocess& spec, const Image& image) {
+    if (spec.mode == Mode::none) {
+        return {image.height, image.width};
     }
-    const Image resized = resize(spec, image, height, width);
+    if (spec.mode == Mode::stretch) {
+        return {spec.resize_height, spec.resize_width};
+    }
+    const int side = spec.resize_height;
+    if (spec.as == As::paddleclas) {  // rounds both sides, halves to even, in this order of operations
+        const double percent = static_cast<double>(side) / std::min(image.height, image.width);
+        return {static_cast<int>(std::nearbyint(image.height * percent)),
+                static_cast<int>(std::nearbyint(image.width * percent))};
+    }
+    if (image.height <= image.width) {
+        return {side, static_cast<int>(static_cast<double>(side) * image.width / image.height)};
+    }
+    return {static_cast<int>(static_cast<double>(side) * image.height / image.width), side};
+}
+
+// The first pixel of a crop at the centre that leaves `room` pixels over.
+int centre(const Preprocess& spec, int room) {
+    // torchvision gives half of an odd rest to the even neighbour; the others cut it off.
+    return spec.as == As::torchvision ? static_cast<int>(std::nearbyint(room / 2.0)) : room / 2;
+}
+
+// Resize, crop, and write planes [3, H, W].
+void prepare(const Preprocess& spec, const Image& image, std::uint8_t* planes) {
+    const auto [height, width] = resized(spec, image);
     if (spec.crop_height > height || spec.crop_width > width) {
         throw std::runtime_error("an image is smaller than the crop");
     }
-    // Half of an odd rest goes to the even neighbour, as torchvision rounds.
-    const int top = static_cast<int>(std::nearbyint((height - spec.crop_height) / 2.0));
-    const int left = static_cast<int>(std::nearbyint((width - spec.crop_width) / 2.0));
+    const Image whole = resize(spec, image, height, width);
+    const bool stretched = spec.mode == Mode::stretch;
+    const int top = stretched ? spec.crop_top : centre(spec, height - spec.crop_height);
+    const int left = stretched ? spec.crop_left : centre(spec, width - spec.crop_width);
     for (int channel = 0; channel < 3; ++channel) {
         for (int y = 0; y < spec.crop_height; ++y) {
             for (int x = 0; x < spec.crop_width; ++x) {
-                const std::size_t at = (static_cast<std::size_t>(top + y) * width + left + x) * 3 + (spec.bgr ? 2 - channel : channel);
-                *planes++ = resized.pixels[at];
+                const std::size_t at = (static_cast<std::size_t>(top + y) * width + left + x) * 3;
+                *planes++ = whole.pixels[at + (spec.bgr ? 2 - channel : channel)];
             }
         }
     }
+}
+
+// Decoded, and turned by EXIF where the package's library does that.
+Image read_image(const Preprocess& spec, const std::string& path) {
+    const std::string bytes = read_file(path);
+    const Image image = decode(path, bytes);
+    return spec.as == As::torchvision ? image : turned(image, orientation_of(bytes));
 }
 
 int run(const std::vector<std::string>& arguments) {
@@ -134,7 +206,7 @@ int run(const std::vector<std::string>& arguments) {
     ov::Tensor input = request.get_input_tensor();
     for (std::size_t index = 0; index < count; ++index) {
         const std::size_t size = static_cast<std::size_t>(3) * spec.crop_height * spec.crop_width;
-        prepare(spec, read_image(arguments[index + 1]), input.data<std::uint8_t>() + index * size);
+        prepare(spec, read_image(spec, arguments[index + 1]), input.data<std::uint8_t>() + index * size);
     }
     request.infer();
 

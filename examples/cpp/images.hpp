@@ -1,6 +1,6 @@
 // Image files to interleaved RGB: JPEG by libjpeg(-turbo), PNG by libpng, binary PPM (P6). The file's first bytes
 // decide, not its name. Pixels are those that Pillow's `convert("RGB")` gives: alpha is dropped, 16 bits become the
-// upper 8, an orientation in EXIF is left alone.
+// upper 8. An orientation in EXIF is for orientation.hpp.
 
 #pragma once
 
@@ -199,8 +199,7 @@ inline Image decode_png(const std::string& name, const std::string& bytes) {
     return image;
 }
 
-inline Image read_image(const std::filesystem::path& path) {
-    const std::string bytes = read_file(path), name = path.string();
+inline Image decode(const std::string& name, const std::string& bytes) {
     if (bytes.rfind("P6", 0) == 0) {
         return decode_ppm(name, bytes);
     }
