@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp
 
-from pipeline.serve import triton
+from pipeline.serve import paddle_serving, triton
 from pipeline.serve.faults import answer_faults
 from pipeline.serve.guard import Door, Guard
 from pipeline.serve.kserve import InvalidInput, ModelMetadataResponse, V2Endpoints
@@ -37,6 +37,7 @@ def make_app(plane: Plane, room: Room, door: Door) -> ASGIApp:
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_server_routes(plane))
     app.include_router(_model_routes(plane))
+    app.include_router(paddle_serving.routes(plane))
     answer_faults(app)
     app.add_middleware(Unpacking, room=room)
     app.add_middleware(Limits, room=room, stopping=lambda: plane.stopping)
