@@ -25,6 +25,7 @@ from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.data import preprocess
 from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
+from pipeline.terminal import console
 from pipeline.weights import sample_weights
 
 REPOSITORY = Path(__file__).parents[1]
@@ -73,6 +74,12 @@ def _draw(class_index: int, image_index: int) -> Image.Image:
 def no_user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the user of this machine has swept and downloaded out of the tests."""
     monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path_factory.getbasetemp() / "user_cache"))
+
+
+@pytest.fixture(autouse=True)
+def as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts with the output of a command, whatever an earlier one configured for its process."""
+    monkeypatch.setattr(console, "_style", console._Style(quiet=False))
 
 
 @pytest.fixture(autouse=True)

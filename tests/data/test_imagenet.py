@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.build_config import ClassOrder
-from pipeline.data import imagenet
 from pipeline.data.imagenet import ClassInfo, ground_truth, imagenet_classes, list_dataset, read_label_list
-from pipeline.data.labels import classes_of, read_classes, write_classes
+from pipeline.data.labels import classes_of, read_classes, validation_label, write_classes
 from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
 
@@ -473,7 +472,7 @@ def test_list_dataset_labels_every_image_of_the_real_sets() -> None:
 def test_shipped_validation_labels_equal_the_official_list() -> None:
     official = read_label_list(REAL / "labels" / "val_list.txt", 1000)
     assert len(official) == 50_000
-    assert all(imagenet.validation_label(stem) == index for stem, index in official.items())
+    assert all(validation_label(stem) == index for stem, index in official.items())
 
 
 def test_classes_survive_writing_whatever_their_folders_are_called(tmp_path: Path) -> None:
