@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Builder:
         self._constants[name] = np.asarray(value, dtype)
         return name
 
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         made = f"t{len(self._nodes)}"
         count = sum(node.op_type == kind for node in self._nodes)
         self._nodes.append(helper.make_node(kind, inputs, [made], f"{kind.lower()}{count}", **attributes))
@@ -44,7 +45,7 @@ class Builder:
     def normal(self, *shape: int, spread: float = 1.0) -> Float32:
         return self.random.normal(0, spread, shape).astype(np.float32)
 
-    def conv(self, x: str, inputs: int, outputs: int, kernel: int = 3, **attributes: object) -> str:
+    def conv(self, x: str, inputs: int, outputs: int, kernel: int = 3, **attributes: Any) -> str:
         weights = self.normal(outputs, inputs, kernel, kernel, spread=(2 / (inputs * kernel**2)) ** 0.5)
         bias = self.constant(self.normal(outputs, spread=0.3))
         return self.op("Conv", x, self.constant(weights), bias, pads=[kernel // 2] * 4, **attributes)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +51,11 @@ class Outcome:
         self.code, self.out, self.err = code, out, err
 
 
+RunHere = Callable[..., Outcome]
+
+
 @pytest.fixture
-def main(capsys: pytest.CaptureFixture[str]) -> object:
+def main(capsys: pytest.CaptureFixture[str]) -> RunHere:
     """Return a function that runs a command here and returns its exit code and what it printed."""
 
     def run(*arguments: object) -> Outcome:
@@ -127,7 +130,7 @@ def test_script_of_the_documents_takes_its_flags_from_anywhere(tmp_path: Path, s
 
 
 def test_documents_way_from_images_to_accuracy(
-    in_workspace: TinyWorkspace, main: object, vdsp_in_data_folder: str, tmp_path: Path
+    in_workspace: TinyWorkspace, main: RunHere, vdsp_in_data_folder: str, tmp_path: Path
 ) -> None:
     for index in range(7):
         Image.fromarray(draw(index).transpose(1, 2, 0)).save(tmp_path / f"img_{index}.JPEG")
@@ -167,7 +170,7 @@ def test_documents_way_from_images_to_accuracy(
     assert "results in" not in speed.out
 
 
-def test_short_way_needs_no_flags(in_workspace: TinyWorkspace, main: object) -> None:
+def test_short_way_needs_no_flags(in_workspace: TinyWorkspace, main: RunHere) -> None:
     benched = main("bench", "-b", 4, "-i", 2, "--duration", 0.2)
     assert benched.code == 0, benched.err
     assert benched.out.splitlines()[0] == f"package deploy_weights/{FOLDER}/{NAME} (sample weights, sample images)"
@@ -189,12 +192,12 @@ def test_short_way_needs_no_flags(in_workspace: TinyWorkspace, main: object) -> 
         f"{NAME}/mod",
     ],
 )
-def test_m_is_found_here_or_in_deploy_weights(in_workspace: TinyWorkspace, main: object, prefix: str) -> None:
+def test_m_is_found_here_or_in_deploy_weights(in_workspace: TinyWorkspace, main: RunHere, prefix: str) -> None:
     assert main("bench", "-m", prefix, "--iterations", 1).code == 0
 
 
 def test_m_names_what_there_is_when_no_package_has_the_zoos_name(
-    nothing_is_written: TinyWorkspace, main: object
+    nothing_is_written: TinyWorkspace, main: RunHere
 ) -> None:
     found = main("bench", "-m", "deploy_weights/other/mod")
     assert (found.code, found.err) == (
@@ -204,7 +207,7 @@ def test_m_names_what_there_is_when_no_package_has_the_zoos_name(
     )
 
 
-def test_m_lists_the_packages_when_several_have_the_zoos_name(in_workspace: TinyWorkspace, main: object) -> None:
+def test_m_lists_the_packages_when_several_have_the_zoos_name(in_workspace: TinyWorkspace, main: RunHere) -> None:
     copy = in_workspace.deploy / f"{NAME}-int8-max-3_32_32-vacc"
     shutil.copytree(in_workspace.folder, copy)
     found = main("bench", "-m", f"{NAME}/mod", "--iterations", 1)
@@ -229,7 +232,7 @@ def test_words_of_the_vendor_mean_our_commands(typed: str, meant: str) -> None:
     assert as_commands(shlex.split(typed)) == shlex.split(meant)
 
 
-def test_vamp_measures_as_bench_does(in_workspace: TinyWorkspace, main: object) -> None:
+def test_vamp_measures_as_bench_does(in_workspace: TinyWorkspace, main: RunHere) -> None:
     found = main(
         "vamp", "-m", f"deploy_weights/{NAME}/mod", "-i", 8, "-p", 1, "-b", 2, "-s", "[3,32,32]", "--iterations", 2
     )
@@ -242,7 +245,7 @@ def test_vamc_compile_reads_a_build_file(capsys: pytest.CaptureFixture[str]) -> 
     assert "name: wide_resnet50_2\n" in capsys.readouterr().out
 
 
-def test_shipped_vdsp_file_is_found_by_its_name(nothing_is_written: TinyWorkspace, main: object) -> None:
+def test_shipped_vdsp_file_is_found_by_its_name(nothing_is_written: TinyWorkspace, main: RunHere) -> None:
     found = main("bench", "-m", FOLDER, "--vdsp_params", VDSP)
     assert found.code == 2
     assert found.err == (
@@ -251,7 +254,7 @@ def test_shipped_vdsp_file_is_found_by_its_name(nothing_is_written: TinyWorkspac
     )
 
 
-def test_json_on_standard_output_stands_alone(in_workspace: TinyWorkspace, main: object) -> None:
+def test_json_on_standard_output_stands_alone(in_workspace: TinyWorkspace, main: RunHere) -> None:
     benched = main("bench", "-b", 4, "--iterations", 3, "--json", "-")
     report = json.loads(benched.out)
     assert report["performance"]["images"] == 12
@@ -266,7 +269,7 @@ def test_json_on_standard_output_stands_alone(in_workspace: TinyWorkspace, main:
 @pytest.mark.parametrize("written", ["--results", "--path_output", "--result_path"])
 @pytest.mark.parametrize("read", ["--results", "--path_output", "--result_path"])
 def test_bench_and_eval_take_each_name_of_the_results_folder(
-    in_workspace: TinyWorkspace, main: object, written: str, read: str
+    in_workspace: TinyWorkspace, main: RunHere, written: str, read: str
 ) -> None:
     model = f"{FOLDER}/{NAME}"
     benched = main("bench", "-m", model, "-b", 8, "--datalist", in_workspace.datalist, written, "answers")
@@ -317,19 +320,19 @@ SEE_BENCH = "; see python -m pipeline bench --help\n"
         ),
     ],
 )
-def test_fault_is_one_line_and_exit_2(nothing_is_written: TinyWorkspace, main: object, line: str, text: str) -> None:
+def test_fault_is_one_line_and_exit_2(nothing_is_written: TinyWorkspace, main: RunHere, line: str, text: str) -> None:
     found = main(*shlex.split(line))
     assert (found.code, found.out, found.err) == (2, "", f"error: {text}")
 
 
-def test_runtime_that_is_not_known_is_refused(nothing_is_written: TinyWorkspace, main: object) -> None:
+def test_runtime_that_is_not_known_is_refused(nothing_is_written: TinyWorkspace, main: RunHere) -> None:
     found = main("bench", "--runtime", "tvm")
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith("error: argument --runtime: invalid choice: 'tvm'")
     assert found.err.count("\n") == 1
 
 
-def test_no_package_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: object) -> None:
+def test_no_package_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: RunHere) -> None:
     monkeypatch.chdir(tmp_path)
     found = main("bench", "-b", 22)
     assert found.code == 2
@@ -340,14 +343,14 @@ def test_no_package_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ma
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_without_images(nothing_is_written: TinyWorkspace, main: object) -> None:
+def test_folder_without_images(nothing_is_written: TinyWorkspace, main: RunHere) -> None:
     found = main("image2npz", "--dataset_path", "deploy_weights", "--target_path", "t")
     assert (found.code, found.out) == (2, "")
     assert found.err.startswith(f"error: {nothing_is_written.deploy}: no images;")
     assert found.err.count("\n") == 1
 
 
-def test_changed_byte_in_the_package(in_workspace: TinyWorkspace, main: object) -> None:
+def test_changed_byte_in_the_package(in_workspace: TinyWorkspace, main: RunHere) -> None:
     model = in_workspace.folder / f"{NAME}.onnx"
     content = bytearray(model.read_bytes())
     content[1000] ^= 4
@@ -360,7 +363,7 @@ def test_changed_byte_in_the_package(in_workspace: TinyWorkspace, main: object) 
     assert snapshot(in_workspace.root) == before
 
 
-def test_path_output_without_images_to_answer(in_workspace: TinyWorkspace, main: object) -> None:
+def test_path_output_without_images_to_answer(in_workspace: TinyWorkspace, main: RunHere) -> None:
     in_workspace.datalist.unlink()
     found = main("bench", "--path_output", "output")
     assert found.code == 2
@@ -586,15 +589,15 @@ def test_serve_without_its_extra_is_told_what_to_install(tmp_path: Path, lacking
     assert done.stderr == f"error: serve needs {lacking}, which is not installed; run: pip install '.[serve]'\n"
 
 
-def test_version_is_the_projects(main: object) -> None:
+def test_version_is_the_projects(main: RunHere) -> None:
     found = re.search(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert found
-    done = main("--version")  # type: ignore[operator]
+    done = main("--version")
     assert (done.code, done.out, done.err) == (0, f"int8-classifier-pipeline {found[1]}\n", "")
 
 
-def test_no_command_shows_what_there_is(main: object) -> None:
-    done = main()  # type: ignore[operator]
+def test_no_command_shows_what_there_is(main: RunHere) -> None:
+    done = main()
     assert (done.code, done.err) == (0, "")
     assert done.out == make_parser().format_help()
     assert "build" in done.out
@@ -611,10 +614,10 @@ def test_no_command_shows_what_there_is(main: object) -> None:
     ],
 )
 def test_a_wrong_flag_of_build_is_named_once(
-    main: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, text: str
+    main: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = main("build", "timm_resnet18.yaml", *line.split())  # type: ignore[operator]
+    done = main("build", "timm_resnet18.yaml", *line.split())
     assert done.code == 2
     assert done.err.startswith(f"error: {text}")
     assert len(done.err.splitlines()) == 1

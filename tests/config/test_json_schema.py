@@ -27,11 +27,13 @@ def faults(document: object) -> list[str]:
 
 
 def with_key(key: str, value: object) -> dict[str, Any]:
-    document = json.loads(json.dumps(BASE))
+    document: dict[str, Any] = json.loads(json.dumps(BASE))
     *sections, last = key.split(".")
     inner = document
     for section in sections:
-        inner = inner.setdefault(section, {}) or inner.__setitem__(section, {}) or inner[section]
+        if not inner.get(section):
+            inner[section] = {}
+        inner = inner[section]
     inner[last] = value
     return document
 

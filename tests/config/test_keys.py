@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.commands.cli import main
 from pipeline.config import key_table, sections
-from pipeline.config.keys import Below, declarations, walk
+from pipeline.config.keys import Below, Key, declarations, walk
 from pipeline.config.schema import Document
 from pipeline.errors import DataError
 
@@ -49,7 +49,7 @@ def test_every_field_of_a_section_is_declared_but_what_is_read_by_hand() -> None
 def test_default_and_example_are_read_without_a_fault(name: str, declared: object) -> None:
     import yaml
 
-    assert isinstance(declared, sections.Key)
+    assert isinstance(declared, Key)
     key = name.rpartition(".")[2]
     for text in filter(None, [declared.example]):
         if key == "shape":

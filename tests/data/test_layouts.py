@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_fixtures import read_local_datalist
 
 from pipeline.data.imagenet import ground_truth, imagenet_classes, list_dataset, read_label_list
 from pipeline.data.labels import validation_label
-from pipeline.data.npz import read_datalist
 from pipeline.errors import DataError
 from pipeline.stages.calibset import choose
 from pipeline.stages.image2npz import convert
@@ -143,7 +143,7 @@ def test_evaluation_images_have_their_classes_in_every_layout(layout: Layout, tm
     path, val_label = layout
     report = convert(path, tmp_path / "npz", tmp_path / "npz_datalist.txt", workers=1)
     assert report.converted == len(STEMS)
-    images = read_datalist(report.datalist)
+    images = read_local_datalist(report.datalist)
     if path.name == "val" and path.parent.name == "ImageNet":
         with pytest.raises(DataError, match="6 of 6 samples have no ground truth"):
             ground_truth(images, imagenet_classes())
@@ -191,6 +191,6 @@ def test_tar_gives_the_pixels_of_the_folder(tmp_path: Path) -> None:
     convert(folder, tmp_path / "a", tmp_path / "a.txt", workers=1)
     shutil.rmtree(folder)
     convert(archive, tmp_path / "b", tmp_path / "b.txt", workers=1)
-    pairs = zip(read_datalist(tmp_path / "a.txt"), read_datalist(tmp_path / "b.txt"), strict=True)
+    pairs = zip(read_local_datalist(tmp_path / "a.txt"), read_local_datalist(tmp_path / "b.txt"), strict=True)
     for left, right in pairs:
         np.testing.assert_array_equal(np.load(left)["input_0"], np.load(right)["input_0"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pytest
@@ -21,9 +22,16 @@ PILLOW = {
     ResizeFilter.LANCZOS_PILLOW: Image.Resampling.LANCZOS,
     ResizeFilter.NEAREST_PILLOW: Image.Resampling.NEAREST,
 }
+
+
+class Normalisation(TypedDict):
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 # mean 0 and std 1/255: values stay the 0..255 of the pixels, so that differences read in LSB.
-RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+RAW: Normalisation = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+IMAGENET: Normalisation = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def shorter_side(size: int, crop: tuple[int, int]) -> PreprocessSpec:
@@ -66,7 +74,7 @@ def reference(spec: PreprocessSpec, image_chw: np.ndarray) -> np.ndarray:
     scaled = np.asarray(image, dtype=np.float64) / 255.0
     if spec.colour is ColourOrder.BGR:
         scaled = scaled[..., ::-1]
-    return ((scaled - spec.mean) / spec.std).transpose(2, 0, 1)
+    return np.moveaxis((scaled - spec.mean) / spec.std, -1, 0)
 
 
 def jpeg(image_chw: np.ndarray, kind: str = "JPEG") -> bytes:
@@ -263,7 +271,7 @@ def test_decode_raises_when_image_has_too_many_pixels(limit: int, monkeypatch: p
 def test_synthetic_repeats_when_seed_is_the_same() -> None:
     spec = replace(shorter_side(256, (224, 224)), synthetic_hw=(30, 40))
     first = preprocess.synthetic(spec, 1)
-    assert (first.shape, first.dtype) == ((3, 30, 40), np.uint8)
+    assert (first.shape, first.dtype) == ((3, 30, 40), np.dtype(np.uint8))
     np.testing.assert_array_equal(first, preprocess.synthetic(spec, 1))
     assert (first != preprocess.synthetic(spec, 2)).any()
 
@@ -286,7 +294,7 @@ def as_paddleclas(image_hwc: np.ndarray, size: int, crop: int) -> np.ndarray:
     percent = float(size) / min(img_w, img_h)
     w = int(round(img_w * percent))  # noqa: RUF046
     h = int(round(img_h * percent))  # noqa: RUF046
-    resized = cv2.resize(image_hwc, (w, h), interpolation=cv2.INTER_LINEAR)
+    resized: np.ndarray = cv2.resize(image_hwc, (w, h), interpolation=cv2.INTER_LINEAR)
     w_start, h_start = (w - crop) // 2, (h - crop) // 2
     return resized[h_start : h_start + crop, w_start : w_start + crop, :]
 

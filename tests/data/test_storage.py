@@ -17,6 +17,7 @@ from pipeline.data.sources import scan
 from pipeline.data.storage import Url, location, names_in, stamps
 from pipeline.errors import DataError
 from pipeline.measure import bench
+from pipeline.measure.load import Load
 from pipeline.run.inputs import find_images
 from pipeline.run.predict import Classifier
 from pipeline.run.results import check_folder
@@ -145,7 +146,7 @@ def test_what_is_no_folder_of_a_store_is_one_line(root: Url, name: str, text: st
 
 
 def test_results_in_a_store_are_those_in_a_folder(root: Url, in_workspace: TinyWorkspace) -> None:
-    package, load = in_workspace.package, bench.Load(batch=4, runtime=Runtime.ONNXRUNTIME)
+    package, load = in_workspace.package, Load(batch=4, runtime=Runtime.ONNXRUNTIME)
     arguments = package, load, package.preprocess(), in_workspace.datalist
     here, there = in_workspace.root / "out", root / "out"
     assert bench.run_accuracy(*arguments, here) is not None

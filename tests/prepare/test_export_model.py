@@ -59,7 +59,7 @@ def test_export_writes_torchscript_when_the_mode_is_pt(
     path = tmp_path / "onnx" / f"resnet18_{SIZE}.pt"
     assert capsys.readouterr().out.startswith(f"{path}: largest difference from torch 0.0e+00 of the largest logit")
     images = np.random.default_rng(batch).normal(size=(batch, 3, SIZE, SIZE)).astype(np.float32)
-    loaded = torch.jit.load(path)
+    loaded = torch.jit.load(path)  # type: ignore[no-untyped-call]
     np.testing.assert_allclose(wanted(loaded, images), wanted(network, images), rtol=1e-5, atol=1e-6)
 
 
