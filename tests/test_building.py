@@ -532,7 +532,7 @@ def test_build_agrees_with_float32_when_weights_and_images_are_real(
     package = open_package(build(cfg, quiet).prefix)
     assert package.report()["layers"] == {"weighted": 21, "quantized": 20}
     images = sorted((real_images / "nips2017_dev" / "val").glob("*.JPEG"))[:100]
-    batch = np.stack([preprocess.load(package.preprocess(), path, raw=False) for path in images])
+    batch = np.stack([preprocess.apply(package.preprocess(), preprocess.decode(path)) for path in images])
     pixels = np.stack([preprocess.load(package.preprocess(), path, raw=True) for path in images])
     float32 = package.workspace_file("float32_model")
     assert float32 is not None

@@ -96,8 +96,9 @@ def test_build_keeps_every_pair_of_weights_within_the_bound(make_config: MakeCon
     assert any("backend.target has no effect" in notice for notice in config.notices)
     package = open_package(build(config, print).prefix)
     assert package.facts["target"] == "any"
-    int8 = onnx.load(package.model)
-    found = list(quantized_weights(int8, onnx.load(package.workspace_file("quantized_from"))))
+    int8, float32 = onnx.load(package.model), package.workspace_file("quantized_from")
+    assert float32 is not None
+    found = list(quantized_weights(int8, onnx.load(float32)))
     assert len(found) >= 6
     for weights, tensor, _ in found:
         steps = weights.as_rows(numpy_helper.to_array(tensor)).astype(int)

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from run_fixtures import FOLDER, NAME, REPOSITORY, RunCommand, TinyWorkspace
+from run_fixtures import FOLDER, NAME, REPOSITORY, RunCommand, TinyWorkspace, read_local_datalist
 
 from pipeline.artefacts import is_published
 from pipeline.config.build_file import BuildConfig
-from pipeline.data import npz
 
 pytestmark = pytest.mark.slow
 
@@ -214,7 +213,7 @@ def test_npz_that_goes_while_a_run_reads_is_named(
     expected, _ = undisturbed(command, bench_job)
     run = command(*bench_job.arguments)
     run.wait_until(lambda: len(list((tmp_path / "out").glob("[0-9]*.npz"))) >= 10)
-    victim = npz.read_datalist(many)[-1]
+    victim = read_local_datalist(many)[-1]
     victim.rename(tmp_path / "away.npz")
     code, _, err = run.finish()
     assert code == 2, err

@@ -12,6 +12,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -149,9 +150,10 @@ def test_lists_of_any_bytes(tmp_path: Path, read: Callable[[Path], object], cont
         tolerant(lambda: read(path))
 
 
-def saved_npz(key: str, array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def saved_npz(key: str, array: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, **{key: array})
+    arrays: dict[str, Any] = {key: array}
+    np.savez(stream, **arrays)
     return stream.getvalue()
 
 

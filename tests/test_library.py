@@ -128,7 +128,7 @@ def test_public_names_are_these_and_importing_them_costs_nothing() -> None:
     assert issubclass(DataError, pipeline.PipelineError)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", pipeline.__version__)
     with pytest.raises(AttributeError, match="no attribute 'Classifer'"):
-        _ = pipeline.Classifer  # type: ignore[attr-defined]
+        _ = pipeline.Classifer
     code = "import pipeline, sys; print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

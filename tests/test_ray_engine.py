@@ -32,7 +32,8 @@ HAS_S3 = all(importlib.util.find_spec(name) for name in ("s3fs", "moto", "flask"
 def needs_ray(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that starts Ray."""
     absent = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed: pip install 'ray[data]'")
-    return pytest.mark.ray(pytest.mark.slow(absent(test)))
+    marked: Callable[..., None] = pytest.mark.ray(pytest.mark.slow(absent(test)))
+    return marked
 
 
 NODES = 3
@@ -156,14 +157,16 @@ def test_bench_goes_on_where_a_local_run_stopped_with_the_same_results(
     command = ("bench", "-m", in_workspace.prefix, "-b", 4, "--datalist", in_workspace.datalist, "--json", "-")
     assert run(*command, "--path_output", "out").returncode == 0
     out = in_workspace.root / "out"
-    whole, record = read_folder(out), json.loads(run_file(out).read_text())
-    run_file(out).write_text(json.dumps({**record, "finished": False}))
+    record_file = run_file(out)
+    assert isinstance(record_file, Path)
+    whole, record = read_folder(out), json.loads(record_file.read_text())
+    record_file.write_text(json.dumps({**record, "finished": False}))
     for name in [*whole][5:12]:  # of the requests 4..7 and 8..11
         (out / name).unlink()
     done = run(*command, "--path_output", "out", *on(cluster))
     assert done.returncode == 0, done.stderr
     assert read_folder(out) == whole
-    assert json.loads(run_file(out).read_text()) == record
+    assert json.loads(record_file.read_text()) == record
     figures = json.loads(done.stdout)
     assert figures["accuracy_run"]["images"] == 8
     assert figures["accuracy_run"]["workers"][0]["threads"] == 1

@@ -43,7 +43,7 @@ def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
         values = rng.uniform(0.3, 0.7, shape)
     else:
         values = rng.standard_normal(shape) * 0.1
-    return values.astype(np.float32)
+    return np.asarray(values, dtype=np.float32)
 
 
 def as_torch_names(tensors: list[tuple[str, list[int]]], library: str) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from pipeline.models import resnet, zoo
 from pipeline.weights import checkpoints
 
 # name -> tensors in the state dict, parameters, and some names with their shapes
-GOLDEN = {
+GOLDEN: dict[str, tuple[int, int, dict[str, tuple[int, ...]]]] = {
     "resnet18": (
         122,
         11_689_512,
@@ -116,6 +116,8 @@ def test_forward_is_that_of_the_paper_when_weights_are_random(name: str) -> None
     network = zoo.build_network(zoo.find_model("timm", name), num_classes=10)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.uniform_(module.weight, 0.5, 1.5)

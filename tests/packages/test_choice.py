@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def proof(runtime: Runtime, **changed: object) -> dict[str, object]:
 def package_with(
     tiny: TinyWorkspace,
     *,
-    openvino: dict[str, object] | None = None,
-    onnxruntime: dict[str, object] | None = None,
+    openvino: Mapping[str, object] | None = None,
+    onnxruntime: Mapping[str, object] | None = None,
     speed: dict[str, Any] | None = None,
     target: str = "any",
 ) -> Package:

@@ -13,17 +13,18 @@ import yaml
 from run_fixtures import CLASS_IDS, NAME, TinyWorkspace
 
 from pipeline.commands.cli import main
+from pipeline.errors import BackendError
 from pipeline.packages import formats
 from pipeline.packages.formats import service_name
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import open_backend, place
 
 
-def noise(images: int = 5) -> np.ndarray:  # type: ignore[type-arg]
+def noise(images: int = 5) -> np.ndarray:
     return np.random.default_rng(3).normal(0, 1, (images, 3, 32, 32)).astype(np.float32)
 
 
-def answers(space: TinyWorkspace, runtime: Runtime) -> np.ndarray:  # type: ignore[type-arg]
+def answers(space: TinyWorkspace, runtime: Runtime) -> np.ndarray:
     with open_backend(runtime, space.package.model, batch=5, placement=place(1, 1)) as backend:
         return backend.infer(noise())
 
@@ -147,7 +148,7 @@ def test_folder_that_holds_something_is_left_alone(tiny: TinyWorkspace, capsys: 
 
 def test_conversion_that_fails_leaves_nothing(tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise formats.BackendError("no")
+        raise BackendError("no")
 
     monkeypatch.setattr(formats, "_save_ort", fail)
     before = set(tiny.root.iterdir())

@@ -21,6 +21,7 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.data import npz
 from pipeline.measure import bench
 from pipeline.measure.evaluate import evaluate
+from pipeline.measure.load import Load
 from pipeline.packages.package import THRESHOLDS, open_package
 from pipeline.quant.rounding import read_rounded
 from pipeline.reports import markup
@@ -64,7 +65,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def out(tiny: TinyWorkspace, tmp_path: Path) -> Path:
     """Results of which every third has another answer than the package gave."""
-    load = bench.Load(batch=4, instances=2, runtime=Runtime.ONNXRUNTIME)
+    load = Load(batch=4, instances=2, runtime=Runtime.ONNXRUNTIME)
     folder = tmp_path / "output"
     bench.run_accuracy(tiny.package, load, tiny.package.preprocess(), tiny.datalist, folder)
     for sample in read_run(folder, None).entries[::3]:

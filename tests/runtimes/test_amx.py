@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 from run_fixtures import TinyWorkspace
 
+from pipeline.host.hardware import instruction_sets
 from pipeline.runtimes import ort
 from pipeline.runtimes.amx import shift_weights
 from pipeline.runtimes.base import Runtime
@@ -50,7 +51,7 @@ def test_onnx_runtime_loads_packages_so_on_cpus_with_amx_only(
     tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = tiny.package.model
-    assert ort._source(model) == str(model) or "AMX int8" in ort.instruction_sets()
+    assert ort._source(model) == str(model) or "AMX int8" in instruction_sets()
     monkeypatch.setattr(ort, "instruction_sets", lambda: ["AVX-512 VNNI", "AMX int8"])
     assert isinstance(ort._source(model), bytes)
     with open_backend(Runtime.ONNXRUNTIME, model, batch=1, placement=place(1, 1)) as backend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -303,8 +304,8 @@ def test_download_refuses_a_file_that_is_no_checkpoint_by_its_size(
 def test_download_says_so_when_the_disk_is_too_small(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = downloads.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     assert error_of(server, tmp_path) == (
         f"{tmp_path}: 1000 bytes are free, {server.url} needs 1048576; make room, or name another folder in "
         "INT8_PIPELINE_CACHE"

@@ -49,7 +49,7 @@ def void(_: object) -> None:
 def script(path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(network(), torch.zeros(1, 3, 2, 2)).save(str(path))
+        torch.jit.trace(network(), torch.zeros(1, 3, 2, 2)).save(str(path))  # type: ignore[no-untyped-call]
 
 
 def program(path: Path) -> None:
@@ -147,7 +147,7 @@ def test_advice_for_programs_gives_their_weights(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = (
-            torch.jit.load(tmp_path / "script.pt").state_dict(),
+            torch.jit.load(tmp_path / "script.pt").state_dict(),  # type: ignore[no-untyped-call]
             torch.export.load(tmp_path / "program.pt2").state_dict,
         )
     for state in found:
