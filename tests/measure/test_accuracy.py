@@ -22,7 +22,8 @@ def log_likelihood(lost: int, won: int, images: int, lost_share: np.ndarray, won
     """Of the shares of answers that flip one way and the other; all others stay."""
     with np.errstate(divide="ignore", invalid="ignore"):
         flips = [np.where(n > 0, n * np.log(share), 0.0) for n, share in ((lost, lost_share), (won, won_share))]
-        return flips[0] + flips[1] + (images - lost - won) * np.log(1 - lost_share - won_share)
+        found: np.ndarray = flips[0] + flips[1] + (images - lost - won) * np.log(1 - lost_share - won_share)
+    return found
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 3), (3, 0), (5, 5), (9, 15), (40, 2), (1, 0)])

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from run_fixtures import (
     TinyWorkspace,
     float32_model,
     plain_answers,
+    read_local_datalist,
     write_package,
     write_scores,
 )
@@ -34,7 +36,7 @@ from pipeline.measure.evaluate import evaluate as run_evaluate
 from pipeline.measure.load import Load
 from pipeline.measure.result_scores import load_ranks
 from pipeline.quant.divergence import Divergence
-from pipeline.run import results
+from pipeline.run import runner
 from pipeline.run.plan import Entry
 from pipeline.run.results import read_run
 
@@ -170,13 +172,17 @@ def test_ties_go_to_the_lower_class(tmp_path: Path) -> None:
     assert load_ranks(samples, 7).tolist() == [[1, 2, 4, 5, 6], [0, 1, 2, 3, 4]]
 
 
+def sort_classes(row: list[float]) -> list[int]:
+    return sorted(range(len(row)), key=lambda index: (-row[index], index))
+
+
 @pytest.mark.parametrize("classes", [2, 3, 5, 6, 1000])
 def test_load_ranks_equals_sorting(tmp_path: Path, classes: int) -> None:
     scores = np.random.default_rng(0).integers(0, 40, (20, classes)).astype(np.float32)  # many ties
     samples = [Entry(tmp_path / "x", tmp_path / f"{index}.npz") for index in range(len(scores))]
     for sample, row in zip(samples, scores, strict=True):
         npz.write_result_npz(sample.result, row[None])
-    expected = [sorted(range(classes), key=lambda i, row=row: (-row[i], i))[:5] for row in scores.tolist()]
+    expected = [sort_classes(row)[:5] for row in scores.tolist()]
     assert load_ranks(samples, classes).tolist() == expected
 
 
@@ -240,7 +246,7 @@ def test_list_beside_the_images_decides_when_image2npz_found_it(
         out = tmp_path / f"out_{place.stem}"
         bench.run_accuracy(tiny.package, Load(), tiny.package.preprocess(), datalist, out)
         found = run_evaluate(out, reference=False)
-        images = npz.read_datalist(datalist)
+        images = read_local_datalist(datalist)
         answers = plain_answers(tiny.package, images).argmax(axis=1)
         wanted = np.array([truth[image.stem] for image in images])
         assert found.top1 == Accuracy(int((answers == wanted).sum()), 8)
@@ -262,7 +268,7 @@ def test_class_folder_comes_before_the_build(tiny: TinyWorkspace, tmp_path: Path
     moved = []
     for path in tiny.images:  # the build's list says class 0, 1, 2, ...; all of them now lie in the folder of class 3
         (tmp_path / CLASS_IDS[3]).mkdir(exist_ok=True)
-        moved.append(shutil.copy(path, tmp_path / CLASS_IDS[3] / path.name))
+        moved.append(Path(shutil.copy(path, tmp_path / CLASS_IDS[3] / path.name)))
     npz.write_datalist(tmp_path / "moved.txt", moved)
     out = tmp_path / "out"
     bench.run_accuracy(tiny.package, Load(), tiny.package.preprocess(), tmp_path / "moved.txt", out)
@@ -302,7 +308,7 @@ def test_package_that_is_gone_leaves_the_labels_to_the_flag(out: Path, in_worksp
     with pytest.raises(DataError) as raised:
         run_evaluate(out)
     assert str(raised.value) == "the package of these results is not here; give the class names with --label FILE"
-    flags = {"label": in_workspace.root / "names.txt", "val_label": labels}
+    flags: dict[str, Any] = {"label": in_workspace.root / "names.txt", "val_label": labels}
     assert run_evaluate(out, **flags).top1 == with_package.top1
     assert run_evaluate(out, **flags).facts["sample"] is True
     with pytest.raises(DataError) as raised:
@@ -342,7 +348,7 @@ def test_damaged_result_is_named(out: Path) -> None:
 
 def test_second_eval_runs_no_inference(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_evaluate(out)
-    monkeypatch.setattr(results.runner, "infer_requests", lambda *arguments: pytest.fail("it was run again"))
+    monkeypatch.setattr(runner, "infer_requests", lambda *arguments: pytest.fail("it was run again"))
     assert run_evaluate(out) == first
     assert run_evaluate(out, reference=True) == first
 
@@ -399,7 +405,7 @@ def test_results_of_another_program_are_scored_with_label_and_datalist(tiny: Tin
     for index, row in enumerate(scores):
         np.savez(tmp_path / "theirs" / f"out{index:03d}.npz", output_0=row[None])
     (tmp_path / "names.txt").write_text("".join(f"{class_id}\n" for class_id in CLASS_IDS))
-    flags = {
+    flags: dict[str, Any] = {
         "datalist": tiny.datalist,
         "label": tmp_path / "names.txt",
         "val_label": tiny.datalist.parent / "val_label.txt",

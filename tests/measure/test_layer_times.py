@@ -31,7 +31,7 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     return found
 
 
-def images(batch: int = 8) -> np.ndarray:  # type: ignore[type-arg]
+def images(batch: int = 8) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 1, (batch, 3, 32, 32)).astype(np.float32)
 
 

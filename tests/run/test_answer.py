@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from run_fixtures import SPEC, TinyWorkspace, plain_answers
@@ -14,12 +16,16 @@ from pipeline.runtimes.base import Runtime, TensorSpec
 from pipeline.runtimes.opening import open_backend, place
 
 
+def sort_classes(row: list[float]) -> list[int]:
+    return sorted(range(len(row)), key=lambda index: (-row[index], index))
+
+
 @pytest.mark.parametrize("count", [1, 5, 8, 9, 30, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rank_classes_equals_a_stable_sort_when_scores_are_equal(count: int, dtype: type) -> None:
-    scores = np.random.default_rng(count).integers(0, 6, (50, 40)).astype(dtype)
+def test_rank_classes_equals_a_stable_sort_when_scores_are_equal(count: int, dtype: type[np.floating[Any]]) -> None:
+    scores: np.ndarray = np.random.default_rng(count).integers(0, 6, (50, 40)).astype(dtype)
     kept = scores.copy()
-    wanted = [sorted(range(40), key=lambda index, row=row: (-row[index], index))[:count] for row in scores.tolist()]
+    wanted = [sort_classes(row)[:count] for row in scores.tolist()]
     assert rank_classes(scores, count).tolist() == wanted
     np.testing.assert_array_equal(scores, kept)
 

@@ -172,7 +172,7 @@ def test_predict_is_a_generator_that_can_be_left_and_used_again(prefix: Path, pa
 def test_predict_names_a_bad_image_or_skips_it(prefix: Path, paths: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.JPEG"
     bad.write_bytes(paths[0].read_bytes()[:300])
-    images = [paths[0], bad, np.zeros((4, 4), np.uint8), paths[1], tmp_path / "gone.jpg"]
+    images: list[Path | np.ndarray] = [paths[0], bad, np.zeros((4, 4), np.uint8), paths[1], tmp_path / "gone.jpg"]
     with Classifier(prefix) as classifier:
         with pytest.raises(DataError, match=r"bad\.JPEG: cannot be decoded"):
             list(classifier.predict(images))
@@ -307,7 +307,7 @@ def test_command_says_what_is_wrong_in_a_line(
 def test_command_prints_names_that_are_no_text(prefix: Path, paths: list[Path], tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(odd)).write_bytes(paths[0].read_bytes())
-    arguments = [sys.executable, "-m", "pipeline", "predict", "-m", str(prefix), odd]
+    arguments: list[str | bytes] = [sys.executable, "-m", "pipeline", "predict", "-m", str(prefix), odd]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(arguments, capture_output=True, check=True, env=environment)
     assert b"caf\\udce9.jpg:\tclass id(s): [0, " in done.stdout

@@ -12,8 +12,8 @@ from run_fixtures import SPEC, TinyWorkspace, plain_answers, read_folder, write_
 from pipeline.data import npz
 from pipeline.errors import DataError
 from pipeline.run import results
+from pipeline.run.plan import Plan
 from pipeline.run.results import check_folder, is_finished, open_run, read_run, write_results
-from pipeline.run.runner import Plan
 from pipeline.runtimes.base import Runtime
 
 FACTS = {"model_sha256": "ab", "datalist": "/somewhere/list.txt"}
