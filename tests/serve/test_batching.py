@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from pipeline.errors import BackendError
@@ -41,7 +42,8 @@ class Gated:
         self.batches.append(len(batch_nchw))
         if self.fails(batch_nchw):
             raise BackendError("refused")
-        return batch_nchw.mean(axis=(1, 2, 3), dtype=np.float32)[:, None]
+        means: npt.NDArray[np.float32] = batch_nchw.mean(axis=(1, 2, 3), dtype=np.float32)
+        return means[:, None]
 
     def close(self) -> None:
         pass

@@ -181,7 +181,16 @@ def guarded(
     lines = tokens.read_text().splitlines()
     tokens.write_text(f"{lines[0]}\n{' '.join(lines[1].split()[:2])} 2001-02-03T04:05:06Z\n")
     shown = authority.pair("server")
-    flags = ["--tls_cert", shown.certificate, "--tls_key", shown.key, "--tokens", tokens, "--access_log", log]
+    flags: list[str | Path] = [
+        "--tls_cert",
+        shown.certificate,
+        "--tls_key",
+        shown.key,
+        "--tokens",
+        tokens,
+        "--access_log",
+        log,
+    ]
     with serving(tiny_workspace_master, *flags, "--max_pixels", "1") as server:
         yield Guarded(Client(server, authority, token=alice), bob, tokens, log)
 
@@ -365,7 +374,7 @@ def test_a_renewed_certificate_is_taken_while_it_serves(
 
     ours, theirs = authority.pair("renewed"), stranger.pair("renewed")
     put(ours)
-    flags = ["--tls_cert", shown.certificate, "--tls_key", shown.key]
+    flags: list[str | Path] = ["--tls_cert", shown.certificate, "--tls_key", shown.key]
     with serving(tiny_workspace_master, *flags) as server:
         before, after = Client(server, authority), Client(server, stranger)
         old = before.rpc()
@@ -394,7 +403,14 @@ def test_clients_need_a_certificate_when_it_is_asked_for(
     tiny_workspace_master: TinyWorkspace, authority: Authority, stranger: Authority
 ) -> None:
     shown = authority.pair("mutual")
-    files = ["--tls_cert", shown.certificate, "--tls_key", shown.key, "--tls_client_ca", authority.own.certificate]
+    files: list[str | Path] = [
+        "--tls_cert",
+        shown.certificate,
+        "--tls_key",
+        shown.key,
+        "--tls_client_ca",
+        authority.own.certificate,
+    ]
     with serving(tiny_workspace_master, *files) as server:
         friend = Client(server, authority, authority.pair("friend"))
         assert friend.classify() == friend.infer()

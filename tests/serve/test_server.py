@@ -89,7 +89,7 @@ def client_of(module: ModuleType, server: Server) -> Any:
     return client
 
 
-class _WithoutFinalizer(triton_http.InferenceServerClient):  # type: ignore[misc]
+class _WithoutFinalizer(triton_http.InferenceServerClient):  # type: ignore[misc, name-defined]
     def __del__(self) -> None:
         pass
 
@@ -319,10 +319,11 @@ def test_the_version_that_there_is_answers_and_no_other(
     about = client.get_model_metadata(NAME, "1", **({} if module is triton_http else {"as_json": True}))
     assert about["versions"] == ["1"]
     text = f"model '{NAME}' has no version '2'; it has version 1"
-    for ask in (
+    requests: tuple[Callable[[], Any], ...] = (
         lambda: client.infer(NAME, given, model_version="2"),
         lambda: client.get_model_metadata(NAME, "2"),
-    ):
+    )
+    for ask in requests:
         with pytest.raises(InferenceServerException) as caught:
             ask()
         assert caught.value.message() == text
@@ -594,7 +595,7 @@ def test_no_request_is_lost_while_it_stops(
 ) -> None:
     outcomes: Counter[str] = Counter()
 
-    def ask(client_number: int) -> None:
+    def ask(server: Server, client_number: int) -> None:
         module = (triton_grpc, triton_http)[client_number % 2]
         client = client_of(module, server)
         while True:
@@ -608,7 +609,7 @@ def test_no_request_is_lost_while_it_stops(
         client.close()
 
     with running(tiny_workspace_master.package, "-b", "4", "--drain", "0.5") as server:
-        clients = [threading.Thread(target=ask, args=(each,)) for each in range(8)]
+        clients = [threading.Thread(target=ask, args=(server, each)) for each in range(8)]
         for client in clients:
             client.start()
         time.sleep(1)
@@ -719,7 +720,11 @@ def test_load_tools_get_the_configuration_and_statistics(
     assert computed_after - computed == 5
     every = client.get_inference_statistics(**as_json)["model_stats"]
     assert [each["name"] for each in every] == [NAME]
-    for ask in (lambda: client.get_model_config(NAME, "7"), lambda: client.get_inference_statistics("other")):
+    requests: tuple[Callable[[], Any], ...] = (
+        lambda: client.get_model_config(NAME, "7"),
+        lambda: client.get_inference_statistics("other"),
+    )
+    for ask in requests:
         with pytest.raises(InferenceServerException) as caught:
             ask()
         assert caught.value.status() in ("StatusCode.NOT_FOUND", "404")

@@ -158,9 +158,8 @@ def test_run_takes_others_of_the_same_class_when_images_are_skipped(
     first, line = note.splitlines()
     assert first == "1 calibration images left out:"
     assert line.startswith(f"  {image_tree}/{gone.name}: cannot be decoded as an image: ")
-    digests = dict(
-        reversed(line.split("  ")) for line in (tmp_path / "after" / "images.sha256").read_text().splitlines()
-    )
+    listed = [line.split("  ") for line in (tmp_path / "after" / "images.sha256").read_text().splitlines()]
+    digests = {name: digest for digest, name in listed}
     assert digests == {
         sample.source.name: hashlib.sha256((image_tree / sample.source.name).read_bytes()).hexdigest()
         for sample in after

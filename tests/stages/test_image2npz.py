@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_fixtures import read_local_datalist
 
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.choices import PreprocessAs
 from pipeline.data.imagenet import list_dataset
-from pipeline.data.npz import read_datalist, read_image_npz
+from pipeline.data.npz import read_image_npz
 from pipeline.errors import DataError, PipelineError
 from pipeline.stages import image2npz
 from pipeline.stages.artefact_names import read_notes
@@ -67,7 +68,7 @@ def many_images(tmp_path: Path) -> Path:
 def test_convert_writes_what_pillow_decodes_in_the_data_sets_order(images: Path, tmp_path: Path) -> None:
     report = convert(images, tmp_path / "npz", tmp_path / "list.txt", workers=2)
     assert report == Report(converted=4, kept=0, datalist=tmp_path / "list.txt", faults={})
-    paths = read_datalist(tmp_path / "list.txt")
+    paths = read_local_datalist(tmp_path / "list.txt")
     names = ["n01440764/c", "n01440764/grey", "n01443537/a", "n01443537/b"]
     assert paths == [tmp_path / "npz" / f"{name}.npz" for name in names]
     for path, sample in zip(paths, list_dataset(images).samples, strict=True):
@@ -84,10 +85,10 @@ def test_convert_takes_every_kind_of_image_or_the_one_that_is_asked_for(
     for name, image in zip(("1.jpg", "2.png", "3.webp"), pixels, strict=True):
         Image.fromarray(image).save(tmp_path / "mixed" / "a" / name)
     report = convert(tmp_path / "mixed", tmp_path / "npz", tmp_path / "list.txt", workers=1)
-    assert (report.converted, [path.stem for path in read_datalist(report.datalist)]) == (3, ["1", "2", "3"])
+    assert (report.converted, [path.stem for path in read_local_datalist(report.datalist)]) == (3, ["1", "2", "3"])
     assert "left out" not in capsys.readouterr().err
     report = convert(tmp_path / "mixed", tmp_path / "png", tmp_path / "png.txt", "png", workers=1)
-    assert [path.stem for path in read_datalist(report.datalist)] == ["2"]
+    assert [path.stem for path in read_local_datalist(report.datalist)] == ["2"]
     assert "1 images, left out 1 JPEG, 1 webp images;" in capsys.readouterr().err
 
 
@@ -96,7 +97,7 @@ def test_convert_needs_no_labels(tmp_path: Path) -> None:
     put(tmp_path / "set", "part/a.JPEG", jpeg(1))
     put(tmp_path / "set", "val_label.txt", b"in a form of its own")
     convert(tmp_path / "set", tmp_path / "npz", tmp_path / "list.txt", workers=1)
-    assert read_datalist(tmp_path / "list.txt") == [tmp_path / "npz/set/b.npz", tmp_path / "npz/part/a.npz"]
+    assert read_local_datalist(tmp_path / "list.txt") == [tmp_path / "npz/set/b.npz", tmp_path / "npz/part/a.npz"]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -106,7 +107,9 @@ def test_convert_gives_equal_bytes_from_a_tar(images: Path, tmp_path: Path, mode
         archive.add(images, ".")
     convert(images, tmp_path / "a", tmp_path / "a.txt", workers=1)
     convert(path, tmp_path / "b", tmp_path / "b.txt", workers=1)
-    for one, other in zip(read_datalist(tmp_path / "a.txt"), read_datalist(tmp_path / "b.txt"), strict=True):
+    for one, other in zip(
+        read_local_datalist(tmp_path / "a.txt"), read_local_datalist(tmp_path / "b.txt"), strict=True
+    ):
         assert one.relative_to(tmp_path / "a") == other.relative_to(tmp_path / "b")
         assert one.read_bytes() == other.read_bytes()
     assert convert(path, tmp_path / "b", tmp_path / "b.txt", workers=1).kept == 4
@@ -115,7 +118,7 @@ def test_convert_gives_equal_bytes_from_a_tar(images: Path, tmp_path: Path, mode
 def test_convert_keeps_whole_files_and_mends_others(images: Path, tmp_path: Path) -> None:
     target, datalist = tmp_path / "npz", tmp_path / "list.txt"
     convert(images, target, datalist, workers=1)
-    before = {path: path.stat().st_ino for path in read_datalist(datalist)}
+    before = {path: path.stat().st_ino for path in read_local_datalist(datalist)}
     assert convert(images, target, datalist, workers=1) == Report(converted=0, kept=4, datalist=datalist, faults={})
     put(images, "n01443537/a.jpg", jpeg(9))
     cut = target / "n01440764" / "c.npz"
@@ -141,7 +144,7 @@ def test_convert_names_unreadable_images_after_the_rest_is_done(images: Path, tm
     )
     assert lines[1].startswith(f"  {images}/n01440764/bad.JPEG: cannot be decoded as an image")
     assert lines[2].startswith(f"  {images}/n01443537/cut.JPEG: cannot be decoded as an image")
-    assert [path.stem for path in read_datalist(tmp_path / "list.txt")] == ["c", "grey", "a", "b"]
+    assert [path.stem for path in read_local_datalist(tmp_path / "list.txt")] == ["c", "grey", "a", "b"]
 
 
 def test_convert_leaves_no_datalist_when_no_image_can_be_read(tmp_path: Path) -> None:
@@ -233,7 +236,7 @@ def test_convert_refuses_a_target_that_another_run_fills(many_images: Path, tmp_
     with pytest.raises(DataError, match="npz: another image2npz is writing there; wait for it, or stop it"):
         convert(many_images, tmp_path / "npz", tmp_path / "b.txt")
     first.join()
-    assert len(read_datalist(tmp_path / "a.txt")) == 160
+    assert len(read_local_datalist(tmp_path / "a.txt")) == 160
 
 
 @pytest.mark.realdata
@@ -241,7 +244,7 @@ def test_convert_refuses_a_target_that_another_run_fills(many_images: Path, tmp_
 def test_convert_reads_the_real_evaluation_set(tmp_path: Path) -> None:
     samples = list_dataset(REAL / "nips2017_dev" / "val").samples[::5]
     convert(samples, tmp_path / "npz", tmp_path / "list.txt")
-    paths = read_datalist(tmp_path / "list.txt")
+    paths = read_local_datalist(tmp_path / "list.txt")
     assert [path.stem for path in paths] == [sample.name for sample in samples]
     assert all(read_image_npz(path).shape == (3, 299, 299) for path in paths)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -32,7 +33,7 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> tuple[onnx.ModelProto, dict[str, dict[str, int]]]:
+def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
     out.mkdir()
     quantize.run(quantize.take_settings(cfg), inputs, out)
     return onnx.load(out / "model.onnx"), json.loads((out / "check.json").read_text(encoding="utf-8"))

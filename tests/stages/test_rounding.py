@@ -18,8 +18,9 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
+from pipeline.quant.covariance import Covariance
 from pipeline.quant.layers import layers_of
-from pipeline.quant.rounding import read_rounded
+from pipeline.quant.rounding import read_rounded, write_rounded
 from pipeline.stages import calibset, export, rounding
 from pipeline.terminal.whole import Whole, whole_work
 
@@ -65,7 +66,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
     """Let the next run end in the middle of a pass over the images, as Ctrl-C would; `at` counts from 1."""
     advanced: list[int] = []
-    collect, columns = rounding._collect, 0
+    collect: Callable[..., Any] = rounding._collect
+    columns = 0
 
     def cut_short(*arguments: Any) -> Any:
         nonlocal columns
@@ -109,10 +111,11 @@ def test_run_measures_the_inputs_of_every_layer(
     monkeypatch.setattr(rounding, "POSITIONS", 1 << 20)
     found: dict[str, Float32] = {}
 
-    class Watched(rounding.Covariance):
+    class Watched(Covariance):
         def result(self) -> Float32:
-            found[order[len(found)]] = covariance = super().result().copy()
-            return covariance.copy()
+            covariance: Float32 = super().result()
+            found[order[len(found)]] = covariance.copy()
+            return covariance
 
     model = onnx.load(inputs["export"] / "model.onnx")
     layers = list(layers_of(model))
@@ -177,16 +180,16 @@ def test_run_rounds_again_when_a_partial_is_of_no_use(
     out = tmp_path / "out"
     out.mkdir()
     partial = out / "partial_0.npz"
-    rounding.write_rounded(partial, first)
-    rounding.write_rounded(out / "partial_1.npz", second)
+    write_rounded(partial, first)
+    write_rounded(out / "partial_1.npz", second)
     if damage == "cut":
         partial.write_bytes(partial.read_bytes()[:-20])
     elif damage == "empty":
         partial.write_bytes(b"")
     elif damage == "of some layers":
-        rounding.write_rounded(partial, dict(list(first.items())[:-1]))
+        write_rounded(partial, dict(list(first.items())[:-1]))
     else:
-        rounding.write_rounded(partial, second)
+        write_rounded(partial, second)
     passes.clear()
     assert run(make_config(), inputs, out) == undisturbed
     assert passes == [every_pass[0], *every_pass[2:]]
@@ -207,7 +210,7 @@ def test_run_rounds_alike_whether_covariances_or_activations_are_held(
 ) -> None:
     """Of all positions: which are drawn is another matter."""
     monkeypatch.setattr(rounding, "POSITIONS", 1 << 20)
-    written = []
+    written: list[object] = []
     for size in (rounding._Size(covariance=1, activations=2), rounding._Size(covariance=2, activations=1)):
         monkeypatch.setattr(rounding, "_sizes", lambda layers, *_, size=size: {each.name: size for each in layers})
         written.append(run(make_config(), inputs, tmp_path / f"out{len(written)}"))

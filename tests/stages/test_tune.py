@@ -70,8 +70,8 @@ def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
 @pytest.mark.slow
 def test_search_keeps_nothing_that_is_too_slow(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
-    monkeypatch.setattr(tune._Judge, "_seconds", lambda self, pool, backend: next(seconds))
     seconds = iter([1.0] * 2 * tune._ROUNDS + [1.0, 2.0] * 1000)  # each candidate at half the speed
+    monkeypatch.setattr(tune._Judge, "_seconds", lambda self, pool, backend: next(seconds))
     found = outcome(build(make_config(*COARSE, "accuracy.min_agreement=100"), quiet))
     assert len(found["steps"]) > 1
     assert {step["figures"]["speed"] for step in found["steps"][1:]} == {0.5}
