@@ -166,6 +166,8 @@ class Vendor(nn.Module):
 def vendor_network() -> nn.Module:
     torch.manual_seed(2)
     network = Vendor().eval()
+    assert network.bn.running_mean is not None
+    assert network.bn.running_var is not None
     nn.init.uniform_(network.bn.running_mean, -1, 1)
     nn.init.uniform_(network.bn.running_var, 0.5, 2)
     return network

@@ -38,7 +38,8 @@ def test_load_takes_initializers_that_are_no_inputs_in_a_file_of_version_3(tmp_p
 
     path = save(tmp_path / "m.onnx", NODES, 8, CONSTANTS, ir=3, edit=forget)
     expected = save(tmp_path / "n.onnx", NODES, 8, CONSTANTS, ir=4)
-    np.testing.assert_array_equal(*(classifier.run(classifier.load(each, CHW), IMAGES) for each in (path, expected)))
+    found, wanted = (classifier.run(classifier.load(each, CHW), IMAGES) for each in (path, expected))
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_load_takes_names_that_are_left_out(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_load_takes_sparse_initializers(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", nodes, constants={**CONSTANTS, "m": matrix}, edit=to_sparse)
     found = classifier.load(path, CHW)
     assert not found.graph.sparse_initializer
-    np.testing.assert_array_equal(*(classifier.run(model, IMAGES) for model in (found, expected)))
+    np.testing.assert_array_equal(classifier.run(found, IMAGES), classifier.run(expected, IMAGES))
 
 
 def test_load_takes_nodes_of_one_name(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_load_takes_nodes_of_one_name(tmp_path: Path) -> None:
 
     model = classifier.load(save(tmp_path / "m.onnx", NODES, constants=CONSTANTS, edit=name_alike), CHW)
     expected = classifier.load(save(tmp_path / "n.onnx", NODES, constants=CONSTANTS), CHW)
-    np.testing.assert_array_equal(*(classifier.run(each, IMAGES) for each in (model, expected)))
+    np.testing.assert_array_equal(classifier.run(model, IMAGES), classifier.run(expected, IMAGES))
 
 
 def test_load_takes_a_link_to_a_file_with_tensors_beside_it(tmp_path: Path) -> None:

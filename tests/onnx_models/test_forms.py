@@ -28,6 +28,7 @@ BIASES = {
 
 
 def the_gemm(model: onnx.ModelProto) -> onnx.NodeProto:
+    found: onnx.NodeProto
     (found,) = [each for each in model.graph.node if each.op_type == "Gemm"]
     return found
 

@@ -177,7 +177,7 @@ def clip_of(*bounds: float | None, **attributes: float) -> tuple[onnx.NodeProto,
         for name, bound in zip(named, bounds, strict=True)
         if name
     }
-    return helper.make_node("Clip", ["a", *named], ["b"], "clip", **attributes), known
+    return helper.make_node("Clip", ["a", *named], ["b"], "clip", None, None, None, **attributes), known
 
 
 def test_bounds_of_reads_inputs_and_attributes() -> None:

@@ -38,7 +38,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def images() -> Float32:
     rng = np.random.default_rng(2)
-    return (rng.normal(0, 1, (16, 3, 17, 17)) + np.array([3, -2, 1])[:, None, None]).astype(np.float32)
+    return np.asarray(rng.normal(0, 1, (16, 3, 17, 17)) + np.array([3, -2, 1])[:, None, None], np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ def network(seed: int = 0) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Float32:
-        return rng.standard_t(3, shape).astype(np.float32) * np.float32(0.3)
+        drawn: Float32 = rng.standard_t(3, shape).astype(np.float32) * np.float32(0.3)
+        return drawn
 
     weights = {
         "w0": normal(8, 3, 3, 3),

@@ -15,7 +15,8 @@ LOOKALIKES = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]], np.float32)  # not neg
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)
+    shares: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
+    return shares
 
 
 @pytest.fixture

@@ -185,7 +185,8 @@ def test_correct_biases_corrects_what_is_added_to_a_matmul_and_leaves_it_to_othe
         probed.CopyFrom(each)
         del probed.graph.output[:]
         probed.graph.output.append(onnx.helper.make_tensor_value_info(first, onnx.TensorProto.FLOAT, None))
-        return run_exact(probed, batch).mean(axis=(0, 1))
+        mean: np.ndarray = run_exact(probed, batch).mean(axis=(0, 1))
+        return mean
 
     before = np.abs(mean_of(int8) - mean_of(model)).max()
     changed = correct_biases(int8, model, means)

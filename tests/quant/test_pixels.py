@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ def images(count: int = 6, side: int = 32) -> UInt8:
 
 def normalised(batch: UInt8, mean: tuple[float, ...] = WHOLE_MEAN) -> Float32:
     scaled = (batch / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
-    return scaled.astype(np.float32)
+    return np.asarray(scaled, np.float32)
 
 
 def reading_pixels(model: onnx.ModelProto, mean: tuple[float, ...] = WHOLE_MEAN) -> onnx.ModelProto:
@@ -49,10 +50,10 @@ def reading_pixels(model: onnx.ModelProto, mean: tuple[float, ...] = WHOLE_MEAN)
     return copied
 
 
-def one_convolution(with_bias: bool = True, channels: int = 3, **attributes: object) -> onnx.ModelProto:
+def one_convolution(with_bias: bool = True, channels: int = 3, **attributes: Any) -> onnx.ModelProto:
     """A convolution and a classifier on [N, channels, 8, 9]."""
     rng = np.random.default_rng(0)
-    shapes = {"w": (4, channels // int(attributes.get("group", 1)), 3, 3), "b": (4,), "fc": (4, 5)}  # type: ignore[call-overload]
+    shapes = {"w": (4, channels // int(attributes.get("group", 1)), 3, 3), "b": (4,), "fc": (4, 5)}
     weights = [numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), key) for key, shape in shapes.items()]
     nodes = [
         helper.make_node("Conv", ["image", "w", "b"][: 2 + with_bias], ["c"], "conv", **attributes),
@@ -130,7 +131,7 @@ def test_border_of_the_folded_convolution_is_the_exact_mean() -> None:
 def test_border_has_no_mark_where_the_mean_is_a_whole_pixel(tiny_model: onnx.ModelProto) -> None:
     def channels(model: onnx.ModelProto) -> int:
         reader = next(node for node in model.graph.node if pixels.PIXELS in node.input)
-        return next(each.dims[1] for each in model.graph.initializer if each.name == reader.input[1])
+        return next(int(each.dims[1]) for each in model.graph.initializer if each.name == reader.input[1])
 
     assert channels(reading_pixels(tiny_model)) == 3
     assert channels(reading_pixels(tiny_model, (0.485, 0.456, 0.406))) == 4
@@ -146,7 +147,7 @@ def test_mark_costs_the_weights_of_the_image_no_step(tiny_model: onnx.ModelProto
 
 @pytest.mark.parametrize("attributes", [{}, {"pads": [0, 0, 0, 0]}, {"pads": [1, 0, 2, 3], "strides": [2, 1]}])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_folded_convolution_keeps_pads_strides_and_bias(attributes: dict[str, object], with_bias: bool) -> None:
+def test_folded_convolution_keeps_pads_strides_and_bias(attributes: dict[str, Any], with_bias: bool) -> None:
     model = one_convolution(with_bias, **attributes)
     batch = images(4, 9)[:, :, :8]
     expected = classifier.run(model, normalised(batch))
@@ -301,7 +302,7 @@ def test_bias_correction_takes_the_mean_pixel_through_the_rounded_weights(
 def test_prepare_gives_the_pixels_that_apply_normalises(spec: PreprocessSpec) -> None:
     image = images(1, 50)[0]
     raw = preprocess.prepare(spec, image, raw=True)
-    assert (raw.dtype, raw.shape, raw.flags.c_contiguous) == (np.uint8, (3, 32, 32), True)
+    assert (raw.dtype, raw.shape, raw.flags.c_contiguous) == (np.dtype(np.uint8), (3, 32, 32), True)
     scaled = (raw / 255.0 - np.reshape(spec.mean, (3, 1, 1))) / np.reshape(spec.std, (3, 1, 1))
     np.testing.assert_allclose(preprocess.apply(spec, image), scaled, atol=1e-5)
     np.testing.assert_array_equal(preprocess.prepare(spec, image, raw=False), preprocess.apply(spec, image))

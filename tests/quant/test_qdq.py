@@ -405,7 +405,8 @@ class PreActivation(nn.Module):
         self.bn0, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(torch.relu(self.bn0(x)))
+        found: Tensor = x + self.conv(torch.relu(self.bn0(x)))
+        return found
 
 
 @pytest.fixture(scope="module")

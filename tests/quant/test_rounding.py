@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ def correlated(count: int, inputs: int, seed: int, *, noise: float = 0.2) -> Flo
     """Return float32 [count, inputs], random walks: like the pixels of a picture, each resembles those beside it."""
     rng = np.random.default_rng(seed)
     walks = rng.normal(0, 1, (count, inputs)).cumsum(axis=1) / inputs**0.5
-    return (walks + noise * rng.normal(0, 1, (count, inputs))).astype(np.float32)
+    return np.asarray(walks + noise * rng.normal(0, 1, (count, inputs)), np.float32)
 
 
 def covariance_of(columns: Float32) -> Float32:
@@ -55,7 +56,8 @@ def covariance_of(columns: Float32) -> Float32:
 
 
 def nearest(weights: Float32, scales: Float32) -> Int8:
-    return np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
+    steps: Float32 = np.clip(np.rint(weights / scales[:, None]), -127, 127)
+    return steps.astype(np.int8)
 
 
 def in_turn(weights: Float32, scales: Float32, covariance: Float32, pairs: Sequence[tuple[int, int]] = ()) -> Int8:
@@ -160,8 +162,8 @@ def test_round_weights_keeps_every_pair_within_the_bound_when_rounding_in_turn(s
     """Scales of single weights, so that the bound acts on many pairs; for odd channels a weight is in two of them."""
     inputs = int(np.prod(shape[1:]))
     covariance = covariance_of(correlated(4 * inputs, inputs, seed=21))
-    weights = np.random.default_rng(22).choice([-1, 1], (5, inputs)) * np.random.default_rng(23).uniform(0.3, 1, inputs)
-    weights = weights.astype(np.float32)
+    drawn = np.random.default_rng(22).choice([-1, 1], (5, inputs)) * np.random.default_rng(23).uniform(0.3, 1, inputs)
+    weights = drawn.astype(np.float32)
     scales = scales_of(weights, NO_PAIRS, per_channel=True)
     pairs = weight_pairs(shape)
     found = round_weights(weights, scales, covariance.copy(), pairs).weights
@@ -342,7 +344,7 @@ def normal(*shape: int, seed: int = 15) -> Float32:
         ((7, 7), {"pads": [3, 3, 3, 3], "strides": [2, 2]}),
     ],
 )
-def test_columns_times_weights_is_the_convolution(kernel: tuple[int, int], attributes: dict[str, list[int]]) -> None:
+def test_columns_times_weights_is_the_convolution(kernel: tuple[int, int], attributes: dict[str, Any]) -> None:
     weights = normal(4, 3, *kernel)
     model = model_of([helper.make_node("Conv", ["input", "w"], ["y"], "conv", **attributes)], {"w": weights}, "y", 11)
     (layer,) = layers_of(model)
@@ -376,7 +378,7 @@ def test_columns_of_a_matmul_are_its_tokens() -> None:
         helper.make_node("Reshape", ["input", "shape"], ["tokens"], "reshape"),
         helper.make_node("MatMul", ["tokens", "w"], ["y"], "matmul"),
     ]
-    constants = {"shape": np.array([0, 27, 9], np.int64), "w": normal(9, 5)}
+    constants: dict[str, np.ndarray] = {"shape": np.array([0, 27, 9], np.int64), "w": normal(9, 5)}
     (layer,) = layers_of(model_of(nodes, constants, "y"))
     values = normal(1, 27, 9, seed=20)
     columns = layer.columns(values, EVERYWHERE, np.random.default_rng(0))
@@ -386,7 +388,7 @@ def test_columns_of_a_matmul_are_its_tokens() -> None:
 
 def test_columns_are_torchs_unfolded_ones() -> None:
     weights = normal(4, 3, 3, 2)
-    attributes = {"strides": [2, 1], "pads": [1, 2, 1, 2], "dilations": [2, 1]}
+    attributes: dict[str, Any] = {"strides": [2, 1], "pads": [1, 2, 1, 2], "dilations": [2, 1]}
     (layer,) = layers_of(
         model_of([helper.make_node("Conv", ["input", "w"], ["y"], "c", **attributes)], {"w": weights}, "y")
     )

@@ -14,6 +14,7 @@ from small_graphs import Builder, images, ranges_seen, run_exact, run_in, sqnr_d
 from pipeline.errors import DataError
 from pipeline.quant import qdq
 from pipeline.quant.bias_correction import Dequantized
+from pipeline.quant.qmath import Range
 from pipeline.quant.scales import fit_to_bias, least_scales
 from pipeline.runtimes.base import Runtime
 
@@ -76,7 +77,8 @@ def network(change: str, first: bool) -> onnx.ModelProto:
     model = made.model(made.gemm(made.op("Relu", made.gemm(made.pooled(x), 8, 8)), 8, 5))
     nodes = {node.name: node for node in model.graph.node}
     changed = ["conv0"] if first else ["conv1", "conv2", "gemm0", "gemm1"]
-    factors = {"dead": [0, 1], "all dead": [0, 0], "faint": [1e-12, 1], "denormal": [1e-40, 1]}[change]
+    known: dict[str, list[float]] = {"dead": [0, 1], "all dead": [0, 0], "faint": [1e-12, 1], "denormal": [1e-40, 1]}
+    factors = known[change]
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name in changed:
         weights = tensors[nodes[name].input[1]]
@@ -97,13 +99,15 @@ def test_insert_qdq_keeps_biases_when_filters_are_zero_or_hardly_there(
     if runtime is Runtime.OPENVINO:
         pytest.importorskip("openvino")
     model = network(change, first)
-    ranges = ranges_seen(model, images()) | {"x": qdq.Range(0.0, 255.0)}  # as pixels: whole steps of 1
+    ranges = ranges_seen(model, images()) | {"x": Range(0.0, 255.0)}  # as pixels: whole steps of 1
     batch = images()
     int8 = qdq.insert_qdq(model, ranges, per_channel=per_channel)
     read, before = Dequantized(int8), {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
-            weights, bias = read.constants_of(node.name) or ([], [])
+            constants = read.constants_of(node.name)
+            assert constants is not None
+            weights, bias = constants
             given = before[node.input[2]]
             step = np.abs(before[node.input[1]]).max() / 127 * max(1.0, np.abs(given).max())
             np.testing.assert_allclose(bias, given, atol=max(1e-6, step), rtol=1e-6, err_msg=node.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -23,7 +25,7 @@ def residual_network(seed: int = 0) -> onnx.ModelProto:
     random = np.random.default_rng(seed)
 
     def weights(*shape: int) -> np.ndarray:
-        return (random.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return np.asarray(random.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
     constants = {
         "w0": weights(8, 3, 3, 3),
@@ -33,7 +35,7 @@ def residual_network(seed: int = 0) -> onnx.ModelProto:
         "w2": weights(5, 8),
         "b2": weights(5, 1)[:, 0],
     }
-    same = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    same: dict[str, Any] = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
     nodes = [
         helper.make_node("Conv", ["input", "w0", "b0"], ["c0"], "conv0", **same),
         helper.make_node("Relu", ["c0"], ["r0"], "relu0"),
