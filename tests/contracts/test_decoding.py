@@ -62,21 +62,24 @@ EXACT: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GIF": ("P", "GIF", {}),
     "JPEG 2000": ("RGB", "JPEG2000", {}),
 }
-AVIF = {"AVIF, 4:2:0": ("RGB", "AVIF", {"quality": 80}), "AVIF, 4:4:4": ("RGB", "AVIF", {"subsampling": "4:4:4"})}
+AVIF: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "AVIF, 4:2:0": ("RGB", "AVIF", {"quality": 80}),
+    "AVIF, 4:4:4": ("RGB", "AVIF", {"subsampling": "4:4:4"}),
+}
 CMYK = {"JPEG": 2, "TIFF": 1}  # steps in OpenCV, which converts by arithmetic of its own
 SIXTEEN = ["PNG", "TIFF"]
-TURNED = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"lossless": True}}
+TURNED: dict[str, dict[str, Any]] = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"lossless": True}}
 
 
 def in_pillow(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        return np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
 
 
 def in_opencv(data: bytes) -> np.ndarray:
     cv2 = pytest.importorskip("cv2", reason="compares with OpenCV's decoders")
     found: np.ndarray = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return found[..., ::-1].transpose(2, 0, 1)
+    return np.moveaxis(found[..., ::-1], -1, 0)
 
 
 def made(name: str) -> bytes:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from small_graphs import SIDE, Builder
@@ -63,7 +65,7 @@ class Quantized(Builder):
 Part = Callable[[Quantized], str]
 
 
-def after_conv(*operators: str, zero: int, **attributes: object) -> Part:
+def after_conv(*operators: str, zero: int, **attributes: Any) -> Part:
     """A convolution and an operator with no quantizer between them."""
 
     def build(made: Quantized) -> str:
@@ -76,7 +78,9 @@ def after_conv(*operators: str, zero: int, **attributes: object) -> Part:
     return build
 
 
-def alone(kind: str, *more: tuple[object, type], zero: int = 128, scale: float = 0.02, **attributes: object) -> Part:
+def alone(
+    kind: str, *more: tuple[npt.ArrayLike | None, type], zero: int = 128, scale: float = 0.02, **attributes: Any
+) -> Part:
     """An operator between quantizers, with constants as further inputs; None leaves an input out."""
 
     def build(made: Quantized) -> str:
@@ -86,7 +90,7 @@ def alone(kind: str, *more: tuple[object, type], zero: int = 128, scale: float =
     return build
 
 
-def residual(kind: str, *, quantized: bool, **attributes: object) -> Part:
+def residual(kind: str, *, quantized: bool, **attributes: Any) -> Part:
     """A convolution joined with its input, with or without a quantizer between convolution and junction."""
 
     def build(made: Quantized) -> str:
@@ -128,18 +132,20 @@ def matmul(*, computed: bool, bias: bool = False) -> Part:
 
 def gemm(bias: str, *, quantized: bool) -> Part:
     def build(made: Quantized) -> str:
-        given = {"none": lambda: None, "float": lambda: made.constant(np.ones(5))}
-        found = made.fully_connected(given.get(bias, lambda: made.stored(np.int32, 0.0002, 5))())
+        given: str | None = None
+        if bias != "none":
+            given = made.constant(np.ones(5)) if bias == "float" else made.stored(np.int32, 0.0002, 5)
+        found = made.fully_connected(given)
         return made.qdq(found) if quantized else found
 
     return build
 
 
-LINEAR = {"mode": "linear"}
+LINEAR: dict[str, Any] = {"mode": "linear"}
 SCALES = ((None, np.float32), ([1, 1, 2, 2], np.float32))
 PADS = ([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
 ONES, ZEROS = (np.ones(SIDE), np.float32), (np.zeros(SIDE), np.float32)
-UNIT = {"zero": 0, "scale": 1 / 255}
+UNIT: dict[str, Any] = {"zero": 0, "scale": 1 / 255}
 ALL: tuple[int, tuple[str, ...]] = (0, ())  # every layer and every operator is computed in int8
 
 # The graph, and of each runtime: how many layers it computes in float, and which other operators.

@@ -60,7 +60,9 @@ def optimized(int8: onnx.ModelProto, level: Level, folder: Path) -> Path:
 
 
 def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.ModelProto.FromString(model.SerializeToString())
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
 
 
 @pytest.mark.openvino

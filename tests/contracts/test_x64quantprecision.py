@@ -68,7 +68,7 @@ def weights_type(made: onnx.ModelProto, level: Level, folder: Path, precise: str
     if precise == "1" and level in OPTIMIZING:
         np.testing.assert_array_equal(session.run(None, {"x": IMAGE})[0], exact.run(None, {"x": IMAGE})[0])
     stored = onnx.load(folder / "optimized.onnx").graph.initializer
-    return next(TensorProto.DataType.Name(each.data_type) for each in stored if len(each.dims) == 2)
+    return next(str(TensorProto.DataType.Name(each.data_type)) for each in stored if len(each.dims) == 2)
 
 
 @pytest.mark.parametrize("level", OPTIMIZING)
