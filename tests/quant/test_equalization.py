@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -310,7 +311,7 @@ def test_equalize_rescales_on_either_side_of_a_grouped_convolution(groups: int) 
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-TOKENS = {
+TOKENS: dict[str, npt.NDArray[Any]] = {
     "shape": np.array([0, 3, SIDE * SIDE], np.int64),
     "scale": np.abs(normal(3, seed=12)) + 0.1,
     "offset": normal(3, seed=13),

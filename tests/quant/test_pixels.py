@@ -266,7 +266,9 @@ def test_onnxruntime_runs_every_convolution_of_it_in_int8(
 def test_first_layer_left_in_float_reads_the_pixels_through_a_cast(
     tiny_model: onnx.ModelProto, of_pixels: onnx.ModelProto, tmp_path: Path, how: str
 ) -> None:
-    left = {"float_layers": ["/conv1/Conv"]} if how == "layer" else {"float_activations": [pixels.PIXELS]}
+    left: dict[str, Any] = (
+        {"float_layers": ["/conv1/Conv"]} if how == "layer" else {"float_activations": [pixels.PIXELS]}
+    )
     model = qdq.insert_qdq(of_pixels, ranges_of(of_pixels, images()), per_channel=True, **left)
     assert qdq.count_quantized(model) == {"weighted": 7, "quantized": 6}
     onnx.save(model, tmp_path / "model.onnx")
