@@ -12,7 +12,16 @@ from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
-from pipeline.onnx_models.graphs import Names, bodies_of, constants_of, graphs_of, remove_unused, rename, replace_nodes
+from pipeline.onnx_models.graphs import (
+    Names,
+    bodies_of,
+    constants_of,
+    graphs_of,
+    makers_of,
+    remove_unused,
+    rename,
+    replace_nodes,
+)
 
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 # Operators whose result depends only on the shape of a tensor.
@@ -67,7 +76,7 @@ def _condition(model: onnx.ModelProto, node: onnx.NodeProto) -> bool | None:
 
 def _depends_on_values(graph: onnx.GraphProto, name: str) -> bool:
     """Tell whether a tensor is computed from more of the input than its shape."""
-    made = {output: node for node in graph.node for output in node.output}
+    made = makers_of(graph)
     inputs = {value.name for value in graph.input}
     waiting, seen = [name], set[str]()
     while waiting:

@@ -17,6 +17,7 @@ from pipeline.onnx_models.graphs import (
     graphs_of,
     integer,
     kinds_of,
+    makers_of,
     number,
     remove_attributes,
     remove_unused,
@@ -62,7 +63,7 @@ def drop_last_casts(model: onnx.ModelProto) -> None:
     graph, kinds = model.graph, kinds_of(model)
     output = graph.output[0].name
     while True:
-        made = {name: node for node in graph.node for name in node.output}
+        made = makers_of(graph)
         last = made.get(output)
         source = made.get(last.input[0]) if last is not None and last.op_type in ("Cast", "Identity") else None
         if last is None or source is None:
@@ -209,7 +210,7 @@ def cut_class(model: onnx.ModelProto, index: int, classes: int) -> None:
 
 def _logits(model: onnx.ModelProto, classes: int) -> str:
     """Return the input of the last softmax, or the output where the model ends in none."""
-    made = {output: node for node in model.graph.node for output in node.output}
+    made = makers_of(model.graph)
     shapes, found = shapes_of(model), str(model.graph.output[0].name)
     name = found
     while name in made and made[name].op_type in ("Softmax", "LogSoftmax", "Flatten", "Squeeze", "Identity"):

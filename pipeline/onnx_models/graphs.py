@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,25 @@ def bodies_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def attributes_of(node: onnx.NodeProto) -> dict[str, object]:
-    """Return the attributes that the node has, by name."""
+def makers_of(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that computes each tensor, by the tensor's name. Outputs that are left out have no name."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that read each tensor, in graph order; a node that reads it twice is listed twice.
+
+    What graphs inside nodes read does not count, nor do inputs that are left out.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in filter(None, node.input):
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attributes that the node has, by name: int, float, bytes, lists of these, or what onnx stores."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 

@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
 from pipeline.onnx_models.files import with_tensors_beside
-from pipeline.onnx_models.graphs import Array
+from pipeline.onnx_models.graphs import Array, makers_of
 from pipeline.onnx_models.run import RUNTIME_ERRORS
 from pipeline.onnx_models.signature import has_channels_last
 
@@ -145,7 +145,7 @@ class RawFile:
             own = onnx.load(self.path)
         except Exception:  # tensors behind links, which onnx does not follow
             return None
-        makers = {name: node for node in own.graph.node for name in node.output if name}
+        makers = makers_of(own.graph)
         common = [name for name in makers if name in {each for node in model.graph.node for each in node.output}]
         common = common[:_MOST_TENSORS]
         batch = np.repeat(image_chw[None], self.batch or 1, axis=0)

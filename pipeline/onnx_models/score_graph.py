@@ -15,6 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pipeline.onnx_models.graphs import makers_of
+
 CLOSE = 1e-3  # an epsilon that is added to scores, or that they are clipped at
 COPIES = frozenset({"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear"})  # output: the first input
 
@@ -29,7 +31,7 @@ class Graph:
         self._model = model
         self.output = model.graph.output[0].name
         self.opset = max(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
-        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.makers = makers_of(model.graph)
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def attribute(self, node: onnx.NodeProto, name: str, default: Any = None) -> Any:

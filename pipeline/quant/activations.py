@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from pipeline.quant.graphs import constants, readers_of
+from pipeline.onnx_models.graphs import makers_of, readers_of
+from pipeline.quant.graphs import constants
 from pipeline.quant.placement import ACTIVATIONS
 from pipeline.quant.qmath import Range
 
@@ -123,7 +124,7 @@ def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
     graph = model.graph
     known = constants(model)
     readers = readers_of(graph)
-    makers = {name: maker for maker in graph.node for name in maker.output}
+    makers = makers_of(graph)
     bounds = bounds_of(node, known)
     after = readers.get(node.output[0], [])
     if bounds is None or [reader.op_type for reader in after] != ["QuantizeLinear"]:

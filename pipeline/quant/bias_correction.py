@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, readers_of
+from pipeline.onnx_models.graphs import attributes_of, makers_of, readers_of
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -82,7 +83,7 @@ def _has_bias(
 
 def _mean_error(layer: onnx.NodeProto, error: Float64, mean: Float64) -> Float64:
     """Return by how much rounding its weights lowers a layer's mean output: float64 [output channels]."""
-    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in layer.attribute}
+    attributes = attributes_of(layer)
     if layer.op_type in MATRIX:
         of_gemm: Float64 = (error if attributes.get("transB") else error.T) @ mean
         return of_gemm
@@ -98,7 +99,7 @@ class Dequantized:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph
         self.nodes = {node.name: node for node in model.graph.node}
-        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._makers = makers_of(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def dequantized(self, name: str) -> Float64 | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import onnx
 
+from pipeline.onnx_models.graphs import makers_of
 from pipeline.quant.graphs import WEIGHTED, constants
 
 # Their result depends on the shape alone: a node that reads it does not read the tensor's values.
@@ -22,7 +23,7 @@ def find_classifier(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     A layer counts if the output depends on it, and nothing after it has weights or multiplies activations.
     """
     known = constants(model)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = makers_of(model.graph)
     waiting = [value.name for value in model.graph.output]
     seen: set[str] = set()
     found: list[str] = []

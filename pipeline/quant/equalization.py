@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline.quant.graphs import MATRIX, constants, readers_of
-from pipeline.quant.layers import attributes
+from pipeline.onnx_models.graphs import attributes_of, readers_of
+from pipeline.quant.graphs import MATRIX, constants
 from pipeline.quant.streams import FACTORS, NORM, WeightEditor, streams
 
 Float64 = npt.NDArray[np.float64]
@@ -78,7 +78,7 @@ def _multiply_inputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float6
         mean = editor.own(node, 3)
         mean /= factors
     else:
-        groups = attributes(node).get("group", 1)
+        groups = attributes_of(node).get("group", 1)
         by_group = weights.reshape(groups, -1, *weights.shape[1:])  # a view
         by_group *= factors.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))
 
@@ -95,7 +95,7 @@ def _normed(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.
     known, readers = constants(model), readers_of(model.graph)
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
-        if node.op_type != "LayerNormalization" or attributes(node).get("axis", -1) != -1 or len(node.output) > 1:
+        if node.op_type != "LayerNormalization" or attributes_of(node).get("axis", -1) != -1 or len(node.output) > 1:
             continue
         products = readers.get(node.output[0], [])
         constant = all(name in known and len(known[name].dims) == 1 for name in node.input[1:])
@@ -111,14 +111,14 @@ class _Multiplies:
     known: Mapping[str, onnx.TensorProto]
 
     def __call__(self, node: onnx.NodeProto) -> bool:
-        if node.op_type not in MATRIX or attributes(node).get("transA", 0) or node.input[0] != self.norm.output[0]:
+        if node.op_type not in MATRIX or attributes_of(node).get("transA", 0) or node.input[0] != self.norm.output[0]:
             return False
         return node.input[1] in self.known and len(self.known[node.input[1]].dims) == 2
 
 
 def _has_rows(node: onnx.NodeProto) -> bool:
     """Tell whether a matrix is stored with a row for each output."""
-    return bool(node.op_type == "Gemm" and attributes(node).get("transB", 0))
+    return bool(node.op_type == "Gemm" and attributes_of(node).get("transB", 0))
 
 
 def scaled_tensors(model: onnx.ModelProto, wanted: Collection[str]) -> dict[str, int]:

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from pipeline.onnx_models.graphs import makers_of
+
 _STEPS = 2.0**30  # for the largest magnitude in a bias
 _AFFECTED = ("Conv", "ConvTranspose", "Gemm")
 
@@ -21,7 +23,7 @@ _AFFECTED = ("Conv", "ConvTranspose", "Gemm")
 def keep_in_float(model: onnx.ModelProto) -> None:
     """Let the float layers of a QDQ model read their bias, or one of zeros, from a dequantizer, in place."""
     graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = makers_of(graph)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in [node for node in graph.node if node.op_type in _AFFECTED]:
         maker, weights = makers.get(node.input[0]), tensors.get(node.input[1])

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from pipeline.onnx_models.graphs import makers_of, readers_of
 from pipeline.quant.classifier import find_classifier, tail_tensors
-from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, readers_of
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32
 
 # With Sqrt, by which exporters before opset 17 spell out the norm.
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "Sqrt"})
@@ -98,7 +99,7 @@ class _Spread:
             not_float32(model.graph) | tail | known.keys() | {"", *(value.name for value in model.graph.input)}
         )
         self._readers = readers_of(model.graph)
-        self._makers = {name: node for node in model.graph.node for name in node.output}
+        self._makers = makers_of(model.graph)
         self._ends = {node.name for node in model.graph.node if _is_layer(node, known)}
 
     def over(self, seeds: Iterable[onnx.NodeProto]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Queries on ONNX graphs that several modules need: constants, shapes, layers, readers, types."""
+"""Queries on ONNX graphs that several modules need: constants, shapes, layers, types."""
 
 from __future__ import annotations
 
@@ -36,15 +36,6 @@ def activation_shapes(model: onnx.ModelProto, *, computed: bool = False) -> dict
 def weighted_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Yield convolutions and matrix products, those of two activations among them, in graph order."""
     return (node for node in model.graph.node if node.op_type in WEIGHTED)
-
-
-def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Return the nodes that read each tensor; a node that reads it twice is listed twice."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    return readers
 
 
 def not_float32(graph: onnx.GraphProto) -> set[str]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from pipeline.onnx_models.graphs import makers_of
 from pipeline.quant.layers import LayerWeights, weights_of
 from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, largest_sums, row_chunks, same_sign_sums
 
@@ -91,7 +92,7 @@ def quantized_weights(
     """Yield for each layer with int8 weights in a QDQ model its float weights, the int8 tensor, and its scales."""
     tensors = {tensor.name: tensor for tensor in int8.graph.initializer}
     nodes = {node.name: node for node in int8.graph.node}
-    makers = {output: node for node in int8.graph.node for output in node.output}
+    makers = makers_of(int8.graph)
     for weights in weights_of(float32):
         maker = makers.get(nodes[weights.layer].input[1]) if weights.layer in nodes else None
         if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in tensors:

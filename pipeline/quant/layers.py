@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from pipeline.onnx_models.graphs import attributes_of
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
 from pipeline.quant.neighbours import Pairs, weight_pairs
 
@@ -57,7 +58,7 @@ def weights_of(model: onnx.ModelProto) -> Iterator[LayerWeights]:
         if tensor.data_type != TensorProto.FLOAT:
             continue
         stored = numpy_helper.to_array(tensor)
-        settings = attributes(node)
+        settings = attributes_of(node)
         if node.op_type == "Conv":
             rows, transposed = stored.reshape(len(stored), -1), False
             pairs = weight_pairs(stored.shape, settings.get("group", 1))
@@ -125,7 +126,7 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
     uses = Counter(name for node in model.graph.node for name in node.input)
     for weights in weights_of(model):
         node = nodes[weights.layer]
-        settings = attributes(node)
+        settings = attributes_of(node)
         if uses[weights.tensor] > 1:
             continue
         if node.op_type in MATRIX:
@@ -143,7 +144,3 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
             tuple(settings.get("pads", (0, 0, 0, 0))),
             settings.get("group", 1),
         )
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.onnx_models.graphs import attributes_of
 from pipeline.quant.graphs import constants
 
 Float64 = npt.NDArray[np.float64]
@@ -54,7 +55,7 @@ def obstacle(model: onnx.ModelProto, mean: Sequence[float]) -> str | None:
     known = constants(model)
     if len(readers) != 1 or readers[0].op_type != "Conv":
         return f"the input is read by {', '.join(node.op_type for node in readers) or 'nothing'}, not by one Conv"
-    attributes = {each.name: helper.get_attribute_value(each) for each in readers[0].attribute}
+    attributes = attributes_of(readers[0])
     if attributes.get("group", 1) != 1 or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         return "the first convolution is grouped, or its padding depends on the input size (auto_pad)"
     if not all(each in known for each in readers[0].input[1:]):

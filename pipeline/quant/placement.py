@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import onnx
 
+from pipeline.onnx_models.graphs import makers_of, readers_of
 from pipeline.quant import pixels
 from pipeline.quant.classifier import SHAPE_READERS, find_classifier, tail_tensors
 from pipeline.quant.float_parts import FloatParts, float_parts, is_product
-from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, readers_of, work_of_layers
+from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, work_of_layers
 
 # Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
 SAME_SCALE = frozenset(
@@ -130,7 +131,7 @@ def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:
 
 def _makers(model: onnx.ModelProto, source: str, sources: dict[str, str]) -> set[str]:
     """Return the layers that compute the values of a source, through activations and operators that move values."""
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model.graph)
     waiting = [name for name, each in sources.items() if each == source]
     found: set[str] = set()
     while waiting:
@@ -144,7 +145,7 @@ def _makers(model: onnx.ModelProto, source: str, sources: dict[str, str]) -> set
 
 def _float32_source(model: onnx.ModelProto, name: str, sources: dict[str, str]) -> str | None:
     """Return the source of what a layer reads, before any conversion to float64."""
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model.graph)
     while name not in sources and name in makers and makers[name].op_type in _MOVES | {"Cast"}:
         name = makers[name].input[0]
     return sources.get(name)

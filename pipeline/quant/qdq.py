@@ -18,12 +18,13 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.onnx_models.graphs import attributes_of, makers_of
 from pipeline.quant import activations, pixels
 from pipeline.quant.float_layers import keep_in_float
 from pipeline.quant.float_parts import float_parts
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, weighted_nodes
 from pipeline.quant.int8_weights import round_all_to_nearest, scales_of
-from pipeline.quant.layers import attributes, weights_of
+from pipeline.quant.layers import weights_of
 from pipeline.quant.placement import NORM, QUANTIZED_OPS, observed_tensors, range_sources
 from pipeline.quant.qmath import Range
 from pipeline.quant.scales import check_finite, fit_to_bias
@@ -124,7 +125,7 @@ def _weight_scales(
             continue
         bias = None
         if len(node.input) > 2 and node.input[2] in known:
-            beta = np.float32(attributes(node).get("beta", 1.0))
+            beta = np.float32(attributes_of(node).get("beta", 1.0))
             bias = numpy_helper.to_array(known[node.input[2]]).reshape(-1) * beta
             bias = np.broadcast_to(bias, len(weights.matrix)) if bias.size in (1, len(weights.matrix)) else None
         check_finite(node.name, weights.matrix, bias)
@@ -178,7 +179,7 @@ def _read_unquantized(graph: onnx.GraphProto, nodes: Collection[str], float32: o
 
     But for what a convolution writes: one whose output is read in float too is computed in float by ONNX Runtime.
     """
-    makers = {name: node for node in graph.node for name in node.output}
+    makers = makers_of(graph)
     stored, known = {tensor.name for tensor in graph.initializer}, constants(float32)
     before = {node.name: node for node in float32.graph.node}
     for node in graph.node:
@@ -281,7 +282,7 @@ def _tensor_data(covered: Range) -> TensorData:
 
 def count_quantized(model: onnx.ModelProto) -> dict[str, int]:
     """Return how many weighted operators of a QDQ model read quantized inputs, and how many there are."""
-    producers = {output: node for node in model.graph.node for output in node.output}
+    producers = makers_of(model.graph)
 
     def is_quantized(node: onnx.NodeProto) -> bool:
         return all(name in producers and producers[name].op_type == "DequantizeLinear" for name in node.input[:2])

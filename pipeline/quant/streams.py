@@ -15,8 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pipeline.onnx_models.graphs import attributes_of
 from pipeline.quant.graphs import activation_shapes, constants
-from pipeline.quant.layers import attributes
 
 Float64 = npt.NDArray[np.float64]
 
@@ -149,7 +149,7 @@ def is_layer(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], *, gro
     Args:
         grouped: of a group is enough.
     """
-    settings = attributes(node)
+    settings = attributes_of(node)
     if node.op_type == "Gemm":
         whole = settings.get("transB", 0) == 1 and not settings.get("transA", 0)
         # A bias that is a single number or a row would need another shape.
@@ -165,7 +165,7 @@ def is_channelwise(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) 
     if node.op_type != "Conv" or not all(name in known for name in node.input[1:]):
         return False
     outputs, channels = known[node.input[1]].dims[:2]
-    return bool(channels == 1 and outputs == attributes(node).get("group", 1) and outputs > 1)
+    return bool(channels == 1 and outputs == attributes_of(node).get("group", 1) and outputs > 1)
 
 
 def _has_vector_bias(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
