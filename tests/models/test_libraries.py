@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from pipeline.config.build_file import load_build_file
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import exporter, libraries, zoo
@@ -62,7 +63,7 @@ def test_export_computes_what_the_librarys_network_does(library: str, name: str)
     assert classifier.check_batch(model, IMAGES, Path(name)) == 10
 
 
-def spec_of(ops: list[dict[str, object]], hw: tuple[int, int], folder: Path) -> preprocess.PreprocessSpec:
+def spec_of(ops: list[dict[str, object]], hw: tuple[int, int], folder: Path) -> PreprocessSpec:
     values = {
         "name": "x",
         "frontend": {"type": "onnx", "checkpoint": "x.onnx", "shape": {"input": [1, 3, *hw]}},
