@@ -9,14 +9,19 @@ Challenges of Efficient Transformer Quantization", arXiv:2109.12948, on which ac
 
 From the norms, the products of two activations, and the Gelus, float32 spreads over everything without weights: sums,
 factors, moves, pools. Layers with constant weights end it.
+
+A root, as of generalized-mean pooling (the mean of x^p, to the power 1/p: Radenovic et al., arXiv:1711.02512), enlarges
+the steps of small values beyond bound: the cube root of one step of 255 is 0.16 of the largest value. What is computed
+between the power and the root is float32 too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
+from onnx import numpy_helper
 
 from pipeline.onnx_models.graphs import makers_of, readers_of
 from pipeline.quant.classifier import find_classifier, tail_tensors
@@ -25,7 +30,14 @@ from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32
 # With Sqrt, by which exporters before opset 17 spell out the norm.
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "Sqrt"})
 _GELUS = frozenset({"Gelu", "Erf"})
-
+# What may stand between a power and its root, beside arithmetic with constants.
+_POOLS_AND_MOVES = frozenset(
+    {
+        *("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum"),
+        *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"),
+        *("Mul", "Div", "Add", "Sub", "Clip", "Relu", "Max"),
+    }
+)
 
 # Activations that OpenVINO computes within the convolution before them, in float32, where no quantizer is between; and
 # ONNX Runtime in int8, where there is one on either side. With Mul they are SiLU and squeeze-and-excitation.
@@ -46,7 +58,7 @@ class FloatParts:
 
 
 def float_parts(model: onnx.ModelProto, *, gates: bool = False) -> FloatParts:
-    """Return the parts of a float32 model that stay float32; none of a network of convolutions, norms and ReLUs.
+    """Return the parts of a float32 model that stay float32; none of a network of convolutions, batch norms and ReLUs.
 
     Convolutions whose output goes into a norm or into attention as it is, with which a stream begins, write it in
     float32. Others keep their quantizer, without which ONNX Runtime computes them in float32.
@@ -60,10 +72,12 @@ def float_parts(model: onnx.ModelProto, *, gates: bool = False) -> FloatParts:
     body = [node for node in model.graph.node if not tail.intersection(node.output)]
     attention = [node for node in body if node.op_type in _NORMS or is_product(node, known)]
     opened = [node for node in body if gates and node.op_type in _GATES]
-    if not attention and not opened and not any(node.op_type in _GELUS for node in body):
+    gelus = [node for node in body if node.op_type in _GELUS]
+    roots = [node for node in body if _is_root(node, known)]
+    if not attention and not opened and not gelus and not roots:
         return FloatParts()
     spread = _Spread(model, tail)
-    nodes = spread.over(attention) | spread.over(node for node in body if node.op_type in _GELUS)
+    nodes = spread.over(attention) | spread.over(gelus) | spread.before(roots)
     ends, of_gates = {node.name for node in attention}, spread.over(opened)
     nodes |= of_gates
     outputs = {
@@ -84,6 +98,14 @@ def has_gates(model: onnx.ModelProto) -> bool:
 def is_product(node: onnx.NodeProto, known: Iterable[str]) -> bool:
     """Tell whether a node multiplies two activations."""
     return node.op_type in MATRIX and not set(node.input[:2]).intersection(known)
+
+
+def _is_root(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
+    """Tell whether a node raises an activation to a constant power between 0 and 1."""
+    if node.op_type != "Pow" or node.input[0] in known or node.input[1] not in known:
+        return False
+    power = numpy_helper.to_array(known[node.input[1]])
+    return bool(power.size and (power > 0).all() and (power < 1).all())
 
 
 def _is_layer(node: onnx.NodeProto, known: Iterable[str]) -> bool:
@@ -116,6 +138,30 @@ class _Spread:
                 if name in self._makers:
                     waiting.append(self._makers[name])
         return found
+
+    def before(self, roots: Iterable[onnx.NodeProto]) -> set[str]:
+        """Return the names of the pools, moves and constant factors whose values go into the roots and nowhere else.
+
+        An activation right behind a layer is not among them: it stays with the layer, in int8.
+        """
+        found: set[str] = set()
+        for root in roots:
+            name, path = root.input[0], list[onnx.NodeProto]()
+            while (node := self._passing(name)) is not None:
+                path.append(node)
+                name = next(each for each in node.input if each not in self._beyond)
+            begins_at_layer = name not in self._makers or self._makers[name].name in self._ends
+            while begins_at_layer and path and path[-1].op_type in ("Relu", "Clip", "Max"):
+                path.pop()
+            found.update(node.name for node in path)
+        return found
+
+    def _passing(self, name: str) -> onnx.NodeProto | None:
+        """Return the pool, move or sum that makes a tensor of one reader from one activation; None where there is none."""
+        node = self._makers.get(name)
+        if node is None or node.op_type not in _POOLS_AND_MOVES or len(self._readers.get(name, ())) != 1:
+            return None
+        return node if len([each for each in node.input if each not in self._beyond]) == 1 else None
 
     def is_read_by(self, name: str, nodes: set[str]) -> bool:
         """Tell whether some nodes, and no others, read a tensor."""

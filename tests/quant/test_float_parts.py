@@ -196,3 +196,38 @@ def test_correct_biases_corrects_what_is_added_to_a_matmul_and_leaves_it_to_othe
     nodes = {node.name: node for node in int8.graph.node}
     assert bias not in nodes["add0"].input
     assert nodes["add1"].input[1] == f"{bias}_DequantizeLinear_Output"
+
+
+def generalized_mean(exponent: float = 3.0) -> onnx.ModelProto:
+    """Convolutions and the mean of x^p over the image, to the power 1/p; some channels are small."""
+    made = Builder(5)
+    x = made.op("Relu", made.conv(made.op("Relu", made.conv("x", 3, 8)), 8, 8))
+    x = made.op("Mul", x, made.constant(np.geomspace(0.05, 1, 8).reshape(8, 1, 1)))
+    x = made.op("Pow", made.clip(x, 1e-6, None), made.constant(exponent))
+    x = made.op("Pow", made.op("GlobalAveragePool", x), made.constant([1 / exponent]))
+    return made.model(made.gemm(made.op("Flatten", x), 8, 5))
+
+
+def test_float_parts_are_what_lies_between_a_power_and_its_root() -> None:
+    assert float_parts(generalized_mean()) == FloatParts(frozenset({"globalaveragepool0"}))
+    quantized = {node.input[0] for node in int8_of(generalized_mean()).graph.node if node.op_type == "QuantizeLinear"}
+    powers = {node.name: node for node in generalized_mean().graph.node if node.op_type == "Pow"}
+    assert powers["pow0"].input[0] in quantized  # what the layers before it write
+    assert not quantized.intersection({powers["pow0"].output[0], powers["pow1"].input[0], powers["pow1"].output[0]})
+
+
+def test_float_parts_are_none_before_a_square_or_a_root_right_behind_a_layer() -> None:
+    square = between_convolutions(
+        lambda made, x: made.op("Pow", made.op("MaxPool", x, kernel_shape=[1, 1]), made.constant(2.0))
+    )
+    root = between_convolutions(lambda made, x: made.op("Pow", made.op("Relu", x), made.constant(0.5)))
+    assert float_parts(square) == float_parts(root) == FloatParts()
+
+
+@pytest.mark.parametrize("runtime", list(Runtime))
+def test_int8_model_of_a_generalized_mean_keeps_its_small_channels(runtime: Runtime, tmp_path: Path) -> None:
+    """With quantizers around the mean it has 16 dB."""
+    pytest.importorskip(runtime.value, reason=f"needs {runtime.value}")
+    model, batch = generalized_mean(), images(24, seed=8)
+    onnx.save(int8_of(model), tmp_path / "int8.onnx")
+    assert sqnr_db(run_exact(model, batch), run_in(runtime, tmp_path / "int8.onnx", batch)) > 30
