@@ -157,7 +157,7 @@ class _Spread:
         return found
 
     def _passing(self, name: str) -> onnx.NodeProto | None:
-        """Return the pool, move or sum that makes a tensor of one reader from one activation; None where there is none."""
+        """Return the pool, move or sum that makes a tensor of one reader from one activation; None: there is none."""
         node = self._makers.get(name)
         if node is None or node.op_type not in _POOLS_AND_MOVES or len(self._readers.get(name, ())) != 1:
             return None
