@@ -9,6 +9,7 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _ROWS = 1024  # columns of inputs multiplied at a time: fewer are limited by memory bandwidth, more take more memory
+_SMALL = 64  # inputs of a group
 
 
 class Covariance:
@@ -77,13 +78,15 @@ class GroupCovariance:
     def add(self, columns: Float32) -> None:
         """Add float32 [n, groups * inputs]."""
         self._pending.append(columns)
-        if sum(map(len, self._pending)) >= _ROWS:
+        # Small products are not worth the threads that BLAS would share longer ones among.
+        if self._products.shape[2] <= _SMALL or sum(map(len, self._pending)) >= _ROWS:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             groups, inputs = self._products.shape[:2]
-            columns = np.concatenate(self._pending).reshape(-1, groups, inputs).transpose(1, 0, 2)
+            rows = np.concatenate(self._pending).reshape(-1, groups, inputs)
+            columns = np.ascontiguousarray(rows.transpose(1, 0, 2))  # or the product below is no BLAS one
             if self._shift is None:
                 self._shift = columns.mean(axis=1, keepdims=True)
             columns = columns - self._shift

@@ -21,8 +21,11 @@ class ActivationReader:
     If ONNX Runtime allocates the outputs of each pass, page faults take a fifth of the pass.
     """
 
-    def __init__(self, model: onnx.ModelProto, names: Sequence[str], *, threads: int) -> None:
-        """Open `model` (unchanged when this returns) to read the tensors `names`, each call on `threads` cores."""
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str], *, threads: int, clear: bool = False) -> None:
+        """Open `model` (unchanged when this returns) to read the tensors `names`, each call on `threads` cores.
+
+        With `clear` the model is emptied once it is serialized: while it opens, the session holds its weights twice.
+        """
         self._input = model.graph.input[0].name
         self._fetched = [name for name in dict.fromkeys(names) if name != self._input]
         already = {value.name for value in model.graph.output}
@@ -31,6 +34,8 @@ class ActivationReader:
         model.graph.output.extend(extra)
         serialized = model.SerializeToString()
         del model.graph.output[len(already) :]
+        if clear:
+            model.Clear()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -194,14 +194,13 @@ def _collect(
     The model is loaded only for this: factoring covariances later needs more memory than anything else here.
     """
     model = onnx.load(path)
-    reader = ActivationReader(model, [layer.source for layer in layers], threads=settings.cores)
+    raw = pixels.are_input_of(model)
+    reader = ActivationReader(model, [layer.source for layer in layers], threads=settings.cores, clear=True)
     held: dict[str, Held] = {}
     for layer in layers:
         size = sizes[layer.name]
         held[layer.name] = [] if size.activations < size.covariance else _covariance(layer)
     random = np.random.default_rng(_SEED)
-    raw = pixels.are_input_of(model)
-    del model
     for image in images:
         values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
         for layer in layers:
