@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
 from pipeline.onnx_models.graphs import (
@@ -22,6 +20,7 @@ from pipeline.onnx_models.graphs import (
     rename,
     replace_nodes,
 )
+from pipeline.runtimes.sessions import RUNTIME_ERRORS, open_session
 
 _CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 # Operators whose result depends only on the shape of a tensor.
@@ -94,18 +93,16 @@ def _depends_on_values(graph: onnx.GraphProto, name: str) -> bool:
 
 def _run(model: onnx.ModelProto, batch: int) -> bool | None:
     """Return the one output for a batch of black images, None where the model does not take that batch."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     feed = {}
     if model.graph.input:
         value = model.graph.input[0]
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         feed[value.name] = np.zeros((batch, *dims[1:]), np.float32)
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model.SerializeToString())
         feed = {name: values for name, values in feed.items() if name in {each.name for each in session.get_inputs()}}
         return bool(np.asarray(session.run(None, feed)[0]).reshape(-1)[0])
-    except (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.NotImplemented):
+    except RUNTIME_ERRORS:
         return None
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, signature
@@ -26,8 +24,9 @@ from pipeline.onnx_models.files import check, files
 from pipeline.onnx_models.forms import cut_class
 from pipeline.onnx_models.opsets import OPSET
 from pipeline.onnx_models.raw import RawFile
-from pipeline.onnx_models.run import MIXED, RUNTIME_ERRORS, check_batch, relative_error, run, run_each, run_in_chunks
+from pipeline.onnx_models.run import MIXED, check_batch, relative_error, run, run_each, run_in_chunks
 from pipeline.onnx_models.scores import find_scores
+from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, write_folded
 
 __all__ = [
     "OPSET",
@@ -92,20 +91,15 @@ def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> on
         without: names of optimizers that are left out.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        options.log_severity_level = 4  # errors are raised anyway
+        target = Path(folder) / "folded.onnx"
         try:
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*without]
-            )
+            write_folded(model.SerializeToString(), target, without)
         except RUNTIME_ERRORS as err:
             reason = str(err).strip().partition("\n")[0]
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
-        except ort_errors.InvalidProtobuf:  # its error where it cannot write
+        except FILE_ERRORS:
             raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None
-        folded = onnx.load(options.optimized_model_filepath)
+        folded = onnx.load(target)
     # ONNX Runtime declares its own domains whether they are used or not.
     standard = [opset for opset in folded.opset_import if opset.domain == ""]
     del folded.opset_import[:]

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
-from pipeline.onnx_models.run import RUNTIME_ERRORS
 from pipeline.onnx_models.signature import has_channels_last
+from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, open_session
 
 Float32 = npt.NDArray[np.float32]
-_LOAD_ERRORS = (*RUNTIME_ERRORS, ort_errors.InvalidProtobuf, ort_errors.NoSuchFile)
+_LOAD_ERRORS = (*RUNTIME_ERRORS, *FILE_ERRORS)
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _CHUNK = 4  # images at a time, where the file's batch is free: without optimizations, tensors do not share memory
 _REFERENCE_IMAGES = 4  # limit for the reference evaluator, which is slow
@@ -49,12 +48,12 @@ class RawFile:
         constants = {tensor.name for tensor in structure.graph.initializer}
         self._inputs = [value for value in structure.graph.input if value.name not in constants]
         self._image, self._last, self.batch = _image_input(structure, self._inputs)
-        self._session: onnxruntime.InferenceSession | None = None
+        self._session: Any = None  # of ONNX Runtime, where it loads the file
         self._reference: ReferenceEvaluator | None = None
         self.runner = "ONNX Runtime"
         path = with_tensors_beside(path)
         try:
-            self._session = _session(str(path))
+            self._session = open_session(str(path), optimized=False)
         except _LOAD_ERRORS as err:
             self.runner = "onnx's reference evaluator"
             reason = str(err).strip().partition("\n")[0]
@@ -164,21 +163,13 @@ class RawFile:
         return None
 
 
-def _session(model: str | bytes, *, optimized: bool = False) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised anyway
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def _outputs(model: onnx.ModelProto, names: Sequence[str], feed: dict[str, Array], *, optimized: bool) -> list[Array]:
     """Return some tensors of a model for a feed."""
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     del probed.graph.output[:]
     probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = _session(probed.SerializeToString(), optimized=optimized)
+    session = open_session(probed.SerializeToString(), optimized=optimized)
     return list(session.run(list(names), feed))
 
 

@@ -8,21 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import numpy_helper
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import DataError
+from pipeline.runtimes.sessions import RUNTIME_ERRORS, open_session
 
 Float32 = npt.NDArray[np.float32]
-RUNTIME_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
 _CHUNK = 4
 MIXED = 1e-3  # of the largest output: beyond it, an image's answers depend on the others of its batch
 
@@ -38,11 +29,9 @@ def run(model: onnx.ModelProto, batch_nchw: Float32) -> Float32:
 
 def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32]) -> list[Float32]:
     """Return `run` of every batch; the model is loaded once. A model with a batch of 1 gets one image at a time."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised anyway
     outputs: list[Float32] = []
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model.SerializeToString())
         name, alone = model.graph.input[0].name, takes_one_image(model)
         for batch_nchw in batches_nchw:
             parts = np.split(batch_nchw, len(batch_nchw)) if alone else [batch_nchw]

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
 from pipeline.data.preprocess import Prepared
@@ -28,6 +26,7 @@ from pipeline.quant.divergence import Divergence
 from pipeline.quant.graphs import WEIGHTED, constants, not_float32
 from pipeline.quant.qmath import Range
 from pipeline.runtimes.activations import ActivationReader
+from pipeline.runtimes.sessions import open_session
 
 Float32 = npt.NDArray[np.float32]
 
@@ -96,7 +95,7 @@ class Sensitivity:
         return sorted(costs, key=lambda cost: -cost.noise)
 
     def _cost(self, suffix: _Suffix, kept: Sequence[Mapping[str, Float32]]) -> QuantizerCost:
-        session = _session(suffix.model(self._model))
+        session = open_session(suffix.model(self._model).SerializeToString(), threads=available_cores())
         divergence = Divergence(self._scores)
         for values in kept:
             feed = {name: values[name] for name in suffix.inputs}
@@ -183,10 +182,3 @@ def fake_quantize(values: Float32, covered: Range) -> Float32:
     levels = np.clip(np.rint(values / scale) + zero_point, 0, _LEVELS)
     found: Float32 = ((levels - zero_point) * scale).astype(np.float32)
     return found
-
-
-def _session(model: onnx.ModelProto) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
