@@ -16,9 +16,9 @@ from pipeline.commands.flags import (
     check_json_path,
     check_report_path,
     cluster_of,
-    file_here,
-    place,
     print_json,
+    read_local_path,
+    read_location,
     sayer,
 )
 from pipeline.errors import ConfigError
@@ -70,8 +70,10 @@ def add_bench(commands: Any) -> None:
         "-s", "--shape", type=_shape, metavar="[C,H,W]", help="input shape, checked against the package"
     )
     parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (default: the package's own)")
-    parser.add_argument("--datalist", type=file_here, metavar="FILE", help="npz files to answer, a path or URL a line")
-    add_results_flag(parser, type=place, help="results folder, path or URL (default: output)")
+    parser.add_argument(
+        "--datalist", type=read_local_path, metavar="FILE", help="npz files to answer, a path or URL a line"
+    )
+    add_results_flag(parser, type=read_location, help="results folder, path or URL (default: output)")
     parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (default: 10)")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"

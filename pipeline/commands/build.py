@@ -60,7 +60,7 @@ def _build(args: argparse.Namespace) -> None:
         raise ConfigError("build: expected one build file, as build FILE or build -c FILE")
     cfg = load_build_file(args.config or args.config_file, args.set, extra=key_values(args))
     from pipeline.building import build, check, make_ready, plan
-    from pipeline.reports.summary import summary
+    from pipeline.reports.summary import summarize
 
     if args.dry_run:
         cfg = make_ready(cfg)
@@ -77,7 +77,7 @@ def _build(args: argparse.Namespace) -> None:
         print("\n".join(f"# {line}" for line in (*plan(cfg), explain_name(cfg))))
         return
     built = build(cfg, console.step)
-    print("\n".join(summary(built)))
+    print("\n".join(summarize(built)))
     if "package" in built.ran:
         print(explain_name(cfg))
         _say_speed(built.prefix)

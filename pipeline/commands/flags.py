@@ -53,14 +53,14 @@ def add_command(
     return parser
 
 
-def place(text: str) -> Location:
+def read_location(text: str) -> Location:
     """Parse a flag's path or URL."""
     from pipeline.data.storage import location
 
     return location(text)
 
 
-def file_here(text: str) -> Path:
+def read_local_path(text: str) -> Path:
     """Parse a flag's path, where a URL is not supported."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"expected a file on a disk, got {text!r}")

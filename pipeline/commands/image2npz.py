@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import add_command, add_engine_flags, add_key_flag, cluster_of, file_here, place
+from pipeline.commands.flags import (
+    add_command,
+    add_engine_flags,
+    add_key_flag,
+    cluster_of,
+    read_local_path,
+    read_location,
+)
 from pipeline.errors import ConfigError, DataError
 from pipeline.terminal import console
 
@@ -20,12 +27,14 @@ def add_image2npz(commands: Any) -> None:
         "python -m pipeline image2npz --dataset_path ILSVRC2012_img_val --target_path input_npz "
         "--text_path npz_datalist.txt",
     )
-    parser.add_argument("--dataset_path", type=place, required=True, metavar="DIR", help="images: folder, tar or URL")
     parser.add_argument(
-        "--target_path", type=place, required=True, metavar="DIR", help="folder or URL of the npz files"
+        "--dataset_path", type=read_location, required=True, metavar="DIR", help="images: folder, tar or URL"
     )
     parser.add_argument(
-        "--text_path", type=file_here, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
+        "--target_path", type=read_location, required=True, metavar="DIR", help="folder or URL of the npz files"
+    )
+    parser.add_argument(
+        "--text_path", type=read_local_path, default=Path("npz_datalist.txt"), metavar="FILE", help="the datalist"
     )
     add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
     parser.add_argument(

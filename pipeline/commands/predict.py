@@ -19,9 +19,9 @@ from pipeline.commands.flags import (
     check_json_path,
     cluster_of,
     count,
-    file_here,
     is_standard_output,
-    place,
+    read_local_path,
+    read_location,
 )
 from pipeline.errors import ConfigError, DataError
 from pipeline.terminal import console
@@ -56,9 +56,13 @@ def add_predict(commands: Any) -> None:
         "python -m pipeline predict cat.jpg photos/ --topk 3",
     )
     parser.add_argument(
-        "images", type=place, nargs="*", metavar="IMAGE|FOLDER", help="image files, npz, or folders; paths or URLs"
+        "images",
+        type=read_location,
+        nargs="*",
+        metavar="IMAGE|FOLDER",
+        help="image files, npz, or folders; paths or URLs",
     )
-    parser.add_argument("--infer_imgs", type=place, metavar="PATH", help="the same, as PaddleClas names it")
+    parser.add_argument("--infer_imgs", type=read_location, metavar="PATH", help="the same, as PaddleClas names it")
     parser.add_argument(
         "--model_name",
         metavar="NAME",
@@ -81,9 +85,11 @@ def add_predict(commands: Any) -> None:
     )
     written = parser.add_mutually_exclusive_group()
     written.add_argument(
-        "--json", type=file_here, metavar="FILE", help="write a list of objects, - for standard output"
+        "--json", type=read_local_path, metavar="FILE", help="write a list of objects, - for standard output"
     )
-    written.add_argument("--csv", type=file_here, metavar="FILE", help="write a row a class, - for standard output")
+    written.add_argument(
+        "--csv", type=read_local_path, metavar="FILE", help="write a row a class, - for standard output"
+    )
     add_engine_flags(parser)
 
 
@@ -144,7 +150,7 @@ def _take_config(args: argparse.Namespace) -> Mapping[int, str]:
                 f"--model_name {args.model_name}: {args.config} names a network too; leave one of them out"
             )
         said = read_infer_config(args.config, args.set)
-        images = images or [place(image) for image in said.images]
+        images = images or [read_location(image) for image in said.images]
         args.topk, args.batch = args.topk or said.topk, args.batch or said.batch
         args.form = Form.INFER if said.trains else Form.PREDICT_CLS
         args.model = args.model or _package_of_config(args)

@@ -54,7 +54,7 @@ def read_calibration_list(path: Path) -> list[Sample]:
     return [make_sample(source, index) for (index, _), source in zip(entries, sources, strict=True)]
 
 
-def spread(listed: int, wanted: int) -> range:
+def choose_evenly(listed: int, wanted: int) -> range:
     """Return the indices of at most `wanted` of the `listed` images, evenly spread over the list."""
     step = max(1, listed // wanted)
     return range(0, min(listed, step * wanted), step)

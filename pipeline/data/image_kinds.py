@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".dib", ".webp", ".gif", ".tga", ".a
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"})
 
 
-def spellings(suffix: str) -> tuple[str, ...]:
+def list_spellings(suffix: str) -> tuple[str, ...]:
     """Return the endings that a suffix means, in lower case: JPEG includes .jpg, `any` includes every kind."""
     if suffix.lower() == ANY:
         return tuple(sorted(IMAGE_SUFFIXES))
@@ -29,7 +29,7 @@ def kind_of(name: str) -> str | None:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in IMAGE_SUFFIXES | UNREADABLE_SUFFIXES:
         return None
-    return JPEG if suffix in _JPEG_SUFFIXES else spellings(suffix)[0].lstrip(".")
+    return JPEG if suffix in _JPEG_SUFFIXES else list_spellings(suffix)[0].lstrip(".")
 
 
 def count_kinds(names: Iterable[str]) -> Counter[str]:

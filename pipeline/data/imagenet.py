@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config.build_config import ClassOrder
 from pipeline.data.class_order import arrange
-from pipeline.data.image_kinds import ANY, count_kinds, describe, spellings
+from pipeline.data.image_kinds import ANY, count_kinds, describe, list_spellings
 from pipeline.data.labels import (
     ClassInfo,
     LabelLine,
@@ -144,12 +144,12 @@ def find_own_list(path: Location, suffix: str) -> tuple[Path | ImageSource, tupl
 
 
 def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
-    endings = spellings(suffix)
+    endings = list_spellings(suffix)
     images = [file for file in listing.files if file.name.lower().endswith(endings)]
     others = count_kinds(file.name for file in listing.files) - count_kinds(image.name for image in images)
     takes_any = suffix.lower() == ANY
     if not images:
-        readable = any(f".{kind.lower()}" in spellings(ANY) for kind in others)
+        readable = any(f".{kind.lower()}" in list_spellings(ANY) for kind in others)
         hint = f"set {_SUFFIX_KEY} to any" if readable else "give the folder of the images"
         wanted = "" if takes_any else f" {' or '.join(endings)}"
         found = f", found {describe(others)}" if others else ""

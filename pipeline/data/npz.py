@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.artefacts import whole_file
 from pipeline.config.choices import PreprocessAs
 from pipeline.data.labels import read_lines
-from pipeline.data.storage import Location, Url, absolute, location, stamps
+from pipeline.data.storage import Location, Url, absolute, location, read_stamps
 from pipeline.errors import DataError
 
 IMAGE_KEY = "input_0"
@@ -156,7 +156,7 @@ def read_datalist(path: Path) -> list[Location]:
         raise DataError(f"{path}: names no files; make it by image2npz")
     missing = [
         f"{named} (line {number})"
-        for (named, number), stamp in zip(lines.items(), stamps(lines), strict=True)
+        for (named, number), stamp in zip(lines.items(), read_stamps(lines), strict=True)
         if stamp is None
     ]
     if missing:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.host.hardware import available_cores
-from pipeline.host.worker_pool import answers
+from pipeline.host.worker_pool import run_in_workers
 from pipeline.terminal.progress import progress_bar
 
 SAMPLE_CLASSES = 1000
@@ -111,7 +111,7 @@ def sample_class_names() -> list[str]:
 
 def write_sample(folder: Path, split: str, classes: Sequence[int] = range(SAMPLE_CLASSES)) -> None:
     """Write an image of each class as `<folder>/<class folder>/<class folder>_0.JPEG`, on all cores."""
-    written = answers(
+    written = run_in_workers(
         partial(_write_classes, folder, split),
         classes,
         chunk=CLASSES_PER_TASK,

@@ -147,7 +147,7 @@ def absolute(place: Location) -> Location:
     return Path(os.path.abspath(place)) if isinstance(place, Path) else place  # noqa: PTH100
 
 
-def stamps(places: Iterable[Location]) -> Iterator[Stamp | None]:
+def read_stamps(places: Iterable[Location]) -> Iterator[Stamp | None]:
     """Yield size and time of change of each file, None where there is none; each folder of a store is listed once."""
     listed: dict[Url, dict[str, Stamp]] = {}
     for place in places:

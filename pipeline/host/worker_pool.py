@@ -20,7 +20,7 @@ R = TypeVar("R")
 _CHUNKS_PER_WORKER = 4  # submitted ahead; more would only cost memory
 
 
-def answers(
+def run_in_workers(
     work: Callable[[Sequence[T]], R], tasks: Iterable[T], *, chunk: int, workers: int, name: str, hint: str
 ) -> Generator[R, None, None]:
     """Yield `work(chunk of tasks)` as the chunks finish. Close it to stop: chunks under way are finished.

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import read_calibration_list, spread
+from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.errors import DataError
 from pipeline.packages.package import CALIBRATION, THRESHOLDS, Package
 from pipeline.proof import agreement, verdicts
@@ -55,7 +55,7 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
     listed = read_calibration_list(package.folder / CALIBRATION)
     shown = [
         preprocess.load(spec, listed[index].source.content(), raw=package.takes_pixels)
-        for index in spread(len(listed), images)
+        for index in choose_evenly(len(listed), images)
     ]
     with progress_bar(len(sensitivity), "analyze", "quantizer") as progress:
         costs = sensitivity.measure(shown, progress.update)
@@ -81,7 +81,7 @@ def split_noise(package: Package, images: int = IMAGES) -> list[str]:
         raise DataError(f"-m {package.prefix}: its float32 model is not here; build it on this machine")
     spec, scores = package.preprocess(), package.scores
     listed = read_calibration_list(package.folder / CALIBRATION)
-    chosen = [listed[index] for index in spread(len(listed), images)]
+    chosen = [listed[index] for index in choose_evenly(len(listed), images)]
     float32 = agreement.run_exact(model, agreement.prepare(chosen, spec))
     batches = agreement.prepare(chosen, spec, raw=package.takes_pixels)
     exact = agreement.run_exact(package.model, batches)

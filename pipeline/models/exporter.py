@@ -103,10 +103,10 @@ def check_torchscript(file: bytes, network: nn.Module, batch_nchw: npt.NDArray[n
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         loaded = torch.jit.load(io.BytesIO(file))  # type: ignore[no-untyped-call]
-    return _check(answers(network, batch_nchw), answers(loaded, batch_nchw))
+    return _check(run_network(network, batch_nchw), run_network(loaded, batch_nchw))
 
 
-def answers(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def run_network(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the network's own output for one batch, computed by torch: [N, C, H, W] -> [N, classes]."""
     with torch.inference_mode():
         outputs: npt.NDArray[np.float32] = network.eval()(torch.from_numpy(batch_nchw)).numpy()
@@ -119,7 +119,7 @@ def check_against_torch(model: onnx.ModelProto, network: nn.Module, batch_nchw: 
     Raises:
         PipelineError: it is too large, so the export is wrong.
     """
-    return _check(answers(network, batch_nchw), classifier.run(model, batch_nchw))
+    return _check(run_network(network, batch_nchw), classifier.run(model, batch_nchw))
 
 
 def _check(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:

@@ -19,7 +19,7 @@ from pipeline.runtimes.opening import open_backend, place
 
 LABELS = "labels.txt"
 SCORES = "scores.json"
-MANIFEST = "inferenceservice.yaml"
+SERVICE_MANIFEST = "inferenceservice.yaml"
 _IR, _ORT, _ONNX = "model.xml", "model.ort", "model.onnx"
 _DTYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
 _QUEUE_DELAY_US = 2000  # how long Triton waits for a batch to fill
@@ -125,7 +125,7 @@ def _write_kserve(package: Package, wanted: Wanted, folder: Path) -> None:
             }
         },
     }
-    (folder / MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+    (folder / SERVICE_MANIFEST).write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
 
 
 def service_name(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import FITTING_IMAGES, spread
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.data.imagenet import Sample
 from pipeline.errors import BackendError
 from pipeline.host import isolated
@@ -49,9 +49,9 @@ def choose(listed: int) -> list[int]:
 
     Where possible, they are images that its weights were not fitted to.
     """
-    fitted = set(spread(listed, FITTING_IMAGES))
+    fitted = set(choose_evenly(listed, FITTING_IMAGES))
     others = [index for index in range(listed) if index not in fitted] or list(range(listed))
-    return [others[index] for index in spread(len(others), IMAGES)]
+    return [others[index] for index in choose_evenly(len(others), IMAGES)]
 
 
 def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False) -> list[Batch]:

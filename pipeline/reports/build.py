@@ -84,7 +84,7 @@ def _layers(stages: Mapping[str, Path]) -> Iterator[str]:
     titles = ["layer", "output SQNR of its rounded weights", "of nearest rounding"]
     yield "<h2>What rounding costs each layer</h2><p>The least accurate first.</p>" + markup.table(titles, rows[:12])
     if len(rows) > 12:
-        yield markup.folded(f"{len(rows) - 12} others", markup.table(titles, rows[12:]))
+        yield markup.fold(f"{len(rows) - 12} others", markup.table(titles, rows[12:]))
 
 
 def _activations(stages: Mapping[str, Path], package: Package) -> Iterator[str]:

@@ -126,4 +126,4 @@ def _thresholds(package: Package) -> Iterator[str]:
     if path.is_file():
         ranges = json.loads(path.read_text(encoding="utf-8"))
         cells = [[name, f"{bounds['low']:.4g}", f"{bounds['high']:.4g}"] for name, bounds in ranges.items()]
-        yield markup.folded(f"{len(cells)} thresholds", markup.table(["activation", "low", "high"], cells))
+        yield markup.fold(f"{len(cells)} thresholds", markup.table(["activation", "low", "high"], cells))

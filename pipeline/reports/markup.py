@@ -86,7 +86,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
 
 
-def folded(summary: str, content: str) -> str:
+def fold(summary: str, content: str) -> str:
     return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 

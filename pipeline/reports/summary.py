@@ -10,7 +10,7 @@ from pipeline.packages.package import open_package
 from pipeline.proof import verdicts
 
 
-def summary(built: Built) -> list[str]:
+def summarize(built: Built) -> list[str]:
     """Return the lines that end a build."""
     package = open_package(built.prefix)
     report = package.report()

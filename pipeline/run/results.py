@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import fingerprint, json_bytes, write_json
-from pipeline.data.storage import Location, Url, absolute, location, names_in, stamps
+from pipeline.data.storage import Location, Url, absolute, location, names_in, read_stamps
 from pipeline.errors import DataError
 from pipeline.host.cluster import Cluster
 from pipeline.host.locks import LockedError, exclusive
@@ -116,7 +116,7 @@ def is_finished(out: Location, facts: dict[str, Any], images: Sequence[Location]
 
 
 def _key(facts: dict[str, Any], images: Sequence[Location]) -> str:
-    named = [[str(image), *(stamp or ())] for image, stamp in zip(images, stamps(images), strict=True)]
+    named = [[str(image), *(stamp or ())] for image, stamp in zip(images, read_stamps(images), strict=True)]
     return fingerprint(facts, named)
 
 

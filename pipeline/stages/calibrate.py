@@ -20,7 +20,7 @@ from pipeline.artefacts import whole_file, write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import read_calibration_list, spread
+from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
 from pipeline.data.preprocess import Prepared
@@ -87,7 +87,7 @@ def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[Im
     Later stages are compared with the calibrated model only, so an error of the stages between the two, or a stale
     artefact, would go unnoticed.
     """
-    checked = spread(len(images), _CHECKED_IMAGES)
+    checked = choose_evenly(len(images), _CHECKED_IMAGES)
     batch = np.stack([preprocess.load(spec, images[index].content(), raw=False) for index in checked])
     expected = classifier.run(onnx.load(model), batch.astype(np.float32, copy=False))
     largest = float(np.abs(expected).max())
@@ -120,7 +120,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
         return collector.observe(preprocess.load(spec, image.content(), raw=raw))
 
     if not seen:
-        for index in spread(len(images), _TAIL_IMAGES):
+        for index in choose_evenly(len(images), _TAIL_IMAGES):
             observe(images[index])
         observers.set_tails()
     with (

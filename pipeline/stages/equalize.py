@@ -13,7 +13,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.host.hardware import available_cores
 from pipeline.quant import equalization, pixels, placement
 from pipeline.runtimes.activations import ActivationReader
@@ -43,7 +43,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     raw = pixels.are_input_of(model)
     axes = equalization.scaled_tensors(model, placement.observed_tensors(model))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    images = [listed[index] for index in spread(len(listed), settings.images)]
+    images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     reader = ActivationReader(model, list(axes), threads=settings.cores)
     largest: dict[str, np.ndarray] = {}
     with progress_bar(len(images), "channel ranges", "img", span=(0, 0.95)) as progress:

@@ -26,7 +26,7 @@ from pipeline.config.build_file import (
 from pipeline.config.published import recorded_preprocess
 from pipeline.config.vdsp import PreprocessSpec, describe, difference
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import read_calibration_list, spread
+from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError, PipelineError
@@ -191,7 +191,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION) if "calibset" in inputs else []
     classes = len(read_classes(inputs["calibset"] / CLASSES)) if samples else settings.num_classes
     # Spread over the list, so that the images show different classes.
-    chosen = [samples[index] for index in spread(len(samples), _COMPARED_IMAGES)]
+    chosen = [samples[index] for index in choose_evenly(len(samples), _COMPARED_IMAGES)]
     pixels = [preprocess.decode(sample.source.content(), settings.preprocess.preprocess_as) for sample in chosen]
     pixels = pixels or [preprocess.synthetic(settings.preprocess, seed) for seed in range(_COMPARED_IMAGES)]
     images = np.stack([preprocess.apply(settings.preprocess, image_chw) for image_chw in pixels])
@@ -270,7 +270,9 @@ def export(
     name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
     found = classifier.check_batch(model, checked, name)
     _check_classes(name, found, num_classes, "the data set has" if fit_on else None)
-    given, _ = compare("torch", exporter.answers(network, images_nchw), classifier.run_in_chunks(model, images_nchw))
+    given, _ = compare(
+        "torch", exporter.run_network(network, images_nchw), classifier.run_in_chunks(model, images_nchw)
+    )
     return Exported(model, found, given)
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import DataError
 from pipeline.host.cluster import Cluster
 from pipeline.host.hardware import available_cores
 from pipeline.host.locks import LockedError, exclusive
-from pipeline.host.worker_pool import answers
+from pipeline.host.worker_pool import run_in_workers
 from pipeline.stages.artefact_names import CLASSES, DATALIST, VAL_LABEL, write_notes
 from pipeline.stages.settings import ImageTree, InputFile
 from pipeline.terminal.progress import progress_bar
@@ -256,7 +256,7 @@ def _run(
     if not jobs:
         return
     if cluster is None:
-        yield from answers(
+        yield from run_in_workers(
             _convert_chunk,
             _in_order_of_bytes(jobs),
             chunk=_CHUNK,

@@ -19,7 +19,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
 from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
@@ -81,7 +81,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     begun = time.perf_counter()
     reset_peak_memory()
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    images = [listed[index] for index in spread(len(listed), settings.images)]
+    images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     model = onnx.load(float32_model(inputs))
     layers = list(layers_of(model))
     sizes = _sizes(layers, activation_shapes(model), len(images))

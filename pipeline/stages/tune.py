@@ -25,7 +25,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_file import AccuracyConfig, BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import FITTING_IMAGES, read_calibration_list, spread
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import DataError
@@ -112,7 +112,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
     def rank() -> list[str]:
         sensitivity = Sensitivity(float32, make(()), parts.ranges)
-        shown = [load(listed[index]) for index in spread(len(listed), _SENSITIVITY_IMAGES)]
+        shown = [load(listed[index]) for index in choose_evenly(len(listed), _SENSITIVITY_IMAGES)]
         with progress_bar(len(sensitivity), "sensitivity", "quantizer", span=(0, 0.2)) as progress:
             costs = sensitivity.measure(shown, progress.update)
         return [cost.name for cost in costs if cost.kind is Kind.ACTIVATION][:_CANDIDATES]
@@ -136,9 +136,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 def _judged(listed: int) -> list[int]:
     """Return the images that models are judged on: where possible, none that weights were fitted to."""
-    fitted = spread(listed, FITTING_IMAGES)
+    fitted = choose_evenly(listed, FITTING_IMAGES)
     others = [index for index in range(listed) if index not in fitted] or list(range(listed))
-    return [others[index] for index in spread(len(others), _IMAGES)]
+    return [others[index] for index in choose_evenly(len(others), _IMAGES)]
 
 
 def _search(

@@ -121,7 +121,7 @@ def _members(archive: tarfile.TarFile) -> tuple[tarfile.TarInfo, tarfile.TarInfo
 
 
 @contextlib.contextmanager
-def unpacked(path: Path) -> Iterator[InferenceModel]:
+def unpack(path: Path) -> Iterator[InferenceModel]:
     """Yield the files of a model; those of a tar lie in a temporary folder until the end of the `with`.
 
     Raises:
@@ -167,7 +167,7 @@ def to_onnx(path: Path, out: Path) -> None:
         DataError: paddle2onnx cannot convert it; its reason is given.
     """
     check(path)
-    with unpacked(path) as model, tempfile.TemporaryDirectory(prefix="paddle-") as folder:
+    with unpack(path) as model, tempfile.TemporaryDirectory(prefix="paddle-") as folder:
         written = Path(folder) / "model.onnx"
         try:
             isolated.call(_convert, str(model.program), str(model.parameters), str(written), seconds=_SECONDS)

@@ -14,7 +14,7 @@ from run_fixtures import TinyWorkspace, draw, read_folder
 from pipeline.data import npz
 from pipeline.data.imagenet import list_images
 from pipeline.data.sources import scan
-from pipeline.data.storage import Url, location, names_in, stamps
+from pipeline.data.storage import Url, location, names_in, read_stamps
 from pipeline.errors import DataError
 from pipeline.measure import bench
 from pipeline.measure.load import Load
@@ -65,7 +65,7 @@ def test_files_are_listed_sorted_with_their_sizes(root: Url) -> None:
     assert list(root.files(deep=False)) == ["a"]
     assert names_in(root / "b") == {"2"}
     assert names_in(root / "nothing") == set()
-    assert [stamp and stamp[0] for stamp in stamps([root / "a", root / "x", Path("/no/such")])] == [3, None, None]
+    assert [stamp and stamp[0] for stamp in read_stamps([root / "a", root / "x", Path("/no/such")])] == [3, None, None]
     assert (root / "a").is_file()
     assert (root / "b").is_dir()
     assert (root / "b/c/3").read_bytes(limit=2) == b"th"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from pipeline.errors import DataError, PipelineError
-from pipeline.host.worker_pool import answers
+from pipeline.host.worker_pool import run_in_workers
 
 
 def squares(numbers: Sequence[int]) -> list[int]:
@@ -33,7 +33,7 @@ def leave(numbers: Sequence[int]) -> int:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_task_is_answered_once(workers: int) -> None:
-    found = list(answers(squares, range(50), chunk=4, workers=workers, name="step", hint="go on"))
+    found = list(run_in_workers(squares, range(50), chunk=4, workers=workers, name="step", hint="go on"))
     assert sorted(square for some in found for square in some) == [number**2 for number in range(50)]
     assert {len(some) for some in found} == {4, 2}
     assert not multiprocessing.active_children()
@@ -45,18 +45,18 @@ def test_signal_that_ended_a_worker_is_named_whatever_ends_the_others() -> None:
             PipelineError,
             match=r"^step: worker process \d+ was ended by SIGKILL, as the kernel does when memory runs out; go on$",
         ):
-            list(answers(die_at_seven, range(60), chunk=1, workers=3, name="step", hint="go on"))
+            list(run_in_workers(die_at_seven, range(60), chunk=1, workers=3, name="step", hint="go on"))
         assert not multiprocessing.active_children()
 
 
 def test_exit_of_a_worker_is_named() -> None:
     with pytest.raises(PipelineError, match=r"^step: worker process \d+ was ended by exit code 3; go on$"):
-        list(answers(leave, [1], chunk=1, workers=1, name="step", hint="go on"))
+        list(run_in_workers(leave, [1], chunk=1, workers=1, name="step", hint="go on"))
 
 
 def test_fault_of_a_worker_is_passed_on() -> None:
     with pytest.raises(DataError, match=r"^1 is odd$"):
-        list(answers(refuse, [1], chunk=1, workers=1, name="step", hint="go on"))
+        list(run_in_workers(refuse, [1], chunk=1, workers=1, name="step", hint="go on"))
     assert not multiprocessing.active_children()
 
 
@@ -68,7 +68,7 @@ def test_closing_drops_what_has_not_begun() -> None:
             taken.append(number)
             yield number
 
-    found = answers(squares, tasks(), chunk=1, workers=2, name="step", hint="go on")
+    found = run_in_workers(squares, tasks(), chunk=1, workers=2, name="step", hint="go on")
     next(found)
     found.close()
     assert len(taken) < 100

@@ -57,7 +57,7 @@ def test_export_computes_what_the_librarys_network_does(library: str, name: str)
     row = zoo.find_model(library, name)
     torch.manual_seed(0)
     network = zoo.build_network(row, 10, (64, 64))
-    expected = exporter.answers(network, IMAGES)
+    expected = exporter.run_network(network, IMAGES)
     model = exporter.export(row, libraries.fuse(network), (3, 64, 64))
     assert classifier.relative_error(expected, classifier.run(model, IMAGES)) < 1e-4
     assert classifier.check_batch(model, IMAGES, Path(name)) == 10
@@ -136,7 +136,7 @@ def test_build_keeps_branches_of_training_only_where_a_checkpoint_has_them() -> 
     assert list(network.state_dict()) == names
     libraries.drop_auxiliary(network, [name for name in names if not name.startswith("aux")])
     assert not any(name.startswith("aux") for name in network.state_dict())
-    assert exporter.answers(network, IMAGES).shape == (3, 10)
+    assert exporter.run_network(network, IMAGES).shape == (3, 10)
 
 
 def test_fetch_keeps_the_weights_that_the_librarys_loader_gives(

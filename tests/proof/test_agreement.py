@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from run_fixtures import REPOSITORY, SPEC
 
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.data.calibration_list import FITTING_IMAGES, spread
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.data.imagenet import list_dataset
 from pipeline.host import hardware
 from pipeline.onnx_models.scores import Scores
@@ -38,7 +38,7 @@ def test_noise_is_the_same_every_time_and_has_the_size_of_the_input() -> None:
 def test_choose_takes_images_that_no_weight_was_fitted_to() -> None:
     chosen = agreement.choose(1000)
     assert len(chosen) == len(set(chosen)) == 64
-    assert not set(chosen) & set(spread(1000, FITTING_IMAGES))
+    assert not set(chosen) & set(choose_evenly(1000, FITTING_IMAGES))
     assert max(chosen) - min(chosen) > 800  # over the whole list
     assert agreement.choose(20) == list(range(20))
 

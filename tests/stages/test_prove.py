@@ -23,7 +23,7 @@ from pipeline.data import preprocess
 from pipeline.errors import DataError
 from pipeline.host import hardware, isolated
 from pipeline.packages.package import open_package
-from pipeline.reports.summary import summary
+from pipeline.reports.summary import summarize
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import installed_runtimes, version_of
 from pipeline.stages import calibrate, calibset, convert, export, prove, quantize, thresholds
@@ -162,7 +162,7 @@ def test_build_leaves_out_a_runtime_that_dies_and_lives(
     assert report["proof"]["runtimes"]["openvino"]["verdict"] == "lost"
     assert report["proof"]["runtimes"]["openvino"]["cause"] == "died by SIGSEGV"
     assert package.facts["proven"]["openvino"]["verdict"] == "lost"
-    lines = summary(built)
+    lines = summarize(built)
     assert lines[0].endswith("answers of float32 on calibration images: 20/20 in onnxruntime")
     assert "openvino left out: it died by SIGSEGV" in lines
 

@@ -13,10 +13,10 @@ import pytest
 
 from pipeline.building import Built, build
 from pipeline.config.build_file import BuildConfig
-from pipeline.data.calibration_list import FITTING_IMAGES, spread
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.errors import ConfigError
 from pipeline.packages.package import open_package
-from pipeline.reports.summary import summary
+from pipeline.reports.summary import summarize
 from pipeline.stages import tune
 
 MakeConfig = Callable[..., BuildConfig]
@@ -62,7 +62,7 @@ def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     assert divergences == sorted(divergences, reverse=True)
     assert found["float_activations"] == [step["activation"] for step in kept[1:]]
     assert not quantized(built) & set(found["float_activations"])
-    lines = summary(built)
+    lines = summarize(built)
     assert sum("in float" in line for line in lines) == len(found["steps"]) - 1
     assert any("goal NOT reached" in line for line in lines)
 
@@ -114,7 +114,7 @@ def test_search_goes_on_after_the_last_trial_when_it_was_interrupted(
 def test_judged_images_are_others_than_those_that_weights_were_rounded_by() -> None:
     judged = tune._judged(1000)
     assert len(judged) == len(set(judged)) == 400
-    assert not set(spread(1000, FITTING_IMAGES)) & set(judged)
+    assert not set(choose_evenly(1000, FITTING_IMAGES)) & set(judged)
     assert tune._judged(20) == list(range(20))  # all were used, and there are no others
 
 

@@ -72,7 +72,7 @@ def test_unpacked_tar_holds_the_two_files_wherever_its_paths_lead(tmp_path: Path
     files = {"..__..__m__inference_dot_pdmodel": b"program", "..__..__m__inference_dot_pdiparams": b"parameters"}
     path = write_tar(tmp_path / "m_infer.tar", readme_dot_md=b"-", **files)
     assert paddle_inference.is_inference_model(path)
-    with paddle_inference.unpacked(path) as model:
+    with paddle_inference.unpack(path) as model:
         assert (model.program.read_bytes(), model.parameters.read_bytes()) == (b"program", b"parameters")
         assert model.program.parent == model.parameters.parent
     assert not model.program.exists()
@@ -81,11 +81,11 @@ def test_unpacked_tar_holds_the_two_files_wherever_its_paths_lead(tmp_path: Path
 def test_unpacked_says_so_when_a_tar_is_damaged_or_holds_no_model(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "m.tar", a__inference_dot_pdmodel=b"program", a__inference_dot_pdiparams=bytes(4000))
     path.write_bytes(path.read_bytes()[:2500])
-    with pytest.raises(DataError, match="cannot be unpacked"), paddle_inference.unpacked(path):
+    with pytest.raises(DataError, match="cannot be unpacked"), paddle_inference.unpack(path):
         pass
     other = write_tar(tmp_path / "other.tar", a__inference_dot_pdmodel=b"program", b__inference_dot_pdiparams=b"-")
     assert not paddle_inference.is_inference_model(other)
-    with pytest.raises(ConfigError, match="in this tar"), paddle_inference.unpacked(other):
+    with pytest.raises(ConfigError, match="in this tar"), paddle_inference.unpack(other):
         pass
 
 
