@@ -78,8 +78,9 @@ def tags_of(library: str, architecture: str) -> list[str]:
 
             tagged = timm.list_pretrained(f"{architecture}.*")
             default = timm.models.get_pretrained_cfg(architecture)
-            first = [default.tag] if default is not None and default.tag else []
-            return [*dict.fromkeys([*first, *(name.partition(".")[2] for name in tagged)])]
+            named = [name.partition(".")[2] for name in tagged]
+            first = [default.tag] if default is not None and default.tag in named else []
+            return [*dict.fromkeys([*first, *named])]
         weights = _torchvision_weights(architecture)
         return [*dict.fromkeys([weights.DEFAULT.name, *(each.name for each in weights)])] if list(weights) else []
 
@@ -104,7 +105,9 @@ def recipe(library: str, name: str) -> Recipe:
             found = timm.models.get_pretrained_cfg(name)
         if found is None:
             raise ConfigError(f"timm has no record of how images are prepared for {name}")
-        tagged = f"{architecture}.{found.tag}" if found.tag else architecture
+        tagged = (
+            f"{architecture}.{found.tag}" if found.tag and found.tag in tags_of(library, architecture) else architecture
+        )
         return of_timm(found.to_dict(), f"timm's record of {tagged}")
     tags = tags_of(library, architecture)
     if not tags:

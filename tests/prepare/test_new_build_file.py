@@ -352,9 +352,9 @@ def test_init_and_build_a_network_of_the_installed_library(
     assert main(["init", "x.yaml", "--weights", "ghostnet_050-best.pth", "--dataset", "pets", "--size", "64"]) == 0
     out = capsys.readouterr().out
     assert "ghostnet_050-best.pth fits timm/ghostnet_050, 5 classes" in out
-    assert (
-        "Resize 73 (bilinear), CenterCrop 64, mean [0.485, 0.456, 0.406], std [0.229, 0.224, 0.225]: from timm's" in out
-    )
+    record = network.pretrained_cfg
+    assert f"Resize 73 ({record['interpolation']}), CenterCrop 64, mean [0.485, 0.456, 0.406], " in out
+    assert ": from timm's record of ghostnet_050, whose size is 224" in out
     package = open_package(build(load_build_file("x.yaml"), lambda line: None).prefix)
     assert package.report()["layers"]["quantized"] > 30
     assert package.report()["proof"]["given"]["verdict"] == "good"
