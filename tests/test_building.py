@@ -43,6 +43,7 @@ ALL = (
     "arrange",
     "calibrate",
     "thresholds",
+    "place",
     "round",
     "quantize",
     "prove",
@@ -71,8 +72,8 @@ def test_build_makes_a_package_when_run_for_the_first_time(make_config: MakeConf
     assert all(
         re.search(r": \d+\.\d s(, [^;]+)?; (about \d+ (s|min)|a few seconds) left$", line) for line in lines[:-1]
     )
-    assert re.fullmatch(r"\[11/11\] package: \d+\.\d s", lines[-1])
-    assert re.fullmatch(r"\[6/11\] calibrate: \d+\.\d s, 20 images; .* left", lines[5])
+    assert re.fullmatch(r"\[12/12\] package: \d+\.\d s", lines[-1])
+    assert re.fullmatch(r"\[6/12\] calibrate: \d+\.\d s, 20 images; .* left", lines[5])
     package = open_package(built.prefix)
     assert sorted(path.name for path in package.folder.iterdir()) == [
         *("build.json", "calibration.txt", "classes.tsv", "manifest.json", "package.json", "preprocess.json"),
@@ -111,7 +112,7 @@ def test_plan_says_what_a_build_then_does(make_config: MakeConfig, tmp_path: Pat
     assert after == [*(f"[{number}/{len(ALL)}] {name}: up to date" for number, name in enumerate(ALL, 1)), target]
     changed = plan(make_config("backend.quantize.percentile=99"))
     assert [line.split()[1].rstrip(":") for line in changed if line.endswith("runs")] == [
-        *("thresholds", "quantize", "prove", "package"),
+        *("thresholds", "place", "quantize", "prove", "package"),
     ]
 
 
@@ -130,7 +131,7 @@ def test_dry_run_prints_a_file_that_builds_the_same(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--dry-run", "--set", "backend.quantize.percentile=99.5"]) == 0
     printed = capsys.readouterr().out
-    assert "# [1/11] calibset: runs" in printed
+    assert "# [1/12] calibset: runs" in printed
     assert not (tmp_path / "workspace").exists()
     (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
     resolved = load_build_file(tmp_path / "printed.yaml")
@@ -159,11 +160,11 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(mak
 @pytest.mark.parametrize(
     ("override", "reruns"),
     [
-        ("backend.quantize.percentile=99.0", ("thresholds", "quantize", "prove", "package")),
+        ("backend.quantize.percentile=99.0", ("thresholds", "place", "quantize", "prove", "package")),
         # So few values that 99.9999% of them are all: the same thresholds, hence the same model.
         ("backend.quantize.calibrate_mode=max", ("thresholds", "package")),
-        ("backend.quantize.quantize_per_channel=false", ("round", "quantize", "prove", "package")),
-        ("backend.quantize.exclude_layers=[0]", ("quantize", "prove", "package")),
+        ("backend.quantize.quantize_per_channel=false", ("place", "round", "quantize", "prove", "package")),
+        ("backend.quantize.exclude_layers=[0]", ("place", "quantize", "prove", "package")),
         ("backend.quantize.weight_rounding=nearest", ("quantize", "prove", "package")),
         ("backend.quantize.equalization=false", ALL[4:]),
         ("backend.quantize.pixel_input=false", ALL[3:]),
@@ -289,7 +290,7 @@ def test_build_repeats_nothing_before_the_thresholds_when_the_mode_changes(make_
     build(make_config(), quiet)
     other = build(make_config(f"backend.quantize.calibrate_mode={mode}"), quiet)
     # Where the mode gives the same ranges, as percentile and max do on few values, the model is up to date too.
-    assert other.ran in (("thresholds", "quantize", "prove", "package"), ("thresholds", "package"))
+    assert other.ran in (("thresholds", "place", "quantize", "prove", "package"), ("thresholds", "package"))
     assert other.prefix.parent.name == f"tiny-int8-{mode}-3_32_32-vacc"
 
 
@@ -409,7 +410,7 @@ def test_build_keeps_finished_stages_when_a_later_one_fails(make_config: MakeCon
     with pytest.raises(ConfigError) as caught:
         build(make_config("backend.quantize.exclude_layers=[7]"), quiet)
     assert str(caught.value) == ("backend.quantize.exclude_layers: the model has no layer 7; numbers go from 0 to 6")
-    assert build(make_config(), quiet).ran == ("quantize", "prove", "package")
+    assert build(make_config(), quiet).ran == ("place", "quantize", "prove", "package")
 
 
 @pytest.mark.slow
@@ -433,7 +434,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_a_file(
     (tmp_path / "workspace").write_text("in the way", encoding="utf-8")
     assert main(["build", str(tmp_path / "tiny.yaml")]) == 2
     assert capsys.readouterr().err == (
-        f"error: [1/11] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; fix it and build again\n"
+        f"error: [1/12] calibset: {tmp_path}/workspace/.cache/calibset: Not a directory; fix it and build again\n"
     )
 
 
@@ -444,7 +445,7 @@ def test_build_gives_an_error_line_when_the_workspace_is_read_only(
     make_config()
     assert main(["build", str(tmp_path / "tiny.yaml"), "--set", "workspace.path=/sys/kernel/workspace"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("error: [1/11] calibset: /sys/kernel/workspace: ")
+    assert printed.startswith("error: [1/12] calibset: /sys/kernel/workspace: ")
     assert printed.endswith("; fix it and build again\n")
     assert printed.count("\n") == 1
 

@@ -24,8 +24,8 @@ INT8_GOAL = ("accuracy.min_agreement=90", "evaluation.num=8")
 # Each key of a build file, and overrides that change it and no other key. Paths are filled in.
 CHANGES: Mapping[str, tuple[str, ...]] = {
     "name": ("name=other",),
-    "frontend.type": ("frontend.type=timm", "frontend.model=tiny"),
-    "frontend.model": ("frontend.model=other",),
+    "frontend.type": ("frontend.type=timm", "frontend.model=resnet18"),
+    "frontend.model": ("frontend.model=resnet34",),
     "frontend.checkpoint": ("frontend.checkpoint={root}/changed.onnx",),
     "frontend.checkpoint_key": ("frontend.checkpoint_key=model_ema",),
     "frontend.dtype": ("frontend.dtype=fp16",),
@@ -53,6 +53,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "dataset.val_label": ("dataset.val_label={root}/labels.txt",),
     "dataset.class_order": ("dataset.class_order=numeric",),
     "dataset.vdsp_params": ("dataset.vdsp_params={root}/other-vdsp_params.json",),
+    "dataset.preprocess_as": ("dataset.preprocess_as=paddleclas",),
     "dataset.sampler.suffix": ("dataset.sampler.suffix=PNG",),
     "dataset.sampler.get_data_num": ("dataset.sampler.get_data_num=16",),
     "dataset.sampler.seed": ("dataset.sampler.seed=1",),
@@ -70,7 +71,13 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "workspace.path": ("workspace.path={root}/elsewhere",),
 }
 ONE_CHOICE = {"backend.type", "dataset.type"}  # keys with one value
-_SPEC = {"dataset.process_ops resize", "dataset.process_ops mean", "dataset.vdsp_params", "frontend.shape size"}
+_SPEC = {
+    "dataset.process_ops resize",
+    "dataset.process_ops mean",
+    "dataset.vdsp_params",
+    "frontend.shape size",
+    "dataset.preprocess_as",
+}
 _EXCLUDED = {"backend.quantize.skip_conv_layers", "backend.quantize.exclude_layers"}
 _PARTS = {
     *("backend.quantize.quantize_per_channel", "backend.quantize.bias_correction"),
@@ -103,6 +110,7 @@ DEPENDS: Mapping[str, set[str]] = {
     "image2npz": {
         *("evaluation.path", "evaluation.val_label", "evaluation.num", "frontend.num_classes"),
         *("dataset.sampler.suffix", "dataset.class_order", "dataset.skip_bad"),
+        "dataset.preprocess_as",  # whether EXIF turns an image
     },
     "convert": {"backend.dtype"},
     "package": set(CHANGES),
@@ -117,7 +125,7 @@ def vary(make_config: MakeConfig, tmp_path: Path, tiny_onnx: Path, image_tree: P
     shutil.copytree(image_tree, tmp_path / "others")
     spec = dataclasses.replace(make_config().preprocess, synthetic_hw=(50, 50))
     (tmp_path / "other-vdsp_params.json").write_text(json.dumps(to_vdsp_dict(spec)), encoding="utf-8")
-    base = (*INT8_GOAL, f"evaluation.path={image_tree}", "frontend.model=tiny")
+    base = (*INT8_GOAL, f"evaluation.path={image_tree}", "frontend.model=resnet18")
 
     def make(key: str | None) -> BuildConfig:
         overrides = [override.format(root=tmp_path) for override in CHANGES[key]] if key else []

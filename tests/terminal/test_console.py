@@ -45,7 +45,7 @@ def test_quiet_build_prints_its_result_alone(build_file: Path, run: Run) -> None
     code, out, err = run("build", build_file, "--quiet")
     assert (code, err) == (0, "")
     assert out.startswith("int8 6 of 7 layers, ")
-    assert len(out.splitlines()) == 3
+    assert len(out.splitlines()) == 4
 
 
 @pytest.mark.slow
@@ -53,22 +53,22 @@ def test_verbose_build_says_where_artefacts_lie(build_file: Path, run: Run, tmp_
     code, out, err = run("build", build_file, "--verbose")
     assert code == 0
     lines = [line for line in err.splitlines() if line.startswith("  [")]
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         folder = Path(line.partition(": ")[2])
         assert folder.is_dir()
         assert folder.is_relative_to(tmp_path / "workspace" / ".cache")
-    assert re.search(r"^\[1/11\] calibset: [\d.]+ s; ", out, re.MULTILINE)
+    assert re.search(r"^\[1/12\] calibset: [\d.]+ s; ", out, re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_log_json_build_is_events_and_a_result(build_file: Path, run: Run) -> None:
     code, out, err = run("build", build_file, "--log-json")
     assert code == 0
-    assert len(out.splitlines()) == 3
+    assert len(out.splitlines()) == 4
     found = events(err)
     steps = [event["text"] for event in found if event["event"] == "step"]
-    assert str(steps[0]).startswith("[1/11] calibset: ")
+    assert str(steps[0]).startswith("[1/12] calibset: ")
     calibrated = [event for event in found if event["event"] == "progress" and event["what"] == "calibrate"]
     assert (calibrated[-1]["done"], calibrated[-1]["total"], calibrated[-1]["unit"]) == (20, 20, "img")
     assert all(str(event["time"]).endswith("+00:00") for event in found)
