@@ -11,7 +11,8 @@ from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops,
 from pipeline.config.published import recorded_preprocess
 from pipeline.config.schema import MISSING, Fault, Section
 from pipeline.config.sections import AUTO, BackendConfig, DatasetConfig, FrontendConfig
-from pipeline.config.vdsp import FOLDER, PreprocessSpec, describe, difference, read_vdsp
+from pipeline.config.spec_comparison import describe, difference
+from pipeline.config.vdsp import FOLDER, PreprocessSpec, read_vdsp
 from pipeline.errors import ConfigError
 
 _NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"

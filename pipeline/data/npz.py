@@ -11,9 +11,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,15 @@ from numpy.typing import NDArray
 from pipeline.artefacts import whole_file
 from pipeline.config.choices import PreprocessAs
 from pipeline.data.labels import read_lines
+from pipeline.data.npz_format import (
+    CENTRAL,
+    END,
+    LOCAL,
+    as_array,
+    find_sole_member,
+    read_local_lengths,
+    yield_zip_parts,
+)
 from pipeline.data.storage import Location, Url, absolute, location, read_stamps
 from pipeline.errors import DataError
 
@@ -31,16 +38,6 @@ RESULT_KEY = "output_0"
 MAX_IMAGE_BYTES = 3 * 178_956_970  # pixels at which Pillow calls an image a decompression bomb, three bytes each
 MAX_RESULT_BYTES = 64 << 20  # float32 of 16 million classes
 _MAX_OVERHEAD_BYTES = 1 << 20  # of the zip around the array, and of other small members beside it
-_MAX_HEADER_BYTES = 10_000  # of the array; numpy's own limit
-
-# The three records of a zip file (APPNOTE.TXT 4.3.7, 4.3.12, 4.3.16), little endian, without variable parts.
-_LOCAL = struct.Struct("<4s5H3L2H")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_END = struct.Struct("<4s4H2LH")
-_VERSION = 20  # of the zip format: 2.0
-_DATE = 33  # 1980-01-01: a date of writing would make equal files differ
-_MODE = 0o600 << 16  # as zipfile writes it
-_STORED = 0
 
 _STAMP = struct.Struct("<8sQ")  # tag, bytes of the source; kept as the comment of the zip member
 _STAMP_TAGS = {  # by how EXIF could turn the image
@@ -95,13 +92,13 @@ def is_image_of(
     try:
         with path.open("rb") as stream:
             status = os.fstat(stream.fileno())
-            tail_bytes = _CENTRAL.size + len(f"{IMAGE_KEY}.npy") + _STAMP.size + _END.size
+            tail_bytes = CENTRAL.size + len(f"{IMAGE_KEY}.npy") + _STAMP.size + END.size
             if status.st_mtime_ns != source_stamp[1] or status.st_size < tail_bytes:
                 return False
             stream.seek(-tail_bytes, os.SEEK_END)
-            member = _sole_member(stream.read(tail_bytes), status.st_size)
+            member = find_sole_member(stream.read(tail_bytes), status.st_size)
             stream.seek(0)
-            local = stream.read(_LOCAL.size)
+            local = stream.read(LOCAL.size)
     except OSError:
         return False
     return (
@@ -175,58 +172,30 @@ def write_datalist(path: Path, paths: Sequence[Location]) -> None:
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
 
 
-@dataclass(frozen=True)
-class _Member:
-    """The one member of a zip file that stores it uncompressed."""
-
-    name: str
-    crc: int
-    size: int  # bytes
-    offset: int  # of its local record
-    comment: bytes
-
-
 def _write(path: Location, key: str, array: NDArray[Any], comment: bytes, mtime_ns: int | None) -> None:
     if isinstance(path, Url):
-        path.write_bytes(b"".join(_zip_parts(f"{key}.npy".encode("ascii"), array, comment)))
+        path.write_bytes(b"".join(yield_zip_parts(f"{key}.npy".encode("ascii"), array, comment)))
         return
     with whole_file(path) as scratch:
         with scratch.open("wb", buffering=0) as stream:
-            for part in _zip_parts(f"{key}.npy".encode("ascii"), array, comment):
+            for part in yield_zip_parts(f"{key}.npy".encode("ascii"), array, comment):
                 stream.write(part)
         if mtime_ns is not None:
             os.utime(scratch, ns=(mtime_ns, mtime_ns))
-
-
-def _zip_parts(name: bytes, array: NDArray[Any], comment: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the pieces of a zip file with one stored member."""
-    header = io.BytesIO()
-    array = np.ascontiguousarray(array)
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    content = array.data.cast("B")
-    size = header.tell() + len(content)
-    crc = zlib.crc32(content, zlib.crc32(header.getvalue()))
-    common = (_VERSION, 0, _STORED, 0, _DATE, crc, size, size, len(name), 0)
-    local = _LOCAL.pack(b"PK\3\4", *common) + name + header.getvalue()
-    central = _CENTRAL.pack(b"PK\1\2", 3 << 8 | _VERSION, *common, len(comment), 0, 0, _MODE, 0) + name + comment
-    yield local
-    yield content
-    start = len(local) + len(content)
-    yield central + _END.pack(b"PK\5\6", 0, 0, 1, 1, len(central), start, 0)
 
 
 def _read(path: Location, key: str, max_bytes: int) -> NDArray[Any]:
     """Return the array under `key`, after checking its sum; never unpickles."""
     try:
         content = _read_file(path, max_bytes + _MAX_OVERHEAD_BYTES)
-        member = _sole_member(content.data, len(content))
+        member = find_sole_member(content.data, len(content))
         if member is None or member.name != f"{key}.npy":
             return _read_any_zip(path, content, key, max_bytes)
-        start = member.offset + sum(_local_lengths(content, member.offset))
+        start = member.offset + sum(read_local_lengths(content, member.offset))
         stored = content[start : start + member.size]
         if zlib.crc32(stored.data) != member.crc:
             raise DataError(f"{path}: damaged (checksum differs); make it again")
-        return _as_array(stored)
+        return as_array(stored)
     except (OSError, EOFError, ValueError, struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError) as err:
         reason = err.strerror if isinstance(err, OSError) else err
         raise DataError(f"{path}: not a readable npz file ({reason}); make it again") from None
@@ -251,62 +220,6 @@ def _read_file(path: Location, max_bytes: int) -> NDArray[np.uint8]:
     return content[:filled]
 
 
-def _sole_member(tail: bytes | memoryview, file_size: int) -> _Member | None:
-    """Return the member of a zip file from its last bytes; None if it is not the only one or not plainly stored."""
-    if len(tail) < _END.size + _CENTRAL.size:
-        return None
-    tag, *_, entries, length, start, comment_length = _END.unpack(tail[-_END.size :])
-    if tag != b"PK\5\6" or entries != 1 or comment_length or start + length + _END.size != file_size:
-        return None
-    if not _CENTRAL.size <= length <= len(tail) - _END.size:
-        return None
-    record = bytes(tail[-_END.size - length : -_END.size])
-    fields = _CENTRAL.unpack_from(record)
-    tag, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = fields[:12]
-    offset = fields[-1]
-    if tag != b"PK\1\2" or method != _STORED or flags & 1 or packed != size or offset + _LOCAL.size + size > start:
-        return None
-    name = record[_CENTRAL.size : _CENTRAL.size + name_length].decode("ascii", errors="replace")
-    return _Member(name, crc, size, offset, record[_CENTRAL.size + name_length + extra_length :])
-
-
-def _local_lengths(content: NDArray[np.uint8], offset: int) -> tuple[int, int, int]:
-    """Return the bytes of the three parts before a member's content: the record, the name, the extra field."""
-    tag, *_, name_length, extra_length = _LOCAL.unpack_from(content.data, offset)
-    if tag != b"PK\3\4":
-        raise ValueError("no zip member where the directory says")
-    return _LOCAL.size, name_length, extra_length
-
-
-def _as_array(stored: NDArray[np.uint8]) -> NDArray[Any]:
-    """Return the array in the bytes of a npy file, as a view of them."""
-    start = bytes(stored[:12])
-    if start[:6] != np.lib.format.MAGIC_PREFIX or len(start) < 12:
-        raise ValueError("not an array")
-    lead, form = (10, "<H") if start[6] == 1 else (12, "<I")
-    (length,) = struct.unpack_from(form, start, 8)
-    if length > _MAX_HEADER_BYTES:
-        raise ValueError(f"array header of {length} bytes")
-    shape, fortran_order, dtype = _parse_header(bytes(stored[: lead + length]))
-    content = stored[lead + length :]
-    if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize != len(content):
-        raise ValueError(f"{len(content)} bytes of content do not make a {dtype} array of shape {list(shape)}")
-    array = np.frombuffer(content, dtype) if dtype.itemsize else np.empty(0, dtype)
-    return array.reshape(shape, order="F" if fortran_order else "C")
-
-
-@lru_cache(maxsize=256)
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Parse a npy header. Cached: all results of a run share one, and parsing costs more than reading the file."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream, max_header_size=_MAX_HEADER_BYTES)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream, max_header_size=_MAX_HEADER_BYTES)
-    raise ValueError(f"array format {version[0]}.{version[1]}")
-
-
 def _read_any_zip(path: Location, content: NDArray[np.uint8], key: str, max_bytes: int) -> NDArray[Any]:
     """Read a member the slow way: compressed, or one of several."""
     with zipfile.ZipFile(io.BytesIO(content.data)) as archive:
@@ -318,7 +231,7 @@ def _read_any_zip(path: Location, content: NDArray[np.uint8], key: str, max_byte
         if member.file_size > max_bytes + _MAX_OVERHEAD_BYTES:
             raise ValueError(f"{key} claims {member.file_size} bytes, more than the {max_bytes} expected at most")
         # A copy, so that the array can be written to like one of the fast path.
-        return _as_array(np.frombuffer(bytearray(archive.read(member)), np.uint8))
+        return as_array(np.frombuffer(bytearray(archive.read(member)), np.uint8))
 
 
 def _describe(array: NDArray[Any]) -> str:

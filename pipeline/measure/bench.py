@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.vdsp import PreprocessSpec, difference, load_vdsp, to_vdsp_dict
+from pipeline.config.spec_comparison import difference
+from pipeline.config.vdsp import PreprocessSpec, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import read_datalist
 from pipeline.data.storage import Location, Url, location
 from pipeline.errors import ConfigError, DataError

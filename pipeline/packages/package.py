@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artefacts
-from pipeline.config.vdsp import PreprocessSpec, load_vdsp, same_normalisation
+from pipeline.config.spec_comparison import same_normalisation
+from pipeline.config.vdsp import PreprocessSpec, load_vdsp
 from pipeline.data.labels import ClassInfo, read_classes
 from pipeline.errors import ArtefactError, DataError
 from pipeline.host.hardware import instruction_sets, saturates

@@ -24,7 +24,8 @@ from pipeline.config.build_file import (
     FrontendConfig,
 )
 from pipeline.config.published import recorded_preprocess
-from pipeline.config.vdsp import PreprocessSpec, describe, difference
+from pipeline.config.spec_comparison import describe, difference
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample

@@ -9,7 +9,8 @@ import pytest
 from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.published import recorded_preprocess
-from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, difference
+from pipeline.config.spec_comparison import difference
+from pipeline.config.vdsp import PreprocessSpec, ResizeFilter
 from pipeline.errors import ConfigError
 from pipeline.models.zoo import MODELS
 

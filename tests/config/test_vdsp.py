@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.choices import PreprocessAs
+from pipeline.config.spec_comparison import difference
 from pipeline.config.vdsp import (
     ColourOrder,
     NormType,
@@ -19,7 +20,6 @@ from pipeline.config.vdsp import (
     ResizeFilter,
     ResizeMode,
     centre_offset,
-    difference,
     load_vdsp,
     spec_from_vdsp_dict,
     to_vdsp_dict,
