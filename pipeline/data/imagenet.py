@@ -14,13 +14,11 @@ from pipeline.data.labels import (
     LabelLine,
     classes_of,
     classes_of_list,
-    ground_truth,
     image_stem,
     imagenet_classes,
     is_imagenet,
     read_label_lines,
     read_label_list,
-    sample_key,
     usual_classes,
     validation_label,
 )
@@ -34,13 +32,11 @@ __all__ = [
     "Dataset",
     "ImageSource",
     "Sample",
-    "ground_truth",
     "imagenet_classes",
     "list_dataset",
     "list_images",
     "make_sample",
     "read_label_list",
-    "sample_key",
 ]
 
 # How a user gives these: keys of the build file, and flags of the commands that have one.
@@ -76,7 +72,7 @@ class Dataset:
     has_folder_classes: bool = False  # the classes are the class folders, in the order that was asked for
 
     def known_labels(self) -> dict[str, int]:
-        """Return the class index of every labelled sample by its key: the `known` of `ground_truth`."""
+        """Return the class index of every labelled sample by its key: the `known` of `find_ground_truth`."""
         return {sample.key: sample.class_index for sample in self.samples if sample.class_index is not None}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.labels import sample_key
+from pipeline.data.ground_truth import sample_key
 from pipeline.data.storage import Location
 from pipeline.measure.accuracy import Accuracy, change_interval, mcnemar_p
 from pipeline.quant.divergence import Divergence

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.documents import find_file
+from pipeline.data.ground_truth import find_ground_truth, sample_key
 from pipeline.data.label_check import find_guessing
 from pipeline.data.labels import (
     ClassInfo,
     classes_of,
-    ground_truth,
     image_stem,
     imagenet_classes,
     read_label_list,
     read_lines,
-    sample_key,
     usual_classes,
 )
 from pipeline.data.listed_labels import read_kept
@@ -112,7 +111,7 @@ def _find_truth(
     else:
         classes = _find_classes(label, lines, package)
     images = [entry.image for entry in run.entries]
-    known = ground_truth(images, classes, val_label, {**_read_own_labels(package), **read_kept(images)})
+    known = find_ground_truth(images, classes, val_label, {**_read_own_labels(package), **read_kept(images)})
     return classes, np.array([known[sample_key(entry.image)] for entry in run.entries], np.intp)
 
 

@@ -13,7 +13,7 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.weights.file_kinds import FileKind
 from pipeline.weights.pdparams import Array, ArrayReader, StandIn, check_opcodes, finished
+from pipeline.weights.storages import Storage, view, view_as
 
 # Modules that no checkpoint needs, and that attacks use.
 _NEVER = frozenset({"os", "posix", "nt", "subprocess", "socket", "shutil", "runpy", "ctypes", "pty"})
@@ -84,15 +85,6 @@ class Placeholder:
         """Take items, as `append`."""
 
 
-class _Storage:
-    """The bytes of a storage and the type of its elements."""
-
-    __slots__ = ("content", "dtype")
-
-    def __init__(self, content: Tensor, dtype: torch.dtype) -> None:
-        self.content, self.dtype = content, dtype  # content: uint8 [bytes]
-
-
 def read_tensors(path: Path, kind: FileKind) -> tuple[object, tuple[str, ...]]:
     """Return what a checkpoint holds, with placeholders for what is neither tensor, array nor plain data.
 
@@ -118,7 +110,7 @@ def read_tensors(path: Path, kind: FileKind) -> tuple[object, tuple[str, ...]]:
 
 def _read_zip(path: Path, passed_over: dict[str, None]) -> object:
     limit = path.stat().st_size
-    storages: dict[str, _Storage] = {}
+    storages: dict[str, Storage] = {}
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         root = next(name for name in names if name.endswith("/data.pkl")).removesuffix("data.pkl")
@@ -131,10 +123,10 @@ def _read_zip(path: Path, passed_over: dict[str, None]) -> object:
         if f"{root}byteorder" in names and member(f"{root}byteorder").decode() != sys.byteorder:
             raise pickle.UnpicklingError("it was written on a machine of another byte order")
 
-        def persistent(name: object) -> _Storage:
+        def persistent(name: object) -> Storage:
             dtype, key, _ = _storage_of(name)
             if key not in storages:
-                storages[key] = _Storage(_bytes(member(f"{root}data/{key}")), dtype)
+                storages[key] = Storage(_bytes(member(f"{root}data/{key}")), dtype)
             return storages[key]
 
         content = member(f"{root}data.pkl")
@@ -145,7 +137,7 @@ def _read_old(stream: IO[bytes], size: int, passed_over: dict[str, None], nestin
     """Read a pickle, and where it begins with PyTorch's mark, the storages behind it (torch.save before 1.6)."""
     if nesting > _MOST_NESTING:
         raise pickle.UnpicklingError("pickles inside pickles")
-    storages: dict[str, _Storage] = {}
+    storages: dict[str, Storage] = {}
     left = size
 
     def persistent(name: object) -> object:
@@ -157,7 +149,7 @@ def _read_old(stream: IO[bytes], size: int, passed_over: dict[str, None], nestin
             left -= count * dtype.itemsize
             if count < 0 or left < 0:
                 raise pickle.UnpicklingError("storages larger than the file")
-            storages[key] = _Storage(torch.zeros(count * dtype.itemsize, dtype=torch.uint8), dtype)
+            storages[key] = Storage(torch.zeros(count * dtype.itemsize, dtype=torch.uint8), dtype)
         return storages[key]
 
     value = _load(stream, size, persistent, passed_over, nesting)
@@ -221,9 +213,9 @@ class _Reader(ArrayReader):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         makers: dict[str, Callable[..., object]] = {
-            "torch._utils._rebuild_tensor": _tensor,
-            "torch._utils._rebuild_tensor_v2": _tensor,
-            "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+            "torch._utils._rebuild_tensor": view,
+            "torch._utils._rebuild_tensor_v2": view,
+            "torch._utils._rebuild_tensor_v3": view_as,
             "torch._utils._rebuild_parameter": _first,
             "torch._utils._rebuild_parameter_with_state": _first,
             "torch._tensor._rebuild_from_type_v2": _of_type,
@@ -281,39 +273,6 @@ def _of_type(make: object, _: object, arguments: tuple[object, ...], *__: object
 
 def _first(value: object, *_: object) -> object:
     return value
-
-
-def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    return _tensor_of_dtype(storage, offset, size, stride, None, None, storage.dtype)
-
-
-def _tensor_of_dtype(
-    storage: object, offset: object, size: object, stride: object, _: object, __: object, dtype: object, *___: object
-) -> Tensor:
-    """Return a tensor as a view of its storage.
-
-    Raises:
-        pickle.UnpicklingError: it would reach beyond the storage.
-    """
-    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError("a tensor of unknown form")
-    if not _are_lengths(size) or not _are_lengths(stride) or not _are_lengths((offset,)):
-        raise pickle.UnpicklingError("a tensor of unknown shape")
-    assert isinstance(size, Sequence) and isinstance(stride, Sequence) and isinstance(offset, int)
-    elements = storage.content.numel() // dtype.itemsize
-    last = offset + sum((axis - 1) * step for axis, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= elements:
-        raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
-    if 0 in size:
-        return torch.empty(tuple(size), dtype=dtype)
-    values = storage.content[: elements * dtype.itemsize].view(dtype)
-    return values.as_strided(tuple(size), tuple(stride), offset)
-
-
-def _are_lengths(value: object) -> bool:
-    return isinstance(value, tuple | list) and all(type(axis) is int and axis >= 0 for axis in value)
 
 
 def as_tensor(value: object) -> Tensor | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.build_config import ClassOrder
-from pipeline.data.imagenet import ClassInfo, ground_truth, imagenet_classes, list_dataset, read_label_list
+from pipeline.data.ground_truth import find_ground_truth
+from pipeline.data.imagenet import ClassInfo, imagenet_classes, list_dataset, read_label_list
 from pipeline.data.labels import classes_of, read_classes, validation_label, write_classes
 from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
@@ -325,7 +326,7 @@ def test_read_label_list_tells_equal_stems_apart_by_their_folders(tmp_path: Path
     dataset = list_dataset(root, "png", tmp_path / "l.txt", ["cat", "dog"])
     assert [sample.class_index for sample in dataset.samples] == [0, 1, 1]
     npz_paths = [Path(f"{sample.key}.npz") for sample in dataset.samples]
-    assert ground_truth(npz_paths, dataset.classes, tmp_path / "l.txt") == dataset.known_labels()
+    assert find_ground_truth(npz_paths, dataset.classes, tmp_path / "l.txt") == dataset.known_labels()
 
 
 @pytest.mark.parametrize(
@@ -433,14 +434,14 @@ def test_ground_truth_takes_the_first_that_knows(tmp_path: Path) -> None:
         Path("val/c.npz"),
         Path("val/ILSVRC2012_val_00000002.npz"),
     ]
-    truth = ground_truth(paths, imagenet_classes(), labels, {"val/c": 12, "n01443537/b": 13})
+    truth = find_ground_truth(paths, imagenet_classes(), labels, {"val/c": 12, "n01443537/b": 13})
     assert truth == {"n01440764/a": 10, "n01443537/b": 1, "val/c": 12, "val/ILSVRC2012_val_00000002": 970}
 
 
 def test_ground_truth_counts_samples_without_any(tmp_path: Path) -> None:
     paths = [Path("n01440764/a.npz"), Path("val/b.npz"), Path("val/c.npz")]
     with pytest.raises(DataError) as caught:
-        ground_truth(paths, imagenet_classes())
+        find_ground_truth(paths, imagenet_classes())
     assert str(caught.value) == (
         "2 of 3 samples have no ground truth (first: val/b.npz); give their labels with --val_label FILE,"
         " lines 'name index'"
@@ -449,12 +450,12 @@ def test_ground_truth_counts_samples_without_any(tmp_path: Path) -> None:
 
 def test_ground_truth_refuses_an_index_that_is_no_class() -> None:
     with pytest.raises(DataError, match=r"^val/a: class index 1000, expected 0 to 999 \(1000 classes\)$"):
-        ground_truth([Path("val/a.npz")], imagenet_classes(), known={"a": 1000})
+        find_ground_truth([Path("val/a.npz")], imagenet_classes(), known={"a": 1000})
 
 
 def test_ground_truth_refuses_two_samples_of_one_key() -> None:
     with pytest.raises(DataError, match="a second sample n01440764/a; samples are joined by folder and name"):
-        ground_truth([Path("x/n01440764/a.npz"), Path("y/n01440764/a.npz")], imagenet_classes())
+        find_ground_truth([Path("x/n01440764/a.npz"), Path("y/n01440764/a.npz")], imagenet_classes())
 
 
 @pytest.mark.realdata

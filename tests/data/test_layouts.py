@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from run_fixtures import read_local_datalist
 
-from pipeline.data.imagenet import ground_truth, imagenet_classes, list_dataset, read_label_list
+from pipeline.data.ground_truth import find_ground_truth
+from pipeline.data.imagenet import imagenet_classes, list_dataset, read_label_list
 from pipeline.data.labels import validation_label
 from pipeline.errors import DataError
 from pipeline.stages.calibset import choose
@@ -146,9 +147,9 @@ def test_evaluation_images_have_their_classes_in_every_layout(layout: Layout, tm
     images = read_local_datalist(report.datalist)
     if path.name == "val" and path.parent.name == "ImageNet":
         with pytest.raises(DataError, match="6 of 6 samples have no ground truth"):
-            ground_truth(images, imagenet_classes())
+            find_ground_truth(images, imagenet_classes())
         val_label = path.parent / "val_label.txt"
-    truth = ground_truth(images, imagenet_classes(), val_label)
+    truth = find_ground_truth(images, imagenet_classes(), val_label)
     assert {whole_stem(key): index for key, index in truth.items()} == TRUTH
 
 
@@ -169,7 +170,7 @@ def test_devkit_ground_truth_labels_the_flat_folder_whatever_its_numbering(tmp_p
     path.write_text("".join(lines))
     assert read_label_list(path, 1000) == truth
     npz = [tmp_path / "flat" / f"{stem}.npz" for stem in STEMS]
-    assert list(ground_truth(npz, imagenet_classes(), path).values()) == list(TRUTH.values())
+    assert list(find_ground_truth(npz, imagenet_classes(), path).values()) == list(TRUTH.values())
     for wrong in (lines[:-1], [*lines[:-1], "1001\n"], lines[::-1], ["490\n"]):
         path.write_text("".join(wrong))
         with pytest.raises(DataError) as caught:
