@@ -173,15 +173,8 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float], 
             read = [folder for name, folder in inputs.items() if name not in uncompared]
             with _file_faults(step, workspace):
                 _compare(read, sound)
-            started = time.perf_counter()
-            with (
-                whole.step(stage.name, step),
-                _file_faults(step, out),
-                publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch,
-            ):
-                if not is_published(out):  # else another build made it while this one waited for the lock
-                    stage.run(settings, inputs, scratch)
-            ran[stage.name] = time.perf_counter() - started
+            with whole.step(stage.name, step), _file_faults(step, out):
+                ran[stage.name] = _run_stage(stage, settings, inputs, out)
             if stage.shows_work:
                 whole.expect(expected_seconds((row.name for row in rows[number:]), _work(cfg, out)))
             left = "" if number == len(rows) else f"; {whole.left()}"
@@ -195,6 +188,15 @@ def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float], 
         _compare([done["package"]], sound)
         install(done["package"], target)
     return done
+
+
+def _run_stage(stage: Stage[S], settings: S, inputs: Mapping[str, Path], out: Path) -> float:
+    """Make the artefact of a stage; return the seconds it took."""
+    started = time.perf_counter()
+    with publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch:
+        if not is_published(out):  # else another build made it while this one waited for the lock
+            stage.run(settings, inputs, scratch)
+    return time.perf_counter() - started
 
 
 def _compare(folders: Iterable[Path], sound: set[Path]) -> None:
