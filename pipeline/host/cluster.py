@@ -1,7 +1,7 @@
 """The only user of Ray: tasks over the nodes of a cluster, with the order and the errors of a run on one machine.
 
-Ray is imported here only, and only when a command asks for it. A worker runs a function of another module, which takes
-and returns plain data.
+Ray is imported here and in `cluster_worker` only, and only when a command asks for it. A worker runs a function of
+another module, which takes and returns plain data.
 
 Tasks, not actors: a worker process keeps what it opened for the next chunk, as an actor would, but when a node is lost,
 its chunks go to the remaining nodes. An actor's chunks would wait for the actor, and the actor for cores that others
@@ -20,15 +20,15 @@ import secrets
 import signal
 import socket
 import threading
-import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BackendError, ConfigError, PipelineError
+from pipeline.errors import BackendError, ConfigError
+from pipeline.host.cluster_worker import Deaths, Fault, Open, Success, answer_chunk
 from pipeline.host.hardware import available_cores
 from pipeline.host.processes import sigint_held_back
 from pipeline.terminal import console
@@ -36,13 +36,10 @@ from pipeline.terminal import console
 INSTALL = "pip install 'ray[data]>=2.60'"
 _LEAST_RAY = (2, 60)  # the oldest that was tested; 2.50 has no `ray.data.TaskPoolStrategy`
 
-Answer = Callable[[Sequence[Any]], Any]  # to a chunk of tasks
-Open = Callable[[Any], Answer]  # turns a run's setup into the above, once in each worker process
 
 # The driver spends a few ms on a chunk, and keeps a few KiB of each; the largest runs get larger chunks instead.
 _MOST_CHUNKS = 20_000
 _CHUNKS_PER_WORKER = 4  # at least, where there is enough work: while the last ones finish, other workers are idle
-_MOST_DEATHS = 3  # of workers at one chunk; a lost node causes one, lack of memory all of them
 _LOOK_AROUND_S = 30.0  # between two counts of the nodes
 _CONNECT_S = 10.0
 _STORE_BYTES = 512 << 20  # of a Ray that this program starts: it only holds the package and the names of images
@@ -241,9 +238,9 @@ class Nodes:
         context.enable_progress_bars = context.print_on_execution_start = False
         context.execution_options.preserve_order = in_order
         _hush()
-        deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Deaths).remote()
+        deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths).remote()
         work = functools.partial(
-            _answer, open_work=open_work, setup=ray.put(setup), deaths=deaths, folder=str(Path.cwd())
+            answer_chunk, open_work=open_work, setup=ray.put(setup), deaths=deaths, folder=str(Path.cwd())
         )
         # One chunk per block: a block is the unit that Ray sends, repeats and returns.
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -251,7 +248,7 @@ class Nodes:
         )
         with _while_there_is_room(cores), contextlib.closing(_outcomes(dataset)) as outcomes:
             for outcome in outcomes:
-                if isinstance(outcome, _Fault):
+                if isinstance(outcome, Fault):
                     raise outcome.kind(outcome.text)
                 if outcome.deaths:
                     console.note(f"{outcome.deaths} worker(s) or node(s) of the cluster died; the work is done again")
@@ -302,74 +299,7 @@ def _hush() -> None:
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, logging.StreamHandler)]
 
 
-@dataclass(frozen=True)
-class _Fault:
-    """What a worker raised, as data: Ray would wrap the exception in its own, with a traceback."""
-
-    kind: type[Exception]
-    text: str
-
-
-@dataclass(frozen=True)
-class _Success:
-    answer: Any
-    deaths: int  # of workers before this one
-
-
-class _Deaths:
-    """Counts how often each chunk was begun: Ray would repeat a chunk that kills its worker for ever."""
-
-    def __init__(self) -> None:
-        self._begun: dict[int, int] = {}
-
-    def begin(self, chunk: int) -> int:
-        """Return how often the chunk was begun before."""
-        before = self._begun.get(chunk, 0)
-        self._begun[chunk] = before + 1
-        return before
-
-    def end(self, chunk: int) -> None:
-        self._begun.pop(chunk, None)
-
-
-_opened: dict[Any, Answer] = {}  # of this worker process, by run; Ray gives a process to one job only
-
-
-def _answer(row: dict[str, Any], open_work: Open, setup: Any, deaths: Any, folder: str) -> dict[str, Any]:
-    """Answer a chunk in a worker process of Ray."""
-    with contextlib.suppress(OSError):  # where there is no such folder, names must be absolute
-        os.chdir(folder)
-    return {"outcome": pickle.dumps(_outcome(row["number"], row["tasks"], open_work, setup, deaths))}
-
-
-def _outcome(number: int, tasks: bytes, open_work: Open, setup: Any, deaths: Any) -> _Success | _Fault:
-    import ray
-
-    died = ray.get(deaths.begin.remote(number))
-    if died > _MOST_DEATHS:
-        return _Fault(
-            BackendError,
-            f"--engine ray: {died} workers died one after the other at the same images; the nodes may have run out of "
-            "memory: what is done is kept, use fewer -b or nodes with more memory and run the same command again",
-        )
-    outcome: _Success | _Fault
-    try:
-        if setup not in _opened:
-            _opened[setup] = open_work(ray.get(setup))
-        outcome = _Success(_opened[setup](pickle.loads(tasks)), died)
-    except PipelineError as err:
-        outcome = _Fault(type(err), str(err))
-    except ModuleNotFoundError as err:
-        outcome = _Fault(
-            BackendError, f"node {socket.gethostname()}: {err.name} is not installed there; install the same on all"
-        )
-    except Exception:
-        outcome = _Fault(RuntimeError, f"in a Ray worker on {socket.gethostname()}:\n{traceback.format_exc()}")
-    deaths.end.remote(number)
-    return outcome
-
-
-def _outcomes(dataset: Any) -> Generator[_Success | _Fault, None, None]:
+def _outcomes(dataset: Any) -> Generator[Success | Fault, None, None]:
     """Run the dataset; yield what comes out."""
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
