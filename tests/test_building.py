@@ -391,8 +391,8 @@ def test_float_package_is_measured_and_scored_by_its_precision(
         ),
         (
             ("frontend.type=keras",),
-            "--set frontend.type: keras files cannot be read; wanted onnx: convert the model by the exporter of its "
-            "framework, then give --set frontend.type=onnx --weights FILE.onnx",
+            "--set frontend.type: keras files cannot be read; wanted onnx: convert the model by tf2onnx, then give "
+            "--set frontend.type=onnx --weights FILE.onnx",
         ),
     ],
 )

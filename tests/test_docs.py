@@ -98,6 +98,7 @@ def test_pages_name_only_commands_and_flags_that_exist(page: Path) -> None:
     scripts = "".join(read(path) for path in (ROOT / "benchmarks").glob("*.py"))
     foreign = {"--quiet", "--no-deps", "--upgrade", "--constraint", "--editable", "--index-url"}  # pip
     foreign |= {"--cacert", "--data-binary", "--generate", "--head", "--num-cpus", "--port", "--strict"}
+    foreign |= {"--keras", "--opset", "--output"}  # tf2onnx
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
         assert flag in flags or f'"{flag}"' in scripts, flag
 

@@ -103,15 +103,19 @@ def _paddle_files(path: Path) -> InputFile:
     return InputFile(model.program, (model.parameters,))
 
 
+_BY_TF2ONNX = (Frontend.KERAS, Frontend.TENSORFLOW)
+
+
 def check(frontend: FrontendConfig) -> None:
     """Raise ConfigError for a frontend that this version cannot export, before any work."""
     if frontend.type is Frontend.PADDLE:
         _check_paddle(frontend.checkpoint)
         return
     if frontend.type in GRAPH_FILES and frontend.type is not Frontend.ONNX:
+        exporter = "tf2onnx" if frontend.type in _BY_TF2ONNX else "the exporter of its framework"
         raise ConfigError(
-            f"frontend.type: {frontend.type.value} files cannot be read; wanted onnx: convert the model by the "
-            "exporter of its framework, then give --set frontend.type=onnx --weights FILE.onnx"
+            f"frontend.type: {frontend.type.value} files cannot be read; wanted onnx: convert the model by {exporter}, "
+            "then give --set frontend.type=onnx --weights FILE.onnx"
         )
     if frontend.type is Frontend.ONNX:
         _check_graph_file(frontend.checkpoint)
