@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MAX_ALIASED = 200  # characters
+_SPELLED = ("--set", "-o")  # flags whose key is typed, and may be wrong
 
 
 def shown_path(path: Path) -> str:
@@ -166,7 +167,8 @@ def apply_override(document: Document, key: str, value: object, flag: str) -> No
             return
         if isinstance(here, dict) and here.get(step) is None:
             here[step] = {}
-            document.flags[above] = flag
+            if flag in _SPELLED:  # of a flag with a key of its own, the file lacks what the section lacks beside that
+                document.flags[above] = flag
         here = container[step]
 
 

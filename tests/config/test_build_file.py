@@ -616,3 +616,11 @@ def test_as_dict_loads_again_when_preprocess_is_taken_out(here: Path) -> None:
     cfg = load(TEXT, "graph.extra_ops.type=softmax", "backend.quantize.skip_conv_layers=[1]")
     values = {key: value for key, value in cfg.as_dict().items() if key != "preprocess"}
     assert load(json.dumps(values)) == cfg
+
+
+def test_load_build_file_names_the_key_when_a_flag_makes_the_section_that_lacks_it(tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text("name: x\nfrontend: {type: onnx, checkpoint: x.onnx, shape: {input: [1, 3, 224, 224]}}\n")
+    with pytest.raises(ConfigError) as error:
+        load_build_file(path, extra={"dataset.path": "images"})
+    assert str(error.value).startswith(f"{path}:1 dataset.process_ops: missing, and vdsp_params too; give one")
