@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,13 +114,28 @@ def add_report_flag(parser: argparse.ArgumentParser, of: str = "") -> None:
 
 
 def check_report_path(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        raise ConfigError(f"--report {path}: is a folder; give a file")
+    """Raise ConfigError where `--report` names what cannot be written, before any work."""
+    _check_writable("--report", path)
 
 
 def check_json_path(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        raise ConfigError(f"--json {path}: is a folder; give a file")
+    """Raise ConfigError where `--json` names what cannot be written, before any work."""
+    _check_writable("--json", path)
+
+
+def _check_writable(flag: str, path: Path | None) -> None:
+    """Look at the file's folder, or where that is to be made, at the nearest one above it."""
+    from pipeline.artefacts import is_written_through
+
+    if path is None or is_standard_output(path) or is_written_through(path):
+        return
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: is a folder; give a file")
+    above = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{flag} {path}: cannot be written ({above} is a file); give another")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {path}: cannot be written (Permission denied); give another")
 
 
 def print_json(path: Path | None, value: object) -> None:

@@ -54,6 +54,10 @@ def find_network(wanted: Wanted) -> FoundNetwork:
     """
     if wanted.weights is None:
         return _published(wanted)
+    if wanted.weights == AUTO:
+        raise ConfigError("--weights auto: give --model LIBRARY/NAME alone for the weights that its library publishes")
+    if not wanted.weights.exists():
+        raise ConfigError(f"--weights {wanted.weights}: no such file")
     if is_onnx(wanted.weights):
         return _from_onnx(wanted, wanted.weights)
     if paddle_inference.is_inference_model(wanted.weights):

@@ -34,12 +34,12 @@ def settle_images(cfg: BuildConfig) -> BuildConfig:
     if covers and empty:
         shown = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
         raise DataError(
-            f"{found.path}: {len(empty)} of {classes} classes have no image: {shown}; add images of them, or set "
-            "dataset.sampler.cover_classes to false"
+            f"{found.path}: {len(empty)} of {classes} classes have no image: {shown}; add images of them, remove "
+            "folders that are no classes, or set dataset.sampler.cover_classes to false"
         )
     if wanted > images:
         raise DataError(
-            f"{found.path}: holds {images} images, dataset.sampler.get_data_num asks for {wanted}; ask for fewer "
+            f"{found.path}: holds {images} images, dataset.sampler.get_data_num asks for {wanted}; ask for {images} "
             "(--num_images of build), or give a larger data set"
         )
     if not covers or wanted >= classes:

@@ -24,6 +24,10 @@ class Runtime(Enum):
     OPENVINO = "openvino"
     ONNXRUNTIME = "onnxruntime"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"runtime {value!r}: expected {', '.join(each.value for each in cls)}")
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -163,7 +163,7 @@ def choose(
         decodable = " that can be decoded" if without else ""
         raise DataError(
             f"{dataset.path}: holds {usable} images{decodable}, sampler.get_data_num asks for {count};"
-            " ask for fewer (--num of calibset) or give a larger data set"
+            f" ask for {usable} (--num_images of build, --num of calibset) or give a larger data set"
         )
     shares = _share_out({index: len(samples) for index, samples in by_class.items()}, count, seed)
     chosen = []
@@ -176,8 +176,8 @@ def _check_coverage(dataset: Dataset, by_class: Mapping[int, Sequence[Sample]], 
     total = len(dataset.classes)
     if count < total:
         raise DataError(
-            f"sampler.get_data_num {count} is less than the {total} classes of {dataset.path}: set dataset.sampler."
-            f"get_data_num (--num of calibset) to {total} or more, or dataset.sampler.cover_classes to false"
+            f"sampler.get_data_num {count} is less than the {total} classes of {dataset.path}: set it to {total} or "
+            "more (--num_images of build, --num of calibset), or dataset.sampler.cover_classes to false"
         )
     empty = [known.id for index, known in enumerate(dataset.classes) if not by_class.get(index)]
     if empty:
@@ -185,7 +185,7 @@ def _check_coverage(dataset: Dataset, by_class: Mapping[int, Sequence[Sample]], 
         shown = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
         raise DataError(
             f"{dataset.path}: {len(empty)} of {total} classes have no image{damaged}: {shown};"
-            " add images of them, or set dataset.sampler.cover_classes to false"
+            " add images of them, remove folders that are no classes, or set dataset.sampler.cover_classes to false"
         )
 
 

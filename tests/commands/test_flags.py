@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.commands.cli import main, make_parser
-from pipeline.commands.flags import flagged_keys
+from pipeline.commands.flags import check_json_path, check_report_path, flagged_keys
 from pipeline.config.sections import declaration
+from pipeline.errors import ConfigError
 
 
 def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -122,3 +125,22 @@ def test_dry_run_says_what_the_name_of_the_package_means(capsys: pytest.CaptureF
         "#   its name, as the vendor's: int8, percentile calibration, input of 3 channels and 256x256 px; vacc is the "
         "vendor's word for its target"
     )
+
+
+@pytest.mark.parametrize(("flag", "check"), [("--json", check_json_path), ("--report", check_report_path)])
+def test_a_file_that_cannot_be_written_is_found_before_any_work(
+    flag: str, check: Callable[[Path | None], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("link").symlink_to("folder/target")
+    for fine in (None, "-", "new.json", "file", "folder/a/b/new.json", "link", "/dev/null", "/dev/stdout"):
+        check(None if fine is None else Path(fine))
+    with pytest.raises(ConfigError, match=rf"^{flag} folder: is a folder; give a file$"):
+        check(Path("folder"))
+    with pytest.raises(ConfigError, match=rf"^{flag} file/x: cannot be written \({tmp_path}/file is a file\); give "):
+        check(Path("file/x"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match=rf"^{flag} link: cannot be written \(Permission denied\); give another$"):
+        check(Path("link"))

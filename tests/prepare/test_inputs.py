@@ -75,12 +75,12 @@ def test_settle_images_names_the_classes_when_some_have_no_image(make_config: Ma
     first = sorted(image_tree.iterdir())[0]
     for image in first.iterdir():
         image.unlink()
-    with pytest.raises(DataError, match=rf"1 of 4 classes have no image: {first.name}; add images of them, or set "):
+    with pytest.raises(DataError, match=rf"1 of 4 classes have no image: {first.name}; add images of them, remove "):
         inputs.settle_images(make_config())
 
 
 def test_settle_images_names_the_flag_when_there_are_fewer_than_wanted(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"holds 24 images, dataset\.sampler\.get_data_num asks for 25; ask for fewer"):
+    with pytest.raises(DataError, match=r"holds 24 images, dataset\.sampler\.get_data_num asks for 25; ask for 24"):
         inputs.settle_images(make_config("dataset.sampler.get_data_num=25"))
 
 

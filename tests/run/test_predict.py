@@ -197,7 +197,11 @@ def test_classifier_takes_what_a_sweep_found(prefix: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"), [({"batch": -1}, "batch: expected 0 or more, got -1"), ({"runtime": "tvm"}, "'tvm'")]
+    ("arguments", "text"),
+    [
+        ({"batch": -1}, "batch: expected 0 or more, got -1"),
+        ({"runtime": "tvm"}, "runtime 'tvm': expected auto, openvino, onnxruntime"),
+    ],
 )
 def test_classifier_refuses_wrong_arguments(prefix: Path, arguments: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):

@@ -76,23 +76,23 @@ def test_choose_takes_fewer_than_classes_when_coverage_is_not_asked() -> None:
 
 def test_choose_says_what_to_set_when_fewer_than_classes_are_wanted() -> None:
     assert error_of(make_dataset(dict.fromkeys("abcdefgh", 3)), 5) == (
-        "sampler.get_data_num 5 is less than the 8 classes of /data: set dataset.sampler.get_data_num (--num of "
-        "calibset) to 8 or more, or dataset.sampler.cover_classes to false"
+        "sampler.get_data_num 5 is less than the 8 classes of /data: set it to 8 or more (--num_images of build, "
+        "--num of calibset), or dataset.sampler.cover_classes to false"
     )
 
 
 def test_choose_says_so_when_there_are_fewer_images() -> None:
     assert error_of(make_dataset({"a": 2, "b": 1}), 4) == (
-        "/data: holds 3 images, sampler.get_data_num asks for 4; ask for fewer (--num of calibset) or give a "
-        "larger data set"
+        "/data: holds 3 images, sampler.get_data_num asks for 4; ask for 3 (--num_images of build, --num of "
+        "calibset) or give a larger data set"
     )
     assert error_of(make_dataset({"a": 2}), 0) == "sampler.get_data_num must be at least 1, got 0"
 
 
 def test_choose_names_classes_without_an_image() -> None:
     assert error_of(make_dataset({"a": 5, "b": 0, "c": 0, "d": 0, "e": 0}), 5) == (
-        "/data: 4 of 5 classes have no image: b, c, d, ...; add images of them, or set dataset.sampler.cover_classes to"
-        " false"
+        "/data: 4 of 5 classes have no image: b, c, d, ...; add images of them, remove folders that are no classes, or "
+        "set dataset.sampler.cover_classes to false"
     )
 
 
