@@ -335,19 +335,33 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
 
 
 def _network(row: zoo.Model, settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
-    from pipeline.weights import checkpoints, sample_weights
+    from pipeline.weights import checkpoints
 
     network = zoo.build_network(row, num_classes, settings.chw[1:])
     if settings.checkpoint is None:
-        sample_weights.fit_sample_weights(
-            network,
-            lambda image: preprocess.apply(
-                settings.preprocess, np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-            ),
-            [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
-        )
+        _fit_sample(row, network, settings.preprocess, fit_on)
     else:
         path = settings.checkpoint.path
         state = checkpoints.read_state_dict(path, settings.checkpoint_key)
         checkpoints.load_strictly(network, state, path, f"{settings.type.value} {settings.model}")
     return libraries.fuse(network) if row.design is zoo.Design.INSTALLED else network
+
+
+def _fit_sample(row: zoo.Model, network: nn.Module, spec: PreprocessSpec, fit_on: Sequence[Sample]) -> None:
+    from pipeline.weights import sample_weights
+
+    try:
+        sample_weights.fit_sample_weights(
+            network,
+            lambda image: preprocess.apply(
+                spec, np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            ),
+            [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
+        )
+    except (ValueError, RuntimeError, AssertionError) as err:
+        if row.design is not zoo.Design.INSTALLED:
+            raise
+        raise DataError(
+            f"{row.library} {row.name}: sample weights cannot be fitted to this network ({err}); give --weights and "
+            "--dataset"
+        ) from None

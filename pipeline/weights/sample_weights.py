@@ -40,7 +40,8 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
     image. The same arguments give the same weights on the same machine.
 
     Args:
-        network: classifier of float32 [N, 3, H, W], traceable by torch.fx, with an `nn.Linear` as its last layer.
+        network: classifier of float32 [N, 3, H, W] with an `nn.Linear` as its last layer. One that takes images of one
+            size only gets whole views in the place of crops.
         prepare: the preprocessing of the build; all views must be of one size.
         images: files with class index, at least one for every class.
         seed: of the random weights and crops.
@@ -55,7 +56,8 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
         views = torch.stack([_view(prepare, images[index][0]) for index in anchors])
         with _measuring_norms(network):
             view_features = _classifier_inputs(network, classifier, views)
-        crops = (_random_crop(view, generator) for view in _views(prepare, [path for path, _ in images]))
+        side = CROP_PX if _takes(network, CROP_PX) else max(views.shape[2:])
+        crops = (_random_crop(view, generator, side) for view in _views(prepare, [path for path, _ in images]))
         features = _crop_features(network, classifier, crops, len(images))
         # Zero padding weighs more around a crop than around a whole image: shift the crops' features to correct for it.
         features += view_features.mean(0) - features[anchors].mean(0)
@@ -89,7 +91,11 @@ def _branch_ends(network: nn.Module) -> list[nn.BatchNorm2d | nn.Conv2d]:
     modules = dict(network.named_modules())
     depth: dict[fx.Node, int] = {}
     found: list[nn.BatchNorm2d | nn.Conv2d] = []
-    for node in fx.symbolic_trace(network).graph.nodes:
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:  # networks of libraries that look at their input; they keep their branches as they are
+        return []
+    for node in traced.graph.nodes:
         depth[node] = 1 + max((depth[source] for source in node.all_input_nodes), default=0)
         if node.target in (operator.add, operator.iadd, torch.add):
             end = max(node.all_input_nodes, key=lambda source: depth[source])
@@ -128,10 +134,19 @@ def _views(prepare: Prepare, paths: Sequence[Path]) -> Iterator[Tensor]:
             yield ahead.popleft().result()
 
 
-def _random_crop(view: Tensor, generator: torch.Generator) -> Tensor:
-    """Return float32 [3, CROP_PX, CROP_PX] of float32 [3, H, W]; a smaller view stays as it is."""
-    corner = [int(torch.randint(max(side - CROP_PX, 0) + 1, (), generator=generator)) for side in view.shape[1:]]
-    return view[:, corner[0] : corner[0] + CROP_PX, corner[1] : corner[1] + CROP_PX]
+def _takes(network: nn.Module, side: int) -> bool:
+    """Tell whether a network takes images of side x side px: attention networks may have a size of their own."""
+    try:
+        network(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError):
+        return False
+    return True
+
+
+def _random_crop(view: Tensor, generator: torch.Generator, px: int) -> Tensor:
+    """Return float32 [3, px, px] of float32 [3, H, W]; a smaller view stays as it is."""
+    corner = [int(torch.randint(max(side - px, 0) + 1, (), generator=generator)) for side in view.shape[1:]]
+    return view[:, corner[0] : corner[0] + px, corner[1] : corner[1] + px]
 
 
 def _lay_out(network: nn.Module, layout: torch.memory_format) -> None:
