@@ -16,7 +16,7 @@ from pipeline.host import hardware
 from pipeline.host.hardware import instruction_sets
 from pipeline.packages.choice import choose_for, fit_runtimes, machine
 from pipeline.packages.package import Package
-from pipeline.runtimes import base
+from pipeline.runtimes import opening
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import installed_runtimes, version_of
 
@@ -66,7 +66,7 @@ def test_auto_takes_the_runtime_that_was_faster_on_this_machine(tiny: TinyWorksp
 def test_auto_takes_the_usual_runtime_where_nothing_is_known(
     tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch, arm: bool, usual: Runtime
 ) -> None:
-    monkeypatch.setattr(base, "is_arm", lambda: arm)
+    monkeypatch.setattr(opening, "is_arm", lambda: arm)
     other = next(each.value for each in installed_runtimes() if each is not usual)
     assert choose_for(package_with(tiny), Runtime.AUTO).runtime is usual
     assert choose_for(package_with(tiny, speed=measured(None)), Runtime.AUTO).runtime is usual
