@@ -1,14 +1,26 @@
-"""The end of threads, as the kernel sees it."""
+"""Pools of threads, and the end of threads as the kernel sees it."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 _LONGEST_S = 1.0
 _STEP_S = 0.001
+
+
+@contextmanager
+def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool that drops tasks not begun when the body fails; the pool's own exit would wait for all of them."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def wait_for_end(native_ids: Iterable[int]) -> None:

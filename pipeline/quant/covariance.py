@@ -10,6 +10,7 @@ Float64 = npt.NDArray[np.float64]
 
 _ROWS = 1024  # columns of inputs multiplied at a time: fewer are limited by memory bandwidth, more take more memory
 _SMALL = 64  # inputs of a group
+_BLOCK = 256  # inputs whose products with those before them are computed at a time
 
 
 class Covariance:
@@ -34,10 +35,12 @@ class Covariance:
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
             columns -= self._shift
-            # Block by block, the lower triangle only: the whole product would need as much memory again.
-            for start in range(0, columns.shape[1], _ROWS):
-                end = start + _ROWS
-                self._products[start:end, :end] += columns[:, start:end].T @ columns[:, :end]
+            # Block by block, the lower triangle only: the whole product would need as much memory again. Of a matrix
+            # and its own transpose, numpy computes half the product (syrk).
+            for start in range(0, columns.shape[1], _BLOCK):
+                block = columns[:, start : start + _BLOCK]
+                self._products[start : start + _BLOCK, start : start + _BLOCK] += block.T @ block
+                self._products[start : start + _BLOCK, :start] += block.T @ columns[:, :start]
             self._sums += columns.sum(axis=0, dtype=np.float64)
             self._count += len(columns)
             self._pending.clear()
@@ -54,12 +57,12 @@ class Covariance:
         """Return float32 [inputs, inputs] and release it: nothing can be added afterwards."""
         means = self._centred_means().astype(np.float32)
         covariance, self._products = self._products, np.zeros((0, 0), np.float32)
-        for start in range(0, len(means), _ROWS):
-            end = start + _ROWS
+        for start in range(0, len(means), _BLOCK):
+            end = start + _BLOCK
             covariance[start:end, :end] /= np.float32(self._count)
             covariance[start:end, :end] -= np.outer(means[start:end], means[:end])
-        for start in range(0, len(means), _ROWS):
-            end = start + _ROWS
+        for start in range(0, len(means), _BLOCK):
+            end = start + _BLOCK
             covariance[start:end, end:] = covariance[end:, start:end].T
         return covariance
 

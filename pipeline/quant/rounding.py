@@ -35,10 +35,10 @@ _BLOCK = 128  # columns rounded one by one before their errors are passed on to 
 _ROWS = 1024  # rows of a covariance updated at a time: a bound on the memory of their product
 _FACTORED = 256  # columns of a covariance factored at a time
 _DAMPING = 0.01  # of the mean variance, added to each: with fewer images than inputs, some directions have none
-# Largest number of a layer's inputs for one covariance, which takes 340 MB and three times that while it is factored.
+# Largest number of a layer's inputs for one covariance, which takes 340 MB.
 # Wider layers, such as the first classifier layer of a VGG with 25,088 inputs, are rounded in blocks of inputs.
 WIDEST, BLOCK = 9216, 4096
-_DOUBLE = 2304  # inputs; larger covariances are factored in float32, for their memory
+_DOUBLE = 1024  # inputs; larger covariances are factored in float32, for their time and memory
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def round_weights(weights: Float32, scales: Float32, covariance: Float32, pairs:
     Args:
         weights: float32 [outputs, inputs].
         scales: float32 [outputs] or [1], in tensor units a step.
-        covariance: float32 [inputs, inputs], of the layer's inputs.
+        covariance: float32 [inputs, inputs], of the layer's inputs; overwritten, since a large one takes 340 MB.
         pairs: neighbours in a row, see `neighbours`.
     """
     found, powers = _round_in_turn(weights, scales, covariance, pairs)
@@ -72,7 +72,7 @@ def round_groups(weights: Float32, scales: Float32, covariances: Float32, pairs:
     """Return int8 weights as `round_weights` does, of a convolution whose groups have inputs of their own.
 
     Args:
-        covariances: float32 [groups, inputs, inputs], `inputs` those of a group.
+        covariances: float32 [groups, inputs, inputs], `inputs` those of a group; overwritten.
     """
     found, powers = np.empty(weights.shape, np.int8), np.zeros(3)
     for rows, covariance in zip(np.split(np.arange(len(weights)), len(covariances)), covariances, strict=True):
@@ -90,7 +90,7 @@ def round_blocks(
     What a block loses is not made up for in the others.
 
     Args:
-        covariances: gives float32 [n, n] of n inputs.
+        covariances: gives float32 [n, n] of n inputs, which is overwritten.
         width: of a block.
     """
     found, powers = np.empty(weights.shape, np.int8), np.zeros(3)
@@ -115,40 +115,73 @@ def _round_in_turn(
 ) -> tuple[Int8, npt.NDArray[np.float64]]:
     """Return the rounded weights, and the powers of the output, of its noise, and of its noise by nearest rounding."""
     inputs = weights.shape[1]
-    variances = np.diag(covariance).copy()
     # The inputs that vary most are rounded first, since those after them can compensate. The last column is first.
-    order = np.argsort(variances, kind="stable")
-    ordered = covariance[np.ix_(order, order)].astype(np.float64 if inputs <= _DOUBLE else np.float32, copy=False)
-    del covariance  # hundreds of megabytes for the widest layers; the caller may have released it
-    # Where no input varies, any positive number will do: the weights are then rounded to the nearest.
-    ordered[np.diag_indices(inputs)] += _DAMPING * max(float(variances.mean()), 0.0) or 1.0
-    factor_in_place(ordered)
-    factor = ordered.astype(np.float32, copy=False)
-    del ordered
+    order = np.argsort(np.diag(covariance), kind="stable")
+    factor = _factor(covariance, order)
     spread = np.diag(factor).copy()
     factor /= spread  # column i: what an error in each later column means for column i
-    steps = (weights / scales[:, None])[:, order]
-    rounded = np.empty_like(steps)
-    wanted = steps.copy()
+    # From here on a row holds an input's weights for all outputs, so that what is rounded at once lies together.
+    steps = np.ascontiguousarray((weights / scales[:, None]).T[order])
+    rounded, wanted = np.empty_like(steps), steps.copy()
+    nearest = np.ascontiguousarray(round_to_nearest(weights, scales, pairs).T[order], np.float32)
+    np.subtract(steps, nearest, out=nearest)
     neighbours = _rounded_before(pairs, order)
+    powers = np.zeros((3, len(weights)))
     for end in range(inputs, 0, -_BLOCK):
-        start = max(0, end - _BLOCK)
-        within = np.ascontiguousarray(factor[start:end, start:end].T)
-        errors = np.zeros((len(steps), end - start), np.float32)
-        for column in reversed(range(end - start)):
-            target = wanted[:, start + column] + errors[:, column + 1 :] @ within[column, column + 1 :]
-            low, high = _free_range(rounded, neighbours[start + column])
-            rounded[:, start + column] = np.clip(np.rint(target), low, high)
-            errors[:, column] = steps[:, start + column] - rounded[:, start + column]
-        wanted[:, :start] += errors @ factor[start:end, :start]
+        block = slice(max(0, end - _BLOCK), end)
+        missed = _round_block(block, factor, steps, wanted, rounded, neighbours)
+        # The factor is triangular, and `missed` is what the product with the errors of rounding would give.
+        below = factor[block.start :, block].T
+        for power, outputs in zip(
+            powers, (below @ steps[block.start :], missed, below @ nearest[block.start :]), strict=True
+        ):
+            power += np.square(outputs * spread[block, None]).sum(axis=0, dtype=np.float64)
     found = np.empty(weights.shape, np.int8)
-    found[:, order] = rounded
+    found[:, order] = rounded.T
+    return found, (powers * np.square(scales.astype(np.float64))).sum(axis=1)
 
-    def power(of_weights: Float32) -> float:
-        return float(np.square((of_weights * scales[:, None]) @ factor * spread).sum(dtype=np.float64))
 
-    nearest = round_to_nearest(weights, scales, pairs)[:, order]
-    return found, np.array([power(steps), power(steps - rounded), power(steps - nearest)])
+def _factor(covariance: Float32, order: npt.NDArray[np.intp]) -> Float32:
+    """Return the Cholesky factor of a damped covariance in another order of its inputs, in its place if it is large."""
+    # Where no input varies, any positive number will do: the weights are then rounded to the nearest.
+    damping = _DAMPING * max(float(np.diag(covariance).mean()), 0.0) or 1.0
+    if len(covariance) <= _DOUBLE:
+        ordered = covariance[np.ix_(order, order)].astype(np.float64)
+        ordered[np.diag_indices_from(ordered)] += damping
+        return np.linalg.cholesky(ordered).astype(np.float32)
+    for start in range(0, len(covariance), _ROWS):
+        rows = slice(start, start + _ROWS)
+        covariance[rows] = np.take(covariance[rows], order, axis=1, mode="clip")  # `raise` would take a buffer
+    for start in range(0, len(covariance), _ROWS):
+        columns = slice(start, start + _ROWS)
+        covariance[:, columns] = np.take(covariance[:, columns], order, axis=0, mode="clip")
+    covariance[np.diag_indices_from(covariance)] += damping
+    factor_in_place(covariance)
+    return covariance
+
+
+def _round_block(
+    block: slice, factor: Float32, steps: Float32, wanted: Float32, rounded: Float32, neighbours: list[list[int]]
+) -> Float32:
+    """Round the weights of some inputs, last one first, and pass their errors on to those before the block.
+
+    Returns:
+        float32 [block, outputs]: of each input, by how much it misses what would make up for all errors before it.
+    """
+    start, count = block.start, block.stop - block.start
+    within = np.ascontiguousarray(factor[block, block].T)
+    errors = np.zeros((count, steps.shape[1]), np.float32)
+    missed = np.empty_like(errors)
+    for column in reversed(range(count)):
+        target = within[column, column + 1 :] @ errors[column + 1 :]
+        target += wanted[start + column]
+        found = np.rint(target, out=rounded[start + column])
+        low, high = _free_range(rounded, neighbours[start + column])
+        np.minimum(np.maximum(found, low, out=found), high, out=found)
+        np.subtract(steps[start + column], found, out=errors[column])
+        np.subtract(target, found, out=missed[column])
+    wanted[:start] += factor[block, :start].T @ errors
+    return missed
 
 
 def _rounded_before(pairs: Pairs, order: npt.NDArray[np.intp]) -> list[list[int]]:
@@ -161,13 +194,18 @@ def _rounded_before(pairs: Pairs, order: npt.NDArray[np.intp]) -> list[list[int]
     ]
 
 
-def _free_range(rounded: Float32, neighbours: list[int]) -> tuple[Float32, Float32]:
-    """Return the least and the largest steps that a column may take: float32 [outputs] each; 0 is always between."""
-    low = np.full(len(rounded), -LIMIT, np.float32)
-    high = np.full(len(rounded), LIMIT, np.float32)
-    for column in neighbours:
-        np.minimum(high, PAIR_LIMIT - rounded[:, column].clip(min=0), out=high)
-        np.maximum(low, -PAIR_LIMIT - rounded[:, column].clip(max=0), out=low)
+def _free_range(rounded: Float32, neighbours: list[int]) -> tuple[Float32 | float, Float32 | float]:
+    """Return the least and the largest steps that an input's weights may take; 0 is always between.
+
+    Args:
+        rounded: float32 [inputs, outputs].
+        neighbours: the inputs that are rounded already and share a bound with it.
+    """
+    low: Float32 | float = -LIMIT
+    high: Float32 | float = LIMIT
+    for other in neighbours:
+        high = np.minimum(high, PAIR_LIMIT - np.maximum(rounded[other], 0))
+        low = np.maximum(low, -PAIR_LIMIT - np.minimum(rounded[other], 0))
     return low, high
 
 
@@ -182,10 +220,13 @@ def factor_in_place(matrix: npt.NDArray[np.floating[Any]]) -> None:
         corner, below = matrix[start:end, start:end], matrix[end:, start:end]
         corner[...] = np.linalg.cholesky(corner)
         matrix[start:end, end:] = 0
-        below[...] = np.linalg.solve(corner, below.T).T
+        # By the inverse of a small corner: a product, several times as fast as solving for each row.
+        below[...] = below @ np.linalg.inv(corner).T
         for top in range(end, size, _ROWS):
             bottom = min(top + _ROWS, size)
-            matrix[top:bottom, end:bottom] -= below[top - end : bottom - end] @ below[: bottom - end].T
+            rows = below[top - end : bottom - end]
+            matrix[top:bottom, end:top] -= rows @ below[: top - end].T
+            matrix[top:bottom, top:bottom] -= rows @ rows.T  # numpy computes half of it
 
 
 def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64) -> Float64:

@@ -6,9 +6,7 @@ The outcome does not depend on the calibration mode or the percentile; those onl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pipeline.data.preprocess import Prepared
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError, DataError
 from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
+from pipeline.host.threads import thread_pool
 from pipeline.onnx_models import classifier
 from pipeline.quant import pixels, placement
 from pipeline.quant.observers import ObserverSet
@@ -124,7 +123,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
             observe(images[index])
         observers.set_tails()
     with (
-        _thread_pool(collector.workers) as pool,
+        thread_pool(collector.workers) as pool,
         progress_bar(len(images), "calibrate", "img", done=seen, span=(0, 1)) as progress,
     ):
         for start in range(seen, len(images), _ROUND):
@@ -166,16 +165,6 @@ def _resume(out: Path, names: Sequence[str]) -> tuple[ObserverSet, list[Float32]
         if list(observers.observers) == list(names) and len(outputs) >= images:
             return observers, [outputs[:images]]
     return ObserverSet(names), []
-
-
-@contextmanager
-def _thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool that drops tasks not begun when the body fails; the pool's own exit would wait for all of them."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Collector:

@@ -22,7 +22,9 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
+from pipeline.host.blas import blas_threads
 from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
+from pipeline.host.threads import thread_pool
 from pipeline.quant import pixels
 from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.graphs import activation_shapes
@@ -52,6 +54,8 @@ _SEED = 0
 # Bytes of layers' inputs in memory at once: all of wide_resnet50_2 take 0.8 GB. Further layers wait for another pass.
 _MEMORY = 1 << 30
 _SECONDS_BETWEEN_SAVES = 10.0
+# Layers that are rounded at once, each of which may take 340 MB; further cores share the work within a layer.
+_AT_ONCE = 2
 
 Held = Covariance | GroupCovariance | list[Float32]  # of a layer's inputs: covariances, or each image's activation
 
@@ -62,7 +66,12 @@ class Settings:
     per_channel: bool  # a scale per output channel, or one per tensor
     images: int  # at most this many calibration images are used
     positions: int  # of each image's output pixels
-    cores: int = unkeyed()  # they divide the work within an image and within a layer
+    cores: int = unkeyed()  # they divide the work within an image, and the layers among them
+
+    @property
+    def workers(self) -> int:
+        """Threads that each work on a layer of their own."""
+        return min(self.cores, _AT_ONCE)
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -91,7 +100,10 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     passes = list(_passes(layers, sizes))
     work = [_Work.of(some, macs, settings.positions) for some in passes]
     total = sum(each.image * len(images) + sum(each.layers.values()) for each in work)
-    with progress_bar(total, "round weights", "MMAC", span=(0, 1)) as progress:
+    with (
+        blas_threads(settings.cores // settings.workers),
+        progress_bar(total, "round weights", "MMAC", span=(0, 1)) as progress,
+    ):
         for number, (some, each) in enumerate(zip(passes, work, strict=True)):
             partial = out / f"partial_{number}.npz"
             found = _resume(partial, some)
@@ -201,15 +213,19 @@ def _collect(
         size = sizes[layer.name]
         held[layer.name] = [] if size.activations < size.covariance else _covariance(layer)
     random = np.random.default_rng(_SEED)
-    for image in images:
-        values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
-        for layer in layers:
-            some = held[layer.name]
-            if not isinstance(some, list):
-                some.add(layer.columns(values[layer.source], settings.positions, random))
-            else:
-                some.append(values[layer.source].copy())
-        advance()
+    with thread_pool(settings.workers) as pool:
+        for image in images:
+            values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
+            summed = []
+            for layer in layers:
+                some = held[layer.name]
+                if isinstance(some, list):
+                    some.append(values[layer.source].copy())
+                else:
+                    summed.append((some, layer.columns(values[layer.source], settings.positions, random)))
+            summed.sort(key=lambda each: each[1].shape[1], reverse=True)  # so that no thread is left with a wide one
+            list(pool.map(lambda each: each[0].add(each[1]), summed))
+            advance()
     return held
 
 
@@ -221,13 +237,19 @@ def _round_in_turn(
     partial: Path,
 ) -> Iterator[str]:
     """Round the layers that are not in `found`, and put them there, yielding each; save on the way and last."""
+
+    def round_one(layer: Layer) -> Rounded:
+        return _round(settings, layer, held.pop(layer.name))
+
     saved = time.perf_counter()
-    for layer in layers[len(found) :]:
-        found[layer.name] = _round(settings, layer, held.pop(layer.name))
-        yield layer.name
-        if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
-            write_rounded(partial, found)
-            saved = time.perf_counter()
+    left = layers[len(found) :]
+    with thread_pool(settings.workers) as pool:
+        for layer, rounded in zip(left, pool.map(round_one, left), strict=True):
+            found[layer.name] = rounded
+            yield layer.name
+            if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
+                write_rounded(partial, found)
+                saved = time.perf_counter()
     write_rounded(partial, found)
 
 

@@ -131,7 +131,7 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("calibrate", _GIVEN, calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=7),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
     Stage("place", _RANGED, place.take_settings, place.run, _is_int8),
-    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=5),
+    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=6),
     Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=3),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=10),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=2),

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ArtefactError
 from pipeline.onnx_models import classifier
-from pipeline.quant import placement, qdq
+from pipeline.quant import placement, qdq, rounding
 from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.int8_weights import install_weights, scales_of
 from pipeline.quant.layers import Layer, LayerWeights, layers_of
@@ -677,3 +677,26 @@ def test_factor_in_place_is_the_cholesky_factor(size: int, dtype: type) -> None:
     assert factor.dtype == dtype
     assert not np.triu(factor, 1).any()
     np.testing.assert_allclose(factor, np.linalg.cholesky(matrix), atol=1e-4 if dtype == np.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("inputs", [255, 300, 600])
+def test_covariance_is_that_of_its_columns_when_wider_than_a_block(inputs: int) -> None:
+    columns = correlated(900, inputs, inputs) + 3
+    found = covariance_of(columns.copy())
+    np.testing.assert_allclose(found, np.cov(columns.T.astype(np.float64), bias=True), atol=1e-4)
+    np.testing.assert_array_equal(found, found.T)
+
+
+def test_round_weights_rounds_alike_when_the_covariance_is_factored_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = correlated(800, 300, 1)
+    weights = np.random.default_rng(2).normal(size=(16, 300)).astype(np.float32)
+    scales = np.abs(weights).max(axis=1) / 127
+    wanted = round_weights(weights, scales, covariance_of(columns.copy()), NO_PAIRS)
+    monkeypatch.setattr(rounding, "_DOUBLE", 100)
+    monkeypatch.setattr(rounding, "_ROWS", 128)
+    found = round_weights(weights, scales, covariance_of(columns.copy()), NO_PAIRS)
+    assert (found.weights != wanted.weights).mean() < 0.01  # ties that float32 decides otherwise
+    assert found.sqnr_db == pytest.approx(wanted.sqnr_db, abs=0.05)
+    assert found.nearest_sqnr_db == pytest.approx(wanted.nearest_sqnr_db, abs=1e-3)

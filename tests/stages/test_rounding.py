@@ -109,6 +109,7 @@ def test_run_measures_the_inputs_of_every_layer(
 ) -> None:
     """Against numpy's covariance of what torch unfolds, of all pixels of all images, run one by one without buffers."""
     monkeypatch.setattr(rounding, "POSITIONS", 1 << 20)
+    monkeypatch.setattr(rounding, "_AT_ONCE", 1)  # so that the layers' results come in their order
     found: dict[str, Float32] = {}
 
     class Watched(Covariance):
