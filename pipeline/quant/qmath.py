@@ -62,11 +62,6 @@ def magnitude(key: int) -> float:
     return float(np.array([key << KEY_SHIFT], np.uint32).view(np.float32)[0])
 
 
-def inner_bins(below: int, above: int) -> tuple[slice, slice]:
-    """Return the bins between the tails that begin with the keys of `tail_keys`: those above zero, and those below."""
-    return slice(0, above), slice(_SIGN, _SIGN + below)
-
-
 def key_bounds(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return for each bin of finite values its bound away from zero: int64 [n] -> float64 [n], tensor units."""
     magnitude = ((keys % _SIGN + 1) << KEY_SHIFT).astype(np.uint32).view(np.float32).astype(np.float64)
