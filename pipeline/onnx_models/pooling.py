@@ -1,12 +1,16 @@
-"""Means over height and width, and over windows, rewritten as operators that runtimes compute alike, in int8 too.
+"""Means and maxima over height and width, and over windows, as operators that runtimes compute alike, in int8 too.
 
 Between quantizers, ONNX Runtime computes ReduceMean in float32 and GlobalAveragePool in int8. Every ResNet that torch's
 current exporter writes ends in a ReduceMean. The two agree to float32 rounding.
+
+A quantizer after a ReduceMax or GlobalMaxPool OpenVINO computes within it, and keeps the maximum in uint8 before it is
+divided by the scale (findings/reduce-max-before-quantizer.sh). Its MaxPool over the whole map is right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper
@@ -28,7 +32,25 @@ def use_global_pooling(model: onnx.ModelProto) -> int:
     for node in [node for node in model.graph.node if node.op_type == "ReduceMean" and ranks.get(node.input[0]) == 4]:
         means = _means_from(model.graph, node, constants)
         if means:
-            _replace(model.graph, means)
+            _replace(model.graph, means, "GlobalAveragePool")
+            rewritten += 1
+    return rewritten
+
+
+def use_pool_over_map(model: onnx.ModelProto) -> int:
+    """Rewrite each GlobalMaxPool, and ReduceMax over both spatial axes, as MaxPool; in place; return how many.
+
+    Args:
+        model: float32, constants folded; maps whose size shape inference does not find are left as they are.
+    """
+    shapes, constants = shapes_of(model), {tensor.name: tensor for tensor in model.graph.initializer}
+    rewritten = 0
+    for node in [node for node in model.graph.node if node.op_type in ("GlobalMaxPool", "ReduceMax")]:
+        shape = shapes.get(node.input[0], [])
+        window = [size for size in shape[2:] if isinstance(size, int)]
+        is_global = node.op_type == "GlobalMaxPool"
+        if len(shape) == 4 and len(window) == 2 and (is_global or _axes(node, constants, 4) == _SPATIAL):
+            _replace(model.graph, [node], "MaxPool", kernel_shape=window)
             rewritten += 1
     return rewritten
 
@@ -89,7 +111,7 @@ def float32_ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _axes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], rank: int) -> tuple[int, ...] | None:
-    """Return the axes that a ReduceMean goes over, from 0, sorted; None where they are computed, or all."""
+    """Return the axes that a reduction goes over, from 0, sorted; None where they are computed, or all."""
     for attribute in node.attribute:
         if attribute.name == "axes":
             return tuple(sorted(axis % rank for axis in attribute.ints))
@@ -123,15 +145,15 @@ def _means_from(
     return [node, readers[0]] if second == wanted else []
 
 
-def _replace(graph: onnx.GraphProto, means: Sequence[onnx.NodeProto]) -> None:
-    node = means[0]
-    source, target, keeps = node.input[0], means[-1].output[0], _keeps_axes(node)
+def _replace(graph: onnx.GraphProto, reductions: Sequence[onnx.NodeProto], pool: str, **attributes: Any) -> None:
+    node = reductions[0]
+    source, target, keeps = node.input[0], reductions[-1].output[0], _keeps_axes(node)
     pooled = target if keeps else f"{target}_pooled"
-    made = [helper.make_node("GlobalAveragePool", [source], [pooled], node.name)]
+    made = [helper.make_node(pool, [source], [pooled], node.name, **attributes)]
     if not keeps:
         made.append(helper.make_node("Flatten", [pooled], [target], f"{node.name}_flatten", axis=1))
     at = list(graph.node).index(node)
-    for each in means:
+    for each in reductions:
         graph.node.remove(each)
     for each in reversed(made):
         graph.node.insert(at, each)
