@@ -12,8 +12,7 @@ Which weights are neighbours was found by enumerating all pairs in both runtimes
 - consecutive weights in the order row, column, channel, in ONNX Runtime and in OpenVINO's matrix products (the same for
   an even number of channels);
 - in layers with one input channel and several filters: rows, columns or lines, depending on kernel size, stride and
-  CPU,
-  so every pair is bounded;
+  CPU, so every pair is bounded;
 - in layers with one input channel and one filter: none, such depthwise convolutions are exact on every CPU;
 - OpenVINO splits matrix products of 257 to 511 inputs in two halves, each with pairs of its own.
 """
