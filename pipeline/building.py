@@ -17,10 +17,10 @@ from pipeline.data.sources import scan
 from pipeline.errors import ArtefactError, ConfigError, DataError
 from pipeline.host.hardware import available_cores
 from pipeline.onnx_models.files import structure
+from pipeline.prepare import frontends
 from pipeline.prepare import inputs as build_inputs
 from pipeline.proof import speed
 from pipeline.quant.work import measure_network
-from pipeline.stages import export
 from pipeline.stages.artefact_names import FIGURES, MODEL, NOTES, read_notes
 from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
 from pipeline.stages.settings import settings_key
@@ -58,7 +58,7 @@ def check(cfg: BuildConfig) -> None:
     """
     cfg.check_inputs()
     try:
-        export.check(cfg.frontend)
+        frontends.check(cfg.frontend)
     except ConfigError as err:
         raise ConfigError(cfg.as_typed(str(err))) from err
     build_inputs.check_model(cfg)
@@ -80,9 +80,9 @@ def _make_ready(cfg: BuildConfig) -> tuple[BuildConfig, dict[str, Path | None] |
     """Return also what `_artefacts` finds; None where that takes a download."""
     check(cfg)
     cfg = build_inputs.settle_images(cfg)
-    if export.is_to_be_fetched(cfg):
+    if frontends.is_to_be_fetched(cfg):
         return cfg, None
-    found = _artefacts(export.fetch_weights(cfg))
+    found = _artefacts(frontends.fetch_weights(cfg))
     if found.get("export") is None:
         build_inputs.check_weights(cfg)
     return cfg, found
@@ -107,7 +107,7 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
     cfg, found = _make_ready(cfg)
     for notice in cfg.notices[told:]:
         say(f"note: {notice}")
-    cfg = export.fetch_weights(cfg)  # so that a download fails before hours of other work
+    cfg = frontends.fetch_weights(cfg)  # so that a download fails before hours of other work
     ran: dict[str, float] = {}
     found = found or _artefacts(cfg)
     waiting = [name for name, folder in found.items() if folder is None]
@@ -217,8 +217,8 @@ def plan(cfg: BuildConfig) -> list[str]:
         PipelineError: as `check`, or files that a build would read are missing.
     """
     cfg = make_ready(cfg)
-    if not export.is_to_be_fetched(cfg):
-        cfg = export.fetch_weights(cfg)
+    if not frontends.is_to_be_fetched(cfg):
+        cfg = frontends.fetch_weights(cfg)
     rows = {stage.name: stage for stage in STAGES if stage.when(cfg)}
     lines = []
     for number, (name, out) in enumerate(_artefacts(cfg).items(), start=1):

@@ -16,7 +16,7 @@ from pipeline.models import libraries, zoo
 from pipeline.models.recipe import Recipe
 from pipeline.models.zoo import Model
 from pipeline.prepare.records import read_records
-from pipeline.weights import paddle_inference
+from pipeline.weights import paddle_inference, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def find_network(wanted: Wanted) -> FoundNetwork:
         return _from_onnx(wanted, wanted.weights)
     if paddle_inference.is_inference_model(wanted.weights):
         return _from_paddle(wanted, wanted.weights)
+    if torch_programs.is_program(wanted.weights):
+        return _from_program(wanted, wanted.weights)
     return _from_checkpoint(wanted, wanted.weights)
 
 
@@ -180,6 +182,21 @@ def _from_paddle(wanted: Wanted, weights: Path) -> FoundNetwork:
             raise DataError(str(err).replace(str(converted), str(weights))) from err
     section = {**found.section, "type": "paddle", "checkpoint": str(weights)}
     return replace(found, section=section, note=found.note.replace(str(converted), str(weights)))
+
+
+def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
+    beside = read_records(weights, wanted.size)
+    usual = torch_programs.input_hw(weights) or (beside.recipe.crop_hw if beside.recipe is not None else None)
+    hw = (wanted.size, wanted.size) if wanted.size else usual
+    if hw is None:
+        raise DataError(f"{weights}: is TorchScript, which does not keep the size of its input; give --size")
+    with TemporaryDirectory(prefix="init-") as folder:
+        converted = Path(folder) / "model.onnx"
+        torch_programs.to_onnx(weights, converted, (3, *hw))
+        found = _from_onnx(replace(wanted, size=None), converted)
+    section = {**found.section, "type": "pytorch", "checkpoint": str(weights)}
+    note = found.note.replace(str(converted), str(weights))
+    return replace(found, section=section, recipe=beside.recipe, labels=beside.labels, note=note)
 
 
 def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:

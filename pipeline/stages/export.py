@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +14,10 @@ import onnx
 from pipeline.artefacts import file_digest, write_json
 from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import (
-    GRAPH_FILES,
     BackgroundClass,
     BuildConfig,
     ExtraOp,
     Frontend,
-    FrontendConfig,
 )
 from pipeline.config.published import recorded_preprocess
 from pipeline.config.spec_comparison import describe, difference
@@ -30,17 +26,17 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
-from pipeline.errors import ConfigError, DataError, PipelineError
+from pipeline.errors import ConfigError, DataError
 from pipeline.models import libraries, zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import Given, check_given, compare
 from pipeline.onnx_models.run import takes_one_image
 from pipeline.onnx_models.scores import describe as describe_scores
 from pipeline.onnx_models.scores import find_scores
+from pipeline.prepare.frontends import WHOLE_MODELS, as_onnx
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
 from pipeline.stages.settings import InputFile
-from pipeline.weights import downloads, paddle_inference
-from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
+from pipeline.weights import paddle_inference, torch_programs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,90 +99,6 @@ def _paddle_files(path: Path) -> InputFile:
     return InputFile(model.program, (model.parameters,))
 
 
-_BY_TF2ONNX = (Frontend.KERAS, Frontend.TENSORFLOW)
-
-
-def check(frontend: FrontendConfig) -> None:
-    """Raise ConfigError for a frontend that this version cannot export, before any work."""
-    if frontend.type is Frontend.PADDLE:
-        _check_paddle(frontend.checkpoint)
-        return
-    if frontend.type in GRAPH_FILES and frontend.type is not Frontend.ONNX:
-        exporter = "tf2onnx" if frontend.type in _BY_TF2ONNX else "the exporter of its framework"
-        raise ConfigError(
-            f"frontend.type: {frontend.type.value} files cannot be read; wanted onnx: convert the model by {exporter}, "
-            "then give --set frontend.type=onnx --weights FILE.onnx"
-        )
-    if frontend.type is Frontend.ONNX:
-        _check_graph_file(frontend.checkpoint)
-        return
-    for key, value in (("output", frontend.output), ("background", frontend.background)):
-        if value is not None:
-            raise ConfigError(
-                f"frontend.{key}: is for ONNX files; a frontend of type {frontend.type.value} has no use of it"
-            )
-    row = zoo.find_model(frontend.type.value, frontend.model or "")
-    if frontend.checkpoint == AUTO:
-        downloads.check(row, "frontend.checkpoint")
-    elif _kind_of(frontend.checkpoint) is FileKind.ONNX:
-        raise ConfigError(
-            f"frontend.checkpoint: {frontend.checkpoint} is a whole model, a frontend of type {frontend.type.value} "
-            "wants weights alone; set frontend.type to onnx, or give another file"
-        )
-
-
-def _check_paddle(checkpoint: Path | None) -> None:
-    if checkpoint == AUTO:
-        raise ConfigError("frontend.checkpoint: auto, but a frontend of type paddle has no published file; give one")
-    if checkpoint is not None and checkpoint.exists():
-        paddle_inference.check(checkpoint)
-
-
-def _check_graph_file(checkpoint: Path | None) -> None:
-    if checkpoint == AUTO:
-        raise ConfigError("frontend.checkpoint: auto, but a frontend of type onnx has no published file; give one")
-    kind = _kind_of(checkpoint)
-    if kind is not None and kind.is_weights:
-        raise ConfigError(
-            f"frontend.checkpoint: {checkpoint} holds weights alone, a frontend of type onnx wants a whole model; set "
-            "frontend.type and frontend.model to the network's, or give an .onnx file"
-        )
-    if checkpoint is not None and checkpoint.is_file():
-        classifier.check(checkpoint)
-
-
-def _kind_of(checkpoint: Path | None) -> FileKind | None:
-    """Return what a checkpoint is.
-
-    Raises:
-        ConfigError: it is a file that no network can be read from, such as a failed download.
-    """
-    if checkpoint is None or not checkpoint.is_file():
-        return None
-    try:
-        kind = kind_of(checkpoint)
-    except OSError as err:
-        raise ConfigError(f"frontend.checkpoint: {checkpoint}: cannot be read ({err.strerror})") from err
-    if not kind.is_weights and kind not in (FileKind.ONNX, FileKind.UNKNOWN):
-        raise ConfigError(f"frontend.checkpoint: {checkpoint}: {why_not_weights(checkpoint, kind)}")
-    return kind
-
-
-def fetch_weights(cfg: BuildConfig) -> BuildConfig:
-    """Return the build file with the place of the published checkpoint, fetched if need be, where it says `auto`."""
-    if cfg.frontend.checkpoint != AUTO:
-        return cfg
-    row = zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or "")
-    return replace(cfg, published=downloads.fetch(row, "frontend.checkpoint"))
-
-
-def is_to_be_fetched(cfg: BuildConfig) -> bool:
-    """Tell whether the checkpoint is the published one and not on this machine yet."""
-    if cfg.frontend.checkpoint != AUTO or cfg.published is not None:
-        return False
-    return not downloads.is_fetched(zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or ""))
-
-
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model and its comparison with the original, on calibration images, or on noise where there are none.
 
@@ -210,6 +122,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         write_classes(out / CLASSES, usual_classes(exported.classes))
     alone = takes_one_image(exported.model)
     notes = [f"{settings.checkpoint.path if settings.checkpoint else settings.model}: {_ALONE}"] if alone else []
+    if settings.type is Frontend.PYTORCH and settings.checkpoint is not None:
+        notes.append(f"{settings.checkpoint.path}: {torch_programs.TRUST}")
     notes += describe_scores(find_scores(exported.model), settings.softmax)
     write_notes(out, [*notes, *_disagreement(settings)])
     if settings.softmax:
@@ -262,9 +176,10 @@ def export(
             computes something else than the file.
         PipelineError: the exported model computes something else than the network.
     """
-    if settings.type in (Frontend.ONNX, Frontend.PADDLE):
-        with _as_onnx(settings) as path:
-            return _from_file(path, settings, images_nchw, num_classes, "the data set has" if fit_on else None)
+    if settings.type in WHOLE_MODELS:
+        assert settings.checkpoint is not None, "checked by BuildConfig.check_inputs"
+        with as_onnx(settings.type, settings.checkpoint.path, settings.chw, images_nchw) as (path, answers):
+            return _from_file(path, answers, settings, images_nchw, num_classes, "the data set has" if fit_on else None)
     from pipeline.models import exporter
 
     row = zoo.find_model(settings.type.value, settings.model or "")
@@ -281,25 +196,9 @@ def export(
     return Exported(model, found, given)
 
 
-@contextmanager
-def _as_onnx(settings: Settings) -> Iterator[Path]:
-    """Yield the ONNX file of a whole model, converted where it is another kind; errors name the file that was given."""
-    assert settings.checkpoint is not None, "checked by BuildConfig.check_inputs"
-    given = settings.checkpoint.path
-    if settings.type is Frontend.ONNX:
-        yield given
-        return
-    with TemporaryDirectory(prefix="export-") as folder:
-        converted = Path(folder) / "model.onnx"
-        paddle_inference.to_onnx(given, converted)
-        try:
-            yield converted
-        except PipelineError as err:
-            raise type(err)(str(err).replace(str(converted), str(given))) from err
-
-
 def _from_file(
     path: Path,
+    answers: npt.NDArray[np.float32] | None,
     settings: Settings,
     images_nchw: npt.NDArray[np.float32],
     num_classes: int | None,
@@ -308,6 +207,8 @@ def _from_file(
     model = classifier.load(path, settings.chw, settings.output)
     found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     given = check_given(path, settings.output, model, images_nchw)
+    if answers is not None:  # of the network itself, which says more than those of what it was converted to
+        given, _ = compare("torch", answers, classifier.run_in_chunks(model, images_nchw))
     if settings.background is not None:
         classifier.cut_class(model, 0 if settings.background is BackgroundClass.FIRST else -1, found)
         found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)

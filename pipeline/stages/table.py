@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
+from pipeline.prepare import frontends
 from pipeline.proof import speed
 from pipeline.stages import (
     arrange,
@@ -121,7 +122,7 @@ STAGES: tuple[Stage[Any], ...] = (
         ("calibset",),
         export.take_settings,
         export.run,
-        fetches=export.is_to_be_fetched,
+        fetches=frontends.is_to_be_fetched,
         shows_work=True,
         version=9,
     ),

@@ -177,12 +177,12 @@ _AGAIN = "download it again, or copy the file itself"
 _ADVICE = {
     FileKind.ONNX: "is a whole model; build it with frontend.type onnx, or give weights alone",
     FileKind.TORCHSCRIPT: (
-        "is a TorchScript program, code and weights in one; save its weights by "
-        'torch.save(torch.jit.load(FILE).state_dict(), "weights.pth"), or export the network to ONNX'
+        "is a TorchScript program, code and weights in one; build it with frontend.type pytorch, as init writes, or "
+        'save its weights by torch.save(torch.jit.load(FILE).state_dict(), "weights.pth")'
     ),
     FileKind.PROGRAM: (
-        "is a program of torch.export (.pt2), code and weights in one; save its weights by "
-        'torch.save(torch.export.load(FILE).state_dict, "weights.pth"), or export the network to ONNX'
+        "is a program of torch.export (.pt2), code and weights in one; build it with frontend.type pytorch, as init "
+        'writes, or save its weights by torch.save(torch.export.load(FILE).state_dict, "weights.pth")'
     ),
     FileKind.LFS: "is a Git LFS pointer, the file itself is not here; run git lfs pull in its repository",
     FileKind.ANNEX: "is a git-annex pointer, the file itself is not here; run git annex get in its repository",

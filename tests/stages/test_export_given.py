@@ -16,6 +16,7 @@ from pipeline import building
 from pipeline.config.build_file import BuildConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.onnx_models import classifier
+from pipeline.prepare import frontends
 from pipeline.stages import calibset, export
 from pipeline.stages.artefact_names import GIVEN, MODEL
 
@@ -104,7 +105,7 @@ def test_check_refuses_what_only_onnx_files_have(make_config: MakeConfig, key: s
     with pytest.raises(
         ConfigError, match=f"^frontend.{key.partition('=')[0]}: is for ONNX files; a frontend of type timm"
     ):
-        export.check(cfg.frontend)
+        frontends.check(cfg.frontend)
 
 
 def test_plan_refuses_an_opset_that_no_runtime_has_before_any_work(

@@ -17,6 +17,7 @@ from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError, DataError
 from pipeline.host import user_cache
 from pipeline.models import exporter, zoo
+from pipeline.prepare import frontends
 from pipeline.prepare.export_model import export_model
 from pipeline.stages import export
 from pipeline.stages.settings import settings_key
@@ -29,7 +30,7 @@ def frontend(kind: Frontend, model: str | None, checkpoint: Path | None) -> Fron
 
 def error_of(config: FrontendConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        export.check(config)
+        frontends.check(config)
     return str(caught.value)
 
 
@@ -75,7 +76,7 @@ def test_check_says_so_when_auto_has_no_hash() -> None:
 
 
 def test_check_accepts_auto_where_the_table_has_an_address() -> None:
-    export.check(frontend(Frontend.TIMM, "resnet18", AUTO))
+    frontends.check(frontend(Frontend.TIMM, "resnet18", AUTO))
 
 
 def test_build_check_refuses_auto_with_sample_images(tmp_path: Path) -> None:
@@ -107,10 +108,10 @@ def test_key_of_auto_is_that_of_the_same_file(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "other.pth").write_bytes(b"other")
     keys = [
         settings_key(export.take_settings(cfg))
-        for cfg in (export.fetch_weights(by_name), by_path, export.fetch_weights(other))
+        for cfg in (frontends.fetch_weights(by_name), by_path, frontends.fetch_weights(other))
     ]
     assert keys[0] == keys[1] != keys[2]
-    assert by_name.as_dict() == export.fetch_weights(by_name).as_dict()  # the package says auto, not where it lay
+    assert by_name.as_dict() == frontends.fetch_weights(by_name).as_dict()  # the package says auto, not where it lay
 
 
 def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

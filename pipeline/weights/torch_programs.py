@@ -1,0 +1,165 @@
+"""TorchScript files and programs of torch.export (`.pt2`), converted to ONNX: whole networks, code and weights in one.
+
+Loading one runs what its file says: TorchScript in an interpreter of its own, a program by torch's operators. It is
+done in a separate process, which a damaged or hostile file may end; that is no protection against a file that is meant
+to do harm: take them from those whose code you would run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError
+from pipeline.host import isolated
+from pipeline.weights.file_kinds import FileKind, kind_of
+
+KINDS = (FileKind.TORCHSCRIPT, FileKind.PROGRAM)
+TRUST = "its own code was run, in a process of its own; build only files of those whose code you would run"
+_OPSET = 17
+_SECONDS = 1800.0
+
+
+def is_program(path: Path) -> bool:
+    """Tell whether a file is one of the two; nothing of it is run."""
+    try:
+        return path.is_file() and kind_of(path) in KINDS
+    except OSError:
+        return False
+
+
+def to_onnx(
+    path: Path, out: Path, chw: tuple[int, int, int], images_nchw: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32] | None:
+    """Convert a file, for one image of this size, or the batch that a program was exported for.
+
+    Args:
+        out: the ONNX file to write; its input is named `input`, its outputs as torch numbers them.
+        images_nchw: float32 [N, C, H, W], to answer beside it; None: none.
+
+    Returns:
+        The network's own output for the images, computed by torch: float32 [N, classes]; None where it has several, or
+        no images were given.
+
+    Raises:
+        DataError: torch cannot load, run or convert it; its reason is given.
+    """
+    with tempfile.TemporaryDirectory(prefix="torch-") as folder:
+        written = Path(folder) / "model.onnx"
+        try:
+            answers: npt.NDArray[np.float32] | None = isolated.call(
+                _convert, str(path), str(written), chw, images_nchw, seconds=_SECONDS
+            )
+        except isolated.LostError as err:
+            raise DataError(f"{path}: torch {str(err).partition(' (')[0]} on this file; export it to ONNX") from err
+        except DataError as err:
+            raise DataError(f"{path}: {err}") from err
+        shutil.copyfile(written, out)
+    return answers
+
+
+def input_hw(path: Path) -> tuple[int, int] | None:
+    """Return height and width that a program was exported for; None of TorchScript, which does not keep them.
+
+    Raises:
+        DataError: torch cannot load it.
+    """
+    try:
+        shape = isolated.call(_shape, str(path), seconds=_SECONDS)
+    except isolated.LostError as err:
+        raise DataError(f"{path}: torch {str(err).partition(' (')[0]} on this file; export it to ONNX") from err
+    except DataError as err:
+        raise DataError(f"{path}: {err}") from err
+    return (shape[2], shape[3]) if shape is not None and len(shape) == 4 else None
+
+
+def _shape(path: str) -> tuple[int, ...] | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _load(path)[1]
+
+
+def _convert(
+    path: str, out: str, chw: tuple[int, int, int], images_nchw: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32] | None:
+    """Write the ONNX file; in a process of its own.
+
+    Raises:
+        DataError: what torch says of a failure.
+    """
+    import torch
+
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        network, shape = _load(path)
+        batch = shape[0] if shape else 1
+        if shape and tuple(shape[1:]) != chw:
+            raise DataError(
+                f"was exported for inputs of {list(shape)}, frontend.shape says {list(chw)}; set it and the crop of "
+                "process_ops to that size"
+            )
+        try:
+            output = network(torch.zeros(batch, *chw))
+        except Exception as err:  # of the network's own code
+            raise DataError(f"does not run on an image of {list(chw)} ({_line(err)}); give its own size") from None
+        try:
+            torch.onnx.export(
+                network,
+                (torch.zeros(batch, *chw),),
+                out,
+                dynamo=False,
+                input_names=["input"],
+                output_names=["output"] if isinstance(output, torch.Tensor) else None,
+                opset_version=_OPSET,
+            )
+        except Exception as err:  # the exporter's errors have no parent of their own
+            raise DataError(f"torch {torch.__version__} cannot export it to ONNX ({_line(err)})") from None
+        if images_nchw is None or not isinstance(output, torch.Tensor):
+            return None
+        padding = np.repeat(images_nchw[-1:], -len(images_nchw) % batch, axis=0)
+        padded = np.concatenate([images_nchw, padding])
+        parts = [torch.from_numpy(padded[start : start + batch]) for start in range(0, len(padded), batch)]
+        answers = np.concatenate([network(part).numpy() for part in parts])[: len(images_nchw)]
+        return answers.reshape(len(images_nchw), -1).astype(np.float32)
+
+
+def _load(path: str) -> tuple[Any, tuple[int, ...] | None]:
+    """Return the network, ready to be called, and the input's shape, which only a program has."""
+    import torch
+
+    if kind_of(Path(path)) is FileKind.TORCHSCRIPT:
+        try:
+            network: Any = torch.jit.load(path, map_location="cpu").float().eval()  # type: ignore[no-untyped-call]
+        except Exception as err:
+            raise DataError(f"torch {torch.__version__} cannot load this TorchScript file ({_line(err)})") from None
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        return network, None
+    try:
+        program = torch.export.load(path)
+        network = program.module()
+        network.train = lambda mode=True: network  # it has one mode, and refuses to be asked; the exporter asks
+    except Exception as err:
+        raise DataError(
+            f"torch {torch.__version__} cannot load this program of torch.export ({_line(err)}); export it again by "
+            "this version of torch, or to ONNX"
+        ) from None
+    shapes = {
+        node.name: tuple(int(size) if isinstance(size, int) else 1 for size in node.meta["val"].shape)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and "val" in node.meta
+    }
+    inputs = [shapes[name] for name in program.graph_signature.user_inputs if name in shapes]
+    if len(inputs) != 1:
+        raise DataError(f"has {len(inputs)} inputs, wanted one, of images [N, 3, H, W]")
+    return network, inputs[0]
+
+
+def _line(err: Exception) -> str:
+    return " ".join(str(err).split())[:300] or type(err).__name__
