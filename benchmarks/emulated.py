@@ -47,9 +47,10 @@ GUEST = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline import hardware
-from pipeline.package import open_package
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.host import hardware
+from pipeline.packages.package import open_package
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 name, prefix, images, answers = sys.argv[1:]
 batches, package = np.load(images), open_package(Path(prefix))
 wide = package.has_wide_weights

@@ -34,7 +34,8 @@ ANSWER = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 with open_backend(Runtime.OPENVINO, Path(sys.argv[1]), batch=1, placement=place(1, 1)) as backend:
     images = np.random.default_rng(0).uniform(0.5, 1, (1, *backend.input.shape[1:])).astype(np.float32)
     np.save(sys.argv[2], backend.infer(images))

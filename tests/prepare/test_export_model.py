@@ -86,7 +86,11 @@ def test_export_takes_the_published_weights_when_none_are_given(
     [
         (("--pretrained_weights", "none.pth"), "--pretrained_weights none.pth: no such file"),
         (("--size", "8"), "--size: must be in 32..2048 px, got 8"),
-        (("--model_name", "resnet19"), "--model_name: timm has no network 'resnet19'; did you mean 'resnet18'?"),
+        (
+            ("--model_name", "resnet19"),
+            "--model_name: 'resnet19' needs timm itself, which is not installed: pip install '.[timm]'; did you mean "
+            "'resnet18'?",
+        ),
     ],
 )
 def test_export_names_the_flag_when_its_value_is_wrong(

@@ -144,7 +144,8 @@ ANSWER = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.runtimes.base import Runtime, open_backend, place
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import open_backend, place
 images = np.load(sys.argv[2])
 for wide in (False, True):
     with open_backend(
