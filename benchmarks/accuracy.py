@@ -79,7 +79,16 @@ class Row:
 
 def read_config(args: argparse.Namespace) -> BuildConfig:
     flags = {"frontend.checkpoint": args.weights, "dataset.path": args.dataset, "workspace.path": args.workspace}
-    return load_build_file(args.config, extra={key: str(value) for key, value in flags.items()})
+    return load_build_file(args.config, extra={key: str(value) for key, value in flags.items() if value is not None})
+
+
+def list_evaluation(args: argparse.Namespace, cfg: BuildConfig, package: Package) -> list[Sample]:
+    """Return the evaluation images: those of the build's own sample where no others are given."""
+    suffix, ids = cfg.dataset.sampler.suffix, [known.id for known in package.classes()]
+    folder = args.evaluation or next(cfg.workspace.path.glob(".cache/sample/*/evaluation"))
+    samples = list(list_dataset(folder, suffix, args.val_label, ids).samples)
+    count = min(args.evaluation_images or len(samples), len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def make_in_this_process(args: argparse.Namespace) -> None:
@@ -251,7 +260,11 @@ def check(args: argparse.Namespace) -> list[str]:
     absent = [name for name in wanted if importlib.util.find_spec(name) is None]
     if absent:
         raise ConfigError(f"{absent[0]} is not installed; run: pip install '.[benchmarks]'")
-    list_images(args.evaluation, read_config(args).dataset.sampler.suffix)
+    cfg = read_config(args)
+    if args.evaluation is not None:
+        list_images(args.evaluation, cfg.dataset.sampler.suffix)
+    elif not cfg.uses_sample:
+        raise ConfigError("--evaluation is missing; without --weights, --dataset and it the build's own sample is used")
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {args.json}: its folder does not exist")
     return rows
@@ -261,8 +274,7 @@ def run(args: argparse.Namespace, argv: Sequence[str], folder: Path) -> None:
     rows = check(args)
     costs = [make_apart(argv, OURS, folder)]
     package = open_package(Path(costs[0].made.model))
-    suffix, ids = read_config(args).dataset.sampler.suffix, [known.id for known in package.classes()]
-    samples = list_dataset(args.evaluation, suffix, args.val_label, ids).samples
+    samples = list_evaluation(args, read_config(args), package)
     for name in ROWS:
         if name in rows:
             costs.append(make_apart(argv, name, folder, str(package.prefix)))
@@ -299,9 +311,10 @@ def machine() -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
-    parser.add_argument("--weights", metavar="FILE", required=True)
-    parser.add_argument("--dataset", type=Path, metavar="DIR", required=True, help="calibration images")
-    parser.add_argument("--evaluation", type=Path, metavar="DIR", required=True, help="labelled images, others")
+    parser.add_argument("--weights", metavar="FILE", help="without weights and images: the build's own sample")
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="calibration images")
+    parser.add_argument("--evaluation", type=Path, metavar="DIR", help="labelled images, others")
+    parser.add_argument("--evaluation-images", type=positive, metavar="N", help="of them (all)")
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat evaluation folder")
     parser.add_argument("--workspace", type=Path, metavar="DIR", help="keep the build there (a temporary folder)")
     parser.add_argument("--calibration-images", type=positive, metavar="N", default=300, help="ort-minmax, nncf* (300)")

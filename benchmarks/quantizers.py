@@ -80,7 +80,9 @@ def make_ours(cfg: BuildConfig) -> Made:
     return Made(str(built.prefix), cfg.dataset.sampler.get_data_num, settings, complete)
 
 
-def make_by_onnxruntime(task: Task, method: str, count: int, options: dict[str, Any]) -> Made:
+def make_by_onnxruntime(
+    task: Task, method: str, count: int, options: dict[str, Any], *, reduce_range: bool = False
+) -> Made:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -102,6 +104,7 @@ def make_by_onnxruntime(task: Task, method: str, count: int, options: dict[str, 
             Reader(feeds()),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=reduce_range,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=[node.name for node in graph.node if node.op_type == "Softmax"],
@@ -124,17 +127,28 @@ def make_by_percentile(task: Task) -> Made:
     return replace(made, settings=f"{made.settings}; {made.images} images only, it keeps every activation of each")
 
 
-def make_by_nncf(task: Task, preset: str | None = None) -> Made:
+def make_by_minmax_7_bits(task: Task) -> Made:
+    options = {"CalibMovingAverage": False, "CalibMaxIntermediateOutputs": 16}
+    return make_by_onnxruntime(task, "MinMax", task.images, options, reduce_range=True)
+
+
+def make_by_nncf(task: Task, preset: str | None = None, *, transformer: bool = False) -> Made:
     nncf = import_nncf()
     import openvino
 
     images = task.calibration(task.images)
     given = {} if preset is None else {"preset": nncf.QuantizationPreset[preset]}
+    given |= {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
     model = openvino.Core().read_model(str(task.float32))
     quantized = nncf.quantize(model, nncf.Dataset(images, task.loader()), subset_size=len(images), **given)
     out = task.out / "model.xml"
     openvino.save_model(quantized, str(out), compress_to_fp16=False)
-    return Made(str(out), len(images), f"NNCF {nncf.__version__}, OpenVINO model, preset {preset or 'default'}")
+    settings = f"NNCF {nncf.__version__}, OpenVINO model, preset {preset or 'default'}"
+    return Made(str(out), len(images), settings + (", model_type TRANSFORMER" if transformer else ""))
+
+
+def make_by_nncf_transformer(task: Task) -> Made:
+    return make_by_nncf(task, transformer=True)
 
 
 def make_by_nncf_mixed(task: Task) -> Made:
@@ -170,8 +184,10 @@ def float32_model(package: Package) -> Path:
 EITHER = (Runtime.OPENVINO, Runtime.ONNXRUNTIME)
 ROWS: dict[str, tuple[Callable[[Task], Made], tuple[Runtime, ...]]] = {  # name: how it is made, what can run it
     "ort-minmax": (make_by_minmax, EITHER),
+    "ort-minmax-7-bits": (make_by_minmax_7_bits, EITHER),
     "ort-percentile": (make_by_percentile, EITHER),
     "nncf": (make_by_nncf, EITHER[:1]),
+    "nncf-transformer": (make_by_nncf_transformer, EITHER[:1]),
     "nncf-mixed": (make_by_nncf_mixed, EITHER[:1]),
     "nncf-onnx": (make_by_nncf_onnx, EITHER),
 }

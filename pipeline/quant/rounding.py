@@ -25,7 +25,7 @@ from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
 from pipeline.quant.arrays import read_arrays
 from pipeline.quant.int8_weights import LIMIT, bound_pairs, round_to_nearest
-from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, partners
+from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, partners, row_chunks
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -236,8 +236,16 @@ def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64)
         means: float64 [inputs] of the inputs, or [groups, inputs].
     """
     groups = means.reshape(-1, weights.shape[1])
-    lost = (weights - rounded * scales[:, None]).reshape(len(groups), -1, weights.shape[1])
-    found: Float64 = (lost.astype(np.float64) @ groups[:, :, None]).reshape(-1)
+    of_rows = np.broadcast_to(scales, len(weights))
+    share = len(weights) // len(groups)  # outputs of a group
+    found = np.empty(len(weights))
+    for rows in row_chunks(weights.shape):
+        lost = weights[rows] - rounded[rows] * of_rows[rows, None]
+        if len(groups) == 1:
+            found[rows] = lost.astype(np.float64) @ groups[0]
+        else:
+            means_of_rows = groups[np.arange(len(weights))[rows] // share]
+            found[rows] = (lost.astype(np.float64) * means_of_rows).sum(axis=1)
     return found
 
 

@@ -129,3 +129,27 @@ def test_fit_sample_weights_uses_the_last_layer_when_there_are_two_linears(image
 def test_fit_sample_weights_names_the_missing_layer_when_there_is_no_linear(images: list[tuple[Path, int]]) -> None:
     with pytest.raises(ValueError, match=r"Sequential: expected an nn\.Linear as classifier, found none"):
         fit_sample_weights(nn.Sequential(nn.Conv2d(3, CLASSES, 3)), _prepare, images)
+
+
+class FixedSize(nn.Module):
+    """Patches with positions of their own, as in a vision transformer, and code that torch.fx does not trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 64, 16, 16), nn.LayerNorm(64)
+        self.positions, self.head = nn.Parameter(torch.zeros(1, 64, 64)), nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        if tokens.shape[1] != 64 or float(x.sum()) == 1.0:
+            raise ValueError("another size")
+        mixed: torch.Tensor = self.head(self.norm(torch.nn.functional.gelu(tokens + self.positions)).mean(1))
+        return mixed
+
+
+def test_fit_sample_weights_fits_whole_images_when_the_network_takes_one_size(images: list[tuple[Path, int]]) -> None:
+    network = FixedSize()
+    fit_sample_weights(network, _prepare, images)
+    with torch.inference_mode():
+        found = network(_views("calibration")).argmax(1)
+    assert (found == torch.arange(CLASSES)).float().mean() > 0.9
