@@ -138,7 +138,7 @@ def _takes(network: nn.Module, side: int) -> bool:
     """Tell whether a network takes images of side x side px: attention networks may have a size of their own."""
     try:
         network(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError):
+    except (AssertionError, RuntimeError, ValueError):  # what networks of libraries raise
         return False
     return True
 

@@ -52,21 +52,22 @@ def save(path: Path, how: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if how == "scripted":
-            torch.jit.script(network).save(str(path))
+            torch.jit.script(network).save(str(path))  # type: ignore[no-untyped-call]
         elif how == "traced":
-            torch.jit.trace(network, example).save(str(path))
+            torch.jit.trace(network, example).save(str(path))  # type: ignore[no-untyped-call]
         else:
             batch = 1 if how == "program of one" else 2
             free = ({0: torch.export.Dim("batch")},) if how == "free program" else None
             torch.export.save(torch.export.export(network, (example[:batch],), dynamic_shapes=free), str(path))
     with torch.inference_mode():
-        return network(torch.from_numpy(IMAGES)).numpy()
+        return np.asarray(network(torch.from_numpy(IMAGES)), np.float32)
 
 
 @pytest.mark.parametrize("how", ["scripted", "traced", "program of one", "program of two", "free program"])
 def test_to_onnx_computes_what_the_file_does_for_any_batch(tmp_path: Path, how: str) -> None:
     expected = save(tmp_path / "n.pt", how)
     answers = torch_programs.to_onnx(tmp_path / "n.pt", tmp_path / "n.onnx", (3, 32, 32), IMAGES)
+    assert answers is not None
     np.testing.assert_allclose(answers, expected, atol=1e-6)
     model = classifier.load(tmp_path / "n.onnx", (3, 32, 32))
     np.testing.assert_allclose(classifier.run(model, IMAGES), expected, atol=1e-5)
@@ -99,7 +100,7 @@ def test_build_takes_a_program_and_says_that_its_code_was_run(
     torch.manual_seed(0)
     network = Small(classes).eval()
     if how == "scripted":
-        torch.jit.script(network).save(str(tmp_path / "n.pt"))
+        torch.jit.script(network).save(str(tmp_path / "n.pt"))  # type: ignore[no-untyped-call]
     else:
         example = (torch.zeros(2, 3, 32, 32),)
         program = torch.export.export(network, example, dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -123,7 +124,7 @@ def test_init_writes_a_build_file_for_a_program(
     monkeypatch.chdir(tmp_path)
     classes = sum(path.is_dir() for path in image_tree.iterdir())
     network = Small(classes).eval()
-    torch.jit.script(network).save("n.pt")
+    torch.jit.script(network).save("n.pt")  # type: ignore[no-untyped-call]
     flags = ["--weights", "n.pt", "--dataset", str(image_tree)]
     assert main(["init", "x.yaml", *flags]) == 2
     assert "n.pt: is TorchScript, which does not keep the size of its input; give --size" in capsys.readouterr().err
