@@ -69,7 +69,7 @@ def write_build_file(family: str, images: int, folder: Path) -> Network:
         "name": name,
         "frontend": {"type": library, "model": name, "shape": {"input": [1, 3, height, width]}},
         "dataset": {
-            "sampler": {"get_data_num": images},
+            "sampler": {"get_data_num": images, "cover_classes": False},
             "process_ops": recipe.process_ops(),
         },
     }

@@ -28,7 +28,8 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.data.preprocess import Prepared
-from pipeline.errors import DataError
+from pipeline.errors import BackendError, DataError
+from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
 from pipeline.onnx_models.scores import Scores
 from pipeline.quant import pixels
@@ -36,7 +37,7 @@ from pipeline.quant.assemble import assemble
 from pipeline.quant.divergence import Divergence
 from pipeline.quant.sensitivity import Kind, Sensitivity
 from pipeline.runtimes.base import Backend, Runtime
-from pipeline.runtimes.opening import choose, open_backend, place
+from pipeline.runtimes.opening import choose, installed_runtimes, open_backend, place
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model, read_scores
 from pipeline.terminal.progress import progress_bar
@@ -47,6 +48,7 @@ _IMAGES = 400  # images that a model is judged on
 _CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
 _LEAST_GAIN = 0.98  # of the previous divergence: a smaller gain is noise, and float parts slow the other runtime more
 _BATCH = 16
+_MOST_S = 600.0  # for opening a model; a process that takes longer hangs
 _ROUNDS = 5  # of the speed comparison, whose median counts
 _BATCHES_A_ROUND = 4
 
@@ -128,7 +130,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             "float_activations": journal.kept(),
             "steps": [asdict(step) for step in journal.steps],
             "images": len(judged),
-            "runtime": choose(Runtime.AUTO).value,
+            "runtime": (judge.runtime or choose(Runtime.AUTO)).value,
         },
     )
     (out / _JOURNAL).unlink()
@@ -222,6 +224,7 @@ class _Judge:
     def __init__(
         self, images: Sequence[Prepared], expected: Float32, samples: Sequence[Sample], scores: Scores
     ) -> None:
+        self.runtime: Runtime | None = None  # that models are judged in; known once one was opened
         self._batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
         self._expected = expected
         self._scores = scores
@@ -234,7 +237,9 @@ class _Judge:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             onnx.save(model, path)
-            with open_backend(Runtime.AUTO, path, batch=_BATCH, placement=placement) as backend:
+            if self.runtime is None:
+                self.runtime = _surviving_runtime(path)
+            with open_backend(self.runtime, path, batch=_BATCH, placement=placement) as backend:
                 yield backend
 
     def figures(self, candidate: Backend, plain: Backend) -> CandidateFigures:
@@ -259,3 +264,26 @@ class _Judge:
         begun = time.perf_counter()
         list(pool.map(backend.infer, self._batches[:1] * (_BATCHES_A_ROUND * available_cores())))
         return time.perf_counter() - begun
+
+
+def _surviving_runtime(model: Path) -> Runtime:
+    """Return the usual runtime, or the next that opens a model: one that ends its process must not end the build.
+
+    Raises:
+        DataError: none does.
+    """
+    usual = choose(Runtime.AUTO)
+    reasons = []
+    for runtime in [usual, *(each for each in installed_runtimes() if each is not usual)]:
+        try:
+            isolated.call(_open, runtime, model, seconds=_MOST_S)
+        except (isolated.LostError, BackendError) as err:
+            reasons.append(f"{runtime.value} {err}")
+        else:
+            return runtime
+    raise DataError(f"the int8 model cannot be opened in any installed runtime: {'. '.join(reasons)}")
+
+
+def _open(runtime: Runtime, model: Path) -> None:
+    with open_backend(runtime, model, batch=_BATCH, placement=place(available_cores(), available_cores())):
+        pass

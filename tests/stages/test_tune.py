@@ -14,9 +14,12 @@ import pytest
 from pipeline.building import Built, build
 from pipeline.config.build_file import BuildConfig
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
+from pipeline.host import isolated
 from pipeline.packages.package import open_package
 from pipeline.reports.summary import summarize
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import choose, installed_runtimes
 from pipeline.stages import tune
 
 MakeConfig = Callable[..., BuildConfig]
@@ -141,3 +144,23 @@ def test_bad_goals_are_faults_of_the_build_file(make_config: MakeConfig, overrid
     with pytest.raises(ConfigError) as caught:
         make_config(override)
     assert words in str(caught.value)
+
+
+def test_models_are_judged_in_the_next_runtime_when_the_usual_one_ends_its_process(
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In OpenVINO 2026.4 the compilation of some graphs ended the process."""
+    call = isolated.call
+
+    def dies(function: Callable[..., None], runtime: Runtime, model: Path, seconds: float) -> None:
+        if runtime is choose(Runtime.AUTO):
+            raise isolated.LostError("died by SIGSEGV")
+        call(function, runtime, model, seconds=seconds)
+
+    monkeypatch.setattr(isolated, "call", dies)
+    others = [runtime for runtime in installed_runtimes() if runtime is not choose(Runtime.AUTO)]
+    if others:
+        assert tune._surviving_runtime(tiny_onnx) is others[0]
+    else:
+        with pytest.raises(DataError, match="died by SIGSEGV"):
+            tune._surviving_runtime(tiny_onnx)
