@@ -15,7 +15,7 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.data.sources import scan
 from pipeline.errors import ArtefactError, ConfigError, DataError
-from pipeline.host.hardware import available_cores
+from pipeline.host.hardware import available_cores, release_memory
 from pipeline.onnx_models.files import structure
 from pipeline.prepare import frontends
 from pipeline.prepare import inputs as build_inputs
@@ -196,6 +196,7 @@ def _run_stage(stage: Stage[S], settings: S, inputs: Mapping[str, Path], out: Pa
     with publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch:
         if not is_published(out):  # else another build made it while this one waited for the lock
             stage.run(settings, inputs, scratch)
+    release_memory()  # or the next stage would have it on top of its own
     return time.perf_counter() - started
 
 

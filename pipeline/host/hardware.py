@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import platform
@@ -142,6 +143,15 @@ def saturates(runtime: str | None = None) -> bool:
     """
     exact = {_INT8_FLAGS[flag] for flag in ("avx_vnni", "avx512_vnni", "amx_int8")}
     return is_x86() and not exact.intersection(instruction_sets(runtime))
+
+
+def release_memory() -> None:
+    """Return freed memory to the system where the C library can (glibc); else do nothing.
+
+    glibc keeps freed blocks of up to 32 MB each: after an ONNX Runtime session of resnet18, 180 MB.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_memory() -> None:

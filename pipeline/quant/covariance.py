@@ -32,6 +32,7 @@ class Covariance:
     def _flush(self) -> None:
         if self._pending:
             columns = np.concatenate(self._pending)
+            self._pending.clear()
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
             columns -= self._shift
@@ -43,7 +44,6 @@ class Covariance:
                 self._products[start : start + _BLOCK, :start] += block.T @ columns[:, :start]
             self._sums += columns.sum(axis=0, dtype=np.float64)
             self._count += len(columns)
-            self._pending.clear()
 
     def means(self) -> Float64:
         """Return float64 [inputs]."""

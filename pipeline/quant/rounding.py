@@ -32,7 +32,7 @@ Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
 
 _BLOCK = 128  # columns rounded one by one before their errors are passed on to the others, in one matrix product
-_ROWS = 1024  # rows of a covariance updated at a time: a bound on the memory of their product
+_ROWS = 512  # rows of a matrix updated at a time: a bound on the memory of their product
 _FACTORED = 256  # columns of a covariance factored at a time
 _DAMPING = 0.01  # of the mean variance, added to each: with fewer images than inputs, some directions have none
 # Largest number of a layer's inputs for one covariance, which takes 340 MB.
@@ -123,18 +123,16 @@ def _round_in_turn(
     # From here on a row holds an input's weights for all outputs, so that what is rounded at once lies together.
     steps = np.ascontiguousarray((weights / scales[:, None]).T[order])
     rounded, wanted = np.empty_like(steps), steps.copy()
-    nearest = np.ascontiguousarray(round_to_nearest(weights, scales, pairs).T[order], np.float32)
-    np.subtract(steps, nearest, out=nearest)
+    nearest = np.ascontiguousarray(round_to_nearest(weights, scales, pairs).T[order])
     neighbours = _rounded_before(pairs, order)
     powers = np.zeros((3, len(weights)))
     for end in range(inputs, 0, -_BLOCK):
         block = slice(max(0, end - _BLOCK), end)
         missed = _round_block(block, factor, steps, wanted, rounded, neighbours)
         # The factor is triangular, and `missed` is what the product with the errors of rounding would give.
-        below = factor[block.start :, block].T
-        for power, outputs in zip(
-            powers, (below @ steps[block.start :], missed, below @ nearest[block.start :]), strict=True
-        ):
+        below, known = factor[block.start :, block].T, steps[block.start :]
+        products = (below @ known, missed, below @ (known - nearest[block.start :]))
+        for power, outputs in zip(powers, products, strict=True):
             power += np.square(outputs * spread[block, None]).sum(axis=0, dtype=np.float64)
     found = np.empty(weights.shape, np.int8)
     found[:, order] = rounded.T
@@ -180,7 +178,9 @@ def _round_block(
         np.minimum(np.maximum(found, low, out=found), high, out=found)
         np.subtract(steps[start + column], found, out=errors[column])
         np.subtract(target, found, out=missed[column])
-    wanted[:start] += factor[block, :start].T @ errors
+    for top in range(0, start, _ROWS):
+        rows = slice(top, min(top + _ROWS, start))
+        wanted[rows] += factor[block, rows].T @ errors
     return missed
 
 

@@ -23,7 +23,7 @@ from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_c
 from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
 from pipeline.host.blas import blas_threads
-from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
+from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
 from pipeline.quant import pixels
 from pipeline.quant.covariance import Covariance, GroupCovariance
@@ -113,6 +113,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             else:
                 seen = functools.partial(progress.update, each.image)
                 held = _collect(settings, float32_model(inputs), some, sizes, images, seen)
+                release_memory()
                 for name in _round_in_turn(settings, some, held, found, partial):
                     progress.update(each.layers[name])
             rounded.update(found)

@@ -172,3 +172,20 @@ def test_instruction_sets_are_those_that_a_variable_allows_each_runtime(
     assert hardware.isa_cap("onnxruntime") == (value if onnxruntime else "")
     assert hardware.saturates("openvino") == (openvino in (["AVX2"], ["AVX2", "AVX-512"]))
     assert hardware.saturates("onnxruntime") == (onnxruntime == ["AVX2"])
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by rules of their own"
+)
+def test_release_memory_gives_back_what_small_blocks_took() -> None:
+    blocks = [bytes(100_000) for _ in range(2000)]
+    last = bytes(100_000)  # above them, so that they are not given back as they are freed
+    del blocks
+    before = _resident_mib()
+    hardware.release_memory()
+    assert _resident_mib() < before - 100
+    assert len(last) == 100_000
+
+
+def _resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
