@@ -192,11 +192,11 @@ def _read_shape(section: Section, kind: Frontend) -> tuple[str, tuple[int, int, 
         channels, height, width = width, channels, height
     if batch not in (1, -1):
         section.fault_below("shape", name, f"expected N of 1, or -1 for any batch, got {shown(sizes)}")
-    elif channels != 3:
+    elif channels != 3 and not (kind is Frontend.ONNX and channels == 1):
         section.fault_below("shape", name, f"expected C of 3 (RGB), got {shown(sizes)}")
     elif not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         section.fault_below("shape", name, f"expected H and W in 1..{MAX_SIDE}, got {shown(sizes)}")
-    return name, (batch, channels, height, width)
+    return name, (batch, 3, height, width)  # also of networks of grey images: they read the luminance of RGB
 
 
 def _check_output_size(section: Section, frontend: FrontendConfig, preprocess: PreprocessSpec) -> None:

@@ -57,7 +57,7 @@ class Recipe:
             {"type": "Resize", "size": size, "interpolation": self.interpolation},
             {"type": "CenterCrop", "crop_size": height if height == width else [height, width]},
             *exchange,
-            {"type": "Normalize", "mean": list(self.mean), "std": list(self.std)},
+            _normalize(self.mean, self.std),
             {"type": "ToTensor"},
         ]
 
@@ -69,6 +69,13 @@ class Recipe:
             f"Resize {size} ({how}), CenterCrop {crop}, mean {_shown(self.mean)}, std {_shown(self.std)}"
             f"{', channels as BGR' if self.bgr else ''}"
         )
+
+
+def _normalize(mean: Numbers, std: Numbers) -> dict[str, object]:
+    """Return the op; of pixels as they are in their own unit, since 1/255 is no decimal fraction."""
+    if (set(mean), set(std)) == ({0.0}, {1 / 255}):
+        return {"type": "Normalize", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "div255": False}
+    return {"type": "Normalize", "mean": list(mean), "std": list(std)}
 
 
 def _shown(values: Numbers) -> str:

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from pipeline.errors import DataError
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
-from pipeline.onnx_models.signature import has_channels_last
+from pipeline.onnx_models.signature import LUMINANCE, channels_read, has_channels_last
 from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, open_session
 
 Float32 = npt.NDArray[np.float32]
@@ -47,7 +47,7 @@ class RawFile:
         self.is_half = _is_half(structure)
         constants = {tensor.name for tensor in structure.graph.initializer}
         self._inputs = [value for value in structure.graph.input if value.name not in constants]
-        self._image, self._last, self.batch = _image_input(structure, self._inputs)
+        self._image, self._last, self._grey, self.batch = _image_input(structure, self._inputs)
         self._session: Any = None  # of ONNX Runtime, where it loads the file
         self._reference: ReferenceEvaluator | None = None
         self.runner = "ONNX Runtime"
@@ -114,7 +114,10 @@ class RawFile:
         for value in self._inputs:
             kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             if value.name == self._image:
-                layout = batch_nchw.transpose(0, 2, 3, 1) if self._last else batch_nchw
+                images = batch_nchw
+                if self._grey:
+                    images = np.tensordot(batch_nchw, np.array(LUMINANCE, np.float32), (1, 0))[:, None]
+                layout = images.transpose(0, 2, 3, 1) if self._last else images
                 feed[value.name] = np.ascontiguousarray(layout).astype(kind)
             else:
                 dims = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
@@ -180,8 +183,8 @@ def _is_half(model: onnx.ModelProto) -> bool:
     return bool((tensors | values | casts).intersection(_HALF_TYPES))
 
 
-def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, bool, int | None]:
-    """Return the name of the image input, whether its channels are last, and its batch where that is fixed."""
+def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, bool, bool, int | None]:
+    """Return the image input's name, whether its channels are last, whether it is grey, and its batch if fixed."""
     read = {name for node in model.graph.node for name in node.input}
     image = next((value for value in inputs if value.name in read), inputs[0])
     dims = [
@@ -189,7 +192,9 @@ def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) 
         for dim in image.type.tensor_type.shape.dim
     ]
     last = len(dims) == 4 and has_channels_last(model.graph, image.name, dims)
-    return image.name, last, dims[0] if dims else None
+    channels = dims[3 if last else 1] if len(dims) == 4 else None
+    grey = (channels or channels_read(model.graph, image.name)) == 1
+    return image.name, last, grey, dims[0] if dims else None
 
 
 def _line(err: Exception) -> str:

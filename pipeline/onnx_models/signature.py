@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import DataError
-from pipeline.onnx_models.graphs import Names, constants_of, integer, integers, remove_unused, rename
+from pipeline.onnx_models.graphs import Names, add_constant, constants_of, integer, integers, remove_unused, rename
 
 BATCH = "N"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS = 3
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image, as Pillow and OpenCV have it (ITU-R 601-2)
 
 
 def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> None:
@@ -64,9 +66,10 @@ def _likely_scores(graph: onnx.GraphProto) -> str:
 
 
 def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:
-    """Make the input [N, *chw] with a free N, in place; return the batch fixed by the file, or None.
+    """Make the input float [N, *chw] with a free N, in place; return the batch fixed by the file, or None.
 
-    An input with channels last gets a Transpose. The output's shape is removed.
+    An input with channels last gets a Transpose. One of grey images reads the luminance of RGB. One of uint8 pixels
+    reads the same numbers as floats: what casts them has nothing to do any more. The output's shape is removed.
 
     Raises:
         DataError: not one input of such images.
@@ -74,10 +77,10 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     graph = model.graph
     value = _only_input(model, path)
     kind, shape = value.type.tensor_type.elem_type, value.type.tensor_type.shape
-    if kind not in _FLOATS:
+    if kind not in (*_FLOATS, TensorProto.UINT8):
         raise DataError(
-            f"{path}: input {value.name!r} is {_kind(kind)}: the network casts and scales its pixels itself; export it "
-            "without the Cast and the normalisation, with float32 input; they belong into process_ops"
+            f"{path}: input {value.name!r} is {_kind(kind)}: wanted images as float32, or as uint8; export it without "
+            "the Cast"
         )
     if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
         raise DataError(
@@ -91,13 +94,13 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         dims = [None] * 4
     last = has_channels_last(graph, value.name, dims)
     found = (dims[3], dims[1], dims[2]) if last else (dims[1], dims[2], dims[3])
-    channels = found[0] or _channels_read(graph, value.name) or _CHANNELS
-    if channels != _CHANNELS:
-        kind_of = "grey images, of 1 channel" if channels == 1 else f"images of {channels} channels"
+    channels = found[0] or channels_read(graph, value.name) or _CHANNELS
+    if channels not in (1, _CHANNELS):
         raise DataError(
-            f"{path}: input {value.name!r} is {_shown(value)}, {kind_of}; only networks of 3 channels (RGB) are taken"
+            f"{path}: input {value.name!r} is {_shown(value)}, images of {channels} channels; only networks of 3 "
+            "channels (RGB) or 1 (grey) are taken"
         )
-    if any(size not in (None, wanted) for size, wanted in zip(found, chw, strict=True)):
+    if any(size not in (None, wanted) for size, wanted in zip(found[1:], chw[1:], strict=True)):
         layout = ", channels last" if last else ""
         _, height, width = found
         way = f" (--size {height} of build does it)" if height == width else ""
@@ -107,7 +110,9 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         )
     if last:
         _put_channels_first(model, value.name)
-    value.type.tensor_type.elem_type = kind
+    value.type.tensor_type.elem_type = TensorProto.FLOAT if kind == TensorProto.UINT8 else kind
+    if channels == 1:
+        _read_luminance(model, value)
     declare_shapes(model, chw)
     return dims[0]
 
@@ -174,14 +179,14 @@ def has_channels_last(graph: onnx.GraphProto, name: str, dims: list[int | None])
     return dims[3] is None and bool(readers) and all(_is_transpose(node, _TO_FIRST) for node in readers)
 
 
-def _channels_read(graph: onnx.GraphProto, name: str) -> int | None:
+def channels_read(graph: onnx.GraphProto, name: str) -> int | None:
     """Return the number of input channels of the convolution that reads a tensor."""
     constants = constants_of(graph)
     for node in graph.node:
         if name in node.input and node.op_type == "Conv" and node.input[1] in constants:
             return int(constants[node.input[1]].dims[1]) * integer(node, "group", 1)
         if name in node.input and _is_transpose(node, _TO_FIRST):
-            return _channels_read(graph, node.output[0])
+            return channels_read(graph, node.output[0])
     return None
 
 
@@ -204,6 +209,36 @@ def _put_channels_first(model: onnx.ModelProto, name: str) -> None:
     if any(last in node.input for node in graph.node):
         node_name = names.free("input_channels_last")
         graph.node.insert(0, helper.make_node("Transpose", [name], [last], node_name, perm=_TO_LAST))
+
+
+def _read_luminance(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None:
+    """Let a network of grey images read RGB ones: a convolution that reads the input gets its weights once a channel.
+
+    Normalisation by one mean and deviation for all channels, as grey images have, is the same before and after. Other
+    operators get the luminance from a convolution of 1x1.
+    """
+    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
+    kind = helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
+    shares = np.array(LUMINANCE, np.float64)[None, :, None, None]
+    grey = names.free(f"{image.name}_grey")
+    for node in [node for node in graph.node if image.name in node.input]:
+        if node.op_type == "Conv" and node.input[0] == image.name and node.input[1] in constants:
+            weights = numpy_helper.to_array(constants[node.input[1]])
+            node.input[1] = add_constant(
+                graph, names, f"{node.input[1]}_of_rgb", (weights.astype(np.float64) * shares).astype(weights.dtype)
+            )
+        else:
+            node.input[:] = [grey if name == image.name else name for name in node.input]
+    if any(grey in node.input for node in graph.node):
+        weight = add_constant(graph, names, f"{grey}_weight", shares.astype(kind))
+        graph.node.insert(0, helper.make_node("Conv", [image.name, weight], [grey], names.free(f"{grey}_node")))
+
+
+def takes_pixels(model: onnx.ModelProto) -> bool:
+    """Tell whether a file's one image input is of uint8 pixels, which the network then normalises itself."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    return len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
 
 
 def _kind(kind: int) -> str:

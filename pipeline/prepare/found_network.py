@@ -44,6 +44,7 @@ class FoundNetwork:
     recipe: Recipe | None  # how images are prepared, where somebody recorded it
     labels: tuple[str, ...] | None  # of the classes, where a file names them
     note: str
+    takes_pixels: bool = False  # 0 to 255, and normalises them itself
 
 
 def find_network(wanted: Wanted) -> FoundNetwork:
@@ -227,7 +228,9 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     }
     shown = f"{height} px" if height == width else f"{height}x{width} px"
     note = f"{weights}: input {inputs[0].name!r}, {shown}"
-    return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note)
+    pixels = signature.takes_pixels(model)
+    note += ", uint8 pixels that the network normalises itself" if pixels else ""
+    return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, pixels)
 
 
 def _outputs_of(model: onnx.ModelProto) -> int | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import onnx
 
 from pipeline.config.build_config import AUTO, BuildConfig, Frontend, Precision
+from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import DataError
 from pipeline.models import zoo
@@ -53,7 +55,7 @@ def settle_images(cfg: BuildConfig) -> BuildConfig:
 
 
 def check_model(cfg: BuildConfig) -> None:
-    """Raise DataError where an ONNX file has no such output or another input than the build file says.
+    """Raise DataError where an ONNX file has no such output, or another input than the build file says.
 
     Only the structure is read, not the tensors beside the file.
     """
@@ -61,6 +63,12 @@ def check_model(cfg: BuildConfig) -> None:
     if frontend.type is not Frontend.ONNX or frontend.checkpoint is None:
         return
     model: onnx.ModelProto = files.structure(frontend.checkpoint)
+    if signature.takes_pixels(model) and not is_plain(cfg.preprocess):
+        raise DataError(
+            f"{frontend.checkpoint}: its input is uint8: the network casts and normalises its pixels itself, and "
+            "process_ops normalise them too; set Normalize to {mean: [0, 0, 0], std: [1, 1, 1], div255: false} there, "
+            "or export the network without the Cast and the normalisation"
+        )
     signature.choose_output(model, frontend.checkpoint, frontend.output)
     signature.take_input(model, frontend.checkpoint, frontend.chw)
 
@@ -82,6 +90,11 @@ def check_weights(cfg: BuildConfig) -> None:
         network = zoo.build_network(row, classes or 1000, frontend.chw[1:])
         model = f"{frontend.type.value} {frontend.model}"
         checkpoints.load_strictly(network, state, frontend.checkpoint, model)
+
+
+def is_plain(spec: PreprocessSpec) -> bool:
+    """Tell whether images are given to the network as pixels of 0 to 255."""
+    return bool(np.allclose(spec.mean, 0.0, atol=1e-6) and np.allclose(spec.std, 1 / 255, rtol=1e-3))
 
 
 def _calibration_images(cfg: BuildConfig) -> Dataset:

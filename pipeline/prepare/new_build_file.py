@@ -21,6 +21,8 @@ from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
 
 _MEAN: Numbers = (0.485, 0.456, 0.406)
 _STD: Numbers = (0.229, 0.224, 0.225)
+_NO_MEAN: Numbers = (0.0, 0.0, 0.0)
+_NO_STD: Numbers = (1 / 255, 1 / 255, 1 / 255)  # of a 0..1 image: pixels as they are
 _CALIBRATION = 1000
 _RESIZE = 256 / 224  # shorter side over the crop, as ImageNet's networks are measured
 
@@ -180,6 +182,8 @@ def _recipe(given: Given, network: FoundNetwork) -> tuple[list[dict[str, object]
     """Return `process_ops`, and a line that says where each of its numbers is from."""
     height, width = network.hw
     recipe, said = network.recipe, ""
+    if network.takes_pixels and given.mean is None and given.std is None:
+        given = replace(given, mean=_NO_MEAN, std=_NO_STD)
     if recipe is None:
         square = height == width
         resize = round(height * _RESIZE) if square else (height, width)

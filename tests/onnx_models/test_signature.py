@@ -12,6 +12,7 @@ from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Dims, flat, load_and_compare
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier, signature
+from pipeline.onnx_models.raw import RawFile
 
 CONV = flat(node("Conv", "x w", "c"), node("Relu", "c", "a"))
 LAST = (8, 8, 3)
@@ -102,19 +103,39 @@ def test_load_shows_channels_last_when_their_size_is_another(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
 @pytest.mark.parametrize("dims", [("N", 1, 8, 8), ("N", "C", 8, 8), ("N", 8, 8, 1)], ids=str)
-def test_load_refuses_grey_images(tmp_path: Path, dims: Dims) -> None:
+def test_load_gives_networks_of_grey_images_the_luminance(tmp_path: Path, dims: Dims, kind: int) -> None:
+    grey = (IMAGES * np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]).sum(axis=1, keepdims=True)
+    alone = save(
+        tmp_path / "alone.onnx",
+        flat(node("Conv", "x w", "a")),
+        constants={"w": np.repeat(WEIGHT[:, :1] / 3, 3, axis=1)},
+    )
+    expected = classifier.run(classifier.load(alone, CHW), np.repeat(grey, 3, axis=1))  # by a network of three planes
     last = dims[3] == 1
-    start = [node("Transpose", "x", "t", perm=[0, 3, 1, 2])] if last else [node("Identity", "x", "t")]
-    nodes = flat(*start, node("Conv", "t w", "a")) if last else flat(node("Conv", "x w", "a"))
-    message = error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT[:, :1]}, dims=dims))
-    assert message.endswith("grey images, of 1 channel; only networks of 3 channels (RGB) are taken")
+    start = [node("Transpose", "x", "t", perm=[0, 3, 1, 2])] if last else []
+    nodes = flat(*start, node("Conv", "t w" if last else "x w", "a"))
+    weight = np.asarray(WEIGHT[:, :1], onnx.helper.tensor_dtype_to_np_dtype(kind))
+    path = save(tmp_path / "m.onnx", nodes, constants={"w": weight}, dims=dims, kind=kind, output_kind=kind)
+    half = kind == TensorProto.FLOAT16
+    model = load_and_compare(path, atol=2e-2 if half else 1e-5)
+    np.testing.assert_allclose(classifier.run(model, IMAGES), expected, atol=2e-2 if half else 1e-5)
+    assert "Conv" in operators(model)
+    assert operators(model).count("Conv") == 1  # the luminance is in its weights
+
+
+def test_load_gives_other_readers_of_grey_images_a_convolution(tmp_path: Path) -> None:
+    nodes = flat(node("Sub", "x half", "s"), node("Conv", "s w", "a"))
+    constants = {"w": WEIGHT[:, :1], "half": np.float32(0.5)}
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants, dims=("N", 1, 8, 8)))
+    assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:] == [3, 8, 8]
 
 
 def test_load_refuses_images_of_four_channels(tmp_path: Path) -> None:
     four = np.ones((4, 4, 3, 3), np.float32)
     message = error_of(save(tmp_path / "m.onnx", CONV, constants={"w": four}, dims=("N", 4, 8, 8)))
-    assert message.endswith("images of 4 channels; only networks of 3 channels (RGB) are taken")
+    assert message.endswith("images of 4 channels; only networks of 3 channels (RGB) or 1 (grey) are taken")
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
@@ -129,11 +150,25 @@ def test_load_takes_inputs_and_outputs_of_other_float_types(tmp_path: Path, kind
     assert {value.type.tensor_type.elem_type for value in values} == {TensorProto.FLOAT}
 
 
-def test_load_refuses_pixels_by_their_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_load_takes_pixels_that_the_network_normalises(tmp_path: Path, last: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *CHW)).astype(np.float32)
+    start = [node("Cast", "x", "f", to=TensorProto.FLOAT), node("Div", "f scale", "d"), node("Sub", "d mean", "s")]
+    nodes = [*start, node("Transpose", "s", "t", perm=[0, 3, 1, 2])] if last else start
+    nodes = flat(*nodes, node("Conv", "t w" if last else "s w", "a"))
+    constants = {"w": WEIGHT, "scale": np.float32(255), "mean": np.float32(0.45)}
+    dims = ("N", 8, 8, 3) if last else ("N", *CHW)
+    path = save(tmp_path / "m.onnx", nodes, constants=constants, dims=dims, kind=TensorProto.UINT8)
+    model = classifier.load(path, CHW)
+    assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    expected = RawFile(path, None).answers(pixels)
+    np.testing.assert_allclose(classifier.run(model, pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_load_refuses_numbers_that_are_no_pixels(tmp_path: Path) -> None:
     nodes = flat(node("Cast", "x", "f", to=TensorProto.FLOAT), node("Conv", "f w", "a"))
-    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.UINT8)) == (
-        "FILE: input 'x' is uint8: the network casts and scales its pixels itself; export it without the Cast and the "
-        "normalisation, with float32 input; they belong into process_ops"
+    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.INT64)) == (
+        "FILE: input 'x' is int64: wanted images as float32, or as uint8; export it without the Cast"
     )
 
 

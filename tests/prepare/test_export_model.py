@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.commands.cli import main
-from pipeline.models import zoo
+from pipeline.models import libraries, zoo
 from pipeline.weights import downloads
 
 SIZE, CLASSES = 32, 5
@@ -94,8 +94,13 @@ def test_export_takes_the_published_weights_when_none_are_given(
     ],
 )
 def test_export_names_the_flag_when_its_value_is_wrong(
-    tmp_path: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    more: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(libraries, "is_installed", lambda _: False)
     assert main(line(tmp_path, *more)) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not (tmp_path / "onnx").exists()
