@@ -45,7 +45,7 @@ class FrontendConfig:
         REQUIRED,
         choice(Frontend, fallback=Frontend.ONNX),
         "library of the network (`official`: iduta/iresnet), or `onnx` for a file that holds the whole network; "
-        "the other words load and are refused at the build",
+        "`pytorch`: TorchScript or a program of torch.export; the other words load and are refused at the build",
     )
     model: str | None = key(None, Text(), "name of the network, as `models` lists it; none for `onnx`")
     checkpoint: Path | None = key(
