@@ -48,7 +48,6 @@ READERS: dict[str, tuple[str, ...]] = {
     "prepare.found_network": ("init",),
     "prepare.frontends": ("build",),
     "prepare.from_paddleclas": ("init",),
-    "prepare.frontends": ("build",),
     "prepare.new_build_file": ("init",),
     "proof.agreement": ("bench", "predict", "serve"),
     "proof.speed": ("build",),
