@@ -54,46 +54,19 @@ def insert_qdq(
     Raises:
         DataError: a tensor has no range, or weights hold NaN or Inf.
     """
-    wanted = observed_tensors(model)
-    missing = [name for name in wanted if name not in ranges]
-    if missing:
-        raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
     parts = float_parts(model, gates=gates_in_float)
     sources = range_sources(model, parts)
-    observed_as = range_sources(model)  # where more is in float, less passes ranges on
-    covered = activations.covered_ranges(model, ranges)
-    data = {name: covered[source if source in covered else observed_as[source]] for name, source in sources.items()}
-    data |= {name: Range(-1.0, 1.0) for name in parts.outputs}  # any: their quantizers are removed
+    observed_as = range_sources(model)  # where more is in float, fewer operators pass ranges on
     unquantized = {name for name in sources if observed_as[name] in float_activations}
-    border = pixels.border_nodes(model)
     excluded = {*float_layers, *_island(model, unquantized), *_stacked_products(model), *parts.nodes}
+    data = _ranges_of_activations(model, ranges, sources, observed_as)
+    data |= {name: Range(-1.0, 1.0) for name in parts.outputs}  # any: their quantizers are removed
     prepared = onnx.shape_inference.infer_shapes(model)
     if per_channel:
         _norms_to_convolutions(prepared, excluded)
     float32 = onnx.ModelProto()
     float32.CopyFrom(prepared)  # the quantizer modifies its model
-    quantizer = QDQQuantizer(
-        prepared,
-        per_channel,
-        False,
-        QuantType.QInt8,
-        QuantType.QUInt8,
-        TensorsData(CalibrationMethod.MinMax, {name: _tensor_data(each) for name, each in data.items()}),
-        [],
-        [node.name for node in prepared.graph.node if _stays_float(node, data, excluded) or node.name in border],
-        [op for op in QUANTIZED_OPS if op != NORM],
-        {
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "OpTypesToExcludeOutputQuantization": list(MATRIX),
-            "QDQKeepRemovableActivations": True,  # else it removes those too that no quantizer replaces
-            "QDQDisableWeightAdjustForInt32Bias": True,  # the scales below fit their biases
-            "TensorQuantOverrides": _weight_scales(prepared, data, excluded, per_channel=per_channel),
-        },
-    )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()
-    quantized: onnx.ModelProto = quantizer.model.model
+    quantized = _run_quantizer(prepared, data, excluded | pixels.border_nodes(model), excluded, per_channel=per_channel)
     _remove_quantizers(quantized.graph, unquantized | parts.outputs)
     _read_unquantized(quantized.graph, parts.nodes, float32)
     keep_in_float(quantized)
@@ -103,6 +76,66 @@ def insert_qdq(
         pixels.take_uint8(quantized)
     quantized.producer_name = "int8-classifier-pipeline"
     onnx.checker.check_model(quantized)
+    return quantized
+
+
+def _ranges_of_activations(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], sources: Mapping[str, str], observed_as: Mapping[str, str]
+) -> dict[str, Range]:
+    """Return the range of every activation that is quantized.
+
+    Args:
+        sources: by activation, the one whose values set its range.
+        observed_as: the same of the model with all of its activations in int8, as calibration observed it.
+
+    Raises:
+        DataError: a tensor has no range.
+    """
+    missing = [name for name in observed_tensors(model) if name not in ranges]
+    if missing:
+        raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
+    covered = activations.covered_ranges(model, ranges)
+    return {name: covered[source if source in covered else observed_as[source]] for name, source in sources.items()}
+
+
+def _run_quantizer(
+    prepared: onnx.ModelProto,
+    data: Mapping[str, Range],
+    in_float: Collection[str],
+    float_layers: Collection[str],
+    *,
+    per_channel: bool,
+) -> onnx.ModelProto:
+    """Return the model with a pair of Quantize- and DequantizeLinear at every range and weight.
+
+    Args:
+        prepared: float32 with inferred shapes; it is changed.
+        data: the range of each activation.
+        in_float: names of nodes that stay float32.
+        float_layers: those of them that are layers.
+    """
+    quantizer = QDQQuantizer(
+        prepared,
+        per_channel,
+        False,
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, {name: _tensor_data(each) for name, each in data.items()}),
+        [],
+        [node.name for node in prepared.graph.node if _stays_float(node, data, float_layers) or node.name in in_float],
+        [op for op in QUANTIZED_OPS if op != NORM],
+        {
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            "OpTypesToExcludeOutputQuantization": list(MATRIX),
+            "QDQKeepRemovableActivations": True,  # else it removes those too that no quantizer replaces
+            "QDQDisableWeightAdjustForInt32Bias": True,  # the scales below fit their biases
+            "TensorQuantOverrides": _weight_scales(prepared, data, float_layers, per_channel=per_channel),
+        },
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    quantized: onnx.ModelProto = quantizer.model.model
     return quantized
 
 
