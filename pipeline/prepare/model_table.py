@@ -20,6 +20,8 @@ _NOTE = (
     "of the Wide ResNets, MACs with norms and pools; of PaddleClas's, about twice the MACs; iResNets, 2.24 times.\n"
     "reference: what the network's own paper reports, as the documents give it.\n"
     "weights: auto: `build --weights auto` downloads them; by hand: no hash is known, `models --json` has the address."
+    "\n"
+    "An installed timm or torchvision adds its own: frontend.type timm or torchvision with any name that it lists."
 )
 
 
