@@ -18,6 +18,7 @@ BATCH = "N"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS = 3
+_PIXEL_SCALES = (1 / 300, 1 / 100)  # from one to the other: what a network scales pixels of 0 to 255 by
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image, as Pillow and OpenCV have it (ITU-R 601-2)
 
 
@@ -235,10 +236,34 @@ def _read_luminance(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None:
 
 
 def takes_pixels(model: onnx.ModelProto) -> bool:
-    """Tell whether a file's one image input is of uint8 pixels, which the network then normalises itself."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    """Tell whether a file's one image input is of pixels from 0 to 255, which the network then normalises itself.
+
+    It is where its type is uint8, or where all that reads it, casts and Transposes left aside, scales it by about
+    1/255 or 1/127.5, as Keras's Rescaling layers do.
+    """
+    constants = constants_of(model.graph)
     inputs = [value for value in model.graph.input if value.name not in constants]
-    return len(inputs) == 1 and inputs[0].type.tensor_type.elem_type == TensorProto.UINT8
+    if len(inputs) != 1:
+        return False
+    return inputs[0].type.tensor_type.elem_type == TensorProto.UINT8 or _is_scaled(model.graph, inputs[0].name)
+
+
+def _is_scaled(graph: onnx.GraphProto, name: str) -> bool:
+    constants = constants_of(graph)
+    readers = [node for node in graph.node if name in node.input]
+    if len(readers) == 1 and readers[0].op_type in ("Cast", "Transpose", "Identity"):
+        return _is_scaled(graph, readers[0].output[0])
+    factors = []
+    for node in readers:
+        others = [each for each in node.input if each != name]
+        if node.op_type not in ("Mul", "Div") or len(others) != 1 or others[0] not in constants:
+            return False
+        values = numpy_helper.to_array(constants[others[0]]).astype(np.float64)
+        if node.op_type == "Div" and (node.input[0] != name or not values.all()):
+            return False
+        factors += list((1 / values if node.op_type == "Div" else values).reshape(-1)[:_CHANNELS])
+    low, high = _PIXEL_SCALES
+    return bool(factors) and all(low <= factor <= high for factor in factors)
 
 
 def _kind(kind: int) -> str:

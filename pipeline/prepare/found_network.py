@@ -229,7 +229,7 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     shown = f"{height} px" if height == width else f"{height}x{width} px"
     note = f"{weights}: input {inputs[0].name!r}, {shown}"
     pixels = signature.takes_pixels(model)
-    note += ", uint8 pixels that the network normalises itself" if pixels else ""
+    note += ", pixels of 0 to 255 that the network normalises itself" if pixels else ""
     return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, pixels)
 
 

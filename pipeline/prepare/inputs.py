@@ -64,10 +64,12 @@ def check_model(cfg: BuildConfig) -> None:
         return
     model: onnx.ModelProto = files.structure(frontend.checkpoint)
     if signature.takes_pixels(model) and not is_plain(cfg.preprocess):
+        is_uint8 = any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for value in model.graph.input)
+        does = "its input is uint8: the network casts and normalises" if is_uint8 else "the network scales"
         raise DataError(
-            f"{frontend.checkpoint}: its input is uint8: the network casts and normalises its pixels itself, and "
-            "process_ops normalise them too; set Normalize to {mean: [0, 0, 0], std: [1, 1, 1], div255: false} there, "
-            "or export the network without the Cast and the normalisation"
+            f"{frontend.checkpoint}: {does} its pixels itself, and process_ops normalise them too; set Normalize to "
+            "{mean: [0, 0, 0], std: [1, 1, 1], div255: false} there, or export the network without "
+            f"{'the Cast and ' if is_uint8 else ''}the normalisation"
         )
     signature.choose_output(model, frontend.checkpoint, frontend.output)
     signature.take_input(model, frontend.checkpoint, frontend.chw)

@@ -363,12 +363,13 @@ def test_init_and_build_a_network_of_the_installed_library(
     assert package.report()["proof"]["given"]["verdict"] == "good"
 
 
-def test_init_and_build_a_network_of_uint8_pixels(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", [onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT])
+def test_init_and_build_a_network_of_pixels(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = onnx.load(save_onnx(Path("net.onnx")))
-    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    model.graph.input[0].type.tensor_type.elem_type = kind
     scaled = [
         onnx.helper.make_node("Cast", ["pixel_values"], ["cast"], "cast", to=onnx.TensorProto.FLOAT),
         onnx.helper.make_node("Div", ["cast", "scale"], ["scaled"], "scale"),
@@ -380,11 +381,16 @@ def test_init_and_build_a_network_of_uint8_pixels(
         model.graph.node.insert(0, node)
     onnx.save(model, "net.onnx")
     assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "pets"]) == 0
-    assert "32 px, uint8 pixels that the network normalises itself" in capsys.readouterr().out
+    assert "32 px, pixels of 0 to 255 that the network normalises itself" in capsys.readouterr().out
     cfg = load_build_file("x.yaml")
     package = open_package(build(cfg, lambda line: None).prefix)
     assert package.report()["proof"]["given"]["verdict"] == "good"
     text = Path("x.yaml").read_text(encoding="utf-8").replace("div255: false", "div255: true")
     Path("y.yaml").write_text(text, encoding="utf-8")
     assert main(["build", "y.yaml"]) == 2
-    assert "net.onnx: its input is uint8: the network casts and normalises its pixels itself" in capsys.readouterr().err
+    does = (
+        "its input is uint8: the network casts and normalises"
+        if kind == onnx.TensorProto.UINT8
+        else "the network scales"
+    )
+    assert f"net.onnx: {does} its pixels itself, and process_ops normalise them too" in capsys.readouterr().err
