@@ -46,6 +46,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "prepare.doctor": ("doctor",),
     "prepare.export_model": ("export",),
     "prepare.found_network": ("init",),
+    "prepare.frontends": ("build",),
     "prepare.from_paddleclas": ("init",),
     "prepare.new_build_file": ("init",),
     "proof.agreement": ("bench", "predict", "serve"),
