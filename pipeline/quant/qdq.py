@@ -25,6 +25,7 @@ from pipeline.quant.float_parts import float_parts
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, weighted_nodes
 from pipeline.quant.int8_weights import round_all_to_nearest, scales_of
 from pipeline.quant.layers import weights_of
+from pipeline.quant.own_constants import give_own_constants
 from pipeline.quant.placement import NORM, QUANTIZED_OPS, observed_tensors, range_sources
 from pipeline.quant.qmath import Range
 from pipeline.quant.scales import check_finite, fit_to_bias
@@ -62,6 +63,7 @@ def insert_qdq(
     data = _ranges_of_activations(model, ranges, sources, observed_as)
     data |= {name: Range(-1.0, 1.0) for name in parts.outputs}  # any: their quantizers are removed
     prepared = onnx.shape_inference.infer_shapes(model)
+    give_own_constants(prepared)
     if per_channel:
         _norms_to_convolutions(prepared, excluded)
     float32 = onnx.ModelProto()
