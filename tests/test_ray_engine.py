@@ -81,9 +81,15 @@ def helper(code: str, wanted: Callable[[str], bool], env: Mapping[str, str]) -> 
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Helper]:
-    """A server that speaks S3, where its packages are installed; the environment names it, as users do."""
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helper]:
+    """A server that speaks S3, where its packages are installed; the environment names it, as users do.
+
+    A token of an earlier Ray lies in its home.
+    """
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("7" * 64)
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(home)}
     if not HAS_S3:
         yield Helper("", env)
         return
@@ -94,7 +100,8 @@ def store() -> Iterator[Helper]:
 
 @pytest.fixture(scope="module")
 def cluster(store: Helper) -> Iterator[Helper]:
-    yield from helper(START_CLUSTER, lambda line: ":" in line, store.env)
+    """A cluster that wants no token."""
+    yield from helper(START_CLUSTER, lambda line: ":" in line, {**store.env, "RAY_AUTH_MODE": "disabled"})
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -272,7 +279,7 @@ def in_store(store: Helper, code: str, *arguments: object) -> None:
 
 POISON = """
 import os, signal, sys
-from pipeline.cluster import Cluster
+from pipeline.host.cluster import Cluster
 from pipeline.errors import PipelineError
 
 def die(setup):

@@ -19,6 +19,8 @@ import pickle
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -74,7 +76,7 @@ class Cluster:
             BackendError: there is no cluster at the address, or it has no core.
         """
         os.environ.update(_ENVIRONMENT)
-        with _added_to_environment(token_settings(is_local=self.address is None)):
+        with _added_to_environment(token_settings(self.address)):
             with sigint_held_back(), warnings.catch_warnings():  # Ray's import would swallow Ctrl-C
                 warnings.simplefilter("ignore")  # of Ray's own code
                 import ray
@@ -145,21 +147,49 @@ def _has_token() -> bool:
     return bool(os.environ.get(_TOKEN)) or Path(path).is_file()
 
 
-def token_settings(*, is_local: bool) -> dict[str, str]:
+def token_settings(address: str | None) -> dict[str, str]:
     """Return what must be in the environment for Ray's authentication by token; nothing where the user chose a mode.
 
     Args:
-        is_local: for a Ray of the run's own.
+        address: of the cluster to join; None: a Ray of the run's own.
 
     A Ray that is started by `ray.init` (2.60) makes a token, and leaves it in ~/.ray/auth_token: from then on, each
     `ray start --head` wants it. So a Ray of our own gets a token in the environment, which ends with the run.
-    `ray start --head` finds a token in that file by itself, but `ray.init` uses it only where the mode is set.
+    `ray start --head` reads that file without being told, but `ray.init` uses it only where the mode is set; and where
+    the mode is set, but the cluster wants no token, joining succeeds and all work is lost.
     """
     if _MODE in os.environ:
         return {}
-    if is_local:
+    if address is None:
         return {_MODE: "token"} if os.environ.get(_TOKEN) else {_MODE: "token", _TOKEN: secrets.token_hex(32)}
-    return {_MODE: "token"} if _has_token() else {}
+    return {_MODE: "token"} if _has_token() and _wants_token(address) else {}
+
+
+_TRY_TO_JOIN = """
+import logging, sys
+import ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
+except ray.exceptions.AuthenticationError:
+    sys.exit(3)
+"""
+_TRY_S = 60.0
+
+
+def _wants_token(address: str) -> bool:
+    """Tell whether a cluster refuses who brings no token; tried in a process of its own, since Ray looks once."""
+    environment = {**os.environ, **_ENVIRONMENT, _MODE: "disabled"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRY_TO_JOIN, address],
+            env=environment,
+            capture_output=True,
+            check=False,
+            timeout=_TRY_S,
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode == 3
 
 
 def _token_note() -> str:

@@ -28,18 +28,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_token_settings_are_of_the_run_when_ray_is_its_own(home: Path) -> None:
-    first, second = (token_settings(is_local=True) for _ in range(2))
+    first, second = (token_settings(None) for _ in range(2))
     assert first["RAY_AUTH_MODE"] == "token"
     assert len(first["RAY_AUTH_TOKEN"]) == 64
     assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
 
 
-def test_token_settings_set_the_mode_when_a_token_is_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert token_settings(is_local=False) == {}
+def test_token_settings_leave_the_mode_that_the_user_chose(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert token_settings("127.0.0.1:1") == {}  # no token here
     (home / ".ray" / "auth_token").write_text("7" * 64)
-    assert token_settings(is_local=False) == {"RAY_AUTH_MODE": "token"}
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert token_settings(is_local=False) == token_settings(is_local=True) == {}
+    assert token_settings("127.0.0.1:1") == token_settings(None) == {}
 
 
 JOIN = """

@@ -109,7 +109,7 @@ def test_run_writes_its_figures_and_leaves_no_partial(
 KILLED = """
 import os, signal, sys
 from pipeline.stages import calibrate
-from pipeline.cli import main
+from pipeline.commands.cli import main
 calibrate._SECONDS_BETWEEN_SAVES, calibrate._ROUND = 0.0, 2
 save, saves = calibrate._save, []
 def save_and_die(*arguments):
@@ -138,7 +138,7 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
     ahead = np.concatenate([np.load(partial / "partial.npy"), np.ones((4, 4), np.float32)])
     np.save(partial / "partial.npy", ahead)
     resumed = build(cfg, lambda line: None)
-    assert resumed.ran == ("calibrate", "thresholds", "round", "quantize", "prove", "package")
+    assert resumed.ran == ("calibrate", "thresholds", "place", "round", "quantize", "prove", "package")
     undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
     folders = [
         next(path for path in (root / ".cache" / "calibrate").iterdir() if path.is_dir())
