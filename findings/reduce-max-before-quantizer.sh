@@ -26,6 +26,7 @@ constants = {
     "w": random.integers(-127, 128, (4, 16, 1, 1)).astype(np.int8),
     **{"ws": np.float32(0.003), "wz": np.int8(0), "xs": np.float32(0.03), "xz": np.uint8(0)},
 }
+decibel = {}
 options = onnxruntime.SessionOptions()
 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 for kind in ("ReduceMax", "ReduceMin", "GlobalMaxPool", "ReduceMean", "MaxPool"):
@@ -50,5 +51,8 @@ for kind in ("ReduceMax", "ReduceMin", "GlobalMaxPool", "ReduceMean", "MaxPool")
     core = openvino.Core()
     found = core.compile_model("model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]
     noise = max(float(((expected - found) ** 2).sum()), 1e-30)
-    print(f"{kind}: {10 * np.log10((expected**2).sum() / noise):.1f} dB")
+    decibel[kind] = 10 * np.log10((expected**2).sum() / noise)
+    print(f"{kind}: {decibel[kind]:.1f} dB")
+assert max(decibel["ReduceMax"], decibel["ReduceMin"], decibel["GlobalMaxPool"]) < 25
+assert min(decibel["ReduceMean"], decibel["MaxPool"]) > 60
 PY
