@@ -107,8 +107,9 @@ def measure(network: Network, args: argparse.Namespace, out: Path) -> dict[str, 
     command += ["--evaluation-images", str(args.evaluation_images)]
     for flag, value in (("--evaluation", args.evaluation), ("--val_label", args.val_label)):
         command += [flag, str(value)] if value is not None else []
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-        raise BackendError(f"{network.name}: not measured, see above")
+    code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+    if code:
+        raise BackendError(f"{network.name}: not measured, accuracy.py ended with {code}")
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found
 
