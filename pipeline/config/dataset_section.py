@@ -15,6 +15,7 @@ from pipeline.config.spec_comparison import describe, difference
 from pipeline.config.vdsp import FOLDER, PreprocessSpec, read_vdsp
 from pipeline.errors import ConfigError
 
+_OF_PADDLE = (Frontend.PADDLECLAS, Frontend.PADDLE)  # inference models are PaddleClas's, too
 _NO_PREPROCESS = "missing, and vdsp_params too; give one (as in --set dataset.vdsp_params=FILE)"
 
 
@@ -29,7 +30,7 @@ def read_dataset(
     values["process_ops"] = tuple(item.values for item in section.sections(ops_key)) if ops or custom else ()
     config = DatasetConfig(**values)
     said = config.preprocess_as
-    usual = PreprocessAs.PADDLECLAS if frontend.type is Frontend.PADDLECLAS else PreprocessAs.TORCHVISION
+    usual = PreprocessAs.PADDLECLAS if frontend.type in _OF_PADDLE else PreprocessAs.TORCHVISION
     described: PreprocessSpec | Fault | None
     described = _resolve_preprocess(section, ops_key, ops, config.vdsp_params, frontend.chw[1:], said or usual)
     found = described.preprocess_as if described is not None else said or usual  # a vdsp file may say it too

@@ -230,7 +230,7 @@ class DatasetConfig:
     preprocess_as: PreprocessAs | None = key(  # resolved by `read_dataset`
         None,
         choice(PreprocessAs),
-        "whose sizes, corners and EXIF: null: `paddleclas` for its networks, else `torchvision`",
+        "whose sizes, corners and EXIF: null: `paddleclas` for frontends paddleclas and paddle, else `torchvision`",
     )
     skip_bad: bool = key(
         False,

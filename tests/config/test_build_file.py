@@ -473,13 +473,23 @@ RESIZE_CV = f"{OPS}.1.interpolation=BILINEAR_CV"
     [
         ((), PreprocessAs.TORCHVISION),
         (PADDLE, PreprocessAs.PADDLECLAS),
+        (("frontend.type=paddle",), PreprocessAs.PADDLECLAS),
         (("dataset.preprocess_as=paddleclas",), PreprocessAs.PADDLECLAS),
         ((*PADDLE, "dataset.preprocess_as=torchvision"), PreprocessAs.TORCHVISION),
         ((RESIZE_CV, PADDLE_VDSP), PreprocessAs.PADDLECLAS),
         ((RESIZE_CV, PADDLE_VDSP, "dataset.preprocess_as=paddleclas"), PreprocessAs.PADDLECLAS),
         ((*PADDLE, f"dataset.vdsp_params={VDSP}"), PreprocessAs.PADDLECLAS),
     ],
-    ids=["others", "its networks", "said", "said otherwise", "said by vdsp", "said by both", "vdsp says nothing"],
+    ids=[
+        "others",
+        "its networks",
+        "inference models",
+        "said",
+        "said otherwise",
+        "said by vdsp",
+        "said by both",
+        "vdsp says nothing",
+    ],
 )
 def test_load_build_file_preprocesses_as_the_library_unless_a_file_says(
     here: Path, overrides: tuple[str, ...], found: PreprocessAs
