@@ -108,6 +108,20 @@ def is_image_of(
     )
 
 
+def find_decoding(path: Path) -> PreprocessAs | None:
+    """Return as which library `image2npz` decoded the image of a local npz; None where the file does not say."""
+    tail_bytes = CENTRAL.size + len(f"{IMAGE_KEY}.npy") + _STAMP.size + END.size
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            stream.seek(max(0, size - tail_bytes))
+            member = find_sole_member(stream.read(tail_bytes), size) if size >= tail_bytes else None
+    except OSError:
+        return None
+    tag = b"" if member is None else member.comment[:8]
+    return next((library for library, known in _STAMP_TAGS.items() if known == tag), None)
+
+
 def write_result_npz(path: Location, output: NDArray[np.float32]) -> None:
     """Write what the network gave for one sample, float32 [1, classes], whole or not at all.
 

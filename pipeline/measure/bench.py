@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config.spec_comparison import difference
 from pipeline.config.vdsp import PreprocessSpec, load_vdsp, to_vdsp_dict
-from pipeline.data.npz import read_datalist
+from pipeline.data.npz import find_decoding, read_datalist
 from pipeline.data.storage import Location, Url, location
 from pipeline.errors import ConfigError, DataError
 from pipeline.host.cluster import Cluster
@@ -22,6 +22,7 @@ from pipeline.run.performance import Performance, Recorder
 from pipeline.run.plan import Limit, Plan
 from pipeline.run.runner import measure
 from pipeline.runtimes.base import Runtime
+from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 _COMPARED_ROUNDS = 3
@@ -209,6 +210,7 @@ def run_accuracy(
         What was measured; None if an earlier run had left no image to do.
     """
     images = read_datalist(datalist)
+    _check_decoding(images, spec)
     plan = _plan(package, load, spec)
     run = {
         "package": str(package.prefix.absolute()),
@@ -220,6 +222,17 @@ def run_accuracy(
         "datalist": str(datalist.absolute()),
     }
     return results_folder.write_results(plan, run, images, out, f"results of {package.name}", cluster)
+
+
+def _check_decoding(images: Sequence[Location], spec: PreprocessSpec) -> None:
+    """Warn where the first image was decoded otherwise than the package's images are."""
+    found = find_decoding(images[0]) if images and isinstance(images[0], Path) else None
+    if found not in (None, spec.preprocess_as):
+        wanted = spec.preprocess_as.value
+        console.warning(
+            f"note: {images[0]}: decoded as by {found.value}, this package wants {wanted}: images that EXIF turns "
+            f"differ; make the npz files again by image2npz --preprocess_as {wanted}"
+        )
 
 
 def _plan(package: Package, load: Load, spec: PreprocessSpec) -> Plan:

@@ -204,3 +204,13 @@ def test_read_datalist_says_what_is_wrong(tmp_path: Path, text: str | None, mess
     with pytest.raises(DataError) as caught:
         npz.read_datalist(datalist)
     assert str(caught.value) == message.format(datalist, folder=tmp_path)
+
+
+@pytest.mark.parametrize("library", PreprocessAs)
+def test_find_decoding_returns_what_image2npz_kept(tmp_path: Path, library: PreprocessAs) -> None:
+    image = np.zeros((3, 4, 5), np.uint8)
+    npz.write_image_npz(tmp_path / "stamped.npz", image, (10, 20), decoded_as=library)
+    npz.write_image_npz(tmp_path / "plain.npz", image)
+    assert npz.find_decoding(tmp_path / "stamped.npz") is library
+    assert npz.find_decoding(tmp_path / "plain.npz") is None
+    assert npz.find_decoding(tmp_path / "gone.npz") is None

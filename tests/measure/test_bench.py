@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from run_fixtures import IMAGES, SPEC, TinyWorkspace
 
 from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
+from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, to_vdsp_dict
+from pipeline.data import npz
 from pipeline.errors import ConfigError, DataError
 from pipeline.measure import bench
 from pipeline.measure.bench_result import BenchResult, describe
@@ -158,3 +161,14 @@ def test_run_comparison_says_what_to_do_when_the_float32_model_is_gone(tiny: Tin
     assert str(raised.value) == (
         f"--reference: the float32 model of {tiny.prefix} is not here; build it on this machine"
     )
+
+
+def test_run_accuracy_warns_where_images_were_decoded_as_by_another_library(
+    tiny: TinyWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for library, warns in ((PreprocessAs.TORCHVISION, False), (PreprocessAs.PADDLECLAS, True)):
+        npz.write_image_npz(tmp_path / "a.npz", np.zeros((3, 40, 40), np.uint8), (10, 20), decoded_as=library)
+        npz.write_datalist(tmp_path / "list.txt", [tmp_path / "a.npz"])
+        bench.run_accuracy(tiny.package, load(), SPEC, tmp_path / "list.txt", tmp_path / library.value)
+        said = capsys.readouterr().err
+        assert ("decoded as by paddleclas, this package wants torchvision" in said) is warns
