@@ -99,7 +99,7 @@ def _run(model: onnx.ModelProto, batch: int) -> bool | None:
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         feed[value.name] = np.zeros((batch, *dims[1:]), np.float32)
     try:
-        session = open_session(model.SerializeToString())
+        session = open_session(model)
         feed = {name: values for name, values in feed.items() if name in {each.name for each in session.get_inputs()}}
         return bool(np.asarray(session.run(None, feed)[0]).reshape(-1)[0])
     except RUNTIME_ERRORS:

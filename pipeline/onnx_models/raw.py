@@ -172,7 +172,7 @@ def _outputs(model: onnx.ModelProto, names: Sequence[str], feed: dict[str, Array
     probed.CopyFrom(model)
     del probed.graph.output[:]
     probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = open_session(probed.SerializeToString(), optimized=optimized)
+    session = open_session(probed, optimized=optimized)
     return list(session.run(list(names), feed))
 
 

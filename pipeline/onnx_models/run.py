@@ -31,7 +31,7 @@ def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32]) -> list[Fl
     """Return `run` of every batch; the model is loaded once. A model with a batch of 1 gets one image at a time."""
     outputs: list[Float32] = []
     try:
-        session = open_session(model.SerializeToString())
+        session = open_session(model)
         name, alone = model.graph.input[0].name, takes_one_image(model)
         for batch_nchw in batches_nchw:
             parts = np.split(batch_nchw, len(batch_nchw)) if alone else [batch_nchw]

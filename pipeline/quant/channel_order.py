@@ -9,6 +9,7 @@ place of 19% to 29%.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -23,6 +24,9 @@ Float64 = npt.NDArray[np.float64]
 Order = npt.NDArray[np.intp]
 
 _SWEEPS = 20  # over all pairs, looking for exchanges; it settles after 3 to 8
+# Pairs of weights of a layer that are compared for the cost of its channels as neighbours: 8 s. Layers of ResNets have a
+# fiftieth of that, trained fully connected layers of 4096 channels half, evenly distributed weights four times as many.
+_COMPARED = 1 << 33
 
 
 def order_channels(model: onnx.ModelProto, layers: Collection[str]) -> int:
@@ -71,6 +75,8 @@ def pair_costs(weights: npt.NDArray[np.floating]) -> Float64:
     The cost is the sum over the outputs of the squared excess of a pair's sum over the largest weight of the output, in
     units of that weight; only weights of the same sign count.
 
+    Of a layer with very many weights above a half, every n-th output counts n times.
+
     Args:
         weights: float [outputs, channels, positions].
     """
@@ -78,14 +84,18 @@ def pair_costs(weights: npt.NDArray[np.floating]) -> Float64:
     largest = np.abs(weights).max(axis=(1, 2), keepdims=True)
     shares = np.divide(weights, largest, out=np.zeros_like(weights, np.float32), where=largest > 0)
     rows = np.ascontiguousarray(shares.transpose(0, 2, 1)).reshape(-1, channels)
+    step = math.ceil(np.count_nonzero(np.abs(rows) > 0.5) * channels / _COMPARED) or 1
+    rows = rows[::step]  # a sample of a wide layer's outputs tells as well which channels fit each other
     cost = np.zeros((channels, channels))
     for sign in (1, -1):
         of_sign = np.maximum(sign * rows, 0)
         for channel in range(channels):
             # Of two weights whose sum exceeds 1, one exceeds a half.
             some = of_sign[of_sign[:, channel] > 0.5]
-            excess = np.maximum(some + some[:, channel : channel + 1] - 1, 0)
-            cost[channel] += np.square(excess).sum(axis=0)
+            some += some[:, channel : channel + 1].copy()
+            some -= 1
+            np.square(np.maximum(some, 0, out=some), out=some)
+            cost[channel] += some.sum(axis=0) * step
     # A pair of two large weights was counted twice.
     symmetric: Float64 = np.maximum(cost, cost.T)
     np.fill_diagonal(symmetric, 0)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import onnx
 
+from pipeline.onnx_models.graphs import without_weights
+
 MATRIX = ("Gemm", "MatMul")
 WEIGHTED = ("Conv", *MATRIX)
 _MAKE_INTEGERS = frozenset({"Shape", "Size", "ArgMax", "ArgMin", "NonZero"})
@@ -28,8 +30,9 @@ def activation_shapes(model: onnx.ModelProto, *, computed: bool = False) -> dict
     Args:
         computed: follow shapes through the arithmetic that a model does with them.
     """
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=computed).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
+    # Without the weights, of which inference would make three copies (1.5 GB for a VGG).
+    graph = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=computed).graph
+    values = (*model.graph.input, *graph.value_info, *graph.output)
     return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
 
 

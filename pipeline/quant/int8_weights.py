@@ -35,7 +35,8 @@ def scales_of(matrix: Float32, pairs: Pairs, *, per_channel: bool) -> Float32:
     Returns:
         float32 [outputs], or [1] for the whole tensor, in tensor units a step.
     """
-    largest = np.abs(matrix).max(axis=1) / np.float32(LIMIT)
+    # Not of np.abs(matrix), which would take as much memory as the weights.
+    largest = np.maximum(matrix.max(axis=1), -matrix.min(axis=1)) / np.float32(LIMIT)
     needed = np.maximum(largest, largest_sums(matrix, pairs) / PAIR_LIMIT)
     if not per_channel:
         needed = needed.max(keepdims=True)

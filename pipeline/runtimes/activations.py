@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+
+from pipeline.runtimes.sessions import serialize
 
 Float32 = npt.NDArray[np.float32]
 
@@ -21,25 +24,22 @@ class ActivationReader:
     If ONNX Runtime allocates the outputs of each pass, page faults take a fifth of the pass.
     """
 
-    def __init__(self, model: onnx.ModelProto, names: Sequence[str], *, threads: int, clear: bool = False) -> None:
-        """Open `model` (unchanged when this returns) to read the tensors `names`, each call on `threads` cores.
+    def __init__(self, model: onnx.ModelProto | Path, names: Sequence[str], *, threads: int) -> None:
+        """Open a model (unchanged when this returns) to read the tensors `names`, each call on `threads` cores.
 
-        With `clear` the model is emptied once it is serialized: while it opens, the session holds its weights twice.
+        Of a file, no more is kept in memory than the session needs: half of what a model that stays loaded takes.
         """
+        if isinstance(model, Path):
+            model = onnx.load(model)
         self._input = model.graph.input[0].name
         self._fetched = [name for name in dict.fromkeys(names) if name != self._input]
-        already = {value.name for value in model.graph.output}
-        extra = [onnx.ValueInfoProto(name=name) for name in self._fetched if name not in already]
-        # In place, and undone afterwards, to save a copy of the weights (275 MB for wide_resnet50_2).
-        model.graph.output.extend(extra)
-        serialized = model.SerializeToString()
-        del model.graph.output[len(already) :]
-        if clear:
-            model.Clear()
+        serialized, tensors = serialize(model, self._fetched)
+        del model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_external_initializers(list(tensors), list(tensors.values()))
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
         self._local = threading.local()
 

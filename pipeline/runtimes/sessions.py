@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import onnxruntime
+from onnx import TensorProto, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
@@ -23,15 +25,44 @@ RUNTIME_ERRORS = (
     ort_errors.RuntimeException,
 )
 FILE_ERRORS = (ort_errors.InvalidProtobuf, ort_errors.NoSuchFile)
+# Bytes of a tensor that a session takes as it is, such as the weights of a VGG's first fully connected layer (411 MB).
+# Within a serialized model they would be in memory four times while a session opens.
+_LARGE = 64 << 20
+
+
+def serialize(model: onnx.ModelProto, outputs: Sequence[str] = ()) -> tuple[bytes, dict[str, onnxruntime.OrtValue]]:
+    """Return a serialized model, and its large tensors by name for `add_external_initializers` of a session's options.
+
+    Args:
+        outputs: tensors that become outputs of it, beside its own.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph, tensors = light.graph, {}
+    graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    already = {value.name for value in graph.output}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in already)
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < _LARGE:
+            graph.initializer.append(tensor)
+            continue
+        values = numpy_helper.to_array(tensor)
+        tensors[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(values)
+        apart = graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        apart.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": "in memory", "offset": "0", "length": str(values.nbytes)}.items():
+            apart.external_data.add(key=key, value=value)
+    return light.SerializeToString(), tensors
 
 
 def open_session(
-    model: str | bytes, *, optimized: bool = True, threads: int | None = None
+    model: str | bytes | onnx.ModelProto, *, optimized: bool = True, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
     """Open a model on the CPU.
 
     Args:
-        model: path of a file, or a serialized model.
+        model: path of a file, or a model, serialized or not.
         optimized: False computes each node of the file as it stands.
         threads: None leaves the number to ONNX Runtime.
 
@@ -43,6 +74,9 @@ def open_session(
         options.intra_op_num_threads = threads
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if isinstance(model, onnx.ModelProto):
+        model, tensors = serialize(model)
+        options.add_external_initializers(list(tensors), list(tensors.values()))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -111,9 +111,9 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
     model = onnx.load(model_file)
     observers, outputs = _resume(out, placement.observed_tensors(model))
     seen = sum(map(len, outputs))
-    collector = _Collector(model, observers, cores)
     raw = pixels.are_input_of(model)
-    del model
+    del model  # before a session holds its weights too
+    collector = _Collector(model_file, observers, cores)
 
     def observe(image: ImageSource) -> tuple[Float32, Means]:
         return collector.observe(preprocess.load(spec, image.content(), raw=raw))
@@ -170,11 +170,13 @@ def _resume(out: Path, names: Sequence[str]) -> tuple[ObserverSet, list[Float32]
 class _Collector:
     """The float32 model, every observed tensor of it and every layer's input."""
 
-    def __init__(self, model: onnx.ModelProto, observers: ObserverSet, cores: int) -> None:
+    def __init__(self, model: onnx.ModelProto | Path, observers: ObserverSet, cores: int) -> None:
+        loaded = onnx.load(model) if isinstance(model, Path) else model
         self.workers = min(cores, _MAX_WORKERS)
         self._observers = observers
-        self._output = model.graph.output[0].name
-        self._averaged = placement.layer_inputs(model)
+        self._output = loaded.graph.output[0].name
+        self._averaged = placement.layer_inputs(loaded)
+        del loaded
         wanted = [*observers.observers, *self._averaged, self._output]
         self._reader = ActivationReader(model, wanted, threads=cores // self.workers)
 

@@ -44,7 +44,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     axes = equalization.scaled_tensors(model, placement.observed_tensors(model))
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
-    reader = ActivationReader(model, list(axes), threads=settings.cores)
+    del model  # while its activations are read; a session holds the weights too
+    reader = ActivationReader(float32_model(inputs), list(axes), threads=settings.cores)
     largest: dict[str, np.ndarray] = {}
     with progress_bar(len(images), "channel ranges", "img", span=(0, 0.95)) as progress:
         for image in images:
@@ -54,6 +55,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
                 largest[name] = np.maximum(largest.get(name, 0.0), seen)
             progress.update()
     del reader
+    model = onnx.load(float32_model(inputs))
     spread_of = equalization.equalize(model, largest)
     onnx.checker.check_model(model)
     onnx.save(model, out / MODEL)

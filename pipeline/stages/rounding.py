@@ -206,9 +206,8 @@ def _collect(
 
     The model is loaded only for this: factoring covariances later needs more memory than anything else here.
     """
-    model = onnx.load(path)
-    raw = pixels.are_input_of(model)
-    reader = ActivationReader(model, [layer.source for layer in layers], threads=settings.cores, clear=True)
+    raw = pixels.are_input_of(onnx.load(path))
+    reader = ActivationReader(path, [layer.source for layer in layers], threads=settings.cores)
     held: dict[str, Held] = {}
     for layer in layers:
         size = sizes[layer.name]
