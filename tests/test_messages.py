@@ -62,6 +62,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "stages.image2npz": ("build", "image2npz"),
     "weights.checkpoints": ("build", "init", "export"),
     "weights.file_kinds": ("build", "init", "export"),
+    "weights.matching": ("build", "init", "export"),
     "weights.state_dicts": ("build", "init", "export"),
     "commands.analyze": ("analyze",),
     "commands.bench": ("bench",),

@@ -17,7 +17,7 @@ from pipeline.data.sample import sample_image
 from pipeline.errors import ConfigError
 from pipeline.models import exporter, libraries, zoo
 from pipeline.onnx_models import classifier
-from pipeline.weights import checkpoints, downloads
+from pipeline.weights import checkpoints, downloads, matching
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def export_model(
     row = zoo.find_model(library, name, flags.name)
     weights = _find_weights(row, weights, flags)
     network = zoo.build_network(row, num_classes, (size, size))
-    checkpoints.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
+    matching.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
     if row.design is zoo.Design.INSTALLED:
         network = libraries.fuse(network)
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])

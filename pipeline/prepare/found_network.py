@@ -114,10 +114,10 @@ def _library_recipe(row: Model, weights: Path | None) -> Recipe | None:
 
 
 def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
-    from pipeline.weights import checkpoints
+    from pipeline.weights import checkpoints, matching
 
     state = checkpoints.read_state_dict(weights, wanted.checkpoint_key)
-    rows, classes = checkpoints.networks_of(state)
+    rows, classes = matching.networks_of(state)
     if wanted.model is not None:
         row = _row(wanted.model)
         others: list[str] = []
@@ -127,7 +127,7 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
             fitting = library_search.classes_in(row, state)
             if fitting is None:
                 network = zoo.build_network(row)
-                checkpoints.load_strictly(network, state, weights, wanted.model)  # says what does not fit
+                matching.load_strictly(network, state, weights, wanted.model)  # says what does not fit
             classes = fitting or 0
         elif row not in rows:
             listed = ", ".join(f"{row.library}/{row.name}" for row in rows) or "none of the table"
@@ -145,7 +145,7 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
 
 def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, list[str]]:
     """Look for the network of a checkpoint that fits none of the table in the installed libraries."""
-    from pipeline.weights import checkpoints, library_search
+    from pipeline.weights import library_search, matching
 
     found = library_search.find(weights, state)
     if len(found) == 1:
@@ -156,7 +156,7 @@ def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, lis
             f"{weights}: fits {listed}, which have the same weights and may compute otherwise; give --model with the "
             "one it was trained as"
         )
-    nearest = checkpoints.describe_nearest(state)
+    nearest = matching.describe_nearest(state)
     missing = [library for library in libraries.LIBRARIES if not libraries.is_installed(library)]
     advice = f"; {nearest}; save a state dict of the network alone" if nearest else ""
     advice += f"; with {' or '.join(missing)} installed, theirs are tried too" if missing else ""

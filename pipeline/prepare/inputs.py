@@ -81,7 +81,7 @@ def check_weights(cfg: BuildConfig) -> None:
     if frontend.type is Frontend.ONNX or frontend.checkpoint in (None, AUTO) or frontend.model is None:
         return
     assert frontend.checkpoint is not None
-    from pipeline.weights import checkpoints
+    from pipeline.weights import checkpoints, matching
 
     with console.silence():  # the export says what it passes over
         state = checkpoints.read_state_dict(frontend.checkpoint, frontend.checkpoint_key)
@@ -91,7 +91,7 @@ def check_weights(cfg: BuildConfig) -> None:
         row = zoo.find_model(frontend.type.value, frontend.model)
         network = zoo.build_network(row, classes or 1000, frontend.chw[1:])
         model = f"{frontend.type.value} {frontend.model}"
-        checkpoints.load_strictly(network, state, frontend.checkpoint, model)
+        matching.load_strictly(network, state, frontend.checkpoint, model)
 
 
 def is_plain(spec: PreprocessSpec) -> bool:

@@ -236,7 +236,7 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
 
 
 def _network(row: zoo.Model, settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
-    from pipeline.weights import checkpoints
+    from pipeline.weights import checkpoints, matching
 
     network = zoo.build_network(row, num_classes, settings.chw[1:])
     if settings.checkpoint is None:
@@ -244,7 +244,7 @@ def _network(row: zoo.Model, settings: Settings, fit_on: Sequence[Sample], num_c
     else:
         path = settings.checkpoint.path
         state = checkpoints.read_state_dict(path, settings.checkpoint_key)
-        checkpoints.load_strictly(network, state, path, f"{settings.type.value} {settings.model}")
+        matching.load_strictly(network, state, path, f"{settings.type.value} {settings.model}")
     return libraries.fuse(network) if row.design is zoo.Design.INSTALLED else network
 
 

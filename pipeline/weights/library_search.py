@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import libraries, zoo
 from pipeline.terminal.progress import progress_bar
-from pipeline.weights import checkpoints
+from pipeline.weights import matching
 
 _LEAST_ALIKE = 0.6  # of a checkpoint's keys, numbers aside, that a family's first network has
 _MOST_FAMILIES = 3  # that are searched through
@@ -38,7 +38,7 @@ def classes_in(row: zoo.Model, state: Mapping[str, Tensor]) -> int | None:
             network = zoo.build_network(row)
     except PipelineError:
         return None
-    return checkpoints.classes_of(network, state)
+    return matching.classes_of(network, state)
 
 
 def find(path: Path, state: Mapping[str, Tensor]) -> list[Found]:

@@ -15,7 +15,7 @@ from pipeline.data import preprocess
 from pipeline.errors import PipelineError
 from pipeline.models import exporter, zoo
 from pipeline.onnx_models import classifier
-from pipeline.weights import checkpoints
+from pipeline.weights import checkpoints, matching
 
 Float32 = npt.NDArray[np.float32]
 
@@ -84,7 +84,7 @@ def test_to_onnx_computes_what_torch_computes_when_weights_and_images_are_real(
 ) -> None:
     network = zoo.build_network(zoo.find_model("torchvision", name))
     path = weights_folder / f"{name}_pq.pth"
-    checkpoints.load_strictly(network, checkpoints.read_state_dict(path), path, name)
+    matching.load_strictly(network, checkpoints.read_state_dict(path), path, name)
     model = exporter.to_onnx(network, (3, 224, 224))
     spec = load_vdsp(f"torchvision-{name}-vdsp_params.json")
     images = sorted((real_images / "nips2017_dev" / "val").glob("*.JPEG"))[:4]

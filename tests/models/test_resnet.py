@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models import resnet, zoo
-from pipeline.weights import checkpoints
+from pipeline.weights import checkpoints, matching
 
 # name -> tensors in the state dict, parameters, and some names with their shapes
 GOLDEN: dict[str, tuple[int, int, dict[str, tuple[int, ...]]]] = {
@@ -133,7 +133,7 @@ def test_forward_is_that_of_the_paper_when_weights_are_real(weights_folder: Path
     path = weights_folder / f"{name}_pq.pth"
     state = checkpoints.read_state_dict(path)
     network = zoo.build_network(zoo.find_model("torchvision", name))
-    checkpoints.load_strictly(network, state, path, name)
+    matching.load_strictly(network, state, path, name)
     images = torch.from_numpy(np.random.default_rng(8).normal(0, 1, (2, 3, 224, 224)).astype(np.float32))
     with torch.inference_mode():
         assert relative_error(network(images), slow_forward(state, images)) < 1e-4

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.models import exporter, zoo
+from pipeline.models import exporter
 from pipeline.weights import checkpoints
 
 State = dict[str, Tensor]
@@ -218,122 +218,12 @@ def test_read_state_dict_says_what_it_found_when_there_is_no_state_dict(
     )
 
 
-def load_error(state: State) -> str:
-    with pytest.raises(DataError) as caught:
-        checkpoints.load_strictly(network(), state, Path("w.pth"), "timm tiny")
-    return str(caught.value)
-
-
-def test_load_strictly_copies_every_tensor(state: State) -> None:
-    changed = {name: value + 1 for name, value in state.items()}
-    target = network()
-    checkpoints.load_strictly(target, changed, Path("w.pth"), "timm tiny")
-    assert_same(target.state_dict(), changed)
-
-
-def test_load_strictly_takes_checkpoints_of_half_precision_and_without_batch_counters(state: State) -> None:
-    half = {name: value.half() for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    target = network()
-    checkpoints.load_strictly(target, half, Path("w.pth"), "timm tiny")
-    assert target.state_dict()["fc.weight"].dtype == torch.float32
-    assert torch.equal(target.state_dict()["fc.weight"], half["fc.weight"].float())
-
-
-def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
-    state["head.bias"], state["head.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
-    assert load_error(state) == (
-        "w.pth: not a checkpoint of timm tiny: 2 keys missing (first: fc.bias), 2 unexpected (first: head.bias); "
-        "check frontend.model"
-    )
-
-
 @pytest.mark.parametrize("name", ["net.onnx", "net.pth", "net"])
 def test_read_state_dict_says_what_to_do_when_the_file_is_a_whole_model(tmp_path: Path, name: str) -> None:
     onnx.save(exporter.to_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)), tmp_path / name)
     assert error_of(tmp_path / name) == (
         f"{tmp_path}/{name}: is a whole model; build it with frontend.type onnx, or give weights alone"
     )
-
-
-def test_load_strictly_says_how_many_when_the_number_of_classes_differs(state: State) -> None:
-    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 4), torch.zeros(7)
-    assert load_error(state) == (
-        "w.pth: has 7 classes, wanted 5; give images of its 7 classes (without images: frontend.num_classes=7, or "
-        "--num_classes 7 of export), or a checkpoint of 5"
-    )
-
-
-def test_load_strictly_shows_both_shapes_when_the_classifier_has_other_inputs(state: State) -> None:
-    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 8), torch.zeros(7)
-    assert "2 of another shape (first: fc.weight is [7, 8], wanted [5, 4])" in load_error(state)
-
-
-@pytest.mark.parametrize("classes", [1000, 7])
-def test_load_strictly_names_the_networks_that_a_checkpoint_fits(classes: int) -> None:
-    other = zoo.build_network(zoo.find_model("timm", "resnet34"), classes).state_dict()
-    with pytest.raises(DataError) as caught:
-        checkpoints.load_strictly(
-            zoo.build_network(zoo.find_model("timm", "resnet18")), other, Path("w.pth"), "timm resnet18"
-        )
-    assert str(caught.value).endswith("; it fits torchvision resnet34, timm resnet34")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("library", "name"), [("torchvision", "resnet18"), ("official", "iresnet18"), ("timm", "resnet50d")]
-)
-def test_networks_of_finds_network_and_classes_whatever_the_order_of_names(library: str, name: str) -> None:
-    state = zoo.build_network(zoo.find_model(library, name), 7).state_dict()
-    names = sorted(state)
-    for order in (names, names[::-1], random.Random(4).sample(names, len(names))):
-        rows, classes = checkpoints.networks_of({each: state[each] for each in order})
-        assert f"{library}/{name}" in {f"{row.library}/{row.name}" for row in rows}
-        assert classes == 7
-
-
-def test_networks_of_finds_none_when_a_shape_differs() -> None:
-    state = zoo.build_network(zoo.find_model("timm", "resnet18"), 7).state_dict()
-    assert checkpoints.networks_of({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}) == ([], 0)
-
-
-def test_load_strictly_passes_over_counters_that_the_network_has_not(state: State) -> None:
-    target = network()
-    changed = {**state, "fc.weight": state["fc.weight"] + 1, "bn2.num_batches_tracked": torch.tensor(3)}
-    checkpoints.load_strictly(target, changed, Path("w.pth"), "timm tiny")
-    assert torch.equal(target.state_dict()["fc.weight"], state["fc.weight"] + 1)
-
-
-def test_load_strictly_shows_both_shapes_when_a_convolution_differs(state: State) -> None:
-    state["conv1.weight"] = torch.zeros(4, 3, 7, 7)
-    assert load_error(state) == (
-        "w.pth: not a checkpoint of timm tiny: 1 of another shape (first: conv1.weight is [4, 3, 7, 7], wanted "
-        "[4, 3, 3, 3]); check frontend.model"
-    )
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_load_strictly_names_the_tensor_when_it_holds_nan_or_inf(state: State, bad: float) -> None:
-    state["bn1.running_var"][2] = bad
-    assert load_error(state) == "w.pth: tensor bn1.running_var holds NaN or Inf; this checkpoint cannot be used"
-
-
-@pytest.mark.parametrize(
-    ("change", "nearest"),
-    [
-        ("aux", "torchvision/resnet18 comes nearest, but for 2 unexpected (first: aux.bias)"),
-        ("headless", "torchvision/resnet18 comes nearest, but for 2 keys missing (first: fc.bias)"),
-        ("other", None),
-    ],
-)
-def test_describe_nearest_names_what_is_between(change: str, nearest: str | None) -> None:
-    state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), 5).state_dict()
-    if change == "aux":
-        state = {**state, "aux.weight": torch.zeros(5, 9), "aux.bias": torch.zeros(5)}
-    elif change == "headless":
-        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    else:
-        state = {f"odd{name}": value for name, value in state.items()}
-    assert checkpoints.describe_nearest(state) == nearest
 
 
 def test_read_state_dict_reads_a_torch_file_when_its_suffix_is_that_of_safetensors(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
-from pipeline.weights import checkpoints
+from pipeline.weights import checkpoints, matching
 from pipeline.weights.pdparams import read_pdparams
 
 GOLDEN = Path(__file__).parents[1] / "data" / "paddle"
@@ -78,7 +78,7 @@ def test_read_state_dict_gives_what_paddle_saved(name: str) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_network_answers_as_in_paddle(name: str) -> None:
     net = Net().eval()
-    checkpoints.load_strictly(net, checkpoints.read_state_dict(GOLDEN / name), GOLDEN / name, "paddleclas tiny")
+    matching.load_strictly(net, checkpoints.read_state_dict(GOLDEN / name), GOLDEN / name, "paddleclas tiny")
     answers = np.load(GOLDEN / "answers.npz")
     with torch.no_grad():
         found = net(torch.from_numpy(answers["x"]))
@@ -106,7 +106,7 @@ def test_read_pdparams_keeps_what_is_no_array() -> None:
 def test_load_strictly_names_the_networks_tensors_when_the_file_is_an_optimizer() -> None:
     path = GOLDEN / "optimizer.pdparams"
     with pytest.raises(DataError) as caught:
-        checkpoints.load_strictly(Net(), checkpoints.read_state_dict(path), path, "paddleclas tiny")
+        matching.load_strictly(Net(), checkpoints.read_state_dict(path), path, "paddleclas tiny")
     assert str(caught.value) == (
         f"{path}: not a checkpoint of paddleclas tiny: 7 keys missing (first: bn.bias), 5 unexpected (first: "
         "batch_norm2d_0.b_0_velocity_0); check frontend.model"
@@ -255,7 +255,7 @@ def test_read_state_dict_says_what_it_found_when_the_file_is_text(tmp_path: Path
 
 def load_error(net: nn.Module, state: dict[str, Tensor]) -> str:
     with pytest.raises(DataError) as caught:
-        checkpoints.load_strictly(net, state, Path("w.pdparams"), "paddleclas tiny")
+        matching.load_strictly(net, state, Path("w.pdparams"), "paddleclas tiny")
     return str(caught.value)
 
 

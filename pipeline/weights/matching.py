@@ -1,0 +1,205 @@
+"""Which network a checkpoint fits, and loading it into one strictly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import DataError
+from pipeline.models import libraries, zoo
+
+_PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
+_COUNTER = "num_batches_tracked"
+_NEAR = 0.2  # share of a checkpoint's tensors: a network with fewer differences is suggested
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """The place of a network's tensor in a checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """Why a checkpoint does not fit a network, by the names in the file."""
+
+    missing: list[str]
+    unexpected: list[str]
+    wrong: list[_Entry]  # of another shape, as they are wanted
+    classes: tuple[int, int] | None  # found and wanted, where only the number of the classifier's rows differs
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
+    """Copy `state` into `network`; every name and shape must fit.
+
+    A state dict with PaddlePaddle's `_mean` and `_variance` in its batch norms has the weights of its linear layers as
+    [in, out].
+
+    Raises:
+        DataError: what does not fit is listed; or a tensor holds NaN or Inf.
+    """
+    libraries.drop_auxiliary(network, state)
+    entries = _entries(network, state)
+    misfit = _compare(network, state, entries)
+    if misfit:
+        raise DataError(f"{path}: {_describe(misfit, state, path, model)}")
+    bad = next(
+        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
+    )
+    if bad:
+        raise DataError(f"{path}: tensor {bad} holds NaN or Inf; this checkpoint cannot be used")
+    loaded = network.state_dict()
+    for name, entry in entries.items():
+        if entry.name in state:
+            loaded[name] = state[entry.name].T if entry.transposed else state[entry.name]
+    network.load_state_dict(loaded, strict=True)
+
+
+def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Return how many classes a checkpoint of this network has; None if it is of another network.
+
+    Names and shapes decide, whatever their order; the network may be on the meta device, with any number of classes.
+    """
+    libraries.drop_auxiliary(network, state)
+    misfit = _compare(network, state, _entries(network, state))
+    if misfit is not None:
+        return misfit.classes[0] if misfit.classes else None
+    return _outputs_of(network)
+
+
+def _outputs_of(network: nn.Module) -> int | None:
+    """Return how many classes a network has: as it says itself, or of its last linear layer or convolution."""
+    own = getattr(network, "num_classes", None)
+    if isinstance(own, int):
+        return own
+    linear = [layer.out_features for layer in network.modules() if isinstance(layer, nn.Linear)]
+    convolutions = [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    found = linear or convolutions
+    return found[-1] if found else None
+
+
+def _entries(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
+    """Return the place of each tensor of the network in the file."""
+    tensors = network.state_dict()
+    if not any(name.endswith(_PADDLE_NAMES) for name in state):
+        return {name: _Entry(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    linear = {f"{name}.weight" for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+    renamed = {name: re.sub(r"\.running_(mean|var)$", _paddle_name, name) for name in tensors}
+    return {
+        name: _Entry(renamed[name], tuple(tensor.T.shape if name in linear else tensor.shape), name in linear)
+        for name, tensor in tensors.items()
+    }
+
+
+def _paddle_name(found: re.Match[str]) -> str:
+    return {"mean": "._mean", "var": "._variance"}[found[1]]
+
+
+def _compare(network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[str, _Entry]) -> _Misfit | None:
+    """Return what does not fit; None where everything fits."""
+    wanted = {entry.name: entry for entry in entries.values()}
+    # PyTorch before 0.4.1 did not save this counter, Paddle has none; it takes no part in inference.
+    missing = sorted(name for name in set(wanted) - set(state) if not name.endswith(_COUNTER))
+    unexpected = sorted(name for name in set(state) - set(wanted) if not name.endswith(_COUNTER))
+    wrong = [entry for name, entry in wanted.items() if name in state and tuple(state[name].shape) != entry.shape]
+    if not missing and not unexpected and not wrong:
+        return None
+    classes = None if missing or unexpected else _classes(network, state, wrong)
+    return _Misfit(missing, unexpected, wrong, classes)
+
+
+def _classes(network: nn.Module, state: Mapping[str, Tensor], wrong: list[_Entry]) -> tuple[int, int] | None:
+    """Return the classes found and wanted, if the rows of the classifier's tensors are all that differs.
+
+    A classifier may be a linear layer or a convolution, and there may be two, as of distilled networks.
+    """
+    pairs = set()
+    for entry in wrong:
+        found, wanted = tuple(state[entry.name].shape), entry.shape
+        if entry.transposed:
+            found, wanted = found[::-1], wanted[::-1]
+        if found[1:] != wanted[1:] or not found:
+            return None
+        pairs.add((found[0], wanted[0]))
+    if len(pairs) != 1:
+        return None
+    (pair,) = pairs
+    return pair if pair[1] == _outputs_of(network) else None
+
+
+def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: str) -> str:
+    if misfit.classes:
+        found, wanted = misfit.classes
+        return (
+            f"has {found} classes, wanted {wanted}; give images of its {found} classes (without images: "
+            f"frontend.num_classes={found}, or --num_classes {found} of export), or a checkpoint of {wanted}"
+        )
+    known = _known_networks(state)
+    advice = f"it fits {', '.join(known)}" if known else "check frontend.model"
+    return f"not a checkpoint of {model}: {_faults(misfit, state)}; {advice}"
+
+
+def _faults(misfit: _Misfit, state: Mapping[str, Tensor]) -> str:
+    faults = []
+    if misfit.missing:
+        faults.append(f"{len(misfit.missing)} keys missing (first: {misfit.missing[0]})")
+    if misfit.unexpected:
+        faults.append(f"{len(misfit.unexpected)} unexpected (first: {misfit.unexpected[0]})")
+    if misfit.wrong:
+        entry = misfit.wrong[0]
+        faults.append(
+            f"{len(misfit.wrong)} of another shape (first: {entry.name} is {list(state[entry.name].shape)}, "
+            f"wanted {list(entry.shape)})"
+        )
+    return ", ".join(faults)
+
+
+def describe_nearest(state: Mapping[str, Tensor]) -> str | None:
+    """Return the network of the table that a state dict fits best and the differences; None where none is close."""
+    found: tuple[int, str] | None = None
+    for row in {(row.design, row.depths, row.bottleneck): row for row in reversed(zoo.MODELS)}.values():
+        with torch.device("meta"):
+            network = zoo.build_network(row)
+        misfit = _compare(network, state, _entries(network, state))
+        if misfit is None:
+            continue
+        linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
+        wrong = [entry for entry in misfit.wrong if not entry.name.startswith(f"{linear}.")]  # of other classes
+        misfit = replace(misfit, wrong=wrong)
+        count = len(misfit.missing) + len(misfit.unexpected) + len(misfit.wrong)
+        if count <= len(state) * _NEAR and (found is None or count < found[0]):
+            found = count, f"{row.library}/{row.name} comes nearest, but for {_faults(misfit, state)}"
+    return found[1] if found else None
+
+
+def _known_networks(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the networks of the table that the checkpoint fits, with any number of classes."""
+    return [f"{row.library} {row.name}" for row in networks_of(state)[0]]
+
+
+def networks_of(state: Mapping[str, Tensor]) -> tuple[list[zoo.Model], int]:
+    """Return the rows of the table that a state dict fits, in their order, and how many classes it has (or 0).
+
+    Args:
+        state: as `checkpoints.read_state_dict` gives it.
+    """
+    classes: dict[object, int | None] = {}
+    found = []
+    for row in zoo.MODELS:
+        made = (row.design, row.depths, row.bottleneck)
+        # Rows of equal networks, such as torchvision's and timm's, are tried once.
+        if made not in classes:
+            with torch.device("meta"):  # shapes without memory
+                network = zoo.build_network(row)
+            classes[made] = classes_of(network, state)
+        if classes[made] is not None:
+            found.append(row)
+    return found, next((count for count in classes.values() if count is not None), 0)
