@@ -52,13 +52,15 @@ def correct_biases(
             continue
         if layer.input[1] not in weights or not _has_bias(layer, readers, weights):
             continue
-        rounded = graph.dequantized(node.input[1])
-        if rounded is None:
+        correction = (measured or {}).get(layer.name)
+        if not graph.is_dequantized(node.input[1]):
             continue
-        error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
-        correction = _mean_error(layer, error, means[layer.input[0]])
-        if measured is not None and layer.name in measured:
-            correction = np.where(np.isnan(measured[layer.name]), correction, measured[layer.name])
+        if correction is None or np.isnan(correction).any():
+            rounded = graph.dequantized(node.input[1])
+            assert rounded is not None, "it is dequantized"
+            error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
+            by_means = _mean_error(layer, error, means[layer.input[0]])
+            correction = by_means if correction is None else np.where(np.isnan(correction), by_means, correction)
         if layer.op_type == "MatMul":
             is_added = graph.add_to_sum(readers[layer.output[0]][0].name, correction)
         else:
@@ -102,11 +104,16 @@ class Dequantized:
         self._makers = makers_of(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
+    def is_dequantized(self, name: str) -> bool:
+        """Tell whether a tensor is a dequantized constant."""
+        maker = self._makers.get(name)
+        return maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in self._constants
+
     def dequantized(self, name: str) -> Float64 | None:
         """Return the value of a dequantized constant, or None if `name` is none."""
-        maker = self._makers.get(name)
-        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in self._constants:
+        if not self.is_dequantized(name):
             return None
+        maker = self._makers[name]
         values = numpy_helper.to_array(self._constants[maker.input[0]]).astype(np.float64)
         scale = self._scale(maker)
         axis = next((each.i for each in maker.attribute if each.name == "axis"), 1)
@@ -115,7 +122,7 @@ class Dequantized:
     def constants_of(self, layer: str) -> list[Float32] | None:
         """Return a layer's weights and bias as float32, or None where it has none in int8."""
         node = self.nodes.get(layer)
-        if node is None or self.dequantized(node.input[1]) is None:
+        if node is None or not self.is_dequantized(node.input[1]):
             return None
         found = []
         for name in node.input[1:]:
@@ -127,12 +134,12 @@ class Dequantized:
 
     def add_to_bias(self, name: str, correction: Float64) -> bool:
         """Add to a bias, in float or as the int32 that a dequantizer reads; False where it is neither."""
-        maker = self._makers.get(name)
-        if maker is None and name in self._constants:
+        if name not in self._makers and name in self._constants:
             self._replace(name, numpy_helper.to_array(self._constants[name]) + correction)
             return True
-        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in self._constants:
+        if not self.is_dequantized(name):
             return False
+        maker = self._makers[name]
         values = numpy_helper.to_array(self._constants[maker.input[0]])
         limits = np.iinfo(values.dtype)
         steps = np.round(values + correction / self._scale(maker))

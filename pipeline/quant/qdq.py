@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.onnx_models.graphs import attributes_of, makers_of
+from pipeline.onnx_models.graphs import attributes_of, makers_of, without_weights
 from pipeline.quant import activations, pixels
 from pipeline.quant.float_layers import keep_in_float
 from pipeline.quant.float_parts import float_parts
@@ -31,6 +32,7 @@ from pipeline.quant.qmath import Range
 from pipeline.quant.scales import check_finite, fit_to_bias
 
 _LEVELS = 255  # steps of a uint8 activation
+_LARGE = 1 << 20  # bytes of weights that the quantizer is spared
 
 
 def insert_qdq(
@@ -62,13 +64,11 @@ def insert_qdq(
     excluded = {*float_layers, *_island(model, unquantized), *_stacked_products(model), *parts.nodes}
     data = _ranges_of_activations(model, ranges, sources, observed_as)
     data |= {name: Range(-1.0, 1.0) for name in parts.outputs}  # any: their quantizers are removed
-    prepared = onnx.shape_inference.infer_shapes(model)
-    give_own_constants(prepared)
+    float32 = _with_shapes(model)
+    give_own_constants(float32)
     if per_channel:
-        _norms_to_convolutions(prepared, excluded)
-    float32 = onnx.ModelProto()
-    float32.CopyFrom(prepared)  # the quantizer modifies its model
-    quantized = _run_quantizer(prepared, data, excluded | pixels.border_nodes(model), excluded, per_channel=per_channel)
+        _norms_to_convolutions(float32, excluded)
+    quantized = _run_quantizer(float32, data, excluded | pixels.border_nodes(model), excluded, per_channel=per_channel)
     _remove_quantizers(quantized.graph, unquantized | parts.outputs)
     _read_unquantized(quantized.graph, parts.nodes, float32)
     keep_in_float(quantized)
@@ -100,8 +100,19 @@ def _ranges_of_activations(
     return {name: covered[source if source in covered else observed_as[source]] for name, source in sources.items()}
 
 
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with the shapes that are inferred; without the weights, of which inference would make three."""
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    for field in ("value_info", "output"):
+        del getattr(found.graph, field)[:]
+        getattr(found.graph, field).extend(getattr(inferred, field))
+    return found
+
+
 def _run_quantizer(
-    prepared: onnx.ModelProto,
+    float32: onnx.ModelProto,
     data: Mapping[str, Range],
     in_float: Collection[str],
     float_layers: Collection[str],
@@ -111,11 +122,12 @@ def _run_quantizer(
     """Return the model with a pair of Quantize- and DequantizeLinear at every range and weight.
 
     Args:
-        prepared: float32 with inferred shapes; it is changed.
+        float32: with inferred shapes.
         data: the range of each activation.
         in_float: names of nodes that stay float32.
         float_layers: those of them that are layers.
     """
+    prepared = _with_stand_ins(float32)
     quantizer = QDQQuantizer(
         prepared,
         per_channel,
@@ -132,13 +144,41 @@ def _run_quantizer(
             "OpTypesToExcludeOutputQuantization": list(MATRIX),
             "QDQKeepRemovableActivations": True,  # else it removes those too that no quantizer replaces
             "QDQDisableWeightAdjustForInt32Bias": True,  # the scales below fit their biases
-            "TensorQuantOverrides": _weight_scales(prepared, data, float_layers, per_channel=per_channel),
+            "TensorQuantOverrides": _weight_scales(float32, data, float_layers, per_channel=per_channel),
         },
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
+    weights = {tensor.name: tensor for tensor in float32.graph.initializer}
+    for tensor in quantized.graph.initializer:
+        if tensor.name in weights and tensor.dims != weights[tensor.name].dims:  # of a layer that stays in float
+            tensor.CopyFrom(weights[tensor.name])
     return quantized
+
+
+def _with_stand_ins(float32: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy for the quantizer with one zero for each output in the place of a layer's large weights.
+
+    The quantizer takes four times their memory to round them with the scales it is given; they are rounded anew anyway.
+    """
+    light = onnx.ModelProto(ir_version=float32.ir_version, opset_import=float32.opset_import)
+    graph = light.graph
+    graph.name = float32.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(float32.graph, field))
+    uses = Counter(name for node in graph.node for name in node.input)
+    layers = {node.input[1]: node for node in graph.node if node.op_type in WEIGHTED and uses[node.input[1]] == 1}
+    for tensor in float32.graph.initializer:
+        node = layers.get(tensor.name)
+        rank = len(tensor.dims)
+        if node is None or tensor.ByteSize() < _LARGE or (rank != 2 and node.op_type != "Conv"):
+            graph.initializer.append(tensor)
+            continue
+        axis = 0 if node.op_type == "Conv" or attributes_of(node).get("transB", 0) else 1
+        zeros = np.zeros([size if at == axis else 1 for at, size in enumerate(tensor.dims)], np.float32)
+        graph.initializer.append(numpy_helper.from_array(zeros, tensor.name))
+    return light
 
 
 def _weight_scales(

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.onnx_models import classifier
+from pipeline.quant import channel_order
 from pipeline.quant.channel_order import match, order_channels, pair_costs
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import weights_of
@@ -159,3 +160,14 @@ def test_match_pairs_every_channel_once_at_nearly_the_least_cost(seed: int) -> N
     found = match(cost)
     assert sorted(found.reshape(-1).tolist()) == list(range(8))
     assert sum(cost[one, two] for one, two in found) <= totals[5]
+
+
+def test_pair_costs_count_every_nth_output_when_too_many_weights_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.random.default_rng(1).uniform(-1, 1, (12, 6, 1)).astype(np.float32)
+    weights /= np.abs(weights).max(axis=1, keepdims=True)
+    large = int((np.abs(weights) > 0.5).sum())
+    monkeypatch.setattr(channel_order, "_COMPARED", large * 6 // 3)  # a third of what all outputs take
+    found = pair_costs(weights)
+    monkeypatch.undo()
+    np.testing.assert_allclose(found, 3 * pair_costs(weights[::3]), rtol=1e-5)
+    assert not np.allclose(found, pair_costs(weights))

@@ -7,7 +7,7 @@ import onnx
 from small_graphs import Builder, images, ranges_seen, run_exact, sqnr_db
 
 from pipeline.quant import placement, qdq
-from pipeline.quant.graphs import not_float32
+from pipeline.quant.graphs import activation_shapes, not_float32
 from pipeline.quant.layers import layers_of
 
 
@@ -49,3 +49,16 @@ def test_layers_of_leaves_out_a_layer_in_float64() -> None:
     int8 = qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True)
     assert qdq.count_quantized(int8) == {"weighted": 3, "quantized": 2}
     assert sqnr_db(run_exact(model, images()), run_exact(int8, images())) > 30
+
+
+def test_activation_shapes_are_those_that_inference_finds_with_the_weights() -> None:
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 64))  # its weights exceed what shape inference is given
+    x = made.op("Reshape", made.pooled(x), made.constant([0, 8, 8], np.int64))
+    x = made.op("MatMul", x, made.constant(made.normal(8, 64)))
+    model = made.model(made.gemm(made.op("Flatten", x), 512, 5))
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    wanted = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+    assert activation_shapes(model) == wanted
+    assert (0, 8, 64) in wanted.values()

@@ -506,3 +506,28 @@ def test_insert_qdq_gives_the_same_in_every_runtime_when_matrix_products_have_no
     onnx.save(quantized, tmp_path / "m.onnx")
     exact = small.run_exact(quantized, batch_nchw)
     assert small.sqnr_db(exact, small.run_in(runtime, tmp_path / "m.onnx", batch_nchw)) > 40
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_insert_qdq_gives_the_same_model_when_the_quantizer_is_spared_the_weights(
+    monkeypatch: pytest.MonkeyPatch, per_channel: bool
+) -> None:
+    """Convolutions, grouped ones, a Gemm and a MatMul, one of each in float."""
+    made = small.Builder()
+    x = made.op("Relu", made.conv("x", 3, 8))
+    x = made.op("Relu", made.conv(x, 2, 8, group=4))
+    x = made.op("MatMul", made.op("Relu", made.gemm(made.pooled(x), 8, 16)), made.constant(made.normal(16, 8)))
+    model = made.model(made.gemm(made.op("Relu", x), 8, 5))
+    ranges = small.ranges_seen(model, small.images())
+    for float_layers in ((), ("conv1", "gemm0"), ("matmul0",)):
+        found = []
+        for large in (0, 1 << 30):
+            monkeypatch.setattr(qdq, "_LARGE", large)
+            int8 = qdq.insert_qdq(model, ranges, per_channel=per_channel, float_layers=float_layers)
+            tensors = {each.name: numpy_helper.to_array(each) for each in int8.graph.initializer}
+            found.append((int8.graph.node, tensors))
+        (nodes, spared), (expected_nodes, expected) = found
+        assert list(nodes) == list(expected_nodes)
+        assert list(spared) == list(expected)
+        for name, values in expected.items():
+            np.testing.assert_array_equal(spared[name], values, err_msg=name)

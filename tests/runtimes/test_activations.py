@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -112,3 +113,15 @@ def test_read_gives_each_thread_its_own_values_when_two_read_at_once(
         thread.join()
     assert wrong == []
     assert sorted(rounds) == list(range(24))
+
+
+def test_read_gives_the_same_when_a_file_is_opened(
+    tiny_model: onnx.ModelProto, batch_nchw: Float32, tmp_path: Path
+) -> None:
+    onnx.save(tiny_model, tmp_path / "model.onnx")
+    names = activations(tiny_model)
+    of_file = ActivationReader(tmp_path / "model.onnx", names, threads=1).read(batch_nchw[0])
+    of_model = ActivationReader(tiny_model, names, threads=1).read(batch_nchw[0])
+    assert list(of_file) == list(of_model)
+    for name, values in of_model.items():
+        np.testing.assert_array_equal(of_file[name], values, err_msg=name)

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.runtimes import sessions
 from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, open_session, write_folded
 
 ROW = np.array([[1.0, -2.0, 0.5]], np.float32)
@@ -57,3 +58,23 @@ def test_write_folded_computes_what_depends_on_constants_alone(model: onnx.Model
 def test_write_folded_leaves_out_the_named_optimizers(model: onnx.ModelProto, tmp_path: Path) -> None:
     write_folded(model.SerializeToString(), tmp_path / "kept.onnx", ["ConstantFolding"])
     assert [node.op_type for node in onnx.load(tmp_path / "kept.onnx").graph.node] == ["Add", "Mul"]
+
+
+@pytest.mark.parametrize("large", [1, 5, 1 << 20])  # bytes: both constants, or none, are passed apart
+def test_open_session_computes_the_model_when_its_tensors_are_passed_apart(
+    model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    before = model.SerializeToString(deterministic=True)
+    monkeypatch.setattr(sessions, "_LARGE", large)
+    assert list(sessions.serialize(model)[1]) == ([] if large > 100 else ["two", "three"])
+    np.testing.assert_array_equal(open_session(model).run(None, {"x": ROW})[0], [[5.0, -10.0, 2.5]])
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_serialize_leaves_large_tensors_out_of_the_bytes(model: onnx.ModelProto) -> None:
+    values = np.arange(17 << 20, dtype=np.float32)  # 68 MiB
+    model.graph.initializer.append(numpy_helper.from_array(values, "table"))
+    content, tensors = sessions.serialize(model, ["five", "y"])
+    assert len(content) < 1000
+    np.testing.assert_array_equal(tensors["table"].numpy(), values)
+    assert [value.name for value in onnx.load_model_from_string(content).graph.output] == ["y", "five"]
