@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,7 @@ from pipeline.commands.flags import RUNTIMES, add_command, count
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.serve.server import Models
-    from pipeline.serve.tls import TlsFiles
+    from pipeline.serve.settings import Models, Settings, TlsFiles, Wanted
 
 _MIB = 1 << 20
 # Modules of the extra `serve` that are imported here.
@@ -54,6 +55,9 @@ def add_serve(commands: Any) -> None:
         type=count,
         default=0,
         help="batches at the same time (default: what bench --sweep found, else one a core)",
+    )
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="server processes behind the same ports; they share cores"
     )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
     _add_network(parser)
@@ -130,7 +134,7 @@ def _patience(text: str) -> float:
 
 
 def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
-    from pipeline.serve.tls import TlsFiles
+    from pipeline.serve.settings import TlsFiles
 
     if args.tls_cert is None and args.tls_key is None:
         if args.tls_client_ca is not None:
@@ -144,16 +148,9 @@ def _tls_files(args: argparse.Namespace) -> TlsFiles | None:
 
 def _serve(args: argparse.Namespace) -> None:
     from pipeline.runtimes.base import Runtime
+    from pipeline.serve.clients import Shares
+    from pipeline.serve.settings import Settings, Wanted
 
-    try:
-        from pipeline.serve.clients import Shares
-        from pipeline.serve.loading import Wanted
-        from pipeline.serve.server import serve
-        from pipeline.serve.settings import Settings
-    except ModuleNotFoundError as err:
-        if err.name not in _EXTRA:
-            raise
-        raise ConfigError(f"serve needs {err.name}, which is not installed; run: pip install '.[serve]'") from None
     if args.http_port == args.grpc_port != 0:
         raise ConfigError(f"--grpc_port {args.grpc_port}: is that of HTTP; give another")
     wanted = Wanted(Runtime(args.runtime), args.batch, args.instances, args.max_queue)
@@ -173,21 +170,43 @@ def _serve(args: argparse.Namespace) -> None:
         open_metrics=args.open_metrics,
         insecure=args.insecure,
     )
-    serve(_models(args), wanted, settings)
+    _start(_models(args), wanted, settings, args.workers)
+
+
+def _start(models: Models, wanted: Wanted, settings: Settings, workers: int) -> None:
+    if workers > 1:
+        lacking = [name for name in _EXTRA if "." not in name and find_spec(name) is None]
+        if lacking:
+            raise _lacks(lacking[0])
+        from pipeline.serve.workers import serve_in_workers
+
+        serve_in_workers(models, wanted, settings, workers)
+        return
+    try:
+        from pipeline.serve.server import serve
+    except ModuleNotFoundError as err:
+        if err.name not in _EXTRA:
+            raise
+        raise _lacks(err.name) from None
+    serve(models, wanted, settings)
+
+
+def _lacks(module: str) -> ConfigError:
+    return ConfigError(f"serve needs {module}, which is not installed; run: pip install '.[serve]'")
 
 
 def _models(args: argparse.Namespace) -> Models:
     """Return what the flags name: one package, or a folder of them."""
     from pipeline.packages.package import open_package
     from pipeline.serve.model_folder import find_package, find_packages
-    from pipeline.serve.server import Models
+    from pipeline.serve.settings import Models
 
     if args.models is not None:
         if args.model is not None:
             raise ConfigError("--models: serves a folder, -m one package; give one of them")
         root: Path = args.models
-        return Models(f"--models {root}", lambda: find_packages(root), args.versions, watched=True)
+        return Models(f"--models {root}", partial(find_packages, root), args.versions, watched=True)
     if args.versions != 1:
         raise ConfigError(f"--versions {args.versions}: needs --models")
     folder = open_package(args.model).folder
-    return Models(str(folder), lambda: [found] if (found := find_package(folder)) else [], 1, watched=False)
+    return Models(str(folder), partial(find_package, folder), 1, watched=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BackendError
-from pipeline.host.hardware import MAX_ISA, is_arm
+from pipeline.host.hardware import MAX_ISA, available_cores, is_arm
 from pipeline.host.threads import wait_for_end
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
 
@@ -97,6 +97,8 @@ def compile_model(
         settings = {
             "NUM_STREAMS": placement.streams,
             "INFERENCE_NUM_THREADS": placement.threads,
+            # It pins threads to cores, from the first core on. Processes that share the cores would all take the first.
+            **({} if placement.threads >= available_cores() else {"ENABLE_CPU_PINNING": False}),
             # Otherwise it computes float parts, and whole float32 models, in bfloat16 on CPUs that support it.
             "INFERENCE_PRECISION_HINT": "f32",
             **(_IN_FLOAT if is_arm() else {}),

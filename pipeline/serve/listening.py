@@ -1,11 +1,9 @@
-"""The two listeners: a socket for HTTP, served by uvicorn, and a port of gRPC."""
+"""The two servers: uvicorn on a socket, and gRPC on a port."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -21,30 +19,12 @@ from pipeline.serve.limits import Room
 from pipeline.serve.rpc import Servicer
 from pipeline.serve.rpc_guard import RpcGuard
 from pipeline.serve.served import Plane
+from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
 from pipeline.serve.triton import rpc_handlers
 
 LAST_WORDS = 1  # s, for error responses to requests that were on their way, and for answers to be sent
 _MOST_METADATA = 64 * 1024  # bytes of a call's headers
-_BACKLOG = 2048  # connections that wait to be accepted
-
-
-@contextlib.contextmanager
-def listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a listening socket.
-
-    Raises:
-        BackendError: the port is taken, or the address is not of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as err:
-        raise BackendError(
-            f"{host}, port {port}: cannot be listened on ({os.strerror(err.errno or 0)}); give another"
-        ) from None
-    with listener:
-        yield listener
 
 
 class HttpServer(uvicorn.Server):
@@ -78,9 +58,19 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
 
 
 def make_rpc_server(
-    plane: Plane, room: Room, door: Door, address: tuple[str, int], certificates: Certificates | None
+    plane: Plane,
+    room: Room,
+    door: Door,
+    siblings: Siblings,
+    address: tuple[str, int],
+    certificates: Certificates | None,
+    *,
+    shared: bool = False,
 ) -> tuple[grpc.aio.Server, int]:
     """Return the server, and its port.
+
+    Args:
+        shared: whether other processes may listen on the port as well.
 
     Raises:
         BackendError: the port is taken, or the address is not of this machine.
@@ -91,11 +81,11 @@ def make_rpc_server(
             ("grpc.max_receive_message_length", room.max_body),
             ("grpc.max_metadata_size", _MOST_METADATA),
             ("grpc.server_handshake_timeout_ms", round(room.patience * 1000)),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shared)),
         ],
     )
     add_GRPCInferenceServiceServicer_to_server(Servicer(plane), rpc)
-    rpc.add_generic_rpc_handlers((rpc_handlers(plane),))
+    rpc.add_generic_rpc_handlers((rpc_handlers(plane, siblings),))
     host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -18,19 +18,10 @@ from pipeline.runtimes.opening import open_backend, place
 from pipeline.serve.batching import Batcher
 from pipeline.serve.metrics import Meter
 from pipeline.serve.model import PackageModel, Setup
+from pipeline.serve.settings import Wanted
 from pipeline.terminal import console
 
 _BATCH = 8  # where no sweep found a better one
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How packages are to be opened."""
-
-    runtime: Runtime
-    batch: int  # largest number of images computed at once; 0: what a sweep of the package found, or 8
-    instances: int  # batches computed at the same time; 0: what a sweep found, or one a core
-    max_queue: int  # images that wait
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Loaded:
 
 
 def settle(package: Package, wanted: Wanted) -> Wanted:
-    """Return how a package is opened on this machine: as asked for, else as a sweep of it found.
+    """Return how this process opens a package: as asked for, else as a sweep of it found on this machine.
 
     Raises:
         ConfigError: more images are computed at once than may wait.
@@ -63,7 +54,7 @@ def settle(package: Package, wanted: Wanted) -> Wanted:
     if wanted.max_queue < batch:
         raise ConfigError(f"--max_queue {wanted.max_queue}: fewer than the {batch} images of a batch; give more")
     instances = wanted.instances or (found.instances if found else available_cores())
-    return Wanted(chosen.runtime, batch, instances, wanted.max_queue)
+    return replace(wanted, runtime=chosen.runtime, batch=batch, instances=wanted.part.share(instances))
 
 
 def load(package: Package, version: str, wanted: Wanted) -> Loaded:
@@ -73,14 +64,15 @@ def load(package: Package, version: str, wanted: Wanted) -> Loaded:
         ConfigError, BackendError: as `settle`; the runtime refuses the model.
     """
     wanted = settle(package, wanted)
-    placement = place(wanted.instances, available_cores())
+    cores = wanted.part.share(available_cores())
+    placement = place(wanted.instances, cores)
     with ExitStack() as opened:
         full, single = opened.enter_context(_open(package, wanted, placement))
         meter = Meter(package.name)
         batcher = Batcher(full, single, wanted.batch, wanted.max_queue, meter)
         opened.callback(batcher.close)
         setup = Setup(full.name, wanted.batch, placement.streams)
-        model = PackageModel(package, version, batcher, full.input, full.output, available_cores(), setup, meter)
+        model = PackageModel(package, version, batcher, full.input, full.output, cores, setup, meter)
         opened.callback(model.close)
         described = (
             f"{full.name} {full.version}: batches of up to {wanted.batch}, {placement.streams} at a time on "

@@ -15,7 +15,10 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 IMAGES = Counter("pipeline_images", "Images answered", ["model"])
 REFUSED = Counter("pipeline_refused_requests", "Requests refused, by reason", ["reason"])
-WAITING = Gauge("pipeline_waiting_images", "Images in the queue", ["model"])
+# Of several workers the sum over those that live.
+WAITING = Gauge("pipeline_waiting_images", "Images in the queue", ["model"], multiprocess_mode="livesum")
+WORKERS = Gauge("pipeline_workers", "Processes that answer requests", multiprocess_mode="livesum")
+RESTARTS = Counter("pipeline_worker_restarts", "Worker processes that ended and were replaced")
 BATCH = Histogram("pipeline_batch_images", "Images computed at once", ["model"], buckets=_BATCHES)
 WAIT = Histogram(
     "pipeline_wait_seconds", "From an image's arrival in the queue to its turn", ["model"], buckets=_SECONDS

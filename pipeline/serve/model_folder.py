@@ -39,9 +39,10 @@ def find_packages(root: Path) -> list[Found]:
     return sorted(below, key=lambda each: (each.name, int(each.version)))
 
 
-def find_package(folder: Path) -> Found | None:
-    """Return one package as version 1 of its model; None where there is none."""
-    return _look(folder, FIRST)
+def find_package(folder: Path) -> list[Found]:
+    """Return one package as version 1 of its model; none where it is not there."""
+    found = _look(folder, FIRST)
+    return [] if found is None else [found]
 
 
 def is_version(name: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
-from prometheus_client import REGISTRY
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp
@@ -20,6 +21,7 @@ from pipeline.serve.limits import Limits, Room
 from pipeline.serve.page import show_page
 from pipeline.serve.requests import JSON_LENGTH, parse
 from pipeline.serve.served import Plane
+from pipeline.serve.siblings import Siblings
 from pipeline.serve.unpacking import Unpacking
 
 _PROBES = ["GET", "HEAD"]
@@ -27,16 +29,18 @@ _MOST_FILES = 128  # of one upload
 _TOPK = 5
 
 
-def make_app(plane: Plane, room: Room, door: Door) -> ASGIApp:
+def make_app(plane: Plane, room: Room, door: Door, siblings: Siblings, registry: CollectorRegistry) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
         room: limits of bodies and requests under way.
         door: the admission check.
+        siblings: the other workers.
+        registry: what `/metrics` shows.
     """
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(_server_routes(plane))
-    app.include_router(_model_routes(plane))
+    app.include_router(_server_routes(plane, registry))
+    app.include_router(_model_routes(plane, siblings))
     app.include_router(paddle_serving.routes(plane))
     answer_faults(app)
     app.add_middleware(Unpacking, room=room)
@@ -44,7 +48,7 @@ def make_app(plane: Plane, room: Room, door: Door) -> ASGIApp:
     return Guard(app, door=door)  # around everything, so that the framework's own responses are logged too
 
 
-def _server_routes(plane: Plane) -> APIRouter:
+def _server_routes(plane: Plane, registry: CollectorRegistry) -> APIRouter:
     """Return the routes of the server as a whole."""
     router = APIRouter()
     health = V2Endpoints(plane)
@@ -53,14 +57,14 @@ def _server_routes(plane: Plane) -> APIRouter:
     router.add_api_route("/v2/health/live", health.live, methods=_PROBES)
     router.add_api_route("/v2/health/ready", health.ready, methods=_PROBES)
     router.add_api_route("/v2/models", health.models, methods=_PROBES)
-    router.add_api_route("/metrics", _show_metrics, methods=_PROBES)
+    router.add_api_route("/metrics", partial(_show_metrics, registry), methods=_PROBES)
     return router
 
 
-def _model_routes(plane: Plane) -> APIRouter:
+def _model_routes(plane: Plane, siblings: Siblings) -> APIRouter:
     """Return the routes of a model: of its newest version, or of one that the path names."""
     router = APIRouter()
-    asked = _Models(plane)
+    asked = _Models(plane, siblings)
     router.add_api_route("/v2/models/stats", asked.statistics, methods=_PROBES)
     for path in ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"):
         shown: dict[str, Any] = {"response_model": ModelMetadataResponse, "response_model_exclude_none": True}
@@ -76,8 +80,8 @@ def _model_routes(plane: Plane) -> APIRouter:
 class _Models:
     """Answers requests for models."""
 
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
+    def __init__(self, plane: Plane, siblings: Siblings) -> None:
+        self._plane, self._siblings = plane, siblings
 
     async def ready(self, model_name: str, model_version: str | None = None) -> object:
         model = self._plane.find(model_name, model_version)
@@ -87,7 +91,7 @@ class _Models:
         return triton.configuration(self._plane.find(model_name, model_version))
 
     async def statistics(self, model_name: str = "", model_version: str | None = None) -> object:
-        return triton.statistics(triton.asked_models(self._plane, model_name, model_version))
+        return await triton.asked_statistics(self._plane, self._siblings, model_name, model_version)
 
     async def infer(self, request: Request, model_name: str, model_version: str | None = None) -> Response:
         self._plane.find(model_name, model_version)  # an unknown model is an error before the body is read
@@ -111,9 +115,9 @@ class _Models:
         return Response(orjson.dumps([each.as_dict() for each in found]), media_type="application/json")
 
 
-async def _show_metrics(request: Request) -> Response:
+async def _show_metrics(registry: CollectorRegistry, request: Request) -> Response:
     generate, kind = choose_encoder(request.headers.get("accept", ""))
-    return Response(generate(REGISTRY), headers={"content-type": kind})
+    return Response(generate(registry), headers={"content-type": kind})
 
 
 async def _uploads(request: Request) -> list[tuple[str, bytes]]:

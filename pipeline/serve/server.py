@@ -7,9 +7,9 @@ import contextlib
 import resource
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,37 +17,33 @@ import uvicorn
 from PIL import Image
 
 from pipeline.errors import ArtefactError
-from pipeline.serve import rest
+from pipeline.serve import metrics, rest
 from pipeline.serve.access import AccessLog
 from pipeline.serve.clients import Clients
+from pipeline.serve.exposition import make_registry
 from pipeline.serve.guard import Door
 from pipeline.serve.limits import Room
-from pipeline.serve.listening import LAST_WORDS, listen, make_http_server, make_rpc_server
-from pipeline.serve.loading import Wanted
-from pipeline.serve.model_folder import Found
+from pipeline.serve.listening import LAST_WORDS, make_http_server, make_rpc_server
+from pipeline.serve.ports import join, listen
 from pipeline.serve.served import Plane
-from pipeline.serve.settings import Settings, check_exposure
+from pipeline.serve.settings import Models, Settings, Wanted, check_exposure, describe_address
 from pipeline.serve.shelf import Shelf
+from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
 from pipeline.serve.tokens import Tokens
+from pipeline.serve.triton import statistics
+from pipeline.serve.worker import Leash
 from pipeline.terminal import console
 
 _LOOK_S = 2.0  # between two checks of files that may change
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STARTUP_S = 60.0  # for the HTTP server to listen
 
 
-@dataclass(frozen=True)
-class Models:
-    """What is served."""
-
-    where: str  # for errors
-    find: Callable[[], Sequence[Found]]
-    keep: int  # newest versions of each model
-    watched: bool  # look for new packages now and then, not only on SIGHUP
-
-
-def serve(models: Models, wanted: Wanted, settings: Settings) -> None:
+def serve(models: Models, wanted: Wanted, settings: Settings, leash: Leash | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait.
+
+    Args:
+        leash: of a worker process, which serves beside others and is told by its parent what to do.
 
     Raises:
         ConfigError: others could reach it without TLS or authentication, or a file that a flag names is invalid.
@@ -63,8 +59,9 @@ def serve(models: Models, wanted: Wanted, settings: Settings) -> None:
         door = Door(tokens, Clients(settings.shares), log, settings.open_metrics)
         _allow_many_connections()
         Image.MAX_IMAGE_PIXELS = settings.max_pixels
-        listener = opened.enter_context(listen(settings.host, settings.http_port))
-        _run(_Server(models, wanted, settings, door, certificates).run(listener))
+        take = listen if leash is None else join
+        listener = opened.enter_context(take(settings.host, settings.http_port))
+        _run(_Server(models, wanted, settings, door, certificates, leash).run(listener))
 
 
 def _allow_many_connections() -> None:
@@ -85,9 +82,16 @@ def _run(serving: Coroutine[Any, Any, None]) -> None:
 
 class _Server:
     def __init__(
-        self, models: Models, wanted: Wanted, settings: Settings, door: Door, certificates: Certificates | None
+        self,
+        models: Models,
+        wanted: Wanted,
+        settings: Settings,
+        door: Door,
+        certificates: Certificates | None,
+        leash: Leash | None,
     ) -> None:
         self._models, self._settings, self._door, self._certificates = models, settings, door, certificates
+        self._leash = leash
         self._room = Room(settings.max_body, wanted.max_queue, settings.patience)
         self._stop, self._look_around = asyncio.Event(), asyncio.Event()
         self._plane = Plane()
@@ -99,36 +103,64 @@ class _Server:
             await self._look_at_models(strict=not self._models.watched)
             if not self._plane.models:
                 raise ArtefactError("; ".join(self._shelf.faults()) or f"{self._models.where}: no package there")
+            if self._leash is not None:
+                await self._leash.wait_for_go()
             await self._serve(listener)
         finally:
             await self._shelf.close()
 
     async def _serve(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        app = rest.make_app(self._plane, self._room, self._door)
+        """Open both ports, and close them when told to stop."""
+        folder = self._leash.folder if self._leash is not None else None
+        siblings = Siblings(folder, lambda: statistics(self._plane.loaded))
+        app = rest.make_app(self._plane, self._room, self._door, siblings, make_registry(folder))
         http = make_http_server(app, self._room.patience, self._certificates)
         address = (self._settings.host, self._settings.grpc_port)
-        rpc, grpc_port = make_rpc_server(self._plane, self._room, self._door, address, self._certificates)
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._told_to_stop, http)
-        loop.add_signal_handler(signal.SIGHUP, self._look_around.set)
-        try:
-            await rpc.start()
-            watching = asyncio.create_task(self._watch())
-            serving = asyncio.create_task(http.serve(sockets=[listener]))
-            self._say_where(listener.getsockname()[1], grpc_port)
-            await self._stop.wait()
-            watching.cancel()
-            await self._end(http, rpc, serving)
-        finally:
-            for number in (*_SIGNALS, signal.SIGHUP):
-                loop.remove_signal_handler(number)
+        rpc, grpc_port = make_rpc_server(
+            self._plane, self._room, self._door, siblings, address, self._certificates, shared=folder is not None
+        )
+        async with siblings.answered():
+            with self._told_what_to_do(http):
+                await rpc.start()
+                watching = asyncio.create_task(self._watch())
+                serving = asyncio.create_task(http.serve(sockets=[listener]))
+                await self._wait(_STARTUP_S, lambda: http.started)
+                self._report_serving(listener.getsockname()[1], grpc_port)
+                await self._stop.wait()
+                watching.cancel()
+                await self._end(http, rpc, serving)
 
-    def _say_where(self, http_port: int, grpc_port: int) -> None:
-        host, names = self._settings.host, ", ".join(self._plane.models)
-        shown = f"[{host}]" if ":" in host else host
-        secure = "s" if self._certificates is not None else ""
-        console.step(f"serving {names}: http{secure}://{shown}:{http_port} and grpc{secure}://{shown}:{grpc_port}")
+    def _report_serving(self, http_port: int, grpc_port: int) -> None:
+        metrics.WORKERS.set(1)
+        if self._leash is not None:
+            self._leash.report_serving()
+            return
+        known = replace(self._settings, http_port=http_port, grpc_port=grpc_port)
+        console.step(f"serving {', '.join(self._plane.models)}: {describe_address(known)}")
+
+    @contextlib.contextmanager
+    def _told_what_to_do(self, http: uvicorn.Server) -> Iterator[None]:
+        """Obey signals while the body runs: a second one to stop does not wait. A worker obeys its parent too."""
+        loop = asyncio.get_running_loop()
+        look, signals = self._look_around.set, {signal.SIGTERM: lambda: stop(False)}
+
+        def stop(at_once: bool) -> None:
+            http.force_exit = http.force_exit or at_once
+            self._plane.stopping = True
+            self._stop.set()
+
+        if self._leash is None:
+            signals = {number: lambda: stop(self._plane.stopping) for number in (signal.SIGTERM, signal.SIGINT)}
+            signals[signal.SIGHUP] = look
+        else:  # systemd sends SIGTERM to workers too, so that only what the parent says counts as a second time
+            self._leash.obey(stop, look)
+        for number, handler in signals.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     async def _watch(self) -> None:
         """Check periodically, and on SIGHUP, whether files have changed."""
@@ -146,15 +178,9 @@ class _Server:
         await self._shelf.look(again=again, strict=strict)
         self._room.max_requests = self._shelf.most_requests
 
-    def _told_to_stop(self, http: uvicorn.Server) -> None:
-        if self._plane.stopping:
-            http.force_exit = True
-        self._plane.stopping = True
-        self._stop.set()
-
     async def _end(self, http: uvicorn.Server, rpc: grpc.aio.Server, serving: asyncio.Task[None]) -> None:
         """Let clients leave, then refuse new requests, finish those under way, and close both ports."""
-        _say(f"stopping: clients have {self._settings.drain_seconds:g} s to leave")
+        self._say(f"stopping: clients have {self._settings.drain_seconds:g} s to leave")
         await self._wait(self._settings.drain_seconds, lambda: http.force_exit)
         # With an error response on open connections: a closed one would not tell a client what became of its request.
         for model in self._plane.loaded:
@@ -163,7 +189,7 @@ class _Server:
         await self._wait(self._settings.grace_seconds, lambda: http.force_exit or not self._under_way())
         http.should_exit = True
         await asyncio.gather(rpc.stop(0 if http.force_exit else LAST_WORDS), serving)
-        _say("stopped")
+        self._say("stopped")
 
     def _under_way(self) -> int:
         return sum(model.under_way for model in self._plane.loaded)
@@ -173,8 +199,8 @@ class _Server:
         while asyncio.get_running_loop().time() < deadline and not until():
             await asyncio.sleep(0.02)
 
-
-def _say(text: str) -> None:
-    """Print the progress of stopping; the reader of the output may be gone by then, the clients are not."""
-    with contextlib.suppress(OSError):
-        console.step(text)
+    def _say(self, text: str) -> None:
+        """Print the progress of stopping, which of workers the parent does."""
+        if self._leash is None:
+            with contextlib.suppress(OSError):  # the reader of the output may be gone by then, the clients are not
+                console.step(text)

@@ -9,9 +9,10 @@ from itertools import groupby
 
 from pipeline.errors import PipelineError
 from pipeline.packages.package import open_package
-from pipeline.serve.loading import Loaded, Wanted, load, resident_mib
+from pipeline.serve.loading import Loaded, load, resident_mib
 from pipeline.serve.model_folder import Found
 from pipeline.serve.served import Plane
+from pipeline.serve.settings import Wanted
 from pipeline.terminal import console
 
 _LAST_ANSWERS_S = 0.02  # between two checks whether an unloaded model still computes

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import ssl
 import threading
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from pipeline.errors import ConfigError
+from pipeline.serve.settings import TlsFiles
 from pipeline.terminal import console
-
-
-@dataclass(frozen=True)
-class TlsFiles:
-    """What the flags name."""
-
-    certificate: Path  # PEM, the server's own first, then its chain
-    key: Path  # PEM, without a passphrase
-    client_ca: Path | None = None  # PEM: clients must have a certificate signed by one of these
-
-    @property
-    def paths(self) -> list[Path]:
-        return [self.certificate, self.key] + ([self.client_ca] if self.client_ca is not None else [])
 
 
 class Certificates:

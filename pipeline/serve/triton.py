@@ -5,7 +5,7 @@ Source: model_config.proto and the model configuration and statistics extensions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 
 from pipeline.serve.model import ENCODED, PackageModel
 from pipeline.serve.served import Plane
+from pipeline.serve.siblings import Siblings
 
 _TYPES = {"UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}
 
@@ -46,9 +47,25 @@ def configuration(model: PackageModel) -> dict[str, Any]:
     }
 
 
-def statistics(models: list[PackageModel]) -> dict[str, Any]:
-    """Return the statistics of each model since it was loaded."""
-    return {"model_stats": [{"name": each.name, "version": each.version, **each.meter.statistics()} for each in models]}
+def statistics(models: list[PackageModel]) -> list[dict[str, Any]]:
+    """Return the statistics of each model since it was loaded in this process."""
+    return [{"name": each.name, "version": each.version, **each.meter.statistics()} for each in models]
+
+
+async def asked_statistics(plane: Plane, siblings: Siblings, name: str, version: str | None) -> dict[str, Any]:
+    """Return the statistics of one version of a model, all of it, or all of all, of all workers together.
+
+    Raises:
+        ModelNotFound, VersionNotFound: it is not served.
+    """
+    if name:
+        plane.find(name, version)
+    found = await siblings.statistics()
+    return {
+        "model_stats": [
+            each for each in found if (not name or each["name"] == name) and (not version or each["version"] == version)
+        ]
+    }
 
 
 # The messages that KServe's protocol lacks, with Triton's numbers: fields that are not written here are not sent.
@@ -109,36 +126,25 @@ def _messages() -> dict[str, Any]:
     return made
 
 
-def rpc_handlers(plane: Plane) -> grpc.GenericRpcHandler:
+def rpc_handlers(plane: Plane, siblings: Siblings) -> grpc.GenericRpcHandler:
     """Return the two methods that KServe's service lacks, under its service's name."""
     classes = _messages()
 
-    def method(name: str, answer: Callable[[Any], dict[str, Any]]) -> grpc.RpcMethodHandler:
+    def method(name: str, answer: Callable[[Any], Awaitable[dict[str, Any]]]) -> grpc.RpcMethodHandler:
         asked, answered = classes[f"inference.{name}Request"], classes[f"inference.{name}Response"]
 
         async def behaviour(request: Any, _: Any) -> Any:
-            return json_format.ParseDict(answer(request), answered())
+            return json_format.ParseDict(await answer(request), answered())
 
         return grpc.unary_unary_rpc_method_handler(
             behaviour, request_deserializer=asked.FromString, response_serializer=answered.SerializeToString
         )
 
-    return grpc.method_handlers_generic_handler(
-        "inference.GRPCInferenceService",
-        {
-            "ModelConfig": method(
-                "ModelConfig", lambda request: {"config": configuration(plane.find(request.name, request.version))}
-            ),
-            "ModelStatistics": method(
-                "ModelStatistics", lambda request: statistics(asked_models(plane, request.name, request.version))
-            ),
-        },
-    )
+    async def configured(request: Any) -> dict[str, Any]:
+        return {"config": configuration(plane.find(request.name, request.version))}
 
+    async def counted(request: Any) -> dict[str, Any]:
+        return await asked_statistics(plane, siblings, request.name, request.version)
 
-def asked_models(plane: Plane, name: str, version: str | None) -> list[PackageModel]:
-    """Return one version of a model, all of it, or all of all, as statistics are asked for."""
-    if not name:
-        return plane.loaded
-    found = plane.find(name, version)
-    return [found] if version else list(plane.models[name].loaded.values())
+    methods = {"ModelConfig": method("ModelConfig", configured), "ModelStatistics": method("ModelStatistics", counted)}
+    return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)

@@ -20,6 +20,7 @@ class _Style:
     verbose: bool = False
     json_lines: bool = False
     silent: bool = False  # for a while: no notes and details
+    prefix: str = ""  # of every line: which of several processes says it
 
 
 _style = _Style()
@@ -28,15 +29,21 @@ _status = ""  # the last line of the terminal, as it is drawn now
 _ERASE = "\r\x1b[K"  # what stands in the line of the cursor
 
 
-def configure(*, quiet: bool = False, verbose: bool = False, json_lines: bool = False) -> None:
+def configure(*, quiet: bool = False, verbose: bool = False, json_lines: bool = False, prefix: str = "") -> None:
     """Choose what is printed and how, for the whole process.
 
     Args:
         quiet: only results and errors; no steps, no progress.
         verbose: details too.
         json_lines: every event is a JSON object in a line of standard error.
+        prefix: of every line for people, and of the text of every event.
     """
-    _style.quiet, _style.verbose, _style.json_lines = quiet, verbose, json_lines
+    _style.quiet, _style.verbose, _style.json_lines, _style.prefix = quiet, verbose, json_lines, prefix
+
+
+def configuration() -> dict[str, bool]:
+    """Return what `configure` was given, but for the prefix, for processes that this one starts."""
+    return {"quiet": _style.quiet, "verbose": _style.verbose, "json_lines": _style.json_lines}
 
 
 @contextmanager
@@ -80,7 +87,7 @@ def _print(text: str, file: TextIO | None = None) -> None:
         if _status:
             sys.stderr.write(_ERASE)
             sys.stderr.flush()
-        print(text, file=file, flush=True)
+        print(_style.prefix + text, file=file, flush=True)
         if _status:
             sys.stderr.write(_status)
             sys.stderr.flush()
@@ -157,4 +164,6 @@ def event(kind: str, **facts: object) -> None:
     if _style.quiet and kind not in ("warning", "error", "interrupted"):
         return
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    if _style.prefix and "text" in facts:
+        facts["text"] = f"{_style.prefix}{facts['text']}"
     print(json.dumps({"time": now, "event": kind, **facts}), file=sys.stderr, flush=True)
