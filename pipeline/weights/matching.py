@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,15 @@ from pipeline.models import libraries, zoo
 _PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
 _COUNTER = "num_batches_tracked"
 _NEAR = 0.2  # share of a checkpoint's tensors: a network with fewer differences is suggested
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """What of a network decides whether a checkpoint fits it."""
+
+    shapes: Mapping[str, tuple[int, ...]]  # of its tensors by name
+    linear: tuple[str, ...]  # its linear layers, in order
+    outputs: int | None  # classes
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,9 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
         DataError: what does not fit is listed; or a tensor holds NaN or Inf.
     """
     libraries.drop_auxiliary(network, state)
-    entries = _entries(network, state)
-    misfit = _compare(network, state, entries)
+    outline = _outline(network)
+    entries = _entries(outline, state)
+    misfit = _compare(outline, state, entries)
     if misfit:
         raise DataError(f"{path}: {_describe(misfit, state, path, model)}")
     bad = next(
@@ -69,10 +80,29 @@ def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     Names and shapes decide, whatever their order; the network may be on the meta device, with any number of classes.
     """
     libraries.drop_auxiliary(network, state)
-    misfit = _compare(network, state, _entries(network, state))
+    return _classes_of(_outline(network), state)
+
+
+def _classes_of(outline: _Outline, state: Mapping[str, Tensor]) -> int | None:
+    misfit = _compare(outline, state, _entries(outline, state))
     if misfit is not None:
         return misfit.classes[0] if misfit.classes else None
-    return _outputs_of(network)
+    return outline.outputs
+
+
+def _outline(network: nn.Module) -> _Outline:
+    return _Outline(
+        shapes={name: tuple(tensor.shape) for name, tensor in network.state_dict().items()},
+        linear=tuple(name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)),
+        outputs=_outputs_of(network),
+    )
+
+
+@functools.cache
+def _outline_of_row(row: zoo.Model) -> _Outline:
+    """Return the outline of a network of the table, which takes 10 to 100 ms to make."""
+    with torch.device("meta"):  # shapes without memory
+        return _outline(zoo.build_network(row))
 
 
 def _outputs_of(network: nn.Module) -> int | None:
@@ -86,16 +116,15 @@ def _outputs_of(network: nn.Module) -> int | None:
     return found[-1] if found else None
 
 
-def _entries(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
+def _entries(outline: _Outline, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
     """Return the place of each tensor of the network in the file."""
-    tensors = network.state_dict()
     if not any(name.endswith(_PADDLE_NAMES) for name in state):
-        return {name: _Entry(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    linear = {f"{name}.weight" for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-    renamed = {name: re.sub(r"\.running_(mean|var)$", _paddle_name, name) for name in tensors}
+        return {name: _Entry(name, shape) for name, shape in outline.shapes.items()}
+    linear = {f"{name}.weight" for name in outline.linear}
+    renamed = {name: re.sub(r"\.running_(mean|var)$", _paddle_name, name) for name in outline.shapes}
     return {
-        name: _Entry(renamed[name], tuple(tensor.T.shape if name in linear else tensor.shape), name in linear)
-        for name, tensor in tensors.items()
+        name: _Entry(renamed[name], shape[::-1] if name in linear else shape, name in linear)
+        for name, shape in outline.shapes.items()
     }
 
 
@@ -103,7 +132,7 @@ def _paddle_name(found: re.Match[str]) -> str:
     return {"mean": "._mean", "var": "._variance"}[found[1]]
 
 
-def _compare(network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[str, _Entry]) -> _Misfit | None:
+def _compare(outline: _Outline, state: Mapping[str, Tensor], entries: Mapping[str, _Entry]) -> _Misfit | None:
     """Return what does not fit; None where everything fits."""
     wanted = {entry.name: entry for entry in entries.values()}
     # PyTorch before 0.4.1 did not save this counter, Paddle has none; it takes no part in inference.
@@ -112,11 +141,11 @@ def _compare(network: nn.Module, state: Mapping[str, Tensor], entries: Mapping[s
     wrong = [entry for name, entry in wanted.items() if name in state and tuple(state[name].shape) != entry.shape]
     if not missing and not unexpected and not wrong:
         return None
-    classes = None if missing or unexpected else _classes(network, state, wrong)
+    classes = None if missing or unexpected else _classes(outline, state, wrong)
     return _Misfit(missing, unexpected, wrong, classes)
 
 
-def _classes(network: nn.Module, state: Mapping[str, Tensor], wrong: list[_Entry]) -> tuple[int, int] | None:
+def _classes(outline: _Outline, state: Mapping[str, Tensor], wrong: list[_Entry]) -> tuple[int, int] | None:
     """Return the classes found and wanted, if the rows of the classifier's tensors are all that differs.
 
     A classifier may be a linear layer or a convolution, and there may be two, as of distilled networks.
@@ -132,7 +161,7 @@ def _classes(network: nn.Module, state: Mapping[str, Tensor], wrong: list[_Entry
     if len(pairs) != 1:
         return None
     (pair,) = pairs
-    return pair if pair[1] == _outputs_of(network) else None
+    return pair if pair[1] == outline.outputs else None
 
 
 def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: str) -> str:
@@ -165,14 +194,14 @@ def _faults(misfit: _Misfit, state: Mapping[str, Tensor]) -> str:
 def describe_nearest(state: Mapping[str, Tensor]) -> str | None:
     """Return the network of the table that a state dict fits best and the differences; None where none is close."""
     found: tuple[int, str] | None = None
-    for row in {(row.design, row.depths, row.bottleneck): row for row in reversed(zoo.MODELS)}.values():
-        with torch.device("meta"):
-            network = zoo.build_network(row)
-        misfit = _compare(network, state, _entries(network, state))
+    for row in _different_networks().values():
+        outline = _outline_of_row(row)
+        misfit = _compare(outline, state, _entries(outline, state))
         if misfit is None:
             continue
-        linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
-        wrong = [entry for entry in misfit.wrong if not entry.name.startswith(f"{linear}.")]  # of other classes
+        wrong = [
+            entry for entry in misfit.wrong if not entry.name.startswith(f"{outline.linear[-1]}.")
+        ]  # of other classes
         misfit = replace(misfit, wrong=wrong)
         count = len(misfit.missing) + len(misfit.unexpected) + len(misfit.wrong)
         if count <= len(state) * _NEAR and (found is None or count < found[0]):
@@ -191,15 +220,16 @@ def networks_of(state: Mapping[str, Tensor]) -> tuple[list[zoo.Model], int]:
     Args:
         state: as `checkpoints.read_state_dict` gives it.
     """
-    classes: dict[object, int | None] = {}
-    found = []
-    for row in zoo.MODELS:
-        made = (row.design, row.depths, row.bottleneck)
-        # Rows of equal networks, such as torchvision's and timm's, are tried once.
-        if made not in classes:
-            with torch.device("meta"):  # shapes without memory
-                network = zoo.build_network(row)
-            classes[made] = classes_of(network, state)
-        if classes[made] is not None:
-            found.append(row)
+    rows = _different_networks()
+    classes = {made: _classes_of(_outline_of_row(row), state) for made, row in rows.items()}
+    found = [row for row in zoo.MODELS if classes[_made(row)] is not None]
     return found, next((count for count in classes.values() if count is not None), 0)
+
+
+def _made(row: zoo.Model) -> tuple[object, ...]:
+    return row.design, row.depths, row.bottleneck
+
+
+def _different_networks() -> dict[tuple[object, ...], zoo.Model]:
+    """Return the first row of each network: torchvision's and timm's, for example, are equal."""
+    return {_made(row): row for row in reversed(zoo.MODELS)}

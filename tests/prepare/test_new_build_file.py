@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import os
 import shutil
@@ -38,9 +40,16 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def save_weights(path: Path, library: str, name: str, classes: int = len(CLASSES)) -> Path:
+@functools.cache
+def _encoded_weights(library: str, name: str, classes: int) -> bytes:
     torch.manual_seed(0)
-    torch.save({"state_dict": zoo.build_network(zoo.find_model(library, name), classes).state_dict()}, path)
+    content = io.BytesIO()
+    torch.save({"state_dict": zoo.build_network(zoo.find_model(library, name), classes).state_dict()}, content)
+    return content.getvalue()
+
+
+def save_weights(path: Path, library: str, name: str, classes: int = len(CLASSES)) -> Path:
+    path.write_bytes(_encoded_weights(library, name, classes))
     return path
 
 
