@@ -28,7 +28,6 @@ def make_parser() -> argparse.ArgumentParser:
 def export(args: argparse.Namespace) -> None:
     from pipeline.errors import ConfigError
     from pipeline.models import zoo
-    from pipeline.prepare.export_model import Flags, export_model
 
     row = zoo.find_model("official", args.model_name, "--model_name")
     weights = args.infile / f"{args.model_name}.pth"
@@ -37,6 +36,8 @@ def export(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--infile {args.infile}: no {weights.name} in it; download {row.url} by hand and put it there"
         )
+    from pipeline.prepare.export_model import Flags, export_model  # with torch, which takes a second
+
     flags = Flags(weights="--infile", save_dir="--output")
     path, error = export_model("official", args.model_name, 224, args.output, weights, flags=flags)
     print(f"{path}: largest difference from torch {error:.1e} of the largest logit")

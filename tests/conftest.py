@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from pipeline.building import Built, build
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.data import preprocess
 from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
+from pipeline.packages.package import Package, open_package
 from pipeline.terminal import console
 from pipeline.weights import sample_weights
 
@@ -171,15 +174,14 @@ def ending_in(tiny_model: onnx.ModelProto, tmp_path: Path) -> Callable[..., Path
     return write
 
 
-@pytest.fixture
-def make_config(tmp_path: Path, image_tree: Path, tiny_onnx: Path) -> MakeConfig:
-    """Return a function that writes `tiny.yaml` and loads it with overrides, `section.key=value`."""
+def _write_build_file(folder: Path, images: Path, checkpoint: Path) -> Path:
+    """Write `tiny.yaml` with its workspace into a folder."""
     values = {
         "name": "tiny",
-        "frontend": {"type": "onnx", "checkpoint": str(tiny_onnx), "shape": {"input": [1, 3, SIDE, SIDE]}},
+        "frontend": {"type": "onnx", "checkpoint": str(checkpoint), "shape": {"input": [1, 3, SIDE, SIDE]}},
         "backend": {"quantize": {"calibrate_mode": "percentile"}},
         "dataset": {
-            "path": str(image_tree),
+            "path": str(images),
             "sampler": {"get_data_num": 20},
             "process_ops": [
                 {"type": "DecodeImage"},
@@ -189,14 +191,60 @@ def make_config(tmp_path: Path, image_tree: Path, tiny_onnx: Path) -> MakeConfig
                 {"type": "ToTensor"},
             ],
         },
-        "workspace": {"path": str(tmp_path / "workspace")},
+        "workspace": {"path": str(folder / "workspace")},
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, image_tree: Path, tiny_onnx: Path) -> MakeConfig:
+    """Return a function that writes `tiny.yaml` and loads it with overrides, `section.key=value`."""
+    path = _write_build_file(tmp_path, image_tree, tiny_onnx)
 
     def make(*overrides: str) -> BuildConfig:
-        return load_build_file(tmp_path / "tiny.yaml", overrides)
+        return load_build_file(path, overrides)
 
     return make
+
+
+@dataclass(frozen=True)
+class FinishedBuild:
+    """What `build` of `tiny.yaml` made, as it is written. To be read only; a build takes a second."""
+
+    file: Path  # tiny.yaml, with images/ and workspace/ beside it
+    built: Built
+    lines: tuple[str, ...]  # that the build said
+
+    @property
+    def workspace(self) -> Path:
+        return self.file.with_name("workspace")
+
+    @property
+    def package(self) -> Package:
+        return open_package(self.built.prefix)
+
+    def config(self, *overrides: str) -> BuildConfig:
+        return load_build_file(self.file, overrides)
+
+    def copied_config(self, workspace: Path, *overrides: str) -> BuildConfig:
+        """As `config`, in a copy of the workspace that may be changed; all stages but the package are up to date."""
+        shutil.copytree(self.workspace, workspace)
+        return self.config(f"workspace.path={workspace}", *overrides)
+
+
+@pytest.fixture(scope="session")
+def finished(image_tree_master: Path, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedBuild:
+    """The build of `tiny.yaml` that tests share which only look at it."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(image_tree_master, folder / "images")
+    path = _write_build_file(folder, folder / "images", tiny_onnx)
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("INT8_PIPELINE_TRIAL_SECONDS", "0")
+        patched.setenv("INT8_PIPELINE_CACHE", str(folder / "user_cache"))
+        built = build(load_build_file(path), lines.append)
+    return FinishedBuild(path, built, tuple(lines))
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_openvino_on_avx2_gives_the_answers_of_vnni_when_pairs_are_bounded(tmp_p
     assert error < 1e-4 if bounded else error > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ["second_order", "nearest"])
 def test_build_keeps_every_pair_of_weights_within_the_bound(make_config: MakeConfig, rounding: str) -> None:
     config = make_config("backend.target=avx2", f"backend.quantize.weight_rounding={rounding}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -48,13 +49,18 @@ def unit_of(module: str) -> str:
     return module.split(".")[1]
 
 
+@functools.cache
+def read_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
     """Yield every module that a file names in an import.
 
     Args:
         lazy: those in functions too, which run later, and those below `if TYPE_CHECKING:`, which never run.
     """
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    waiting: list[ast.AST] = [read_tree(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
@@ -178,6 +184,7 @@ def failing_imports(blocked: tuple[str, ...], names: list[str]) -> list[str]:
     return run_python(f"BLOCKED, NAMES = {blocked!r}, {names!r}\n{BLOCKER}").splitlines()
 
 
+@pytest.mark.slow
 def test_everything_but_the_networks_imports_without_torch() -> None:
     names = sorted(MODULES.keys() - {"pipeline.__main__"})
     incomplete = {line.partition(" ")[0] for line in failing_imports((), names)}  # `serve` without its extra

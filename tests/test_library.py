@@ -81,6 +81,7 @@ def code_of(page: Path) -> str:
     return "\n".join(kept)
 
 
+@pytest.mark.slow
 def test_page_runs_as_it_is_written(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = ROOT / "docs" / "python.md"
     names: dict[str, object] = {}
@@ -142,6 +143,7 @@ def test_public_functions_are_not_hidden_by_modules_of_their_names(first: str) -
     assert re.fullmatch(r"(<function (build|bench|evaluate) at \w+> ?){3}\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_build_says_nothing_unless_it_is_asked_to(flowers: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said: list[str] = []
     built = pipeline.build(pipeline.load_build_file("flowers.yaml", ["backend.quantize.percentile=99.9"]), said.append)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 import torch
 
 from pipeline.models import zoo
@@ -36,6 +37,7 @@ def test_script_says_where_the_weights_go_when_there_are_none(tmp_path: Path) ->
     )
 
 
+@pytest.mark.slow
 def test_script_writes_what_torch_computes_when_the_folders_are_the_documents(tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = zoo.build_network(zoo.find_model("official", "iresnet18"))
@@ -51,6 +53,7 @@ def test_script_writes_what_torch_computes_when_the_folders_are_the_documents(tm
     np.testing.assert_allclose(session.run(None, {"input": images})[0], wanted, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_script_names_its_flag_when_the_folder_cannot_be_written(tmp_path: Path) -> None:
     network = zoo.build_network(zoo.find_model("official", "iresnet18"))
     torch.save(network.state_dict(), tmp_path / "iresnet18.pth")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import FinishedBuild
 
 from pipeline.building import build
 from pipeline.commands.cli import main
@@ -48,13 +49,19 @@ def test_analyze_names_every_quantizer_and_its_share(
     assert all(row["sqnr_db"] > 10 for row in rows)
 
 
+@pytest.mark.slow
 def test_analyze_gives_an_error_line_when_there_is_nothing_to_analyze(
-    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built = build(make_config("backend.dtype=fp32"), quiet).prefix
     assert main(["analyze", "-m", str(built)]) == 2
     assert "a package of fp32 has no quantizers to analyze" in capsys.readouterr().err
-    prefix = build(make_config(), quiet).prefix
+
+
+def test_analyze_gives_an_error_line_when_the_float32_model_is_elsewhere(
+    finished: FinishedBuild, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = finished.built.prefix
     moved = tmp_path / "elsewhere" / prefix.parent.name
     shutil.copytree(prefix.parent, moved)
     assert main(["analyze", "-m", str(moved / prefix.name)]) == 2

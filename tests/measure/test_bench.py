@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FinishedBuild
 from run_fixtures import IMAGES, SPEC, TinyWorkspace
 
-from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, to_vdsp_dict
 from pipeline.data import npz
@@ -17,7 +15,6 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.measure import bench
 from pipeline.measure.bench_result import BenchResult, describe
 from pipeline.measure.load import Load
-from pipeline.packages.package import open_package
 from pipeline.run.plan import Limit
 from pipeline.run.results import read_run
 from pipeline.runtimes.base import Runtime
@@ -88,9 +85,9 @@ def test_resolve_preprocess_notes_what_differs(tiny: TinyWorkspace, tmp_path: Pa
 
 
 def test_resolve_preprocess_refuses_another_normalisation_than_that_in_the_model(
-    make_config: Callable[..., BuildConfig], tmp_path: Path
+    finished: FinishedBuild, tmp_path: Path
 ) -> None:
-    package = open_package(build(make_config(), lambda line: None).prefix)
+    package = finished.package
     own = package.preprocess()
     given = write_vdsp(tmp_path / "same.json", own, filter=ResizeFilter.BILINEAR_PILLOW)
     assert bench.resolve_preprocess(package, given)[0].filter is ResizeFilter.BILINEAR_PILLOW

@@ -110,7 +110,14 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("wide_resnet50_2", marks=pytest.mark.slow),
+    ],
+)
 def test_forward_is_that_of_the_paper_when_weights_are_random(name: str) -> None:
     torch.manual_seed(4)
     network = zoo.build_network(zoo.find_model("timm", name), num_classes=10)

@@ -84,6 +84,7 @@ def test_settle_images_names_the_flag_when_there_are_fewer_than_wanted(make_conf
         inputs.settle_images(make_config("dataset.sampler.get_data_num=25"))
 
 
+@pytest.mark.slow
 def test_build_calibrates_on_one_image_a_class_when_the_file_asks_for_fewer(make_config: MakeConfig) -> None:
     said: list[str] = []
     cfg = make_config("dataset.sampler.get_data_num=2", "backend.quantize.weight_rounding=nearest")

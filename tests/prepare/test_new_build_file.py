@@ -290,6 +290,7 @@ def test_init_takes_mean_and_std_from_flags(
         assert f"{flag}: expected R,G,B of a 0..1 image, as 0.485,0.456,0.406, got '{text}'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_init_takes_images_without_labels_to_calibrate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -372,6 +373,7 @@ def test_init_and_build_a_network_of_the_installed_library(
     assert package.report()["proof"]["given"]["verdict"] == "good"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT])
 def test_init_and_build_a_network_of_pixels(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: int

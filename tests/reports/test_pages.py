@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import FinishedBuild
 from PIL import Image
 from run_fixtures import TinyWorkspace
 
@@ -224,6 +225,7 @@ def test_browser_shows_flips_and_the_curve(tiny: TinyWorkspace, out: Path, tmp_p
     assert drawn(screenshot(tmp_path / "sweep.html"), markup._COLOURS["openvino"]) > 100
 
 
+@pytest.mark.slow
 def test_page_and_lines_of_a_build_show_a_verdict_that_is_not_good(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,13 +243,12 @@ def test_page_and_lines_of_a_build_show_a_verdict_that_is_not_good(
     assert text.index('class="bad"') < text.index("<h2>")
 
 
-def test_page_of_a_sound_build_shows_figures_of_every_runtime(make_config: MakeConfig, tmp_path: Path) -> None:
-    make_config()
+def test_page_of_a_sound_build_shows_figures_of_every_runtime(finished: FinishedBuild, tmp_path: Path) -> None:
     page = tmp_path / "build.html"
-    assert main(["build", str(tmp_path / "tiny.yaml"), "--report", str(page)]) == 0
+    assert main(["build", str(finished.file), "--report", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert 'class="bad"' not in text
-    proven = open_package(tmp_path / "workspace" / "tiny-int8-percentile-3_32_32-vacc").report()["proof"]
+    proven = finished.package.report()["proof"]
     for name, each in proven["runtimes"].items():
         figures = each["float32"]
         assert f"<td>{name}</td><td>good</td><td>20 of 20</td><td>{figures['sqnr_db']:.1f} dB</td>" in text

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import FinishedBuild
 from onnx import helper
 from PIL import Image
 
@@ -36,17 +36,9 @@ from pipeline.runtimes.opening import open_backend, place
 MakeConfig = Callable[..., BuildConfig]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the package that `prefix` builds once."""
-    return tmp_path_factory.mktemp("built") / "package"
-
-
 @pytest.fixture
-def prefix(built: Path, make_config: MakeConfig) -> Path:
-    if not built.is_dir():
-        shutil.copytree(build(make_config()).prefix.parent, built)
-    return built / "tiny"
+def prefix(finished: FinishedBuild) -> Path:
+    return finished.built.prefix
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
+from conftest import FinishedBuild
 
-from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
 from pipeline.onnx_models import classifier
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import weights_of
 
-MakeConfig = Callable[..., BuildConfig]
 
-
-def test_run_writes_the_same_function_with_narrower_scales_and_later_stages_read_it(make_config: MakeConfig) -> None:
-    config = make_config()
-    stages = build(config, print).stages
+def test_run_writes_the_same_function_with_narrower_scales_and_later_stages_read_it(finished: FinishedBuild) -> None:
+    stages = finished.built.stages
     before, after = (onnx.load(stages[name] / "model.onnx") for name in ("equalize", "arrange"))
     shape = [dim.dim_value for dim in before.graph.input[0].type.tensor_type.shape.dim][1:]
     images = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(np.float32)

@@ -10,13 +10,12 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from conftest import FinishedBuild
 from torch import nn
 
-from pipeline.building import build
 from pipeline.config.build_file import BuildConfig
 from pipeline.models import exporter
 from pipeline.onnx_models import classifier
-from pipeline.packages.package import open_package
 from pipeline.quant import placement
 from pipeline.quant.equalization import scaled_tensors
 from pipeline.quant.neighbours import largest_sums, weight_pairs
@@ -119,9 +118,9 @@ def test_later_stages_work_on_the_rescaled_model(
     np.testing.assert_allclose(scales, np.maximum(largest / 127, sums / 128), rtol=1e-6)
 
 
-def test_package_keeps_the_exported_model_as_its_float32_reference(make_config: MakeConfig, tmp_path: Path) -> None:
-    package = open_package(build(make_config(), lambda line: None).prefix)
-    (exported,) = (tmp_path / "workspace" / ".cache" / "export").glob("*/model.onnx")
+def test_package_keeps_the_exported_model_as_its_float32_reference(finished: FinishedBuild) -> None:
+    package = finished.package
+    (exported,) = (finished.workspace / ".cache" / "export").glob("*/model.onnx")
     float32 = package.workspace_file("float32_model")
     assert float32 is not None
     assert float32.read_bytes() == exported.read_bytes()

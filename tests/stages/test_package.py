@@ -2,25 +2,21 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from conftest import FinishedBuild
 
 from pipeline.artefacts import verify
-from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
 from pipeline.host.hardware import instruction_sets
 from pipeline.packages.package import open_package
 from pipeline.runtimes.opening import installed_runtimes, version_of
 
-MakeConfig = Callable[..., BuildConfig]
-
 
 @pytest.fixture
-def folder(make_config: MakeConfig) -> Path:
-    return build(make_config(), lambda line: None).prefix.parent
+def folder(finished: FinishedBuild) -> Path:
+    return finished.package.folder
 
 
 def read(path: Path) -> dict[str, object]:
@@ -66,19 +62,17 @@ def test_run_states_the_facts_of_the_build(folder: Path) -> None:
     assert (folder / workspace["quantized_from"]).resolve().parent.parent.name == "arrange"
 
 
-def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(
-    folder: Path, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    assert read(folder / "build.json") == make_config().as_dict()
+def test_run_keeps_the_whole_build_file_and_what_it_was_calibrated_on(folder: Path, finished: FinishedBuild) -> None:
+    assert read(folder / "build.json") == finished.config().as_dict()
     assert list(read(folder / "thresholds.json"))[-1] == "int8_pipeline.pixels"
     assert len(read(folder / "thresholds.json")) == 10
     calibration = (folder / "calibration.txt").read_text(encoding="utf-8").splitlines()
-    assert f"# root: {tmp_path}/images" in calibration
+    assert f"# root: {finished.file.parent}/images" in calibration
     assert len([line for line in calibration if not line.startswith("#")]) == 20
 
 
-def test_run_describes_the_preprocessing_that_the_build_used(folder: Path, make_config: MakeConfig) -> None:
-    assert open_package(folder).preprocess() == make_config().preprocess
+def test_run_describes_the_preprocessing_that_the_build_used(folder: Path, finished: FinishedBuild) -> None:
+    assert open_package(folder).preprocess() == finished.config().preprocess
 
 
 def test_manifest_lists_every_file_of_the_package(folder: Path) -> None:

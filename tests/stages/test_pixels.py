@@ -95,6 +95,7 @@ def test_package_takes_pixels_and_agrees_with_one_that_does_not(
                 assert classifier.relative_error(expected, backend.infer(fed)) < 0.06
 
 
+@pytest.mark.slow
 def test_build_keeps_the_first_layer_in_float_on_pixels_too(
     make_config: MakeConfig, batch_nchw: npt.NDArray[np.float32]
 ) -> None:

@@ -98,6 +98,7 @@ def test_run_proves_the_file_and_every_runtime(
         assert each["executed"]["int8"] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 @pytest.mark.parametrize(("on_images", "checked_on"), [(True, 20), (False, 8)])
 def test_run_proves_float_models_on_what_images_there_are(
@@ -125,6 +126,7 @@ def test_run_refuses_a_model_that_collapsed(make_config: MakeConfig, inputs: dic
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_run_keeps_what_the_export_found_of_the_given_file(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ def kill_at_import(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.syspath_prepend(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.openvino
 def test_build_leaves_out_a_runtime_that_dies_and_lives(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,6 +43,7 @@ def quantized(built: Built) -> set[str]:
     return {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_when_the_plain_model_reaches_the_goal(make_config: MakeConfig) -> None:
     built = build(make_config("accuracy.min_agreement=1"), quiet)
     found = outcome(built)

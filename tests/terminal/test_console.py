@@ -41,6 +41,7 @@ def events(err: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in err.splitlines()]
 
 
+@pytest.mark.slow
 def test_quiet_build_prints_its_result_alone(build_file: Path, run: Run) -> None:
     code, out, err = run("build", build_file, "--quiet")
     assert (code, err) == (0, "")

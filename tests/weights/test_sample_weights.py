@@ -13,7 +13,7 @@ from pipeline.data.sample import sample_image
 from pipeline.models.resnet import BasicBlock, Bottleneck, ResNet
 from pipeline.weights.sample_weights import fit_sample_weights
 
-CLASSES = 20
+CLASSES = 10
 VIEW_PX = 128
 
 
