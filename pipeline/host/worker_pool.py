@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from pipeline.errors import PipelineError
 from pipeline.host.processes import sigint_held_back, start_worker
+from pipeline.terminal import console
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,7 +27,7 @@ def run_in_workers(
     """Yield `work(chunk of tasks)` as the chunks finish. Close it to stop: chunks under way are finished.
 
     Args:
-        work: a picklable function, called in worker processes.
+        work: a picklable function, called in worker processes; in threads where the system has no semaphores for them.
         tasks: plain data, read lazily.
         chunk: tasks that a worker gets at a time; Ctrl-C waits for one chunk at most.
         workers: processes.
@@ -38,9 +39,7 @@ def run_in_workers(
     """
     rest = iter(tasks)
     queue = iter(lambda: list(islice(rest, chunk)), [])
-    # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_worker)
+    pool = _open_pool(workers, name)
     processes: set[BaseProcess] = set()
 
     def submit(count: int) -> set[Future[R]]:
@@ -61,6 +60,19 @@ def run_in_workers(
         raise PipelineError(f"{name}: {_death_text(processes)}; {hint}") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _open_pool(workers: int, name: str) -> Executor:
+    # Spawned, not forked: the caller may hold the threads of a numerical library, which do not survive a fork.
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        return ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_worker)
+    except OSError as err:  # the pool's semaphores lie in /dev/shm, which a chroot may lack
+        console.note(
+            f"note: {name}: threads take the place of worker processes, whose semaphores cannot be made "
+            f"({err.strerror}: is /dev/shm mounted?); this is slower"
+        )
+        return ThreadPoolExecutor(workers)
 
 
 def _death_text(processes: Iterable[BaseProcess]) -> str:

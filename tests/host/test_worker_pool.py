@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -58,6 +59,23 @@ def test_fault_of_a_worker_is_passed_on() -> None:
     with pytest.raises(DataError, match=r"^1 is odd$"):
         list(run_in_workers(refuse, [1], chunk=1, workers=1, name="step", hint="go on"))
     assert not multiprocessing.active_children()
+
+
+def test_threads_do_the_work_when_the_system_has_no_semaphores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")  # as sem_open where /dev/shm is missing
+
+    monkeypatch.setattr("_multiprocessing.SemLock", fail)
+    found = run_in_workers(squares, range(10), chunk=4, workers=2, name="step", hint="go on")
+    assert sorted(square for some in found for square in some) == [number**2 for number in range(10)]
+    assert capsys.readouterr().err == (
+        "note: step: threads take the place of worker processes, whose semaphores cannot be made (No such file or "
+        "directory: is /dev/shm mounted?); this is slower\n"
+    )
+    with pytest.raises(DataError, match=r"^1 is odd$"):
+        list(run_in_workers(refuse, [1], chunk=1, workers=1, name="step", hint="go on"))
 
 
 def test_closing_drops_what_has_not_begun() -> None:
