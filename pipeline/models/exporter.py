@@ -103,7 +103,7 @@ def check_torchscript(file: bytes, network: nn.Module, batch_nchw: npt.NDArray[n
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         loaded = torch.jit.load(io.BytesIO(file))  # type: ignore[no-untyped-call]
-    return _check(run_network(network, batch_nchw), run_network(loaded, batch_nchw))
+    return check_outputs(run_network(network, batch_nchw), run_network(loaded, batch_nchw))
 
 
 def run_network(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -119,10 +119,15 @@ def check_against_torch(model: onnx.ModelProto, network: nn.Module, batch_nchw: 
     Raises:
         PipelineError: it is too large, so the export is wrong.
     """
-    return _check(run_network(network, batch_nchw), classifier.run(model, batch_nchw))
+    return check_outputs(run_network(network, batch_nchw), classifier.run(model, batch_nchw))
 
 
-def _check(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+def check_outputs(wanted: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    """Return the relative error of what an exported model gives, against what torch gives, [N, classes] each.
+
+    Raises:
+        PipelineError: it is too large, so the export is wrong.
+    """
     error = classifier.relative_error(wanted, found)
     if not error <= _TOLERANCE:
         raise PipelineError(

@@ -100,4 +100,5 @@ def write_folded(model: bytes, target: Path, without: Sequence[str] = ()) -> Non
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised anyway
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it takes cores from other work
     return options

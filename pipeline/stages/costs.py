@@ -87,7 +87,7 @@ def guess_work(frontend: FrontendConfig) -> NetworkWork:
         from pipeline.models import cost
 
         row = zoo.find_model(frontend.type.value, frontend.model or "")
-        known = cost.count(row)
+        known = cost.estimate(row)
     except Exception as err:
         if is_our_bug(err):
             raise
