@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,17 @@ from pipeline.onnx_models import classifier
 _TOLERANCE = 1e-4
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: on few images, its threads take five times the CPU time, waiting busily."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "input") -> onnx.ModelProto:
     """Return the network as ONNX, opset 17: float32 [N, C, H, W] -> float32 [N, classes]; batch norms are folded.
 
@@ -28,7 +41,7 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     which both runtimes compute in int8. The newer one numbers its nodes, emits ReduceMean and needs onnxscript.
     """
     stream = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), _one_thread():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         torch.onnx.export(
@@ -108,7 +121,7 @@ def check_torchscript(file: bytes, network: nn.Module, batch_nchw: npt.NDArray[n
 
 def run_network(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the network's own output for one batch, computed by torch: [N, C, H, W] -> [N, classes]."""
-    with torch.inference_mode():
+    with torch.inference_mode(), _one_thread():
         outputs: npt.NDArray[np.float32] = network.eval()(torch.from_numpy(batch_nchw)).numpy()
     return outputs
 
