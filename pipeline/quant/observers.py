@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from pipeline.quant.qmath import Counts
 
 # Values counted at a time, a bound on the memory of their keys. Measured on random values: 2^15 to 2^18 are equal.
 _CHUNK = 1 << 18
-# Of a large tensor whose tails are known, all values of the tails are counted, and every _STRIDE-th of the others: a
-# prime, so that no column of a feature map is preferred. This halves the time, and thresholds lie in the tails.
-_LARGE = 1 << 17  # values; smaller ones are counted whole, at little cost
-_STRIDE = 11
-_TAIL_SHARE = 0.01  # of the values of the images that the tails are set by, at either end
-_SCANNED = _STRIDE << 14  # values scanned at a time: they stay in the cache
+# Of a large tensor whose tails are known, all values of the tails are counted, and an even sample of the others, since
+# thresholds lie in the tails: at least so many values of a tensor over all images, and of an image. A percentile p
+# outside the tails is then that of 2 million values, exact within 1 / sqrt(20,000 (100 - p)) of (100 - p).
+_SAMPLES, _LEAST_SAMPLES = 1 << 21, 1 << 11
+_TAIL_SHARE = 0.001  # of the values of the images that the tails are set by, at either end
+_SCANNED = 1 << 16  # values scanned at a time: they stay in the cache
 
 
 @dataclass
@@ -40,13 +40,20 @@ class Observer:
     lowest: float = float("inf")
     highest: float = float("-inf")
     tails: tuple[int, int] = (0, 0)  # keys of the magnitudes where they begin, below and above zero; 0: all is tail
+    samples: int = _SAMPLES  # values counted of a batch outside the tails, about; smaller batches are counted whole
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count a float32 array of any shape; C-contiguous, or it is copied."""
+    def add(self, values: npt.NDArray[np.float32], *, never_negative: bool = False) -> None:
+        """Count a float32 array of any shape; C-contiguous, or it is copied.
+
+        Args:
+            never_negative: they come of a ReLU or the like, so that their minimum need not be looked for: `lowest` is
+                then that of the values counted.
+        """
         flat = np.ascontiguousarray(values).reshape(-1)
-        if self.tails != (0, 0) and flat.size >= _LARGE:
-            self._add_sampled(flat)
+        stride = _stride(flat.size, self.samples)
+        if self.tails != (0, 0) and stride > 1:
+            self._add_sampled(flat, stride, never_negative)
             return
         keys = np.empty(min(_CHUNK, flat.size), np.int64)
         for start in range(0, flat.size, _CHUNK):
@@ -58,38 +65,48 @@ class Observer:
                 self.lowest = min(self.lowest, lowest)
                 self.highest = max(self.highest, highest)
 
-    def _add_sampled(self, flat: npt.NDArray[np.float32]) -> None:
+    def _add_sampled(self, flat: npt.NDArray[np.float32], stride: int, never_negative: bool) -> None:
         low, high = -qmath.magnitude(self.tails[0]), qmath.magnitude(self.tails[1])
-        sampled, outside = [], []
-        lowest, highest = float("inf"), float("-inf")
-        finite = True
+        sampled = flat[::stride]
+        outside = []
+        lowest, highest = float(sampled.min()), float("-inf")
+        finite = math.isfinite(lowest)
         for start in range(0, flat.size, _SCANNED):
             chunk = flat[start : start + _SCANNED]
-            least, most = float(chunk.min()), float(chunk.max())  # NaN if one is
+            most = float(chunk.max())  # NaN if one is
+            least = lowest if never_negative else float(chunk.min())
             finite = finite and math.isfinite(least) and math.isfinite(most)
             lowest, highest = min(lowest, least), max(highest, most)
-            sampled.append(chunk[::_STRIDE].copy())
             if most >= high:
                 outside.append(chunk[chunk >= high])
             if least <= low:
                 outside.append(chunk[chunk <= low])
         if not finite:
             outside.append(flat[~np.isfinite(flat)])
-        chosen = np.concatenate(sampled)
-        inner = qmath.float_keys(chosen[(chosen > low) & (chosen < high)])
+        inner = qmath.float_keys(sampled[(sampled > low) & (sampled < high)])
         exact = [qmath.float_keys(values) for values in outside]
         with self._lock:
-            np.add.at(self.counts, inner, _STRIDE)
+            np.add.at(self.counts, inner, stride)
             for keys in exact:
                 np.add.at(self.counts, keys, 1)
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
 
+def _stride(size: int, samples: int) -> int:
+    """Return the step that takes at most `samples` of `size` values: a prime, so that no column of a map is preferred."""
+    step = -(-size // samples)
+    while any(step % factor == 0 for factor in range(2, math.isqrt(step) + 1)):
+        step += 1
+    return step
+
+
 class ObserverSet:
     """Observers by tensor name, and sums of channel means, saved and restored as a whole."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.observers = {name: Observer() for name in names}
+    def __init__(self, names: Sequence[str], images: int = 1) -> None:
+        """Start with nothing; `images` are to come in all, on which depends how many values of each are counted."""
+        samples = max(_LEAST_SAMPLES, _SAMPLES // max(1, images))
+        self.observers = {name: Observer(samples=samples) for name in names}
         self.mean_sums: dict[str, npt.NDArray[np.float64]] = {}  # of each layer's input, over the images seen
 
     def set_tails(self) -> None:
@@ -107,14 +124,19 @@ class ObserverSet:
         for name, mean in means.items():
             self.mean_sums[name] = self.mean_sums.get(name, 0.0) + mean
 
-    def add(self, values: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    def add(
+        self, values: Mapping[str, npt.NDArray[np.float32]], never_negative: Collection[str] = frozenset()
+    ) -> None:
         """Count one batch of every tensor; threads may add at once, in any order, with the same outcome.
+
+        Args:
+            never_negative: names of tensors that hold no value below zero; see `Observer.add`.
 
         Raises:
             DataError: a tensor holds NaN or Inf; it is named.
         """
         for name, tensor in values.items():
-            self.observers[name].add(tensor)
+            self.observers[name].add(tensor, never_negative=name in never_negative)
             # The extremes would not show it: Python's min() and max() ignore a NaN.
             if qmath.count_not_finite(self.observers[name].counts):
                 raise DataError(
@@ -126,6 +148,7 @@ class ObserverSet:
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "images": np.int64(images)[None],
             "names": np.array(list(self.observers)),
+            "samples": np.array([observer.samples for observer in self.observers.values()], np.int64),
             "tails": np.array([observer.tails for observer in self.observers.values()], np.int64),
             "extremes": np.array([[o.lowest, o.highest] for o in self.observers.values()], np.float64),
         }
@@ -151,6 +174,7 @@ class ObserverSet:
             for index, observer in enumerate(loaded.observers.values()):
                 observer.counts[arrays[f"keys_{index}"]] = arrays[f"counts_{index}"]
                 observer.lowest, observer.highest = (float(value) for value in arrays["extremes"][index])
+                observer.samples = max(1, int(arrays["samples"][index]))
                 below, above = arrays["tails"][index]
                 observer.tails = (int(below), int(above))
             for index, name in enumerate(arrays["mean_names"]):

@@ -22,6 +22,7 @@ SAME_SCALE = frozenset(
 # Those of them that change no value: clipping before them is the same as clipping after them.
 _MOVES = SAME_SCALE - {"AveragePool"}
 ACTIVATIONS = frozenset({"Relu", "Clip"})
+_NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax"})
 NORM = "BatchNormalization"
 QUANTIZED_OPS = (
     *("Conv", NORM, "Relu", "Clip", "Add", "Mul", "Concat", "Pad", "GlobalAveragePool", "ReduceMean"),
@@ -97,6 +98,11 @@ def layer_inputs(model: onnx.ModelProto) -> dict[str, int]:
         if is_layer and name not in known and name not in other and (not last or name not in found):
             found[name] = -1 if last else 1
     return found
+
+
+def never_negative(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the outputs of ReLUs and sigmoids, which hold no value below zero whatever they read."""
+    return frozenset(node.output[0] for node in model.graph.node if node.op_type in _NEVER_NEGATIVE)
 
 
 def classifier_inputs(model: onnx.ModelProto) -> frozenset[str]:

@@ -24,6 +24,7 @@ from pipeline.data.labels import read_classes
 from pipeline.data.preprocess import Prepared
 from pipeline.data.sources import ImageSource
 from pipeline.errors import ArtefactError, DataError
+from pipeline.host.blas import blas_threads
 from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.host.threads import thread_pool
 from pipeline.onnx_models import classifier
@@ -109,7 +110,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
     begun = saved = time.perf_counter()
     reset_peak_memory()
     model = onnx.load(model_file)
-    observers, outputs = _resume(out, placement.observed_tensors(model))
+    observers, outputs = _resume(out, placement.observed_tensors(model), len(images))
     seen = sum(map(len, outputs))
     raw = pixels.are_input_of(model)
     del model  # before a session holds its weights too
@@ -123,6 +124,7 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
             observe(images[index])
         observers.set_tails()
     with (
+        blas_threads(1),  # each thread here has its own image
         thread_pool(collector.workers) as pool,
         progress_bar(len(images), "calibrate", "img", done=seen, span=(0, 1)) as progress,
     ):
@@ -155,16 +157,16 @@ def _save(observers: ObserverSet, outputs: Sequence[Float32], observers_path: Pa
     observers.save(observers_path, images=sum(map(len, outputs)))
 
 
-def _resume(out: Path, names: Sequence[str]) -> tuple[ObserverSet, list[Float32]]:
+def _resume(out: Path, names: Sequence[str], listed: int) -> tuple[ObserverSet, list[Float32]]:
     if (out / _PARTIAL_OBSERVERS).exists():
         try:
             observers, images = ObserverSet.load(out / _PARTIAL_OBSERVERS)
             outputs = np.load(out / _PARTIAL_OUTPUTS, allow_pickle=False)
         except (ArtefactError, OSError, ValueError, EOFError):
-            return ObserverSet(names), []
+            return ObserverSet(names, listed), []
         if list(observers.observers) == list(names) and len(outputs) >= images:
             return observers, [outputs[:images]]
-    return ObserverSet(names), []
+    return ObserverSet(names, listed), []
 
 
 class _Collector:
@@ -174,9 +176,18 @@ class _Collector:
         loaded = onnx.load(model) if isinstance(model, Path) else model
         self.workers = min(cores, _MAX_WORKERS)
         self._observers = observers
+<<<<<<< HEAD
         self._output = loaded.graph.output[0].name
         self._averaged = placement.layer_inputs(loaded)
         del loaded
+||||||| parent of e4b73d6 (Calibration counts an even sample of each tensor and its tails; means are summed by BLAS)
+        self._output = model.graph.output[0].name
+        self._averaged = placement.layer_inputs(model)
+=======
+        self._output = model.graph.output[0].name
+        self._averaged = placement.layer_inputs(model)
+        self._never_negative = placement.never_negative(model)
+>>>>>>> e4b73d6 (Calibration counts an even sample of each tensor and its tails; means are summed by BLAS)
         wanted = [*observers.observers, *self._averaged, self._output]
         self._reader = ActivationReader(model, wanted, threads=cores // self.workers)
 
@@ -187,7 +198,7 @@ class _Collector:
             DataError: an activation holds NaN or Inf; it is named.
         """
         values = self._reader.read(image)
-        self._observers.add({name: values[name] for name in self._observers.observers})
+        self._observers.add({name: values[name] for name in self._observers.observers}, self._never_negative)
         means = {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
         return values[self._output].copy(), means
 
@@ -195,10 +206,12 @@ class _Collector:
 def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:
     """Return float64 [C], the mean of each channel of float32 [1, C, ...], or [1, ..., C] where the axis is the last.
 
-    Summed pairwise in float32, which loses a few of the last bits; float64 takes four times as long.
+    Summed in float32 by BLAS, in many partial sums: exact to six digits; float64 takes ten times as long.
     """
     if axis == 1:
-        means: npt.NDArray[np.float32] = values.reshape(values.shape[1], -1).mean(axis=1)
+        rows = values.reshape(values.shape[1], -1)
+        sums = rows @ np.ones(rows.shape[1], np.float32)
     else:
-        means = values.reshape(-1, values.shape[-1]).mean(axis=0)
-    return means.astype(np.float64)
+        rows = values.reshape(-1, values.shape[-1]).T
+        sums = np.ones(rows.shape[1], np.float32) @ rows.T
+    return sums.astype(np.float64) / rows.shape[1]
