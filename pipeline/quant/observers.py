@@ -26,8 +26,8 @@ from pipeline.quant.qmath import Counts
 _CHUNK = 1 << 18
 # Of a large tensor whose tails are known, all values of the tails are counted, and an even sample of the others, since
 # thresholds lie in the tails: at least so many values of a tensor over all images, and of an image. A percentile p
-# outside the tails is then that of 2 million values, exact within 1 / sqrt(20,000 (100 - p)) of (100 - p).
-_SAMPLES, _LEAST_SAMPLES = 1 << 21, 1 << 11
+# outside the tails is then that of a million values, exact within 1 / sqrt(10,000 (100 - p)) of (100 - p).
+_SAMPLES, _LEAST_SAMPLES = 1 << 20, 1 << 11
 _TAIL_SHARE = 0.001  # of the values of the images that the tails are set by, at either end
 _SCANNED = 1 << 16  # values scanned at a time: they stay in the cache
 
