@@ -3,36 +3,41 @@
     pip install '.[serve,dev]'
     python benchmarks/serving.py load -m deploy_weights/FOLDER/NAME --images DIR --clients 64
     python benchmarks/serving.py stop -m deploy_weights/FOLDER/NAME
+    python benchmarks/serving.py workers -m deploy_weights/FOLDER/NAME --images DIR --workers 1 2
 
 load: throughput and latency of so many clients, each of which sends its next request when it has the answer to the one
-before: tensors over gRPC and over REST, image files over gRPC and as uploads; the clients compute on the same cores as
-the server. stop: SIGTERM under load; counts what was asked, answered, refused and lost.
+before: tensors over gRPC and over REST, image files over gRPC and as uploads. The clients run on the same cores as the
+server, so they send bytes that were made before, and it prints the CPU time of a request on either side. That is what
+a busy machine does not change. stop: SIGTERM under load; counts what was asked, answered, refused and lost. workers:
+throughput, CPU time and memory by the number of worker processes, for a package whose network takes no time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import aiohttp
+import grpc
 import numpy as np
-import tritonclient.grpc.aio as triton_grpc
-import tritonclient.http.aio as triton_http
+import tritonclient.grpc as triton_grpc
 from common import exit_code
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import np_to_triton_dtype
 
 from pipeline.data import preprocess
 from pipeline.errors import PipelineError
@@ -42,7 +47,7 @@ from pipeline.runtimes.base import Runtime
 
 Ask = Callable[[int], Awaitable[object]]  # sends request number n and waits for its answer
 KINDS = ("grpc tensor", "rest tensor", "grpc file", "rest upload")
-_CONNECTIONS = 64
+_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -69,65 +74,180 @@ def running(package: Package, flags: Sequence[str]) -> Iterator[Server]:
             it.terminate()
 
 
+class RefusedError(Exception):
+    """The server does not take the request, and says so."""
+
+
+class Http:
+    """One connection, on which requests follow one another."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> bytes:
+        """Return the body of the answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
+        assert length is not None, head
+        body = await reader.readexactly(int(length[1]))
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RefusedError(body.decode()) if b"stopping" in body else PipelineError(body.decode())
+        return body
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+
+
 class Clients:
     """What sends requests of each kind; made within a running event loop."""
 
-    def __init__(self, server: Server, name: str, tensor: np.ndarray, files: Sequence[bytes]) -> None:
-        self._name, self._tensor, self._files = name, tensor, files
-        self._grpc = triton_grpc.InferenceServerClient(server.grpc)
-        self._rest = triton_http.InferenceServerClient(server.http, conn_limit=_CONNECTIONS)
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        self._upload = f"http://{server.http}/v2/models/{name}/classify"
+    def __init__(
+        self, server: Server, package: Package, tensor: np.ndarray, files: Sequence[bytes], count: int
+    ) -> None:
+        path, (takes, gives) = f"/v2/models/{package.name}", names_of(server, package.name)
+        uploads = [_post(f"{path}/classify", {}, file) for file in files]
+        self._bodies: dict[str, list[bytes]] = {
+            "grpc tensor": [_message(package.name, takes, tensor, gives)],
+            "rest tensor": [_binary(f"{path}/infer", takes, tensor, gives)],
+            "grpc file": [_message(package.name, "encoded_image", np.array([file], object), gives) for file in files],
+            "rest upload": uploads,
+        }
+        # Else all channels share one connection, and one worker answers it.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.aio.insecure_channel(server.grpc, options) for _ in range(min(count, _CHANNELS))]
+        self._calls = [each.unary_unary("/inference.GRPCInferenceService/ModelInfer") for each in self._channels]
+        self._connections = [Http(server.http) for _ in range(count)]
 
     async def __aenter__(self) -> Clients:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._grpc.close()
-        await self._rest.close()
-        await self._session.close()
+        await asyncio.gather(*(each.close() for each in self._channels))
+        for connection in self._connections:
+            connection.close()
 
     def of(self, kind: str) -> Ask:
-        return {
-            "grpc tensor": lambda number: self._infer(self._grpc, triton_grpc, self._given(triton_grpc)),
-            "rest tensor": lambda number: self._infer(self._rest, triton_http, self._given(triton_http)),
-            "grpc file": lambda number: self._infer(self._grpc, triton_grpc, self._file(number)),
-            "rest upload": self._classify,
-        }[kind]
+        bodies = self._bodies[kind]
 
-    def _given(self, client: Any) -> Any:
-        given = client.InferInput("input", list(self._tensor.shape), np_to_triton_dtype(self._tensor.dtype))
-        given.set_data_from_numpy(self._tensor)
-        return given
+        async def over_grpc(number: int) -> None:
+            try:
+                await self._calls[number % len(self._calls)](bodies[number % len(bodies)])
+            except grpc.aio.AioRpcError as err:
+                refused = "stopping" in (err.details() or "") or "refused" in (err.details() or "")
+                raise RefusedError(err.details()) if refused else PipelineError(str(err.details())) from None
 
-    def _file(self, number: int) -> Any:
-        given = triton_grpc.InferInput("encoded_image", [1], "BYTES")
-        given.set_data_from_numpy(np.array([self._files[number % len(self._files)]], dtype=object))
-        return given
+        async def over_http(number: int) -> None:
+            connection = self._connections[number % len(self._connections)]
+            try:
+                await connection.ask(bodies[number % len(bodies)])
+            except ConnectionRefusedError as err:
+                raise RefusedError(str(err)) from None
 
-    async def _infer(self, client: Any, module: Any, given: Any) -> None:
-        answer = await client.infer(self._name, [given], outputs=[module.InferRequestedOutput("output")])
-        assert answer.as_numpy("output").shape[0] == 1
+        return over_grpc if kind.startswith("grpc") else over_http
 
-    async def _classify(self, number: int) -> None:
-        async with self._session.post(self._upload, data=self._files[number % len(self._files)]) as answer:
-            if answer.status != 200:
-                raise InferenceServerException(await answer.text(), str(answer.status))
-            assert len(await answer.json()) == 1
+
+def names_of(server: Server, model: str) -> tuple[str, str]:
+    """Return the names of the model's own input and output."""
+    with urllib.request.urlopen(f"http://{server.http}/v2/models/{model}") as answer:
+        found = json.load(answer)
+    return found["inputs"][0]["name"], found["outputs"][0]["name"]
+
+
+def _message(model: str, name: str, array: np.ndarray, output: str) -> bytes:
+    """Return a request over gRPC for one output."""
+    given = triton_grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    given.set_data_from_numpy(array)
+    request = service_pb2.ModelInferRequest(model_name=model, inputs=[given._get_tensor()])
+    request.raw_input_contents.append(given._get_content())
+    request.outputs.add(name=output)
+    return bytes(request.SerializeToString())
+
+
+def _binary(path: str, name: str, array: np.ndarray, output: str) -> bytes:
+    """Return a request over REST with the tensor's bytes behind the JSON, for one output in the same form."""
+    content = array.tobytes()
+    tensor = {"name": name, "shape": list(array.shape), "datatype": np_to_triton_dtype(array.dtype)}
+    head = {
+        "inputs": [{**tensor, "parameters": {"binary_data_size": len(content)}}],
+        "outputs": [{"name": output, "parameters": {"binary_data": True}}],
+    }
+    text = json.dumps(head).encode()
+    return _post(path, {"inference-header-content-length": len(text)}, text + content)
+
+
+def _post(path: str, headers: dict[str, object], body: bytes) -> bytes:
+    lines = "".join(f"{key}: {value}\r\n" for key, value in {**headers, "content-length": len(body)}.items())
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{lines}\r\n".encode() + body
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(folder.name))
+    found = [pid]
+    for each in found:
+        found += parents.get(each, [])
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and its descendants."""
+    ticks = 0
+    for each in family(pid):
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int) -> float:
+    """Return the memory of a process and its descendants; what they share counts once."""
+    texts = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in family(pid)]
+    return sum(int(size) for text in texts for size in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)) / 1024
+
+
+@dataclass
+class Load:
+    """What so many clients got."""
+
+    rate: float  # answers/s
+    latencies: list[float]  # s
+    server_ms: float  # CPU time of an answer
+    client_ms: float
+
+
+async def measure(server: Server, package: Package, load: Inputs, kind: str, args: argparse.Namespace) -> Load:
+    async with Clients(server, package, load.tensor, load.files, args.clients) as clients:
+        ask = clients.of(kind)
+        await keep_asking(ask, args.clients, 1.0)
+        begun, own, theirs = time.perf_counter(), time.process_time(), cpu_seconds(server.process.pid)
+        latencies = await keep_asking(ask, args.clients, args.seconds)
+        passed, own, theirs = (
+            time.perf_counter() - begun,
+            time.process_time() - own,
+            cpu_seconds(server.process.pid) - theirs,
+        )
+    return Load(len(latencies) / passed, latencies, theirs / len(latencies) * 1000, own / len(latencies) * 1000)
 
 
 async def keep_asking(ask: Ask, clients: int, seconds: float) -> list[float]:
-    """Return the latency of each request that was answered in `seconds`, in s. The first second before is left out."""
+    """Return the latency of each request that was sent in `seconds`, in s."""
     answered: list[float] = []
-    begun = time.perf_counter() + 1.0
-    end = begun + seconds
+    end = time.perf_counter() + seconds
 
     async def client(number: int) -> None:
         while (sent := time.perf_counter()) < end:
             await ask(number)
-            finished = time.perf_counter()
-            if begun <= finished < end:
-                answered.append(finished - sent)
+            answered.append(time.perf_counter() - sent)
             number += clients
 
     await asyncio.gather(*(client(number) for number in range(clients)))
@@ -142,37 +262,64 @@ def bench_rate(package: Package, args: argparse.Namespace) -> float:
     return float(json.loads(done.stdout)["performance"]["throughput"])
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What clients send: a prepared tensor, and image files."""
+
+    tensor: np.ndarray
+    files: list[bytes]
+
+
+def read_inputs(package: Package, args: argparse.Namespace) -> Inputs:
+    files = [path.read_bytes() for path in find_images([args.images])[:200]]
+    return Inputs(preprocess.load(package.preprocess(), files[0], raw=package.takes_pixels)[None], files)
+
+
 def under_load(args: argparse.Namespace) -> None:
     package = open_package(args.model)
-    files = [path.read_bytes() for path in find_images([args.images])[:200]]
-    tensor = preprocess.load(package.preprocess(), files[0], raw=package.takes_pixels)[None]
-
-    async def measure(server: Server, kind: str) -> list[float]:
-        async with Clients(server, package.name, tensor, files) as clients:
-            return await keep_asking(clients.of(kind), args.clients, args.seconds)
-
+    inputs = read_inputs(package, args)
     rates: dict[str, list[float]] = {}
-    latencies: dict[str, list[float]] = {}
-    ratios: dict[str, list[float]] = {}
+    found: dict[str, list[Load]] = {}
     for turn in range(args.turns):
-        whole = bench_rate(package, args)
-        rates.setdefault("bench", []).append(whole)
+        rates.setdefault("bench", []).append(bench_rate(package, args))
         with running(package, flags(args)) as server:
             for kind in KINDS:
-                found = asyncio.run(measure(server, kind))
-                rates.setdefault(kind, []).append(len(found) / args.seconds)
-                ratios.setdefault(kind, []).append(len(found) / args.seconds / whole)
-                latencies.setdefault(kind, []).extend(found)
+                found.setdefault(kind, []).append(asyncio.run(measure(server, package, inputs, kind, args)))
         print(f"turn {turn + 1} of {args.turns} done", file=sys.stderr)
     print(f"{package.name}, -b {args.batch} -i {args.instances} --runtime {args.runtime}, {args.clients} clients")
     print(f"bench: {median(rates['bench']):.1f} images/s ({', '.join(f'{rate:.1f}' for rate in rates['bench'])})")
-    for kind in KINDS:
-        p50, p99 = (float(np.percentile(latencies[kind], share)) * 1000 for share in (50, 99))
-        turns = ", ".join(f"{ratio:.2f}" for ratio in ratios[kind])
-        print(
-            f"{kind:12} {median(rates[kind]):7.1f} images/s  {median(ratios[kind]):.2f}x bench ({turns})  "
-            f"p50 {p50:6.1f} ms  p99 {p99:6.1f} ms"
-        )
+    for kind, loads in found.items():
+        ratios = [load.rate / rate for load, rate in zip(loads, rates["bench"], strict=True)]
+        turns = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"{kind:12} {median(ratios):.2f}x bench ({turns})  {describe(loads)}")
+
+
+def describe(loads: Sequence[Load]) -> str:
+    latencies = [each for load in loads for each in load.latencies]
+    p50, p99 = (float(np.percentile(latencies, share)) * 1000 for share in (50, 99))
+    server, client = median(load.server_ms for load in loads), median(load.client_ms for load in loads)
+    return (
+        f"{median(load.rate for load in loads):7.1f} answers/s  p50 {p50:.1f} ms  p99 {p99:.1f} ms  "
+        f"CPU of an answer: server {server:.2f} ms, client {client:.2f} ms"
+    )
+
+
+def by_workers(args: argparse.Namespace) -> None:
+    package = open_package(args.model)
+    inputs = read_inputs(package, args)
+    found: dict[tuple[str, int], list[Load]] = {}
+    memory: dict[int, list[float]] = {}
+    for _ in range(args.turns):
+        for count in args.workers:
+            with running(package, [*flags(args), f"--workers={count}"]) as server:
+                for kind in KINDS:
+                    load = asyncio.run(measure(server, package, inputs, kind, args))
+                    found.setdefault((kind, count), []).append(load)
+                memory.setdefault(count, []).append(memory_mib(server.process.pid))
+    for count in args.workers:
+        print(f"{count} workers: {median(memory[count]):.0f} MiB")
+    for (kind, count), loads in sorted(found.items()):
+        print(f"{kind:12} {count} workers {describe(loads)}")
 
 
 def under_stop(args: argparse.Namespace) -> None:
@@ -192,21 +339,17 @@ async def _stopped_while_asked(
 ) -> Counter[str]:
     """Return how many requests were answered, refused in words, met a closed door, or were lost."""
     counts: Counter[str] = Counter()
-    async with Clients(server, package.name, tensor, []) as clients:
+    async with Clients(server, package, tensor, [], args.clients) as clients:
         ask = clients.of(kind)
 
         async def client(number: int) -> None:
             while True:
                 try:
                     await ask(number)
-                except InferenceServerException as err:
-                    refused = "refused" in str(err) or "stopping" in str(err) or "Connection refused" in str(err)
-                    counts["refused" if refused else f"lost ({err})"] += 1
-                    return
-                except aiohttp.ClientConnectorError:
+                except RefusedError:
                     counts["refused"] += 1
                     return
-                except aiohttp.ClientError as err:
+                except (PipelineError, OSError, EOFError) as err:
                     counts[f"lost ({err})"] += 1
                     return
                 counts["answered"] += 1
@@ -224,19 +367,20 @@ def flags(args: argparse.Namespace) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("load", "stop"))
+    parser.add_argument("what", choices=("load", "stop", "workers"))
     parser.add_argument("-m", "--model", type=Path, metavar="PREFIX")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="image files, for load")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="image files, for load and workers")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("-b", "--batch", type=int, default=8)
     parser.add_argument("-i", "--instances", type=int, default=2)
     parser.add_argument("--runtime", choices=[each.value for each in Runtime], default="auto")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="for workers")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
-    if args.what == "load" and args.images is None:
-        parser.error("load: give --images")
-    return exit_code(lambda: {"load": under_load, "stop": under_stop}[args.what](args))
+    if args.what != "stop" and args.images is None:
+        parser.error(f"{args.what}: give --images")
+    return exit_code(lambda: {"load": under_load, "stop": under_stop, "workers": by_workers}[args.what](args))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
+from pipeline.data.bilinear_cv import bilinear_cv
 from pipeline.errors import DataError, is_our_bug
 
 Pixels = NDArray[np.uint8]
@@ -58,9 +59,17 @@ def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORC
         DataError: the file is missing, is no image, is cut short, or has more pixels than `Image.MAX_IMAGE_PIXELS`
             (Pillow itself only warns up to twice that number).
     """
-    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    with _decoding(name), Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+    name = _name_of(source)
+    with _decoding(name), _open(source) as image:
         return _to_chw(name, image, preprocess_as)
+
+
+def _name_of(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
 
 
 def from_pillow(image: Image.Image, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:
@@ -152,15 +161,42 @@ def apply(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:
 
 def prepare(spec: PreprocessSpec, image_chw: Pixels, *, raw: bool) -> Prepared:
     """As `apply`; or if `raw`, uint8 pixels in the model's colour order, for a model that normalises them."""
+    return _finish(spec, _cropped(spec, image_chw), raw=raw)
+
+
+def _finish(spec: PreprocessSpec, cropped_chw: Pixels, *, raw: bool) -> Prepared:
     if not raw:
-        return apply(spec, image_chw)
-    cropped = _cropped(spec, image_chw)
-    return np.ascontiguousarray(cropped if spec.colour is ColourOrder.RGB else cropped[::-1])
+        return _normalise(spec, cropped_chw)
+    return np.ascontiguousarray(cropped_chw if spec.colour is ColourOrder.RGB else cropped_chw[::-1])
 
 
 def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool) -> Prepared:
-    """Decode an image file and `prepare` it."""
-    return prepare(spec, decode(source, spec.preprocess_as), raw=raw)
+    """Decode an image file and `prepare` it, with the same result in less time: see `_resized_by_pillow`."""
+    name = _name_of(source)
+    with _decoding(name), _open(source) as image:
+        _check_pixels(name, image.width, image.height)
+        cropped = _resized_by_pillow(spec, image)
+        return (
+            prepare(spec, _to_chw(name, image, spec.preprocess_as), raw=raw)
+            if cropped is None
+            else (_finish(spec, cropped, raw=raw))
+        )
+
+
+def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels | None:
+    """Return what decoding, resizing and cropping give, uint8 [3, *crop_hw], for the usual case; None for others.
+
+    Pillow resizes its own image, and only the crop is copied: three quarters of the time for a JPEG of 300 pixels.
+    """
+    usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in _PILLOW_FILTERS
+    if not usual:
+        return None
+    image.load()
+    full_hw, (top, left) = _window(spec, image.height, image.width)
+    tall, wide = spec.crop_hw
+    resized = image.resize((full_hw[1], full_hw[0]), _PILLOW_FILTERS[spec.filter])
+    cropped = resized.crop((left, top, left + wide, top + tall))
+    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 
 def _cropped(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
@@ -195,20 +231,29 @@ def _check_pixels(name: str, width: int, height: int) -> None:
         raise DataError(f"{name}: {width} x {height} is more than {limit} pixels")
 
 
-def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
-    """uint8 [3, H, W] -> uint8 [3, *crop_hw], a view where nothing is resized."""
-    _, height, width = image_chw.shape
+def _window(spec: PreprocessSpec, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the size of an image after the resize, and the top left corner of the crop in it."""
     full_hw = resized_hw(spec, height, width)
     _check_pixels("image after Resize", full_hw[1], full_hw[0])
     tall, wide = spec.crop_hw
     if tall > full_hw[0] or wide > full_hw[1]:
         raise DataError(f"image: {height} x {width} is smaller than the crop {tall} x {wide} [height x width]")
     room = (full_hw[0] - tall, full_hw[1] - wide)
-    top, left = spec.crop_yx or (centre_offset(room[0], spec.preprocess_as), centre_offset(room[1], spec.preprocess_as))
+    return full_hw, spec.crop_yx or (
+        centre_offset(room[0], spec.preprocess_as),
+        centre_offset(room[1], spec.preprocess_as),
+    )
+
+
+def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
+    """uint8 [3, H, W] -> uint8 [3, *crop_hw], a view where nothing is resized."""
+    _, height, width = image_chw.shape
+    full_hw, (top, left) = _window(spec, height, width)
+    tall, wide = spec.crop_hw
     if full_hw == (height, width):  # every filter is the identity then
         return image_chw[:, top : top + tall, left : left + wide]
     if spec.filter is ResizeFilter.BILINEAR_CV:
-        return _bilinear_cv(image_chw, full_hw, (top, left), spec.crop_hw)
+        return bilinear_cv(image_chw, full_hw, (top, left), spec.crop_hw)
     pillow_filter = _PILLOW_FILTERS[spec.filter]
     resized = np.empty((3, tall, wide), np.uint8)
     # Plane by plane gives exactly what Pillow makes of the interleaved image, in two thirds of the time. Its `box`
@@ -217,54 +262,6 @@ def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
         full = Image.fromarray(np.ascontiguousarray(plane)).resize((full_hw[1], full_hw[0]), pillow_filter)
         out[...] = np.asarray(full)[top : top + tall, left : left + wide]
     return resized
-
-
-def _bilinear_cv(
-    image_chw: Pixels, full_hw: tuple[int, int], corner: tuple[int, int], crop_hw: tuple[int, int]
-) -> Pixels:
-    """OpenCV's INTER_LINEAR to `full_hw`, of which only the crop is computed.
-
-    Equal to the bit to OpenCV's own code (tried in 5.0); OpenCV builds that resize by a CPU vendor's library may differ
-    by 1 of 255.
-
-    Source: the uint8 path of OpenCV's resize.cpp: weights of 11 bits, rows weighted exactly, then columns with two
-    truncating shifts (so it is on average 1/8 darker than exact rounding).
-    """
-    _, height, width = image_chw.shape
-    above, below, weight_above, weight_below = _taps(height, full_hw[0], corner[0], crop_hw[0])
-    before, after, weight_before, weight_after = _taps(width, full_hw[1], corner[1], crop_hw[1])
-
-    def row_part(rows: NDArray[np.intp], weights: NDArray[np.int32]) -> NDArray[np.int32]:
-        picked = image_chw[:, rows]
-        mixed = picked.take(before, axis=2) * weight_before  # int32, at most 255 << 11
-        mixed += picked.take(after, axis=2) * weight_after
-        mixed >>= 4
-        mixed *= weights[:, None]
-        mixed >>= 16
-        return mixed
-
-    total = row_part(above, weight_above)
-    total += row_part(below, weight_below)
-    total += 2
-    total >>= 2
-    return total.astype(np.uint8)
-
-
-def _taps(
-    length: int, full: int, start: int, count: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32], NDArray[np.int32]]:
-    """The two source pixels, and their weights of 11 bits, of outputs start .. start + count of an axis of `full`."""
-    centre = ((np.arange(start, start + count) + 0.5) * (length / full) - 0.5).astype(np.float32)
-    lower = np.floor(centre).astype(np.intp)
-    fraction = centre - lower.astype(np.float32)
-    # Beyond the outermost pixel centres both are that pixel; its two weights are truncated separately, as in OpenCV.
-    first, second = lower.clip(0, length - 1), (lower + 1).clip(0, length - 1)
-    return first, second, _bits11(np.float32(1.0) - fraction), _bits11(fraction)
-
-
-def _bits11(weight: NDArray[np.float32]) -> NDArray[np.int32]:
-    scaled: NDArray[np.float32] = np.rint(weight * np.float32(2048.0))
-    return scaled.astype(np.int32)
 
 
 def _normalise(spec: PreprocessSpec, image_chw: Pixels) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data import preprocess
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
 from pipeline.packages.package import Package
@@ -201,20 +200,14 @@ class PackageModel:
         ]
         return await asyncio.gather(*jobs)
 
-    def _decode_content(self, content: bytes) -> preprocess.Pixels:
-        return preprocess.decode(content, self._spec.preprocess_as)
-
     def _decode(self, content: bytes, name: str) -> Prepared:
         begun = time.perf_counter()
         try:
-            image, _ = answer.prepare(
-                self._spec, name, content, self._decode_content, takes_pixels=self._takes.takes_pixels
-            )
+            return answer.load(self._spec, name, content, takes_pixels=self._takes.takes_pixels)
         except DataError as err:
             raise InvalidInput(str(err)) from None
         finally:
             self.meter.decoded(time.perf_counter() - begun)
-        return image
 
     async def _infer(self, images: Sequence[Prepared]) -> Output:
         """Return float32 [images, classes]."""

@@ -14,7 +14,7 @@ from pipeline.serve import metrics
 from pipeline.serve.access import Visit
 from pipeline.serve.clients import TooMuchError
 from pipeline.serve.guard import Door
-from pipeline.serve.limits import LEAST_RATE, FullError, Room
+from pipeline.serve.limits import LEAST_RATE, FullError, Room, receive_by
 from pipeline.serve.tokens import UnauthorizedError
 
 _Code = grpc.StatusCode
@@ -75,7 +75,7 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         # How much of it has arrived is not known here, so every message has the time of the largest.
         seconds = self._room.patience + self._room.max_body / LEAST_RATE
         try:
-            return await asyncio.wait_for(requests.__anext__(), seconds)
+            return await receive_by(asyncio.get_running_loop().time() + seconds, requests.__anext__())
         except asyncio.TimeoutError:
             metrics.REFUSED.labels("body too slow").inc()
             await context.abort(_Code.DEADLINE_EXCEEDED, f"the message did not come in {seconds:g} s")

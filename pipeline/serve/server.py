@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
 import socket
@@ -131,6 +132,9 @@ class _Server:
                 await self._end(http, rpc, serving)
 
     def _report_serving(self, http_port: int, grpc_port: int) -> None:
+        # What was imported and loaded stays; without it a collection has little to look through.
+        gc.collect()
+        gc.freeze()
         metrics.WORKERS.set(1)
         if self._leash is not None:
             self._leash.report_serving()

@@ -396,3 +396,51 @@ def test_load_turns_an_image_when_the_spec_is_paddleclas() -> None:
     spec = replace(paddleclas(1, (40, 24)), resize=ResizeMode.NONE, resize_hw=None)
     upright = preprocess.decode(with_orientation(6, "PNG"), PreprocessAs.PADDLECLAS)
     np.testing.assert_array_equal(preprocess.load(spec, with_orientation(6, "PNG"), raw=True), upright)
+
+
+SPECS = {
+    **{kind.value: replace(shorter_side(64, (56, 48)), filter=kind, **IMAGENET) for kind in PILLOW},
+    "bgr": replace(shorter_side(64, (56, 56)), colour=ColourOrder.BGR, **IMAGENET),
+    "stretch": replace(stretch((70, 64), (56, 48), (3, 5)), **IMAGENET),
+    "none": replace(shorter_side(1, (30, 40)), resize=ResizeMode.NONE, resize_hw=None, **IMAGENET),
+    "opencv": replace(shorter_side(64, (56, 48)), filter=ResizeFilter.BILINEAR_CV, **IMAGENET),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("raw", [False, True])
+def test_load_equals_prepare_of_decode(spec: PreprocessSpec, raw: bool, tmp_path: Path) -> None:
+    for number, (height, width) in enumerate([(64, 64), (75, 100), (130, 66), (90, 231), (64, 65)]):
+        for kind, mode in (
+            ("JPEG", "RGB"),
+            ("PNG", "RGB"),
+            ("PNG", "L"),
+            ("PNG", "P"),
+            ("PNG", "RGBA"),
+            ("JPEG", "CMYK"),
+        ):
+            path = tmp_path / f"{number}.{kind}"
+            Image.fromarray(picture(height, width, number).transpose(1, 2, 0).copy()).convert(mode).save(path)
+            wanted = preprocess.prepare(spec, preprocess.decode(path), raw=raw)
+            for source in (path, path.read_bytes()):
+                got = preprocess.load(spec, source, raw=raw)
+                assert (got.dtype, got.flags.c_contiguous) == (wanted.dtype, True)
+                np.testing.assert_array_equal(got, wanted)
+
+
+def test_load_raises_as_decode_and_prepare_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, whole = shorter_side(64, (56, 48)), jpeg(picture(64, 64))
+    for data in (b"", whole[:600], jpeg(picture(64, 64), "PNG")[:2000], whole):
+        with monkeypatch.context() as patched, pytest.raises(DataError) as wanted:
+            if data is whole:
+                patched.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+            preprocess.decode(data)
+        with monkeypatch.context() as patched, pytest.raises(DataError) as error:
+            if data is whole:
+                patched.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+            preprocess.load(spec, data, raw=True)
+        assert str(error.value) == str(wanted.value)
+    with pytest.raises(DataError, match=r"^image: 20 x 30 is smaller than the crop 56 x 48 \[height x width\]$"):
+        preprocess.load(replace(spec, resize=ResizeMode.NONE, resize_hw=None), jpeg(picture(20, 30)), raw=True)
+    with pytest.raises(DataError, match=r"^image after Resize: 6400000 x 64 is more than"):
+        preprocess.load(spec, jpeg(picture(1, 100_000), "PNG"), raw=True)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from run_fixtures import Float32, float32_model, int8_model
 
-from pipeline.host.hardware import is_arm
+from pipeline.host.hardware import available_cores, is_arm
 from pipeline.quant import pixels
 from pipeline.runtimes.base import Placement
 
@@ -60,3 +60,10 @@ def test_model_is_computed_in_int8_when_the_cpu_is_x86(monkeypatch: pytest.Monke
     monkeypatch.setattr(ov, "is_arm", lambda: False)
     compiled = ov.compile_model(reading_pixels, len(IMAGES), Placement(1, 1))
     assert kernels(compiled) == {"I8"}
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="a part of the cores is all of them")
+def test_threads_are_free_when_the_process_has_a_part_of_the_cores(reading_pixels: Path) -> None:
+    """Pinned ones would take the first cores, in each of several processes."""
+    compiled = ov.compile_model(reading_pixels, 1, Placement(1, available_cores() - 1))
+    assert not compiled.get_property("ENABLE_CPU_PINNING")
