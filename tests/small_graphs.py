@@ -42,6 +42,10 @@ class Builder:
         self._nodes.append(helper.make_node(kind, inputs, [made], f"{kind.lower()}{count}", **attributes))
         return made
 
+    def rename_last(self, *outputs: str) -> None:
+        """Name what the last node makes, which may be several tensors."""
+        self._nodes[-1].output[:] = outputs
+
     def normal(self, *shape: int, spread: float = 1.0) -> Float32:
         return self.random.normal(0, spread, shape).astype(np.float32)
 

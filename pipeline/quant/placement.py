@@ -17,10 +17,13 @@ from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32, work
 
 # Operators that pass values on unchanged, or pick among them: their output has the scale of their input.
 SAME_SCALE = frozenset(
-    {"MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+    {
+        *("MaxPool", "AveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"),
+        *("Slice", "Split", "DepthToSpace", "SpaceToDepth"),
+    }
 )
-# Those of them that change no value: clipping before them is the same as clipping after them.
-_MOVES = SAME_SCALE - {"AveragePool"}
+# Those of them that change no value and have one output: clipping before them is the same as clipping after them.
+_MOVES = SAME_SCALE - {"AveragePool", "Split"}
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax"})
 NORM = "BatchNormalization"
@@ -68,10 +71,12 @@ def range_sources(model: onnx.ModelProto, parts: FloatParts | None = None) -> di
         if makes_float or is_read_in_float or node.output[0] in parts.outputs:
             continue
         inherits = node.op_type in SAME_SCALE and node.input[0] in sources
-        sources[node.output[0]] = sources[node.input[0]] if inherits else node.output[0]
+        for name in filter(None, node.output):
+            sources[name] = sources[node.input[0]] if inherits else name
+    split = {name for node in graph.node if node.op_type == "Split" for name in node.output}
     # From the end, so that a whole chain of activations uses the range of the last one.
     for node in reversed(graph.node):
-        passes = node.op_type in ACTIVATIONS | _MOVES and node.name not in parts.nodes
+        passes = node.op_type in ACTIVATIONS | _MOVES and not {node.name, node.input[0]} & (parts.nodes | split)
         passes = passes and {node.input[0], node.output[0]} <= sources.keys()
         if passes and len(readers[node.input[0]]) == 1 and node.input[0] not in outputs:
             sources[node.input[0]] = sources[node.output[0]]

@@ -30,6 +30,7 @@ from pipeline.quant.own_constants import give_own_constants
 from pipeline.quant.placement import NORM, QUANTIZED_OPS, observed_tensors, range_sources
 from pipeline.quant.qmath import Range
 from pipeline.quant.scales import check_finite, fit_to_bias
+from pipeline.quant.shared_ranges import share_ranges
 
 _LEVELS = 255  # steps of a uint8 activation
 _LARGE = 1 << 20  # bytes of weights that the quantizer is spared
@@ -97,7 +98,8 @@ def _ranges_of_activations(
     if missing:
         raise DataError(f"calibration has no range for {len(missing)} tensors (first: {missing[0]}); build again")
     covered = activations.covered_ranges(model, ranges)
-    return {name: covered[source if source in covered else observed_as[source]] for name, source in sources.items()}
+    own = {name: covered[source if source in covered else observed_as[source]] for name, source in sources.items()}
+    return share_ranges(model, sources, own)
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

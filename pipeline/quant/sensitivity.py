@@ -25,6 +25,7 @@ from pipeline.quant.bias_correction import Dequantized
 from pipeline.quant.divergence import Divergence
 from pipeline.quant.graphs import WEIGHTED, constants, not_float32
 from pipeline.quant.qmath import Range
+from pipeline.quant.shared_ranges import share_ranges
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.sessions import open_session
 
@@ -57,10 +58,12 @@ class Sensitivity:
 
     def __init__(self, float32: onnx.ModelProto, int8: onnx.ModelProto, ranges: Mapping[str, Range]) -> None:
         self._model = float32
-        self._ranges = covered_ranges(float32, ranges)
         self._known = constants(float32)
         self._other_types = not_float32(float32.graph)
         self._sources = placement.range_sources(float32)
+        covered = covered_ranges(float32, ranges)
+        own = {name: covered[source] for name, source in self._sources.items()}
+        self._ranges = share_ranges(float32, self._sources, own)
         self._output = float32.graph.output[0].name
         self._scores = find_scores(float32)
         quantized = {node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"}

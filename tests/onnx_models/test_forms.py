@@ -242,3 +242,46 @@ def test_load_gives_a_matrix_product_a_bias_of_zeros_when_it_has_none(tmp_path: 
     assert (last.op_type, len(last.input)) == ("Gemm", 3)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == last.input[2])
     np.testing.assert_array_equal(numpy_helper.to_array(bias), np.zeros(5, np.float32))
+
+
+SLICES: dict[str, tuple[list[int], list[int], list[int] | None, list[int] | None]] = {
+    "channels to their number": ([0], [4], [1], [1]),
+    "channels to the end": ([0], [2**63 - 1], [1], None),
+    "several axes": ([0, -6], [9, 6], [1, -1], [1, 1]),
+    "a batch of any size": ([0, 0], [2**63 - 1, 4], None, None),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_load_drops_a_slice_that_takes_everything(tmp_path: Path, name: str) -> None:
+    nodes, constants = sliced(*SLICES[name])
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants))
+    assert operators(model) == ["Conv", "Flatten"]
+
+
+PARTS: dict[str, tuple[list[int], list[int], list[int] | None, list[int] | None]] = {
+    "the first channels": ([0], [3], [1], None),
+    "the last channels": ([1], [4], [1], None),
+    "all but the last column": ([0, 0], [4, -1], [1, 3], None),
+    "every other row": ([0], [6], [2], [2]),
+    "backwards": ([-1], [-(2**63) + 1], [1], [-1]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_load_keeps_a_slice_that_takes_a_part(tmp_path: Path, name: str) -> None:
+    nodes, constants = sliced(*PARTS[name])
+    assert "Slice" in operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants)))
+
+
+def sliced(
+    starts: list[int], ends: list[int], axes: list[int] | None, steps: list[int] | None
+) -> tuple[list[onnx.NodeProto], dict[str, npt.NDArray[np.generic]]]:
+    """Return a convolution of 4 channels of 6 x 6 px and a Slice of it."""
+    given = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
+    constants = {name: np.array(values) for name, values in given.items() if values is not None}
+    inputs = [name if name in constants else "" for name in given]
+    while not inputs[-1]:
+        inputs.pop()
+    slice_node = helper.make_node("Slice", ["c", *inputs], ["a"], name="slice")
+    return flat(node("Conv", "x w", "c"), slice_node), {"w": WEIGHT, **constants}
