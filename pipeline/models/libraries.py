@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("timm", "torchvision")
 _NEAR = 3  # names that an unknown one is compared with
 # Branches of training, which torchvision's published weights hold and others need not.
-_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 def is_installed(library: str) -> bool:
@@ -194,7 +194,7 @@ def _build_torchvision(name: str, num_classes: int, hw: tuple[int, int] | None) 
 def drop_auxiliary(network: Any, names: Iterable[str]) -> None:
     """Take branches of training away from a network where a state dict of these names has no weights for them."""
     present = set(names)
-    for branch in _AUXILIARY:
+    for branch in AUXILIARY:
         if getattr(network, branch, None) is not None and not any(name.startswith(f"{branch}.") for name in present):
             setattr(network, branch, None)
             network.aux_logits = False

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import libraries, zoo
 from pipeline.terminal.progress import progress_bar
 from pipeline.weights import matching
+from pipeline.weights.library_keys import KnownKeys, digest, patterns, without_values
 
 _LEAST_ALIKE = 0.6  # of a checkpoint's keys, numbers aside, that a family's first network has
 _MOST_FAMILIES = 3  # that are searched through
@@ -34,7 +33,7 @@ class Found:
 def classes_in(row: zoo.Model, state: Mapping[str, Tensor]) -> int | None:
     """Return how many classes a checkpoint of this network has; None if it is of another network."""
     try:
-        with _Empty():
+        with without_values():
             network = zoo.build_network(row)
     except PipelineError:
         return None
@@ -45,14 +44,21 @@ def find(path: Path, state: Mapping[str, Tensor]) -> list[Found]:
     """Return the networks of the installed libraries that a checkpoint fits; several may have the same tensors.
 
     Only where neither `config.json` beside the file nor its name tells the network are keys compared, which takes some
-    seconds.
+    seconds, and less once the user's cache knows what keys the networks have.
     """
     for library in filter(libraries.is_installed, libraries.LIBRARIES):
         for name in _told(library, path):
-            found = _try(library, name, state)
-            if found is not None:
-                return [found]
-    return [found for library in filter(libraries.is_installed, libraries.LIBRARIES) for found in _scan(library, state)]
+            told = _try(library, name, state)
+            if told is not None:
+                return [told]
+    found: list[Found] = []
+    for library in filter(libraries.is_installed, libraries.LIBRARIES):
+        known = KnownKeys(library)
+        try:
+            found += _scan(library, state, known)
+        finally:
+            known.save()
+    return found
 
 
 def _try(library: str, name: str, state: Mapping[str, Tensor]) -> Found | None:
@@ -85,49 +91,35 @@ def timm_config(path: Path) -> dict[str, Any] | None:
     return record if is_timm else None
 
 
-def _scan(library: str, state: Mapping[str, Tensor]) -> Iterator[Found]:
-    names = list(libraries.names_of(library)) if library == "torchvision" else _alike(state)
+def _scan(library: str, state: Mapping[str, Tensor], known: KnownKeys) -> Iterator[Found]:
+    names = list(libraries.names_of(library)) if library == "torchvision" else _alike(state, known)
+    wanted = digest(state)
+    renamed = matching.has_paddle_names(state)
     with progress_bar(len(names), f"{library}'s networks", "network") as progress:
         for name in names:
-            found = _try(library, name, state)
             progress.update()
+            # Branches of training may be missing in a checkpoint, so that its keys are others.
+            may_fit = renamed or known.has_branches(name) or known.digest(name) == wanted
+            found = _try(library, name, state) if may_fit else None
             if found is not None:
                 yield found
 
 
-def _alike(state: Mapping[str, Tensor]) -> list[str]:
+def _alike(state: Mapping[str, Tensor], known: KnownKeys) -> list[str]:
     """Return the networks of timm's families whose first network has keys like these, the likest family first."""
     import timm
 
-    wanted = _patterns(state)
+    wanted = patterns(state)
     families = {module: timm.list_models(module=module) for module in timm.list_modules()}
     shares: dict[str, float] = {}
     with progress_bar(len(families), "timm's families", "family") as progress:
         for module, names in families.items():
             progress.update()
             if names:
-                shares[module] = max(_share(wanted, name) for name in {names[0], min(names, key=len)})
+                shares[module] = max(_share(wanted, known.patterns(name)) for name in {names[0], min(names, key=len)})
     best = sorted(shares, key=lambda module: -shares[module])[:_MOST_FAMILIES]
     return [name for module in best if shares[module] >= _LEAST_ALIKE for name in families[module]]
 
 
-def _share(wanted: set[str], name: str) -> float:
-    try:
-        with _Empty():
-            network: nn.Module = libraries.build("timm", name, 1000)
-    except PipelineError:
-        return 0.0
-    return len(wanted & _patterns(network.state_dict())) / max(1, len(wanted))
-
-
-def _patterns(names: Iterable[str]) -> set[str]:
-    return {re.sub(r"\d+", "#", name) for name in names}
-
-
-class _Empty(TorchFunctionMode):
-    """Parameters have shapes and no memory. Unlike in `torch.device("meta")`, a network may still compute numbers."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.empty:
-            kwargs = {**(kwargs or {}), "device": "meta"}
-        return func(*args, **(kwargs or {}))
+def _share(wanted: set[int], patterns: Collection[int]) -> float:
+    return len(wanted.intersection(patterns)) / max(1, len(wanted))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.models import libraries, zoo
 
 _PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 _NEAR = 0.2  # share of a checkpoint's tensors: a network with fewer differences is suggested
 
 
@@ -118,7 +118,7 @@ def _outputs_of(network: nn.Module) -> int | None:
 
 def _entries(outline: _Outline, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
     """Return the place of each tensor of the network in the file."""
-    if not any(name.endswith(_PADDLE_NAMES) for name in state):
+    if not has_paddle_names(state):
         return {name: _Entry(name, shape) for name, shape in outline.shapes.items()}
     linear = {f"{name}.weight" for name in outline.linear}
     renamed = {name: re.sub(r"\.running_(mean|var)$", _paddle_name, name) for name in outline.shapes}
@@ -126,6 +126,10 @@ def _entries(outline: _Outline, state: Mapping[str, Tensor]) -> dict[str, _Entry
         name: _Entry(renamed[name], shape[::-1] if name in linear else shape, name in linear)
         for name, shape in outline.shapes.items()
     }
+
+
+def has_paddle_names(state: Iterable[str]) -> bool:
+    return any(name.endswith(_PADDLE_NAMES) for name in state)
 
 
 def _paddle_name(found: re.Match[str]) -> str:
@@ -136,8 +140,8 @@ def _compare(outline: _Outline, state: Mapping[str, Tensor], entries: Mapping[st
     """Return what does not fit; None where everything fits."""
     wanted = {entry.name: entry for entry in entries.values()}
     # PyTorch before 0.4.1 did not save this counter, Paddle has none; it takes no part in inference.
-    missing = sorted(name for name in set(wanted) - set(state) if not name.endswith(_COUNTER))
-    unexpected = sorted(name for name in set(state) - set(wanted) if not name.endswith(_COUNTER))
+    missing = sorted(name for name in set(wanted) - set(state) if not name.endswith(COUNTER))
+    unexpected = sorted(name for name in set(state) - set(wanted) if not name.endswith(COUNTER))
     wrong = [entry for name, entry in wanted.items() if name in state and tuple(state[name].shape) != entry.shape]
     if not missing and not unexpected and not wrong:
         return None
