@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pipeline.models import zoo
 
-
 # Multiply-accumulates of a ResNet at 224 px, for each parameter: 155 to 233, those of the table.
 _MACS_A_PARAMETER = 170
 

@@ -93,7 +93,7 @@ class Observer:
 
 
 def _stride(size: int, samples: int) -> int:
-    """Return the step that takes at most `samples` of `size` values: a prime, so that no column of a map is preferred."""
+    """Return the step that takes at most `samples` of `size` values: a prime, so that it prefers no column of a map."""
     step = -(-size // samples)
     while any(step % factor == 0 for factor in range(2, math.isqrt(step) + 1)):
         step += 1
@@ -124,9 +124,7 @@ class ObserverSet:
         for name, mean in means.items():
             self.mean_sums[name] = self.mean_sums.get(name, 0.0) + mean
 
-    def add(
-        self, values: Mapping[str, npt.NDArray[np.float32]], never_negative: Collection[str] = frozenset()
-    ) -> None:
+    def add(self, values: Mapping[str, npt.NDArray[np.float32]], never_negative: Collection[str] = frozenset()) -> None:
         """Count one batch of every tensor; threads may add at once, in any order, with the same outcome.
 
         Args:

@@ -176,18 +176,10 @@ class _Collector:
         loaded = onnx.load(model) if isinstance(model, Path) else model
         self.workers = min(cores, _MAX_WORKERS)
         self._observers = observers
-<<<<<<< HEAD
         self._output = loaded.graph.output[0].name
         self._averaged = placement.layer_inputs(loaded)
+        self._never_negative = placement.never_negative(loaded)
         del loaded
-||||||| parent of e4b73d6 (Calibration counts an even sample of each tensor and its tails; means are summed by BLAS)
-        self._output = model.graph.output[0].name
-        self._averaged = placement.layer_inputs(model)
-=======
-        self._output = model.graph.output[0].name
-        self._averaged = placement.layer_inputs(model)
-        self._never_negative = placement.never_negative(model)
->>>>>>> e4b73d6 (Calibration counts an even sample of each tensor and its tails; means are summed by BLAS)
         wanted = [*observers.observers, *self._averaged, self._output]
         self._reader = ActivationReader(model, wanted, threads=cores // self.workers)
 
