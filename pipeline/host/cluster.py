@@ -16,11 +16,8 @@ import importlib.util
 import logging
 import os
 import pickle
-import secrets
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -30,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BackendError, ConfigError
+from pipeline.host import cluster_token
 from pipeline.host.cluster_worker import Deaths, Fault, Open, Success, answer_chunk
 from pipeline.host.hardware import available_cores
 from pipeline.host.processes import sigint_held_back
@@ -44,6 +42,7 @@ _MOST_CHUNKS = 20_000
 _CHUNKS_PER_WORKER = 4  # at least, where there is enough work: while the last ones finish, other workers are idle
 _LOOK_AROUND_S = 30.0  # between two counts of the nodes
 _CONNECT_S = 10.0
+_SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
 _STORE_BYTES = 512 << 20  # of a Ray that this program starts: it only holds the package and the names of images
 
 
@@ -75,8 +74,8 @@ class Cluster:
         Raises:
             BackendError: there is no cluster at the address, or it has no core.
         """
-        os.environ.update(_ENVIRONMENT)
-        with _added_to_environment(token_settings(self.address)):
+        os.environ.update(cluster_token.ENVIRONMENT)
+        with cluster_token.added_to_environment(cluster_token.token_settings(self.address)):
             with sigint_held_back(), warnings.catch_warnings():  # Ray's import would swallow Ctrl-C
                 warnings.simplefilter("ignore")  # of Ray's own code
                 import ray
@@ -127,84 +126,8 @@ class Cluster:
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise BackendError(
                 f"--address {self.address}: cannot be joined ({reason}); start a node by: ray start --head. "
-                f"{_token_note()}"
+                f"{cluster_token.note()}"
             ) from None
-
-
-_ENVIRONMENT = {  # read when Ray is imported
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # of the nodes' messages, which Ray prints among the results
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late thread starts a new Ray after ours has ended
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns about future versions of Ray
-}
-_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-_SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-
-
-def _has_token() -> bool:
-    """Tell whether Ray would find a token here: in the environment, or in a file."""
-    path = os.environ.get(_TOKEN_PATH) or Path("~/.ray/auth_token").expanduser()
-    return bool(os.environ.get(_TOKEN)) or Path(path).is_file()
-
-
-def token_settings(address: str | None) -> dict[str, str]:
-    """Return what must be in the environment for Ray's authentication by token; nothing where the user chose a mode.
-
-    Args:
-        address: of the cluster to join; None: a Ray of the run's own.
-
-    A Ray that is started by `ray.init` (2.60) makes a token, and leaves it in ~/.ray/auth_token: from then on, each
-    `ray start --head` wants it. So a Ray of our own gets a token in the environment, which ends with the run.
-    `ray start --head` reads that file without being told, but `ray.init` uses it only where the mode is set; and where
-    the mode is set, but the cluster wants no token, joining succeeds and all work is lost.
-    """
-    if _MODE in os.environ:
-        return {}
-    if address is None:
-        return {_MODE: "token"} if os.environ.get(_TOKEN) else {_MODE: "token", _TOKEN: secrets.token_hex(32)}
-    return {_MODE: "token"} if _has_token() and _wants_token(address) else {}
-
-
-_TRY_TO_JOIN = """
-import logging, sys
-import ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
-"""
-_TRY_S = 60.0
-
-
-def _wants_token(address: str) -> bool:
-    """Tell whether nobody can join a cluster without a token; tried in a process of its own, since Ray looks once."""
-    environment = {**os.environ, **_ENVIRONMENT, _MODE: "disabled"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRY_TO_JOIN, address],
-            env=environment,
-            capture_output=True,
-            check=False,
-            timeout=_TRY_S,
-        )
-    except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
-
-
-def _token_note() -> str:
-    where = f"~/.ray/auth_token, or {_TOKEN}"
-    if _has_token():
-        return f"If the cluster wants a token, the one here ({where}) must be that of its head"
-    return f"If the cluster wants a token, copy that of its head to here ({where})"
-
-
-@contextlib.contextmanager
-def _added_to_environment(settings: dict[str, str]) -> Iterator[None]:
-    """Set variables that are not set, for the body."""
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name in settings:
-            os.environ.pop(name, None)
 
 
 class Nodes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import REPOSITORY
 
-from pipeline.host.cluster import token_settings
+from pipeline.host.cluster_token import token_settings
 
 HAS_RAY = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("pyarrow") is not None
 
