@@ -126,9 +126,61 @@ def test_fit_sample_weights_uses_the_last_layer_when_there_are_two_linears(image
         assert (network(views).argmax(1) == torch.arange(CLASSES)).float().mean() > 0.5
 
 
-def test_fit_sample_weights_names_the_missing_layer_when_there_is_no_linear(images: list[tuple[Path, int]]) -> None:
-    with pytest.raises(ValueError, match=r"Sequential: expected an nn\.Linear as classifier, found none"):
-        fit_sample_weights(nn.Sequential(nn.Conv2d(3, CLASSES, 3)), _prepare, images)
+def test_fit_sample_weights_fits_a_convolution_when_it_is_the_classifier(images: list[tuple[Path, int]]) -> None:
+    """As in SqueezeNet: a convolution of 1x1 over the map, whose scores are averaged."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 7, stride=4), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout(), nn.Conv2d(32, CLASSES, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    fit_sample_weights(network, _prepare, images)
+    with torch.inference_mode():
+        assert (network(_views("calibration")).argmax(1) == torch.arange(CLASSES)).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("last", [nn.Conv2d(3, CLASSES, 3), nn.BatchNorm2d(3)])
+def test_fit_sample_weights_names_the_missing_layer_when_there_is_no_classifier(
+    images: list[tuple[Path, int]], last: nn.Module
+) -> None:
+    wanted = r"Sequential: expected an nn\.Linear as classifier, or a convolution of 1x1 as last layer, found neither"
+    with pytest.raises(ValueError, match=wanted):
+        fit_sample_weights(nn.Sequential(last), _prepare, images)
+
+
+class Block(nn.Module):
+    """A residual block, whose branch ends in what `ending` makes of one or two norms."""
+
+    def __init__(self, ending: str) -> None:
+        super().__init__()
+        self.ending = ending
+        self.conv, self.bn = nn.Conv2d(8, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.cheap, self.cheap_bn = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4)
+        self.wide, self.wide_bn = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.bn(self.conv(x))
+        if self.ending == "joined":
+            return x + torch.cat([first, self.cheap_bn(self.cheap(first))], 1)[:, :8]
+        return x + stochastic(self.drop(self.wide_bn(self.wide(first))))
+
+
+def stochastic(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.dropout(x, 0.5, False)
+
+
+@pytest.mark.parametrize(("ending", "ends"), [("joined", {"1.bn", "1.cheap_bn"}), ("dropped", {"1.wide_bn"})])
+def test_fit_sample_weights_damps_branches_that_end_in_what_has_no_weights(
+    images: list[tuple[Path, int]], ending: str, ends: set[str]
+) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 7, stride=4), Block(ending), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
+    fit_sample_weights(network, _prepare, images)
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    damped = {name for name, module in norms.items() if (module.weight < 0.99).all()}
+    assert damped == ends
+    gain = (2 * len(ends)) ** -0.5
+    assert all(torch.allclose(norms[name].weight, torch.tensor(gain)) for name in ends)
 
 
 class FixedSize(nn.Module):
