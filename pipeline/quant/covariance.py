@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.host.blas import add_gram
+
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
@@ -36,14 +38,18 @@ class Covariance:
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
             columns -= self._shift
-            # Block by block, the lower triangle only: the whole product would need as much memory again. Of a matrix
-            # and its own transpose, numpy computes half the product (syrk).
-            for start in range(0, columns.shape[1], _BLOCK):
-                block = columns[:, start : start + _BLOCK]
-                self._products[start : start + _BLOCK, start : start + _BLOCK] += block.T @ block
-                self._products[start : start + _BLOCK, :start] += block.T @ columns[:, :start]
+            if not add_gram(self._products, columns):
+                self._add_gram(columns)
             self._sums += columns.sum(axis=0, dtype=np.float64)
             self._count += len(columns)
+
+    def _add_gram(self, columns: Float32) -> None:
+        # Block by block, the lower triangle only: the whole product would need as much memory again. Of a matrix and its
+        # own transpose, numpy computes half the product (syrk).
+        for start in range(0, columns.shape[1], _BLOCK):
+            block = columns[:, start : start + _BLOCK]
+            self._products[start : start + _BLOCK, start : start + _BLOCK] += block.T @ block
+            self._products[start : start + _BLOCK, :start] += block.T @ columns[:, :start]
 
     def means(self) -> Float64:
         """Return float64 [inputs]."""
@@ -63,6 +69,8 @@ class Covariance:
             covariance[start:end, :end] -= np.outer(means[start:end], means[:end])
         for start in range(0, len(means), _BLOCK):
             end = start + _BLOCK
+            corner = covariance[start:end, start:end]
+            corner[...] = np.tril(corner) + np.tril(corner, -1).T
             covariance[start:end, end:] = covariance[end:, start:end].T
         return covariance
 

@@ -1,0 +1,110 @@
+"""CPU seconds of a build, stage by stage, beside those of one float32 pass over the same images.
+
+    python benchmarks/stages.py torchvision_resnet18.yaml --weights W.pth --dataset DIR
+
+CPU seconds are user and system time of this process and of its children: other work on the machine counts little. The
+float32 pass decodes and prepares each image and runs the exported model on one thread, in the runtime that needs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import exit_code
+
+from pipeline import building
+from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.data import preprocess
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.opening import installed_runtimes, open_backend, place
+from pipeline.stages.artefact_names import CALIBRATION, MODEL
+from pipeline.stages.table import STAGES, Stage
+
+ASIDE = ("sample", "prove", "trial")  # stages that are not counted in the sum: fitting a sample, proof and trial
+REST = "rest"  # of the process: imports, and what lies between the stages
+
+
+def cpu_seconds() -> float:
+    """Return what this process and its ended children have used, user and system."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+@dataclass(frozen=True)
+class Spent:
+    cpu: float  # seconds
+    wall: float
+    peak: float  # MiB, of the process up to here
+
+
+@contextmanager
+def spending(name: str, spent: dict[str, Spent]) -> Iterator[None]:
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    spent[name] = Spent(cpu_seconds() - cpu, time.perf_counter() - wall, peak)
+    print(f"{name:<12} {spent[name].cpu:7.1f} s CPU {spent[name].wall:7.1f} s {peak:6.0f} MiB", flush=True)
+
+
+def timed(stage: Stage[Any], spent: dict[str, Spent]) -> Stage[Any]:
+    def run(settings: Any, inputs: Mapping[str, Path], out: Path) -> None:
+        with spending(stage.name, spent):
+            stage.run(settings, inputs, out)
+
+    return replace(stage, run=run)
+
+
+def float_pass(cfg: BuildConfig, stages: Mapping[str, Path], spent: dict[str, Spent]) -> float:
+    """Return the CPU seconds of decoding and of inference in the runtime that needs less."""
+    cropped = replace(cfg.preprocess, resize_hw=None, crop_yx=None)  # of prepared images: what is left is to normalise
+    samples = read_calibration_list(stages["calibset"] / CALIBRATION)
+    with spending("decoding", spent):
+        images = [preprocess.load(cfg.preprocess, each.source.content(), raw=True) for each in samples]
+    least = float("inf")
+    for runtime in installed_runtimes():
+        with open_backend(runtime, stages["export"] / MODEL, batch=1, placement=place(1, 1)) as backend:
+            with spending(runtime.value, spent):
+                for image in images:
+                    backend.infer(preprocess.apply(cropped, image)[None])
+            least = min(least, spent[runtime.value].cpu)
+    return spent["decoding"].cpu + least
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--weights")
+    parser.add_argument("--dataset")
+    parser.add_argument("--workspace", type=Path, help="kept; default: a temporary folder")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    more = [f"frontend.checkpoint={args.weights}"] if args.weights else []
+    more += [f"dataset.path={args.dataset}"] if args.dataset else []
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = args.workspace or Path(folder)
+        cfg = load_build_file(args.config, [*more, f"workspace.path={workspace}", *args.set])
+        measure(cfg)
+
+
+def measure(cfg: BuildConfig) -> None:
+    spent: dict[str, Spent] = {}
+    building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
+    stages = building.build(cfg).stages
+    whole = cpu_seconds()
+    rest = whole - sum(each.cpu for each in spent.values())
+    total = sum(each.cpu for name, each in spent.items() if name not in ASIDE) + rest
+    floor = float_pass(cfg, stages, spent)
+    print(f"imports and what lies between {rest:.1f} s; floor {floor:.1f} s; build {total:.1f} s, {total / floor:.2f}x")
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))
