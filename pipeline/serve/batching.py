@@ -16,6 +16,7 @@ from pipeline.errors import BackendError
 from pipeline.run import answer
 from pipeline.runtimes.base import Backend, Output
 from pipeline.serve.metrics import Meter
+from pipeline.serve.tracing import Trace, current
 
 
 class BusyError(Exception):
@@ -27,6 +28,7 @@ class _Call:
     """The images of one request; its future holds float32 [images, classes]."""
 
     images: Sequence[Prepared]
+    trace: Trace | None
     future: Future[Output] = field(default_factory=Future)
     rows: dict[int, Output] = field(default_factory=dict)  # float32 [classes], by the image's number
 
@@ -73,7 +75,7 @@ class Batcher:
             BusyError: so many do not fit in the queue.
             RuntimeError: the batcher is closed.
         """
-        call, now = _Call(images), time.perf_counter()
+        call, now = _Call(images, current()), time.perf_counter()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher was closed")
@@ -121,7 +123,9 @@ class Batcher:
             for turn in turns:
                 _settle(turn.call.future, err)
             return
-        self._meter.computed(len(turns), time.perf_counter() - begun)
+        ended = time.perf_counter()
+        self._meter.computed(len(turns), ended - begun)
+        _add_to_traces(turns, begun, ended)
         for turn, output, finite in zip(turns, outputs, answer.find_finite(outputs), strict=True):
             if finite:
                 self._answer(turn, output)
@@ -135,6 +139,16 @@ class Batcher:
             complete = len(call.rows) == len(call.images)
         if complete:
             _settle(call.future, np.stack([call.rows[number] for number in range(len(call.images))]))
+
+
+def _add_to_traces(turns: Sequence[_Turn], begun: float, ended: float) -> None:
+    """Add a batch to the trace of each request that has images in it."""
+    calls = {id(turn.call): turn.call for turn in turns if turn.call.trace is not None}
+    for call in calls.values():
+        assert call.trace is not None
+        theirs = [turn for turn in turns if turn.call is call]
+        call.trace.add("queue", theirs[0].since, begun, pipeline_images=len(theirs))
+        call.trace.add("compute", begun, ended, pipeline_images=len(theirs), pipeline_batch=len(turns))
 
 
 def _settle(future: Future[Output], outcome: Output | Exception) -> None:

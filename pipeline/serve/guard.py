@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from pipeline.serve.access import AccessLog, Visit
 from pipeline.serve.answers import refusal
 from pipeline.serve.clients import Clients, TooMuchError, network_of
 from pipeline.serve.tokens import Tokens, UnauthorizedError
+from pipeline.serve.tracing import Tracing
 
 # Open to everybody: probes have no token, and the page holds nothing that needs protection.
 _OPEN = {"/", "/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady"}
@@ -29,17 +30,22 @@ class Door:
     clients: Clients
     log: AccessLog | None
     open_metrics: bool = False
+    tracing: Tracing | None = None
 
     def is_open(self, path: str) -> bool:
         """Tell whether a path, or a method of gRPC, answers without a token and without limits."""
         return path in _OPEN or (self.open_metrics and path == _METRICS)
 
     @contextmanager
-    def logged(self, visit: Visit) -> Iterator[None]:
-        """Log a visit when it ends."""
+    def logged(self, visit: Visit, headers: Mapping[str, str]) -> Iterator[None]:
+        """Log a visit when it ends, and trace it unless it is a probe."""
         begun = time.perf_counter()
         try:
-            yield
+            if self.tracing is None or visit.path in _OPEN or visit.path == _METRICS:
+                yield
+            else:
+                with self.tracing.request(visit, headers):
+                    yield
         finally:
             if self.log is not None:
                 self.log.write(visit, time.perf_counter() - begun)
@@ -95,9 +101,10 @@ class Guard:
             visit.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        with self._door.logged(visit):
+        headers = Headers(scope=scope)
+        with self._door.logged(visit, headers):
             try:
-                with self._door.admitted(visit, Headers(scope=scope).get("authorization")):
+                with self._door.admitted(visit, headers.get("authorization")):
                     await self._app(scope, receiving, sending)
             except UnauthorizedError as err:
                 await refusal(401, str(err), {"www-authenticate": "Bearer"})(scope, receiving, sending)

@@ -33,6 +33,7 @@ from pipeline.serve.kserve import (
     RequestedOutput,
     Unavailable,
 )
+from pipeline.serve.tracing import Trace, current
 
 ENCODED = "encoded_image"  # the input that takes files
 PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoids the same values
@@ -150,6 +151,8 @@ class PackageModel:
         if self._refusing:
             metrics.REFUSED.labels("stopping").inc()
             raise Unavailable("the server is stopping")
+        if (trace := current()) is not None:
+            trace.describe(model_name=self.name, model_version=self.version)
         self.under_way += 1
         begun, images = time.perf_counter(), 0
 
@@ -193,21 +196,24 @@ class PackageModel:
 
     async def _decoded(self, contents: Sequence[bytes], names: Sequence[str]) -> Sequence[Prepared]:
         """Decode in threads, in parallel with the event loop and with each other."""
-        loop = asyncio.get_running_loop()
+        loop, trace = asyncio.get_running_loop(), current()
         jobs = [
-            loop.run_in_executor(self._decoders, self._decode, content, name)
+            loop.run_in_executor(self._decoders, self._decode, content, name, trace)
             for content, name in zip(contents, names, strict=True)
         ]
         return await asyncio.gather(*jobs)
 
-    def _decode(self, content: bytes, name: str) -> Prepared:
+    def _decode(self, content: bytes, name: str, trace: Trace | None) -> Prepared:
         begun = time.perf_counter()
         try:
             return answer.load(self._spec, name, content, takes_pixels=self._takes.takes_pixels)
         except DataError as err:
             raise InvalidInput(str(err)) from None
         finally:
-            self.meter.decoded(time.perf_counter() - begun)
+            ended = time.perf_counter()
+            self.meter.decoded(ended - begun)
+            if trace is not None:
+                trace.add("decode", begun, ended, pipeline_bytes=len(content))
 
     async def _infer(self, images: Sequence[Prepared]) -> Output:
         """Return float32 [images, classes]."""

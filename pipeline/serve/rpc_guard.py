@@ -35,15 +35,15 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None or handler.unary_unary is None:
             return handler
-        authorization = dict(details.invocation_metadata or ()).get("authorization")
+        headers = dict(details.invocation_metadata or ())
         method = details.method.rpartition("/")[2]
 
         async def guarded(requests: AsyncIterator[tuple[int, Any]], context: Any) -> Any:
             visit = Visit("grpc", "POST", method, _address(context.peer()))
-            with self._door.logged(visit):
+            with self._door.logged(visit, headers):
                 try:
                     taken = nullcontext() if self._door.is_open(method) else self._room.taken()
-                    with self._door.admitted(visit, authorization), taken:
+                    with self._door.admitted(visit, headers.get("authorization")), taken:
                         visit.bytes_in, request = await self._message(requests, context)
                         with self._room.holding(visit.bytes_in):
                             answer = await handler.unary_unary(request, context)

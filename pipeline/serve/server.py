@@ -32,6 +32,7 @@ from pipeline.serve.shelf import Shelf
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
 from pipeline.serve.tokens import Tokens
+from pipeline.serve.tracing import open_tracing
 from pipeline.serve.triton import statistics
 from pipeline.serve.worker import Leash
 from pipeline.terminal import console
@@ -57,7 +58,10 @@ def serve(models: Models, wanted: Wanted, settings: Settings, leash: Leash | Non
         log = AccessLog(settings.access_log) if settings.access_log is not None else None
         if log is not None:
             opened.callback(log.close)
-        door = Door(tokens, Clients(settings.shares), log, settings.open_metrics)
+        tracing = open_tracing()
+        if tracing is not None:
+            opened.callback(tracing.close)
+        door = Door(tokens, Clients(settings.shares), log, settings.open_metrics, tracing)
         _allow_many_connections()
         Image.MAX_IMAGE_PIXELS = settings.max_pixels
         take = listen if leash is None else join
