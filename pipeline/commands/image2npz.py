@@ -50,7 +50,7 @@ def add_image2npz(commands: Any) -> None:
 def _image2npz(args: argparse.Namespace) -> None:
     from pipeline.config.choices import PreprocessAs
     from pipeline.data import listed_labels
-    from pipeline.stages.image2npz import convert
+    from pipeline.data.conversion import convert
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")

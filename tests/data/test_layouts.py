@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from run_fixtures import read_local_datalist
 
+from pipeline.data.conversion import convert
 from pipeline.data.ground_truth import find_ground_truth
 from pipeline.data.imagenet import imagenet_classes, list_dataset, read_label_list
 from pipeline.data.labels import validation_label
 from pipeline.errors import DataError
 from pipeline.stages.calibset import choose
-from pipeline.stages.image2npz import convert
 
 REPOSITORY = Path(__file__).parents[2]
 DEVKIT = REPOSITORY.parent / "shared" / "data" / "labels" / "ILSVRC2012_validation_ground_truth.txt"
