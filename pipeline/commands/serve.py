@@ -170,17 +170,18 @@ def _serve(args: argparse.Namespace) -> None:
         open_metrics=args.open_metrics,
         insecure=args.insecure,
     )
-    _start(_models(args), wanted, settings, args.workers)
+    _start(args, wanted, settings)
 
 
-def _start(models: Models, wanted: Wanted, settings: Settings, workers: int) -> None:
-    if workers > 1:
+def _start(args: argparse.Namespace, wanted: Wanted, settings: Settings) -> None:
+    """Say what is not installed before packages are opened, then serve."""
+    if args.workers > 1:
         lacking = [name for name in _EXTRA if "." not in name and find_spec(name) is None]
         if lacking:
             raise _lacks(lacking[0])
         from pipeline.serve.workers import serve_in_workers
 
-        serve_in_workers(models, wanted, settings, workers)
+        serve_in_workers(_models(args), wanted, settings, args.workers)
         return
     try:
         from pipeline.serve.server import serve
@@ -188,7 +189,7 @@ def _start(models: Models, wanted: Wanted, settings: Settings, workers: int) -> 
         if err.name not in _EXTRA:
             raise
         raise _lacks(err.name) from None
-    serve(models, wanted, settings)
+    serve(_models(args), wanted, settings)
 
 
 def _lacks(module: str) -> ConfigError:
