@@ -25,6 +25,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "building": ("build",),
     "config": ("build",),
     "config.paddleclas": ("eval",),
+    "data.class_tree": ("build", "init", "calibset", "image2npz"),
     "data.conversion": ("build", "image2npz"),
     "data.ground_truth": ("eval",),
     "data.imagenet": ("build", "init", "calibset", "image2npz"),

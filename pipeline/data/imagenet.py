@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.build_config import ClassOrder
-from pipeline.data.class_order import arrange
+from pipeline.data.class_tree import LABELS_KEY, LIST_NAMES, find_class_tree, folder_of, list_names, list_tree_classes
 from pipeline.data.image_kinds import ANY, count_kinds, describe, list_spellings
 from pipeline.data.labels import (
     ClassInfo,
@@ -39,12 +39,9 @@ __all__ = [
     "read_label_list",
 ]
 
-# How a user gives these: keys of the build file, and flags of the commands that have one.
+# How a user gives it: by a key of the build file, and flags of the commands that have one.
 _SUFFIX_KEY = "dataset.sampler.suffix (--suffix of calibset, image2npz and init)"
-_LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
 _SHOWN = 5  # class folders
-_SPLITS = frozenset({"train", "val", "test"})
-LIST_NAMES = ("val_label.txt", "val_list.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ def list_dataset(
     listing = scan(path)
     images = _select_images(listing, suffix)
     classes = None if class_ids is None else classes_of(class_ids)
-    tree = None if val_label is not None else _class_tree(listing, images, classes, require_labels)
+    tree = None if val_label is not None else find_class_tree(listing, images, classes, require_labels)
     if tree is not None:
         return _from_tree(listing, images, tree, classes, require_labels, class_order)
     labels_file = val_label if val_label is not None else _find_label_list(listing, images)
@@ -133,7 +130,7 @@ def find_own_list(path: Location, suffix: str) -> tuple[Path | ImageSource, tupl
     listing = scan(path)
     with console.silence():  # who lists the images says what is left out
         images = _select_images(listing, suffix)
-    if _class_tree(listing, images, None, require_labels=False) is not None:
+    if find_class_tree(listing, images, None, require_labels=False) is not None:
         return None
     file = _find_label_list(listing, images)
     return None if file is None else (file, tuple(make_sample(image, None) for image in images))
@@ -175,51 +172,6 @@ def _line_of(image: ImageSource, lines: Mapping[str, LabelLine]) -> LabelLine | 
     return lines.get(f"{image.folder}/{stem}") or lines.get(stem)
 
 
-def _folder_of(name: str) -> str:
-    """Return the name of a file or folder below the root without its last part."""
-    return name.rpartition("/")[0]
-
-
-def _class_tree(
-    listing: Listing, images: Sequence[ImageSource], classes: Sequence[ClassInfo] | None, require_labels: bool
-) -> str | None:
-    """Return the folder below the root whose folders are classes ("" for the root); None for a flat data set.
-
-    Raises:
-        DataError: labels are required and the layout is neither.
-    """
-    folders = sorted({_folder_of(image.name) for image in images})
-    if len(folders) == 1:
-        return _folder_of(folders[0]) if _is_class_folder(listing, folders[0], classes) else None
-    bases = {_folder_of(folder) for folder in folders}
-    names = {folder.rpartition("/")[2] for folder in folders}
-    if "" not in folders and len(bases) == 1 and not names <= _SPLITS:
-        return bases.pop()
-    if not require_labels:
-        return None
-    splits = sorted({folder.split("/")[0] for folder in folders} & _SPLITS)
-    if len(splits) > 1:
-        raise DataError(f"{listing.root}: holds {' and '.join(splits)}; give one of them, {listing.root}/{splits[-1]}")
-    flat = [image for image in images if _folder_of(image.name) in ("", *bases)]
-    first = flat[0].name if flat else images[0].name
-    raise DataError(
-        f"{listing.root}: {len(flat) or len(images)} images lie outside the class folders (first: {first});"
-        " move them into class folders (data_prep/valprep.sh does it for ILSVRC2012_img_val),"
-        f" or give a list of all labels by {_LABELS_KEY}"
-    )
-
-
-def _is_class_folder(listing: Listing, folder: str, classes: Sequence[ClassInfo] | None) -> bool:
-    """Tell whether the only folder with images is a class, not the folder of a flat data set."""
-    name = folder.rpartition("/")[2]
-    if not name:
-        return False
-    if name in {known.id for known in classes or imagenet_classes()}:
-        return True
-    # A folder beside a label list is flat, and so is the one folder that a tar of a flat folder begins with.
-    return name not in _SPLITS and not listing.in_tar and not set(_list_names(name)) & {f.name for f in listing.files}
-
-
 def _from_tree(
     listing: Listing,
     images: Sequence[ImageSource],
@@ -230,7 +182,7 @@ def _from_tree(
 ) -> Dataset:
     given = classes
     if classes is None:
-        classes = _tree_classes(listing, images, base, class_order)
+        classes = list_tree_classes(listing, images, base, class_order)
     index_of = {known.id: index for index, known in enumerate(classes)}
     samples = [make_sample(image, index_of.get(image.folder)) for image in images]
     unknown = sorted({sample.folder for sample in samples} - index_of.keys())
@@ -238,7 +190,7 @@ def _from_tree(
         first = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
         raise DataError(
             f"{listing.root}: {len(unknown)} folders with images are none of the {len(classes)} classes"
-            f" ({first}); move them away, or give labels by {_LABELS_KEY}"
+            f" ({first}); move them away, or give labels by {LABELS_KEY}"
         )
     has_folder_classes = given is None and classes != imagenet_classes()
     return Dataset(listing.root, tuple(samples), classes, has_folder_classes)
@@ -246,33 +198,6 @@ def _from_tree(
 
 def make_sample(source: ImageSource, class_index: int | None) -> Sample:
     return Sample(image_stem(source.name), source.folder, source, class_index)
-
-
-def _tree_classes(
-    listing: Listing, images: Sequence[ImageSource], base: str, class_order: ClassOrder | None
-) -> tuple[ClassInfo, ...]:
-    """Return ImageNet's classes if all folders with images are its wnids, else the folder names in their order.
-
-    Raises:
-        DataError: some are ImageNet's and others are not wnids, so the classes are ambiguous; or the order is numeric,
-            and the names have no numbers.
-    """
-    used = {image.folder for image in images}
-    imagenet = {known.id for known in imagenet_classes()}
-    if used <= imagenet:
-        return imagenet_classes()
-    strange = sorted(name for name in used - imagenet if not _looks_like_wnid(name))
-    if used & imagenet and strange:
-        raise DataError(
-            f"{listing.root}: {len(used & imagenet)} folders are ImageNet classes, {len(strange)} are not"
-            f" (first: {strange[0]}); move those away"
-        )
-    names = [name.rpartition("/")[2] for name in listing.folders if _folder_of(name) == base]
-    return classes_of(arrange(names, class_order))
-
-
-def _looks_like_wnid(name: str) -> bool:
-    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
 
 
 def _from_list(
@@ -304,7 +229,7 @@ def _check_all_labelled(listing: Listing, samples: Sequence[Sample], labels_file
     if labels_file is None:
         raise DataError(
             f"{listing.root}: {first}: neither class folders nor a list {' or '.join(LIST_NAMES)} here or in"
-            f" {listing.root.parent}; give a list of lines 'name index' by {_LABELS_KEY}"
+            f" {listing.root.parent}; give a list of lines 'name index' by {LABELS_KEY}"
         )
     raise DataError(f"{listing.root}: {first} in {labels_file}; add lines 'name index', or remove the images")
 
@@ -321,16 +246,16 @@ def _check_all_present(
         raise DataError(
             f"{labels_file}:{absent[0].line}: {absent[0].name} is not in {listing.root}"
             f" ({len(absent)} of {len(lines)} listed images are missing);"
-            f" fetch them, or give a list of the images that are there by {_LABELS_KEY}"
+            f" fetch them, or give a list of the images that are there by {LABELS_KEY}"
         )
 
 
 def _find_label_list(listing: Listing, images: Sequence[ImageSource]) -> Path | ImageSource | None:
     """Return the label list of a flat data set: in its folder, the folder above, or beside the root."""
-    folder = _folder_of(images[0].name)
-    names = _list_names(images[0].folder)
+    folder = folder_of(images[0].name)
+    names = list_names(images[0].folder)
     within = {file.name: file for file in listing.files if file.name.endswith(".txt")}
-    for place in (f"{folder}/" if folder else "", f"{_folder_of(folder)}/" if _folder_of(folder) else ""):
+    for place in (f"{folder}/" if folder else "", f"{folder_of(folder)}/" if folder_of(folder) else ""):
         found = next((within[place + name] for name in names if place + name in within), None)
         if found is not None:
             return found
@@ -338,8 +263,3 @@ def _find_label_list(listing: Listing, images: Sequence[ImageSource]) -> Path | 
         return None
     beside = (listing.root.parent / name for name in names)
     return next((path for path in beside if path.is_file()), None)
-
-
-def _list_names(folder: str) -> tuple[str, ...]:
-    """Return the names a label list of this folder may have, the most specific first."""
-    return (f"{folder}_label.txt", f"{folder}_list.txt", *LIST_NAMES)
