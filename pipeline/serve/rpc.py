@@ -15,6 +15,13 @@ class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
         super().__init__(plane, NoRepository())
         self._plane = plane
 
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for given in request.inputs if request.raw_input_contents else ():
+            # MLServer writes an empty message beside the bytes, which KServe takes for a second set of values.
+            if given.HasField("contents") and not given.contents.ByteSize():
+                given.ClearField("contents")
+        return await super().ModelInfer(request, context)
+
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._plane.find(request.name, request.version)
         return await super().ModelReady(request, context)
