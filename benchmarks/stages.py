@@ -24,7 +24,6 @@ from pipeline import building
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
-from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.artefact_names import CALIBRATION, MODEL
 from pipeline.stages.table import STAGES, Stage

@@ -1,4 +1,4 @@
-"""The BLAS that numpy computes matrix products with: its number of threads, and two routines that numpy does not reach."""
+"""The BLAS that numpy computes matrix products with: its threads, and two routines that numpy does not reach."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ class Covariance:
             self._count += len(columns)
 
     def _add_gram(self, columns: Float32) -> None:
-        # Block by block, the lower triangle only: the whole product would need as much memory again. Of a matrix and its
-        # own transpose, numpy computes half the product (syrk).
+        # Block by block, the lower triangle only: the whole product would need as much memory again. Of a matrix and
+        # its own transpose, numpy computes half the product (syrk).
         for start in range(0, columns.shape[1], _BLOCK):
             block = columns[:, start : start + _BLOCK]
             self._products[start : start + _BLOCK, start : start + _BLOCK] += block.T @ block
