@@ -40,7 +40,7 @@ def test_run_compares_a_file_with_its_model(make_config: MakeConfig, tmp_path: P
     folder = run(make_config("backend.dtype=fp32"), tmp_path / "stages", images=images)
     given = json.loads((folder / GIVEN).read_text(encoding="utf-8"))
     assert set(given) == KEYS
-    assert (given["source"], given["images"], given["same_answers"]) == ("file", 16, 16)
+    assert (given["source"], given["images"], given["same_answers"]) == ("file", 8, 8)
     assert (given["verdict"], given["cause"]) == ("good", None)
     assert given["largest_difference"] < 1e-5 * given["largest_output"]
 
@@ -50,7 +50,7 @@ def test_run_compares_a_network_with_its_model(make_config: MakeConfig, tmp_path
     cfg = make_config("frontend.type=torchvision", "frontend.model=resnet18", "frontend.checkpoint=null")
     given = json.loads((run(cfg, tmp_path / "stages") / GIVEN).read_text(encoding="utf-8"))
     assert set(given) == KEYS
-    assert (given["source"], given["images"], given["verdict"]) == ("torch", 16, "good")
+    assert (given["source"], given["images"], given["verdict"]) == ("torch", 8, "good")
 
 
 def with_more_classes(source: Path, target: Path) -> None:
