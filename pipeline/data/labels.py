@@ -129,7 +129,7 @@ def _read_list(path: Path) -> bytes:
         with path.open("rb") as stream:
             content = stream.read(MAX_LIST_BYTES + 1)
     except OSError as err:
-        raise DataError(f"{path}: cannot be read ({err.strerror}); give an existing list file") from None
+        raise DataError(f"{path}: cannot be read ({err.strerror}); give an existing list file") from err
     if len(content) > MAX_LIST_BYTES:
         raise DataError(f"{path}: larger than {MAX_LIST_BYTES >> 20} MiB, so not taken for a list")
     return content

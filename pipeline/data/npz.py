@@ -212,7 +212,7 @@ def _read(path: Location, key: str, max_bytes: int) -> NDArray[Any]:
         return as_array(stored)
     except (OSError, EOFError, ValueError, struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError) as err:
         reason = err.strerror if isinstance(err, OSError) else err
-        raise DataError(f"{path}: not a readable npz file ({reason}); make it again") from None
+        raise DataError(f"{path}: not a readable npz file ({reason}); make it again") from err
 
 
 def _read_file(path: Location, max_bytes: int) -> NDArray[np.uint8]:

@@ -63,7 +63,7 @@ class ImageSource:
             content = self._read_file() if self.offset is None else self._read_member(self.offset)
         except (OSError, EOFError, zlib.error) as err:
             reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-            raise DataError(f"{self}: cannot be read ({reason})") from None
+            raise DataError(f"{self}: cannot be read ({reason})") from err
         if len(content) > MAX_IMAGE_FILE_BYTES:
             raise DataError(f"{self}: larger than {MAX_IMAGE_FILE_BYTES >> 20} MiB, so not taken for an image")
         if self.offset is not None and len(content) != self.size:
@@ -79,7 +79,7 @@ class ImageSource:
         try:
             status = (self.root / self.name if self.offset is None else self.root).stat()
         except OSError as err:
-            raise DataError(f"{self}: cannot be read ({err.strerror})") from None
+            raise DataError(f"{self}: cannot be read ({err.strerror})") from err
         return (status.st_size if self.offset is None else self.size), status.st_mtime_ns
 
     def _read_file(self) -> bytes:
@@ -183,7 +183,7 @@ def _scan_folder(root: Path) -> Listing:
                     elif entry.is_file():
                         files.append(name)
         except OSError as err:
-            raise DataError(f"{root / prefix}: cannot be listed ({err.strerror})") from None
+            raise DataError(f"{root / prefix}: cannot be listed ({err.strerror})") from err
     for name in files:
         _check_printable(root, name)
     return Listing(root, tuple(ImageSource(root, name) for name in sorted(files)), tuple(sorted(folders)))
@@ -196,7 +196,7 @@ def _scan_tar(path: Path, size: int, mtime_ns: int) -> Listing:
         with _open_tar_stream(path) as stream:
             files = list(_tar_files(path, _BoundedReads(stream)))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as err:
-        raise DataError(f"{path}: not a readable tar ({err}); fetch or pack it again") from None
+        raise DataError(f"{path}: not a readable tar ({err}); fetch or pack it again") from err
     if not _is_gzip(path) and any((file.offset or 0) + file.size > size for file in files):
         raise DataError(f"{path}: cut short; fetch or pack it again")
     files.sort(key=lambda file: file.name)

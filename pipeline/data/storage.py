@@ -11,6 +11,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -68,11 +69,9 @@ class Url:
         Raises:
             DataError: it does not exist, or cannot be read.
         """
-        try:
+        with self._told("read"):
             system, path = _open(self)
             content: bytes = system.cat_file(path, start=0, end=limit)
-        except Exception as err:
-            raise self._fault("read", err) from None
         return content
 
     def write_bytes(self, content: bytes) -> None:
@@ -81,47 +80,47 @@ class Url:
         Raises:
             DataError: it cannot be written.
         """
-        try:
+        with self._told("written"):
             system, path = _open(self)
             system.pipe_file(path, content)
-        except Exception as err:
-            raise self._fault("written", err) from None
 
     def unlink(self) -> None:
-        try:
+        with self._told("removed"):
             system, path = _open(self)
             system.rm_file(path)
-        except Exception as err:
-            raise self._fault("removed", err) from None
 
     def files(self, *, deep: bool) -> dict[str, Stamp]:
         """Return the files in a folder, by their names below it, sorted; `deep`, those of its folders too.
 
         One request lists about a thousand files. A folder that does not exist has none: stores have no folders.
         """
-        try:
-            system, path = _open(self)
-            system.invalidate_cache()
-            found = system.find(path, maxdepth=None if deep else 1, detail=True)
-        except FileNotFoundError:
-            return {}
-        except Exception as err:
-            raise self._fault("listed", err) from None
+        with self._told("listed"):
+            try:
+                system, path = _open(self)
+                system.invalidate_cache()
+                found = system.find(path, maxdepth=None if deep else 1, detail=True)
+            except FileNotFoundError:
+                return {}
         base = path.rstrip("/") + "/"
         return {name.removeprefix(base): _stamp(info) for name, info in sorted(found.items()) if name.startswith(base)}
 
     def _ask(self, question: str) -> Any:
-        try:
+        with self._told("read"):
             system, path = _open(self)
             system.invalidate_cache()
             return getattr(system, question)(path)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what goes wrong into a DataError: the clients of stores raise a dozen types."""
+        try:
+            yield
+        except DataError:
+            raise
         except Exception as err:
-            raise self._fault("read", err) from None
+            raise self._fault(what, err) from err
 
     def _fault(self, what: str, err: Exception) -> DataError:
-        """Turn what goes wrong into a DataError: the clients of stores raise a dozen types."""
-        if isinstance(err, DataError):
-            return err
         if isinstance(err, FileNotFoundError) and what == "read":
             return DataError(f"{self}: no such file")
         reason = " ".join(str(err).split()) or type(err).__name__

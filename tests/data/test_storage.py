@@ -121,6 +121,12 @@ def test_datalist_names_urls_that_are_missing(root: Url, tmp_path: Path) -> None
         npz.read_datalist(datalist)
 
 
+def test_fault_of_a_store_keeps_what_its_client_raised_as_cause(root: Url) -> None:
+    with pytest.raises(DataError, match=r"none: no such file$") as caught:
+        (root / "none").read_bytes(10)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
 def save(image: int, place: Url) -> None:
     with fsspec.open(str(place), "wb") as stream:
         Image.fromarray(draw(image).transpose(1, 2, 0)).save(stream, "JPEG")
