@@ -283,7 +283,7 @@ def under_load(args: argparse.Namespace) -> None:
     for turn in range(args.turns):
         rates.setdefault("bench", []).append(bench_rate(package, args))
         with running(package, flags(args)) as server:
-            for kind in KINDS:
+            for kind in args.kinds:
                 found.setdefault(kind, []).append(asyncio.run(measure(server, package, inputs, kind, args)))
         print(f"turn {turn + 1} of {args.turns} done", file=sys.stderr)
     print(f"{package.name}, -b {args.batch} -i {args.instances} --runtime {args.runtime}, {args.clients} clients")
@@ -312,7 +312,7 @@ def by_workers(args: argparse.Namespace) -> None:
     for _ in range(args.turns):
         for count in args.workers:
             with running(package, [*flags(args), f"--workers={count}"]) as server:
-                for kind in KINDS:
+                for kind in args.kinds:
                     load = asyncio.run(measure(server, package, inputs, kind, args))
                     found.setdefault((kind, count), []).append(load)
                 memory.setdefault(count, []).append(memory_mib(server.process.pid))
@@ -374,6 +374,7 @@ def main() -> int:
     parser.add_argument("-b", "--batch", type=int, default=8)
     parser.add_argument("-i", "--instances", type=int, default=2)
     parser.add_argument("--runtime", choices=[each.value for each in Runtime], default="auto")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of requests, for load and workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="for workers")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--turns", type=int, default=3)

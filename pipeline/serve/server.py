@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.serve.listening import LAST_WORDS, make_http_server, make_rpc_serv
 from pipeline.serve.ports import join, listen
 from pipeline.serve.served import Plane
 from pipeline.serve.settings import Models, Settings, Wanted, check_exposure, describe_address
+from pipeline.serve.shared_clients import SharedStore
 from pipeline.serve.shelf import Shelf
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
@@ -61,7 +62,10 @@ def serve(models: Models, wanted: Wanted, settings: Settings, leash: Leash | Non
         tracing = open_tracing()
         if tracing is not None:
             opened.callback(tracing.close)
-        door = Door(tokens, Clients(settings.shares), log, settings.open_metrics, tracing)
+        store = None
+        if leash is not None:
+            store = opened.enter_context(closing(SharedStore(leash.folder / "clients", wanted.part)))
+        door = Door(tokens, Clients(settings.shares, store=store), log, settings.open_metrics, tracing)
         _allow_many_connections()
         Image.MAX_IMAGE_PIXELS = settings.max_pixels
         take = listen if leash is None else join

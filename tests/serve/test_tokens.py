@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.commands.cli import main
 from pipeline.errors import ConfigError
-from pipeline.serve.clients import Clients, Shares, TooMuchError, network_of
+from pipeline.serve.clients import Clients, OwnStore, Shares, TooMuchError, network_of
 from pipeline.serve.tokens import Tokens, UnauthorizedError, make_token, read_tokens
 
 
@@ -175,12 +175,13 @@ def test_clients_have_so_many_bytes_a_second() -> None:
 
 def test_clients_that_are_idle_are_forgotten_and_others_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.serve.clients._MOST_CLIENTS", 3)
-    clients = Clients(Shares(requests=1))
+    store = OwnStore()
+    clients = Clients(Shares(requests=1), store=store)
     clients.enter("a")
     for name in "bcdef":
         clients.enter(name)
         clients.leave(name, 0)
-    assert list(clients._known) == ["a", "e", "f"]
+    assert list(store._known) == ["a", "e", "f"]
     with pytest.raises(TooMuchError):
         clients.enter("a")
 

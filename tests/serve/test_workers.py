@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,10 @@ if importlib.util.find_spec("kserve") is None:
 if sys.platform != "linux":
     pytest.skip("--workers needs Linux", allow_module_level=True)
 
+from pipeline.serve.clients import Clients, Shares, TooMuchError
 from pipeline.serve.ports import join, listen, reserve
 from pipeline.serve.settings import Part
+from pipeline.serve.shared_clients import SharedStore
 from pipeline.serve.siblings import merge
 
 CLASSIFY = f"/v2/models/{NAME}/classify"
@@ -186,6 +188,66 @@ def test_workers_swap_packages_without_a_lost_request(tiny_workspace_master: Tin
         assert not faults
         assert before < 0.999
         assert all(told.score() > 0.999 for _ in range(10))
+
+
+@pytest.mark.slow
+def test_limits_of_a_client_hold_for_all_workers_together(tiny_workspace_master: TinyWorkspace) -> None:
+    with running(tiny_workspace_master.package, *FLAGS, "--client_rate", "1", "--client_mib", "1") as server:
+        begun = time.monotonic()
+        statuses = [server.post(CLASSIFY, encoded(0))[0] for _ in range(20)]
+        allowed = 2 + int(time.monotonic() - begun) + 1  # two seconds' worth at once, and one a second
+    assert set(statuses) == {200, 429}
+    assert 2 <= statuses.count(200) <= allowed
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> Iterator[Callable[[Part], SharedStore]]:
+    """Opens the table of a worker."""
+    with ExitStack() as opened:
+        yield lambda part: opened.enter_context(closing(SharedStore(tmp_path / "clients", part)))
+
+
+def test_shared_accounts_are_those_of_all_workers_until_they_are_replaced(
+    sharing: Callable[[Part], SharedStore],
+) -> None:
+    now = 100.0
+    first, second = (Clients(Shares(2, 4.0, 1000), lambda: now, sharing(Part(number, 2))) for number in range(2))
+    first.enter("a")
+    second.enter("a")
+    for clients in (first, second):
+        with pytest.raises(TooMuchError, match="more than 2 requests of one client under way"):
+            clients.enter("a")
+        clients.enter("b")
+    first.leave("a", 5000)
+    with pytest.raises(TooMuchError, match="more than 1000 bytes a second"):
+        second.enter("a")
+    now += 3.5
+    second.enter("a")  # of its own two under way
+    with pytest.raises(TooMuchError, match="under way"):
+        first.enter("a")
+    replacement = Clients(Shares(2, 4.0, 1000), lambda: now, sharing(Part(1, 2)))
+    replacement.enter("a")  # what the dead one had under way is no more
+    replacement.enter("a")
+    with pytest.raises(TooMuchError, match="under way"):
+        first.enter("a")
+
+
+def test_shared_accounts_forget_who_was_idle_for_longest(
+    sharing: Callable[[Part], SharedStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.serve.shared_clients._SLOTS", 3)
+    monkeypatch.setattr("pipeline.serve.shared_clients._WINDOW", 3)
+    clock = iter(range(1000))
+    clients = Clients(Shares(1), lambda: next(clock), sharing(Part(0, 1)))
+    clients.enter("busy")
+    for name in ("b", "c", "d", "e"):
+        clients.enter(name)
+        clients.leave(name, 0)
+    with pytest.raises(TooMuchError):
+        clients.enter("busy")
+    clients.enter("e")
+    with pytest.raises(TooMuchError):
+        clients.enter("e")
 
 
 @pytest.mark.slow
