@@ -18,7 +18,7 @@ python := $(abspath $(VENV))/bin/python
 constrained := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 pip_install := $(python) -m pip install --disable-pip-version-check --quiet $(constrained)
 
-.PHONY: demo first three test lint types constraints newest clean
+.PHONY: demo first three test quick lint types constraints newest clean
 
 ## demo: first a number from a small network, then the three commands on wide_resnet50_2
 demo: first three
@@ -37,6 +37,10 @@ three: $(VENV)/installed
 ## test: the tests; those of extras that are not installed skip
 test: $(VENV)/installed-$(EXTRAS)
 	$(python) -m pytest $(PYTEST_ARGS)
+
+## quick: those that take less than about a second each, in two processes; the tests of a file in one of them
+quick: $(VENV)/installed-$(EXTRAS)
+	$(python) -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 ## lint, types: what CI checks before the tests
 lint: $(VENV)/installed-$(EXTRAS)

@@ -14,6 +14,18 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.host.worker_pool import run_in_workers
 
 
+def has_semaphores() -> bool:
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError:
+        return False
+    return True
+
+
+# Without them threads do the work, and what ends a worker would end the tests.
+in_processes = pytest.mark.skipif(not has_semaphores(), reason="no semaphores for processes: is /dev/shm mounted?")
+
+
 def squares(numbers: Sequence[int]) -> list[int]:
     return [number**2 for number in numbers]
 
@@ -40,6 +52,7 @@ def test_every_task_is_answered_once(workers: int) -> None:
     assert not multiprocessing.active_children()
 
 
+@in_processes
 def test_signal_that_ended_a_worker_is_named_whatever_ends_the_others() -> None:
     for _ in range(3):  # the pool ends the others in a thread of its own, at the same time
         with pytest.raises(
@@ -50,6 +63,7 @@ def test_signal_that_ended_a_worker_is_named_whatever_ends_the_others() -> None:
         assert not multiprocessing.active_children()
 
 
+@in_processes
 def test_exit_of_a_worker_is_named() -> None:
     with pytest.raises(PipelineError, match=r"^step: worker process \d+ was ended by exit code 3; go on$"):
         list(run_in_workers(leave, [1], chunk=1, workers=1, name="step", hint="go on"))
