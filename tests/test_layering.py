@@ -23,7 +23,7 @@ ROWS = (
     {"data", "onnx_models"},
     {"models"},
     {"packages", "quant", "weights"},
-    {"proof", "prepare", "run"},
+    {"learn", "proof", "prepare", "run"},
     {"measure", "stages", "serve"},
     {"building"},
     {"reports"},
@@ -32,7 +32,7 @@ ROWS = (
 )
 ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
 # The only modules that need torch when they are imported; the export command and stage reach them lazily.
-TORCH_ROOMS = {"models", "weights"}
+TORCH_ROOMS = {"learn", "models", "weights"}
 HEAVY = ("ray", "torch", "onnx", "onnxruntime", "openvino", "numpy", "yaml", "PIL")
 
 

@@ -53,6 +53,22 @@ class QuantizerCost:
     kl: float  # divergence of the answers from float32, nats an image
 
 
+def quantizer_ranges(float32: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Return what the quantizer of each activation covers.
+
+    Args:
+        ranges: by name for every tensor of `placement.observed_tensors(float32)`.
+    """
+    sources, covered = placement.range_sources(float32), covered_ranges(float32, ranges)
+    return share_ranges(float32, sources, {name: covered[source] for name, source in sources.items()})
+
+
+def quantized_activations(float32: onnx.ModelProto, int8: onnx.ModelProto) -> list[str]:
+    """Return the activations of a float32 model that set the range of a quantizer in its QDQ model, in graph order."""
+    quantized = {node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"}
+    return list(dict.fromkeys(source for name, source in placement.range_sources(float32).items() if name in quantized))
+
+
 class Sensitivity:
     """The cuts of a float32 model: after each quantized activation, and before each layer with int8 weights."""
 
@@ -61,13 +77,10 @@ class Sensitivity:
         self._known = constants(float32)
         self._other_types = not_float32(float32.graph)
         self._sources = placement.range_sources(float32)
-        covered = covered_ranges(float32, ranges)
-        own = {name: covered[source] for name, source in self._sources.items()}
-        self._ranges = share_ranges(float32, self._sources, own)
+        self._ranges = quantizer_ranges(float32, ranges)
         self._output = float32.graph.output[0].name
         self._scores = find_scores(float32)
-        quantized = {node.input[0] for node in int8.graph.node if node.op_type == "QuantizeLinear"}
-        active = {source for name, source in self._sources.items() if name in quantized}
+        active = quantized_activations(float32, int8)
         self._suffixes = [*self._activation_suffixes(active), *self._weight_suffixes(Dequantized(int8))]
 
     def __len__(self) -> int:

@@ -1,24 +1,20 @@
 """Tune: keeps activations in float32 until the model reaches the goal of the build file's `accuracy` section.
 
-The quantizers that cost most are left out one after the other, as long as the model stays fast enough. Chosen on
-calibration images that neither rounding nor equalization used, never on the evaluation images.
+The quantizers that cost most are left out one after the other, as long as the model stays fast enough. Which cost most
+is told from gradients (`learn.ranking`). Chosen on calibration images that neither rounding nor equalization used,
+never on the evaluation images.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import write_json
@@ -30,40 +26,22 @@ from pipeline.data.imagenet import Sample
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
 from pipeline.host import isolated
-from pipeline.host.hardware import available_cores
-from pipeline.onnx_models.scores import Scores
+from pipeline.learn.ranking import measure_costs
+from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.quant import pixels
 from pipeline.quant.assemble import assemble
-from pipeline.quant.divergence import Divergence
-from pipeline.quant.sensitivity import Kind, Sensitivity
 from pipeline.runtimes.base import Backend, Runtime
-from pipeline.runtimes.opening import choose, installed_runtimes, open_backend, place
+from pipeline.runtimes.opening import choose
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model, read_scores
+from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 _JOURNAL = "journal.json"
-_SENSITIVITY_IMAGES = 16
 _IMAGES = 400  # images that a model is judged on
 _CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
 _LEAST_GAIN = 0.98  # of the previous divergence: a smaller gain is noise, and float parts slow the other runtime more
-_BATCH = 16
-_MOST_S = 600.0  # for opening a model; a process that takes longer hangs
-_ROUNDS = 5  # of the speed comparison, whose median counts
-_BATCHES_A_ROUND = 4
-
-Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CandidateFigures:
-    """A model on the images it is judged on."""
-
-    agreement: float  # %, answers of float32
-    kl: float  # nats an image
-    sqnr_db: float
-    drop: float | None  # top-1 lost, in points; None where the images have no labels
-    speed: float  # images/s over those of the plain int8 model, in the same run
+_DOUBT = 2.0  # a prediction may be too small by this factor
 
 
 @dataclass(frozen=True)
@@ -107,17 +85,14 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
     judged = _judged(len(listed))
     samples = [listed[index] for index in judged]
-    judge = _Judge([load(each) for each in samples], outputs[judged], samples, read_scores(inputs["export"]))
+    judge = Judge([load(each) for each in samples], outputs[judged], samples, read_scores(inputs["export"]))
 
     def make(activations: Sequence[str]) -> onnx.ModelProto:
         return assemble(float32, parts.leaving(activations)).model
 
-    def rank() -> list[str]:
-        sensitivity = Sensitivity(float32, make(()), parts.ranges)
-        shown = [load(listed[index]) for index in choose_evenly(len(listed), _SENSITIVITY_IMAGES)]
-        with progress_bar(len(sensitivity), "sensitivity", "quantizer", span=(0, 0.2)) as progress:
-            costs = sensitivity.measure(shown, progress.update)
-        return [cost.name for cost in costs if cost.kind is Kind.ACTIVATION][:_CANDIDATES]
+    def rank() -> dict[str, float]:
+        costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)
+        return dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
 
     with judge.opened(make(())) as plain:
         _search(goal, journal, judge, plain, make, rank)
@@ -129,6 +104,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             "reached": _reached(goal, best.figures),
             "float_activations": journal.kept(),
             "steps": [asdict(step) for step in journal.steps],
+            "lost": journal.lost,
             "images": len(judged),
             "runtime": (judge.runtime or choose(Runtime.AUTO)).value,
         },
@@ -146,12 +122,12 @@ def _judged(listed: int) -> list[int]:
 def _search(
     goal: AccuracyConfig,
     journal: _Journal,
-    judge: _Judge,
+    judge: Judge,
     plain: Backend,
     make: Callable[[Sequence[str]], onnx.ModelProto],
-    rank: Callable[[], list[str]],
+    rank: Callable[[], dict[str, float]],
 ) -> None:
-    """Try the candidates in turn until the goal is reached or the time is over."""
+    """Try the candidates in turn until the goal is reached, the time is over, or no other would buy anything."""
 
     def is_over() -> bool:
         return _reached(goal, journal.best().figures) or journal.seconds > 60 * goal.budget_minutes
@@ -161,22 +137,44 @@ def _search(
         journal.add(Step("", True, judge.figures(plain, plain), time.perf_counter() - begun))
     if is_over():
         return
-    if journal.order is None:
+    if journal.costs is None:
         begun = time.perf_counter()
-        journal.set_order(rank(), time.perf_counter() - begun)
-    assert journal.order is not None
-    tried = len(journal.steps) - 1
-    with progress_bar(len(journal.order), "tune", "model", done=tried, span=(0.2, 1)) as progress:
-        for name in journal.order[tried:]:
-            if is_over():
+        journal.set_costs(rank(), time.perf_counter() - begun)
+    costs = journal.costs or {}
+    waiting = journal.waiting()
+    console.note(_outlook(goal, journal))
+    with progress_bar(len(costs), "tune", "model", done=len(costs) - len(waiting), span=(0.2, 1)) as progress:
+        for name in waiting:
+            best = journal.best().figures
+            if is_over() or _DOUBT * costs[name] < (1 - _LEAST_GAIN) * best.kl:
                 return
             begun = time.perf_counter()
-            with judge.opened(make([*journal.kept(), name])) as candidate:
-                figures = judge.figures(candidate, plain)
-            best = journal.best().figures
-            kept = figures.speed >= goal.min_speed and figures.kl < _LEAST_GAIN * best.kl
-            journal.add(Step(name, kept, figures, time.perf_counter() - begun))
+            try:
+                with judge.opened(make([*journal.kept(), name])) as candidate:
+                    figures = judge.figures(candidate, plain)
+            except (isolated.LostError, BackendError) as err:
+                journal.lose(name, str(err), time.perf_counter() - begun)
+                console.note(f"tune: with {name} in float32 the model cannot be opened ({err}); left in int8")
+            else:
+                kept = figures.speed >= goal.min_speed and figures.kl < _LEAST_GAIN * best.kl
+                journal.add(Step(name, kept, figures, time.perf_counter() - begun))
+                console.note(_outlook(goal, journal))
             progress.update()
+
+
+def _outlook(goal: AccuracyConfig, journal: _Journal) -> str:
+    """Return a line on the best model so far, and what the search may still buy."""
+    best, costs = journal.best().figures, journal.costs or {}
+    waiting = journal.waiting()
+    left = max(0.0, best.kl - sum(costs[name] for name in waiting))
+    drop = "" if best.drop is None or goal.max_drop is None else f", {best.drop:.2f} points of top-1 lost"
+    untried = (
+        f"{len(waiting)} more activations in float32 would bring it to about {left:.5f}" if waiting else "all tried"
+    )
+    return (
+        f"tune: agreement {best.agreement:.2f}%{drop}, KL {best.kl:.5f}, speed {best.speed:.2f}; {untried}; "
+        f"{max(0.0, goal.budget_minutes - journal.seconds / 60):.1f} minutes left"
+    )
 
 
 def _reached(goal: AccuracyConfig, figures: CandidateFigures) -> bool:
@@ -189,16 +187,18 @@ class _Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.order: list[str] | None = None  # candidates, the most sensitive first
+        self.costs: dict[str, float] | None = None  # of candidates, the costliest first: divergence that each causes
         self.steps: list[Step] = []
+        self.lost: dict[str, str] = {}  # candidates whose model no runtime opened, and why
         self.seconds = 0.0
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
-            self.order, self.seconds = held["order"], held["seconds"]
+            self.costs = None if held["costs"] is None else dict(held["costs"])
+            self.lost, self.seconds = held["lost"], held["seconds"]
             self.steps = [Step(**{**step, "figures": CandidateFigures(**step["figures"])}) for step in held["steps"]]
 
-    def set_order(self, names: Sequence[str], seconds: float) -> None:
-        self.order = list(names)
+    def set_costs(self, costs: Mapping[str, float], seconds: float) -> None:
+        self.costs = dict(costs)
         self.seconds += seconds
         self._save()
 
@@ -207,6 +207,16 @@ class _Journal:
         self.seconds += step.seconds
         self._save()
 
+    def lose(self, name: str, why: str, seconds: float) -> None:
+        self.lost[name] = why
+        self.seconds += seconds
+        self._save()
+
+    def waiting(self) -> list[str]:
+        """Return the candidates that were not tried, the costliest first."""
+        tried = {step.activation for step in self.steps} | self.lost.keys()
+        return [name for name in self.costs or {} if name not in tried]
+
     def kept(self) -> list[str]:
         return [step.activation for step in self.steps if step.kept and step.activation]
 
@@ -214,76 +224,6 @@ class _Journal:
         return [step for step in self.steps if step.kept][-1]
 
     def _save(self) -> None:
-        held: dict[str, Any] = {"order": self.order, "seconds": self.seconds}
+        costs = None if self.costs is None else list(self.costs.items())  # in their order
+        held: dict[str, Any] = {"costs": costs, "lost": self.lost, "seconds": self.seconds}
         write_json(self._path, {**held, "steps": [asdict(step) for step in self.steps]})
-
-
-class _Judge:
-    """Measures models in the runtime that packages are run in by default."""
-
-    def __init__(
-        self, images: Sequence[Prepared], expected: Float32, samples: Sequence[Sample], scores: Scores
-    ) -> None:
-        self.runtime: Runtime | None = None  # that models are judged in; known once one was opened
-        self._batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
-        self._expected = expected
-        self._scores = scores
-        labels = [sample.class_index for sample in samples]
-        self._truth = None if None in labels else np.array(labels)
-
-    @contextmanager
-    def opened(self, model: onnx.ModelProto) -> Iterator[Backend]:
-        placement = place(available_cores(), available_cores())
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            onnx.save(model, path)
-            if self.runtime is None:
-                self.runtime = _surviving_runtime(path)
-            with open_backend(self.runtime, path, batch=_BATCH, placement=placement) as backend:
-                yield backend
-
-    def figures(self, candidate: Backend, plain: Backend) -> CandidateFigures:
-        with ThreadPoolExecutor(available_cores()) as pool:
-            answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
-            ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(_ROUNDS)]
-        divergence = Divergence(self._scores)
-        divergence.add(self._expected, answers)
-        found, wanted = answers.argmax(axis=1), self._expected.argmax(axis=1)
-        drop = None
-        if self._truth is not None:
-            drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
-        return CandidateFigures(
-            agreement=100 * float((found == wanted).mean()),
-            kl=divergence.kl,
-            sqnr_db=divergence.sqnr_db,
-            drop=drop,
-            speed=1.0 if candidate is plain else statistics.median(ratios),
-        )
-
-    def _seconds(self, pool: ThreadPoolExecutor, backend: Backend) -> float:
-        begun = time.perf_counter()
-        list(pool.map(backend.infer, self._batches[:1] * (_BATCHES_A_ROUND * available_cores())))
-        return time.perf_counter() - begun
-
-
-def _surviving_runtime(model: Path) -> Runtime:
-    """Return the usual runtime, or the next that opens a model: one that ends its process must not end the build.
-
-    Raises:
-        DataError: none does.
-    """
-    usual = choose(Runtime.AUTO)
-    reasons = []
-    for runtime in [usual, *(each for each in installed_runtimes() if each is not usual)]:
-        try:
-            isolated.call(_open, runtime, model, seconds=_MOST_S)
-        except (isolated.LostError, BackendError) as err:
-            reasons.append(f"{runtime.value} {err}")
-        else:
-            return runtime
-    raise DataError(f"the int8 model cannot be opened in any installed runtime: {'. '.join(reasons)}")
-
-
-def _open(runtime: Runtime, model: Path) -> None:
-    with open_backend(runtime, model, batch=_BATCH, placement=place(available_cores(), available_cores())):
-        pass

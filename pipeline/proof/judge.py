@@ -1,0 +1,129 @@
+"""Judges int8 models on images whose float32 outputs are known: accuracy, and speed beside another model.
+
+Each model is run in another process first: one that ends its process must not end the build.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from pipeline.data.imagenet import Sample
+from pipeline.data.preprocess import Prepared
+from pipeline.errors import BackendError, DataError
+from pipeline.host import isolated
+from pipeline.host.hardware import available_cores
+from pipeline.onnx_models.scores import Scores
+from pipeline.quant.divergence import Divergence
+from pipeline.runtimes.base import Backend, Runtime
+from pipeline.runtimes.opening import choose, installed_runtimes, open_backend, place
+
+_BATCH = 16
+_MOST_S = 600.0  # for opening a model; a process that takes longer hangs
+_ROUNDS = 5  # of the speed comparison, whose median counts
+_BATCHES_A_ROUND = 4
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CandidateFigures:
+    """A model on the images it is judged on."""
+
+    agreement: float  # %, answers of float32
+    kl: float  # nats an image
+    sqnr_db: float
+    drop: float | None  # top-1 lost, in points; None where the images have no labels
+    speed: float  # images/s over those of the plain int8 model, in the same run
+
+
+class Judge:
+    """Measures models in the runtime that packages are run in by default."""
+
+    def __init__(
+        self, images: Sequence[Prepared], expected: Float32, samples: Sequence[Sample], scores: Scores
+    ) -> None:
+        self.runtime: Runtime | None = None  # that models are judged in; known once one was opened
+        self.images, self.expected = images, expected
+        self._batches = [np.stack(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+        self._scores = scores
+        labels = [sample.class_index for sample in samples]
+        self._truth = None if None in labels else np.array(labels)
+
+    @contextmanager
+    def opened(self, model: onnx.ModelProto) -> Iterator[Backend]:
+        """Open a model, once another process has run it: one that ends its process must not end the build.
+
+        Raises:
+            LostError, BackendError: it cannot be run in the runtime of the models before it.
+            DataError: the first model cannot be run in any.
+        """
+        placement = place(available_cores(), available_cores())
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(model, path)
+            if self.runtime is None:
+                self.runtime = _surviving_runtime(path)
+            else:
+                isolated.call(_run_once, self.runtime, path, seconds=_MOST_S)
+            with open_backend(self.runtime, path, batch=_BATCH, placement=placement) as backend:
+                yield backend
+
+    def figures(self, candidate: Backend, plain: Backend) -> CandidateFigures:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
+            ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(_ROUNDS)]
+        divergence = Divergence(self._scores)
+        divergence.add(self.expected, answers)
+        found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)
+        drop = None
+        if self._truth is not None:
+            drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
+        return CandidateFigures(
+            agreement=100 * float((found == wanted).mean()),
+            kl=divergence.kl,
+            sqnr_db=divergence.sqnr_db,
+            drop=drop,
+            speed=1.0 if candidate is plain else statistics.median(ratios),
+        )
+
+    def _seconds(self, pool: ThreadPoolExecutor, backend: Backend) -> float:
+        begun = time.perf_counter()
+        list(pool.map(backend.infer, self._batches[:1] * (_BATCHES_A_ROUND * available_cores())))
+        return time.perf_counter() - begun
+
+
+def _surviving_runtime(model: Path) -> Runtime:
+    """Return the usual runtime, or the next that opens a model: one that ends its process must not end the build.
+
+    Raises:
+        DataError: none does.
+    """
+    usual = choose(Runtime.AUTO)
+    reasons = []
+    for runtime in [usual, *(each for each in installed_runtimes() if each is not usual)]:
+        try:
+            isolated.call(_run_once, runtime, model, seconds=_MOST_S)
+        except (isolated.LostError, BackendError) as err:
+            reasons.append(f"{runtime.value} {err}")
+        else:
+            return runtime
+    raise DataError(f"the int8 model cannot be opened in any installed runtime: {'. '.join(reasons)}")
+
+
+def _run_once(runtime: Runtime, model: Path) -> None:
+    """Open a model and answer a batch of zeros."""
+    with open_backend(runtime, model, batch=_BATCH, placement=place(available_cores(), available_cores())) as backend:
+        spec = backend.input
+        shape = [size if size is not None else _BATCH for size in spec.shape]
+        backend.infer(np.zeros((_BATCH, *shape[1:]), spec.dtype))
