@@ -1,10 +1,11 @@
-"""One network quantized by this pipeline, by ONNX Runtime and by NNCF: what each costs, in accuracy and in time.
+"""One network quantized by this pipeline and by other tools: what each costs, in accuracy and in time.
 
     pip install '.[benchmarks]'
     python benchmarks/accuracy.py torchvision_resnet18.yaml --weights W.pth --dataset DIR --evaluation DIR
 
 All start from the same float32 ONNX model and see the same calibration images, prepared by `pipeline.data.preprocess`.
-Each is made in a process of its own, whose seconds and peak memory are measured from outside.
+Each is made in a process of its own, whose seconds and peak memory are measured from outside. Tools beside ONNX Runtime
+and NNCF have an environment each (`peers/README.md`), given by `--peer quark=/path/to/python`.
 """
 
 from __future__ import annotations
@@ -18,36 +19,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 
-import numpy as np
-import numpy.typing as npt
-from common import FAULT, exit_code, run_once
-from quantizers import EITHER, ROWS, Float32, Made, Task, float32_model, make_ours
+from common import FAULT, exit_code
+from judging import BATCH, EXACT, RUNTIMES, STREAMS, Models, Row, evaluate
+from peer_tools import PEERS, make_by_peer, read_interpreters, rows_of
+from quantizers import EITHER, ROWS, Made, Task, float32_model, make_ours
 
 from pipeline.config.build_file import BuildConfig, load_build_file
-from pipeline.data import preprocess
 from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.errors import BackendError, ConfigError
-from pipeline.host import hardware, isolated
-from pipeline.measure.accuracy import mcnemar_p
+from pipeline.host import hardware
 from pipeline.packages.package import Package, open_package
-from pipeline.quant.divergence import Divergence
-from pipeline.runtimes.base import Backend, Batch, Runtime
-from pipeline.runtimes.opening import open_backend, place
-from pipeline.terminal.progress import progress_bar
 
-BATCH, STREAMS = 22, 2
-MOST_S = 600.0  # for opening and running a model once
-ROUNDS = 5  # of the throughput, the model and float32 in turn
-BURST_S = 2.0  # seconds of each turn
 OURS = "ours"
-
-Models = dict[str, tuple[Path, tuple[Runtime, ...]]]  # name: file, what can run it
 
 
 @dataclass(frozen=True)
@@ -57,25 +44,8 @@ class Cost:
     name: str
     made: Made
     seconds: float | None
+    cpu_seconds: float | None  # user and system, of all its processes
     peak_memory_mib: float | None  # of the largest process
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One model in one runtime, beside float32 in OpenVINO."""
-
-    name: str
-    runtime: str
-    top1: float  # %
-    drop: float  # % points
-    right_to_wrong: int
-    wrong_to_right: int
-    mcnemar_p: float
-    agreeing: int
-    kl: float
-    sqnr_db: float | None  # None: no noise at all
-    images_per_s: float
-    times_float32: float
 
 
 def read_config(args: argparse.Namespace) -> BuildConfig:
@@ -100,18 +70,26 @@ def make_in_this_process(args: argparse.Namespace) -> None:
     else:
         package = open_package(Path(args.make[2]))
         task = Task(float32_model(package), package, args.calibration_images, args.ort_percentile_images, out)
-        made = ROWS[name][0](task)
+        made = (
+            make_by_peer(name, task, read_interpreters(args.peer), args.peer_iterations)
+            if name in PEERS
+            else ROWS[name][0](task)
+        )
     (out / "made.json").write_text(json.dumps(asdict(made)), encoding="utf-8")
 
 
 def make_apart(argv: Sequence[str], name: str, folder: Path, *prefix: str) -> Cost:
-    """Make one model in a process of its own.
+    """Make one model in a process of its own; one that an earlier run left in `folder` is taken as it is.
 
     Raises:
         BackendError: it failed; why stands above.
     """
     out = folder / name
-    out.mkdir()
+    kept = out / "cost.json"
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        return Cost(**{**found, "made": Made(**found["made"])})
+    out.mkdir(exist_ok=True)
     begun = time.perf_counter()
     command = [sys.executable, str(Path(__file__).resolve()), *argv, "--make", name, str(out), *prefix]
     process = subprocess.Popen(command, stdout=sys.stderr)
@@ -124,133 +102,32 @@ def make_apart(argv: Sequence[str], name: str, folder: Path, *prefix: str) -> Co
     made = Made(**json.loads((out / "made.json").read_text(encoding="utf-8")))
     seconds = time.perf_counter() - begun
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return Cost(name, made, *((seconds, usage.ru_maxrss / unit) if made.complete else (None, None)))
+    spent = (seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)
+    cost = Cost(name, made, *(spent if made.complete else (None, None, None)))
+    kept.write_text(json.dumps(asdict(cost)), encoding="utf-8")
+    return cost
 
 
-def prepare_images(images: Sequence[Sample], package: Package, folder: Path) -> dict[str, Batch]:
-    """Return the evaluation images [images, C, H, W] in each dtype that a model may take, mapped from files."""
-    spec, shape = package.preprocess(), (len(images), *package.input_chw)
-    mapped: dict[str, Batch] = {
-        dtype: np.lib.format.open_memmap(folder / f"{dtype}.npy", mode="w+", dtype=dtype, shape=shape)
-        for dtype in ("float32", "uint8")
-    }
-    with progress_bar(len(images), "evaluation images", "img") as progress:
-        for index, image in enumerate(images):
-            decoded = preprocess.decode(image.source.content())
-            for dtype, array in mapped.items():
-                array[index] = preprocess.prepare(spec, decoded, raw=dtype == "uint8")
-            progress.update()
-    return mapped
-
-
-def answer(backend: Backend, prepared: dict[str, Batch], what: str) -> Float32:
-    """Return the outputs, float32 [images, classes]."""
-    images = prepared[backend.input.dtype]
-    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    outputs = []
-    with progress_bar(len(images), what, "img") as progress, ThreadPoolExecutor(backend.placement.streams) as pool:
-        for output in pool.map(backend.infer, batches):
-            outputs.append(output)
-            progress.update(len(output))
-    return np.concatenate(outputs)
-
-
-def images_per_second(backend: Backend, prepared: dict[str, Batch]) -> float:
-    """Return the throughput of one burst: each stream's own rate, so that how they end together does not count."""
-
-    images = prepared[backend.input.dtype]
-    batch = np.ascontiguousarray(np.resize(images[:BATCH], (BATCH, *images.shape[1:])))
-
-    def one_stream(_: int) -> float:
-        begun, done = time.perf_counter(), 0
-        while (spent := time.perf_counter() - begun) < BURST_S:
-            backend.infer(batch)
-            done += len(batch)
-        return done / spent
-
-    streams = backend.placement.streams
-    with ThreadPoolExecutor(streams) as pool:
-        return sum(pool.map(one_stream, range(streams)))
-
-
-def compare(
-    name: str,
-    backend: Backend,
-    reference: Backend,
-    images: dict[str, Batch],
-    expected: Float32,
-    truth: npt.NDArray[np.intp],
-) -> Row:
-    found = answer(backend, images, f"{name} in {backend.name}")
-    divergence = Divergence()
-    divergence.add(expected, found)
-    wanted, given = expected.argmax(axis=1), found.argmax(axis=1)
-    lost = int(((wanted == truth) & (given != truth)).sum())
-    won = int(((wanted != truth) & (given == truth)).sum())
-    rates = [(images_per_second(backend, images), images_per_second(reference, images)) for _ in range(ROUNDS)]
-    return Row(
-        name=name,
-        runtime=backend.name,
-        top1=100 * float((given == truth).mean()),
-        drop=100 * (lost - won) / len(truth),
-        right_to_wrong=lost,
-        wrong_to_right=won,
-        mcnemar_p=mcnemar_p(lost, won),
-        agreeing=int((wanted == given).sum()),
-        kl=divergence.kl,
-        sqnr_db=divergence.sqnr_db if divergence.noise else None,
-        images_per_s=median(rate for rate, _ in rates),
-        times_float32=median(rate / float32 for rate, float32 in rates),
-    )
-
-
-def evaluate(models: Models, package: Package, samples: Sequence[Sample]) -> list[Row]:
-    """Run every model in every runtime that can."""
-    placement = place(STREAMS, hardware.available_cores())
-    truth = np.array([sample.class_index for sample in samples], np.intp)
-    rows = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_backend(Runtime.OPENVINO, float32_model(package), batch=BATCH, placement=placement) as reference,
-    ):
-        images = prepare_images(samples, package, Path(folder))
-        expected = answer(reference, images, "float32 in openvino")
-        for name, (model, runtimes) in models.items():
-            for runtime in runtimes:
-                if not survives(runtime, model, images):
-                    continue
-                with open_backend(runtime, model, batch=BATCH, placement=placement) as backend:
-                    rows.append(compare(name, backend, reference, images, expected, truth))
-    return rows
-
-
-def survives(runtime: Runtime, model: Path, images: dict[str, Batch]) -> bool:
-    """Tell whether a runtime runs a model, tried in a process of its own: some end theirs."""
-    try:
-        some = {kind: batch[:BATCH].copy() for kind, batch in images.items()}
-        isolated.call(run_once, runtime, model, some, STREAMS, seconds=MOST_S)
-    except (isolated.LostError, BackendError) as err:
-        print(f"{model.name} in {runtime.value} is left out: it {err}", file=sys.stderr)
-        return False
-    return True
-
-
-TITLES = "model|images|seconds|MiB|runtime|top-1 %|drop|p|agree|KL|SQNR dB|img/s|x"
+TITLES = "model|images|seconds|CPU s|MiB|runtime|top-1 %|drop|p|agree|KL|SQNR dB|img/s|x"
 LEGEND = (
-    "images: of the calibration; seconds, MiB (peak): of the process that made the model, - where part was done before",
+    "images: of the calibration; seconds, CPU s, MiB (peak): of what made the model, - where part was done before",
     "drop (points), exact McNemar p, same answers, KL divergence (nats), logit SQNR: against float32 in openvino",
-    f"x: times as fast as float32 in openvino, batch {BATCH}, {STREAMS} streams, in turn, medians of {ROUNDS} rounds",
+    f"x: times as fast as float32 in openvino, batch {BATCH}, {STREAMS} streams, in turn, medians of all rounds",
 )
 
 
 def cells(row: Row, cost: Cost | None, images: int) -> list[str]:
     calibrated = str(cost.made.images) if cost else "-"
     seconds = f"{cost.seconds:.0f}" if cost and cost.seconds else "-"
+    cpu_seconds = f"{cost.cpu_seconds:.0f}" if cost and cost.cpu_seconds else "-"
     memory = f"{cost.peak_memory_mib:.0f}" if cost and cost.peak_memory_mib else "-"
     sqnr = "-" if row.sqnr_db is None else f"{row.sqnr_db:.1f}"
     drop = [f"{row.top1:.2f}", f"{row.drop:+.2f}", f"{row.mcnemar_p:.2g}", f"{row.agreeing}/{images}"]
-    speed = [f"{row.images_per_s:.1f}", f"{row.times_float32:.2f}"]
-    return [row.name, calibrated, seconds, memory, row.runtime, *drop, f"{row.kl:.5f}", sqnr, *speed]
+    speed = [
+        "-" if each is None else f"{each:.{digits}f}"
+        for each, digits in ((row.images_per_s, 1), (row.times_float32, 2))
+    ]
+    return [row.name, calibrated, seconds, cpu_seconds, memory, row.runtime, *drop, f"{row.kl:.5f}", sqnr, *speed]
 
 
 def table(rows: Sequence[Row], costs: Sequence[Cost], images: int) -> str:
@@ -266,10 +143,15 @@ def check(args: argparse.Namespace) -> list[str]:
     Raises:
         PipelineError: an unknown row, a library that is not installed, no evaluation images.
     """
-    rows: list[str] = args.rows.split(",")
-    unknown = [name for name in rows if name not in (OURS, *ROWS)]
+    interpreters = read_interpreters(args.peer)
+    rows: list[str] = args.rows.split(",") if args.rows else [OURS, *ROWS, *rows_of(interpreters)]
+    unknown = [name for name in rows if name not in (OURS, *ROWS, *PEERS)]
     if unknown:
-        raise ConfigError(f"--rows: unknown row {unknown[0]!r}; expected some of {','.join((OURS, *ROWS))}")
+        raise ConfigError(f"--rows: unknown row {unknown[0]!r}; expected some of {','.join((OURS, *ROWS, *PEERS))}")
+    for name in rows:
+        if name in PEERS and PEERS[name].tool not in interpreters:
+            tool = PEERS[name].tool
+            raise ConfigError(f"--rows: {name} needs --peer {tool}=PYTHON, see benchmarks/peers/README.md")
     wanted = ["openvino", "onnxruntime", *(["nncf"] if any(name.startswith("nncf") for name in rows) else [])]
     absent = [name for name in wanted if importlib.util.find_spec(name) is None]
     if absent:
@@ -289,14 +171,16 @@ def run(args: argparse.Namespace, argv: Sequence[str], folder: Path) -> None:
     costs = [make_apart(argv, OURS, folder)]
     package = open_package(Path(costs[0].made.model))
     samples = list_evaluation(args, read_config(args), package)
-    for name in ROWS:
+    for name in (*ROWS, *PEERS):
         if name in rows:
             costs.append(make_apart(argv, name, folder, str(package.prefix)))
     models: Models = {"float32": (float32_model(package), EITHER), OURS: (package.model, EITHER)}
-    models |= {cost.name: (Path(cost.made.model), ROWS[cost.name][1]) for cost in costs[1:]}
+    for cost in costs[1:]:
+        runtimes = PEERS[cost.name].runtimes if cost.name in PEERS else ROWS[cost.name][1]
+        models[cost.name] = Path(cost.made.model), runtimes
     if OURS not in rows:
         del models[OURS], costs[0]
-    found = evaluate(models, package, samples)
+    found = evaluate(models, package, samples, args)
     print(f"{package.name}, {len(samples)} evaluation images; {machine()}\n\n{table(found, costs, len(samples))}\n")
     print("\n".join([*LEGEND, *(f"{cost.name}: {cost.made.settings}" for cost in costs)]))
     if args.json is not None:
@@ -333,7 +217,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workspace", type=Path, metavar="DIR", help="keep the build there (a temporary folder)")
     parser.add_argument("--calibration-images", type=positive, metavar="N", default=300, help="ort-minmax, nncf* (300)")
     parser.add_argument("--ort-percentile-images", type=positive, metavar="N", default=32, help="ort-percentile (32)")
-    parser.add_argument("--rows", default=",".join((OURS, *ROWS)), help="separated by commas (%(default)s)")
+    parser.add_argument("--rows", metavar="NAMES", help="separated by commas (all, and those of every --peer)")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="TOOL=PYTHON", help="see benchmarks/peers/README.md"
+    )
+    parser.add_argument(
+        "--peer-iterations", type=positive, metavar="N", help="of AdaRound and AdaQuant (as documented)"
+    )
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="keep the models there, and take those that are there"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", default=5, help="of the throughput, 0: it is left out (5)")
+    parser.add_argument(
+        "--runtimes",
+        type=runtimes,
+        default=[name for name in RUNTIMES if name != EXACT],
+        metavar="NAMES",
+        help=f"some of {','.join(RUNTIMES)} (all but {EXACT}, which computes without int8 kernels)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     parser.add_argument("--make", nargs="+", help=argparse.SUPPRESS)  # row, folder, package: one of our own processes
     return parser
@@ -345,6 +246,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def runtimes(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(RUNTIMES):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(RUNTIMES)}, got {text!r}")
+    return names
+
+
 def make_or_run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     if args.make:
         make_in_this_process(args)
@@ -353,7 +261,9 @@ def make_or_run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         if args.workspace is None:
             args.workspace = Path(folder) / "workspace"
             argv = [*argv, "--workspace", str(args.workspace)]
-        run(args, argv, Path(folder))
+        if args.models is not None:
+            args.models.mkdir(parents=True, exist_ok=True)
+        run(args, argv, args.models or Path(folder))
 
 
 def main(argv: Sequence[str]) -> int:
