@@ -71,7 +71,7 @@ def make_in_this_process(args: argparse.Namespace) -> None:
         package = open_package(Path(args.make[2]))
         task = Task(float32_model(package), package, args.calibration_images, args.ort_percentile_images, out)
         made = (
-            make_by_peer(name, task, read_interpreters(args.peer), args.peer_iterations)
+            make_by_peer(name, task, read_interpreters(args.peer), args.peer_options)
             if name in PEERS
             else ROWS[name][0](task)
         )
@@ -215,15 +215,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--evaluation-images", type=positive, metavar="N", help="of them (all)")
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat evaluation folder")
     parser.add_argument("--workspace", type=Path, metavar="DIR", help="keep the build there (a temporary folder)")
-    parser.add_argument("--calibration-images", type=positive, metavar="N", default=300, help="ort-minmax, nncf* (300)")
+    parser.add_argument(
+        "--calibration-images", type=positive, metavar="N", default=300, help="all but ours, ort-percentile (300)"
+    )
     parser.add_argument("--ort-percentile-images", type=positive, metavar="N", default=32, help="ort-percentile (32)")
     parser.add_argument("--rows", metavar="NAMES", help="separated by commas (all, and those of every --peer)")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="TOOL=PYTHON", help="see benchmarks/peers/README.md"
     )
-    parser.add_argument(
-        "--peer-iterations", type=positive, metavar="N", help="of AdaRound and AdaQuant (as documented)"
-    )
+    parser.add_argument("--peer-options", default="", metavar="TEXT", help='for its script, as "--iterations 500"')
     parser.add_argument(
         "--models", type=Path, metavar="DIR", help="keep the models there, and take those that are there"
     )

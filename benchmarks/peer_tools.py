@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def rows_of(interpreters: Interpreters) -> list[str]:
     return [name for name, peer in PEERS.items() if peer.tool in interpreters]
 
 
-def make_by_peer(name: str, task: Task, interpreters: Interpreters, iterations: int | None) -> Made:
+def make_by_peer(name: str, task: Task, interpreters: Interpreters, options: str) -> Made:
     """Make a row's model by its script, from the same float32 model and images as every other row."""
     peer = PEERS[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -84,8 +85,7 @@ def make_by_peer(name: str, task: Task, interpreters: Interpreters, iterations: 
         save_images(task, images)
         command = [interpreters[peer.tool], str(peer.script), "make", "--recipe", peer.recipe, "--out", str(task.out)]
         command += ["--onnx", str(logits), "--images", str(images)]
-        command += [] if iterations is None else ["--iterations", str(iterations)]
-        call(name, command)
+        call(name, [*command, *shlex.split(options)])
     made: dict[str, str | int] = json.loads((task.out / "made.json").read_text(encoding="utf-8"))
     return Made(str(made["model"]), int(made["images"]), str(made["settings"]))
 
