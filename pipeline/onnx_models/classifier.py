@@ -92,6 +92,7 @@ def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> on
     Args:
         without: names of optimizers that are left out.
     """
+    forms.rename_fused_shapes(model)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "folded.onnx"
         try:
@@ -106,6 +107,7 @@ def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> on
     standard = [opset for opset in folded.opset_import if opset.domain == ""]
     del folded.opset_import[:]
     folded.opset_import.extend(standard)
+    forms.rename_fused_shapes(folded)
     return folded
 
 

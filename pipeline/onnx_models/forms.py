@@ -28,6 +28,7 @@ from pipeline.onnx_models.graphs import (
 _OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _LARGEST = float(np.finfo(np.float32).max)
 _ENDLESS = np.iinfo(np.int32).max  # and larger: the end of a Slice, where the axis is of any size
+_FUSED = "_new_shape"  # at the end of the names that ONNX Runtime gives to the shapes of fused reshapes
 
 
 def to_float32(model: onnx.ModelProto) -> bool:
@@ -235,6 +236,24 @@ def name_nodes(model: onnx.ModelProto) -> None:
             taken.add(name)
             node.name = name
         seen.add(node.name)
+
+
+def rename_fused_shapes(model: onnx.ModelProto) -> None:
+    """Give the shapes that ONNX Runtime makes for fused reshapes names of ours, in place.
+
+    It names them after a node, and fails ("Attempt to replace the existing tensor") where the file has one of that name
+    already, from having been optimized before.
+    """
+    names = Names(model)
+    renamed = {
+        tensor.name: names.free(f"{tensor.name.removesuffix(_FUSED)}_fused")
+        for tensor in model.graph.initializer
+        if tensor.name.endswith(_FUSED)
+    }
+    for tensor in model.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for old, new in renamed.items():
+        rename(model.graph, old, new)
 
 
 def cut_class(model: onnx.ModelProto, index: int, classes: int) -> None:

@@ -101,8 +101,10 @@ class _Empty(TorchFunctionMode):
     """Unlike in `torch.device("meta")`, a network may still compute numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func is torch.empty:
-            kwargs = {**(kwargs or {}), "device": "meta"}
-        elif args and isinstance(args[0], Tensor) and args[0].is_meta and _IN_PLACE.search(func.__name__):
-            return args[0]  # initial values of nothing, for which half of the time was taken
-        return func(*args, **(kwargs or {}))
+            return func(*args, **{**kwargs, "device": "meta"})
+        changed = args[0] if args else kwargs.get("tensor")  # as functions of torch.nn.init are seen here
+        if isinstance(changed, Tensor) and changed.is_meta and _IN_PLACE.search(func.__name__):
+            return changed  # initial values of nothing, for which half of the time was taken
+        return func(*args, **kwargs)

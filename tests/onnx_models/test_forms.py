@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, operators, save
+from small_graphs import SIDE, Builder, images, run_exact
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.graphs import constants_of
+from pipeline.onnx_models.graphs import constants_of, rename
 
 FC = RNG.normal(size=(192, 5)).astype(np.float32)
 ROW = RNG.normal(size=5).astype(np.float32)
@@ -285,3 +286,25 @@ def sliced(
         inputs.pop()
     slice_node = helper.make_node("Slice", ["c", *inputs], ["a"], name="slice")
     return flat(node("Conv", "x w", "c"), slice_node), {"w": WEIGHT, **constants}
+
+
+def test_load_takes_a_file_that_has_a_shape_of_the_name_that_onnxruntime_gives_to_fused_ones(tmp_path: Path) -> None:
+    """As in a file that was optimized before: swin_tiny, exported for one image, is optimized twice here."""
+    made = Builder()
+    x = made.op("Reshape", "x", made.constant([1, 8, 54], np.int64))
+    for inputs in (54, 32):  # products with a bias become Gemms between reshapes, which are fused with those after them
+        x = made.op("Add", made.op("MatMul", x, made.constant(made.normal(inputs, 64))), made.constant(made.normal(64)))
+        x = made.op("Relu", made.op("Reshape", x, made.constant([1, 8, 2, 32], np.int64)))
+        x = made.op("ReduceMax", x, axes=[2], keepdims=0)
+    model = made.model(made.gemm(made.op("Flatten", x), 256, 5))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    shape = next(node.input[1] for node in model.graph.node if node.op_type == "Reshape")
+    for tensor in model.graph.initializer:
+        tensor.name = "gemm_output_reshape_new_shape" if tensor.name == shape else tensor.name
+    rename(model.graph, shape, "gemm_output_reshape_new_shape")
+    onnx.save(model, tmp_path / "model.onnx")
+    expected = np.concatenate([run_exact(model, image[None]) for image in images(4)])
+    loaded = classifier.load(tmp_path / "model.onnx", (3, SIDE, SIDE))
+    found = np.concatenate([classifier.run(loaded, image[None]) for image in images(4)])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
