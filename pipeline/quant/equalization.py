@@ -20,7 +20,7 @@ import onnx
 
 from pipeline.onnx_models.graphs import attributes_of, readers_of
 from pipeline.quant.graphs import MATRIX, constants
-from pipeline.quant.streams import FACTORS, NORM, WeightEditor, streams
+from pipeline.quant.streams import FACTORS, NORM, WeightEditor, multiply_inputs, streams
 
 Float64 = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def equalize(model: onnx.ModelProto, largest: Mapping[str, Float64]) -> dict[str
         for node in stream.writers:
             _divide_outputs(editor, node, factors)
         for node in stream.readers:
-            _multiply_inputs(editor, node, factors)
+            multiply_inputs(editor, node, factors)
         spread[stream.tensors[0]] = float(factors.max() / factors.min())
     for norm, products in _normed(model):
         if norm.output[0] in largest and largest[norm.output[0]].any():
@@ -69,18 +69,6 @@ def _divide_outputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float64
     for position in (1, 2) if node.op_type == NORM else range(1, len(node.input)):
         values = editor.own(node, position)
         values /= factors.reshape(-1, *[1] * (values.ndim - 1))
-
-
-def _multiply_inputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float64) -> None:
-    weights = editor.own(node, 1)
-    if node.op_type == NORM:
-        weights *= factors
-        mean = editor.own(node, 3)
-        mean /= factors
-    else:
-        groups = attributes_of(node).get("group", 1)
-        by_group = weights.reshape(groups, -1, *weights.shape[1:])  # a view
-        by_group *= factors.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))
 
 
 def _factors(largest: Sequence[Float64]) -> Float64:

@@ -162,6 +162,9 @@ def is_channelwise(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) 
     """Tell whether the node computes each channel separately, with constant parameters along their axis 0."""
     if node.op_type == NORM:
         return all(name in known for name in node.input[1:5])
+    if node.op_type == "Mul" and node.input[1] in known and node.input[0] not in known:
+        dims = list(known[node.input[1]].dims)
+        return len(dims) == 3 and dims[0] > 1 and dims[1:] == [1, 1]
     if node.op_type != "Conv" or not all(name in known for name in node.input[1:]):
         return False
     outputs, channels = known[node.input[1]].dims[:2]
@@ -198,3 +201,16 @@ class WeightEditor:
         self._graph.initializer.extend(
             numpy_helper.from_array(values.astype(np.float32), name) for name, values in self._values.items()
         )
+
+
+def multiply_inputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float64) -> None:
+    """Let a layer or norm multiply its input channels by factors, float64 [channels]."""
+    weights = editor.own(node, 1)
+    if node.op_type == NORM:
+        weights *= factors
+        mean = editor.own(node, 3)
+        mean /= factors
+    else:
+        groups = attributes_of(node).get("group", 1)
+        by_group = weights.reshape(groups, -1, *weights.shape[1:])  # a view
+        by_group *= factors.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))

@@ -15,7 +15,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.host.hardware import available_cores
-from pipeline.quant import equalization, pixels, placement
+from pipeline.quant import equalization, gate_scaling, pixels, placement
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
 from pipeline.stages.settings import unkeyed
@@ -41,7 +41,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the rescaled model."""
     model = onnx.load(float32_model(inputs))
     raw = pixels.are_input_of(model)
-    axes = equalization.scaled_tensors(model, placement.observed_tensors(model))
+    observed = placement.observed_tensors(model)
+    axes = dict.fromkeys(gate_scaling.gated_tensors(model, observed), 1)
+    axes |= equalization.scaled_tensors(model, observed)
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     del model  # while its activations are read; a session holds the weights too
@@ -57,6 +59,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     del reader
     model = onnx.load(float32_model(inputs))
     spread_of = equalization.equalize(model, largest)
+    gates = gate_scaling.scale_gates(model, largest)
     onnx.checker.check_model(model)
     onnx.save(model, out / MODEL)
-    write_json(out / FIGURES, {"streams": len(spread_of), "widest": round(max(spread_of.values(), default=1.0), 1)})
+    widest = round(max(spread_of.values(), default=1.0), 1)
+    write_json(out / FIGURES, {"streams": len(spread_of), "widest": widest, "gates": len(gates)})

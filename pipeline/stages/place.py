@@ -3,6 +3,8 @@
 The graph does not tell which is faster: OpenVINO computes such activations within the convolution where no quantizer is
 between, ONNX Runtime computes the convolution in float32 there. So both models are made and run in turn, in every
 installed runtime, and the placement whose best runtime is the faster is taken. Fewer quantizers are not less accurate.
+Gates whose channels differ so much that `gate_scaling` scaled them are float32 in any case: in int8 they would lose
+what that is for.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pipeline.proof import speed
 from pipeline.proof.speed import Candidate
 from pipeline.quant.assemble import assemble
 from pipeline.quant.float_parts import has_gates
+from pipeline.quant.gate_scaling import has_scaled_gates
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes
 from pipeline.stages import int8_parts
@@ -33,6 +36,7 @@ from pipeline.stages.artefact_names import FIGURES, PLACEMENT, float32_model, wr
 from pipeline.terminal import console
 
 _EQUAL = 0.97  # of the speed of int8 gates: below, those in float32 are slower beyond what a machine wanders by
+_SCALED = "gates (SiLU, HardSwish, squeeze-and-excitation) are float32: their channels differ too much for 8 bits"
 _MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
 
 
@@ -56,7 +60,10 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     begun = time.perf_counter()
     float32 = onnx.load(float32_model(inputs))
     in_float, measured = False, {}
-    if has_gates(float32):
+    if has_scaled_gates(float32):
+        in_float = True
+        write_notes(out, [_SCALED])
+    elif has_gates(float32):
         measured = _measure(settings, inputs, float32) if settings.seconds else {}
         in_float = _prefers_float(measured)
         write_notes(out, [_describe(in_float, measured)] if measured else [])

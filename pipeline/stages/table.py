@@ -127,7 +127,7 @@ STAGES: tuple[Stage[Any], ...] = (
         version=10,
     ),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
-    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=5),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=6),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
     Stage("calibrate", _GIVEN, calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=9),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),

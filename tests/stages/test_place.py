@@ -62,6 +62,32 @@ def test_measure_leaves_out_a_runtime_that_dies(monkeypatch: pytest.MonkeyPatch,
     assert place._rates([other], 1.0) == {"onnxruntime": {"float32": 11.0}}
 
 
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A network whose first SiLU has one channel that is a hundred times as wide as the others."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        first.weight[0] *= 100
+    layers = [first, nn.SiLU(), nn.Conv2d(8, 8, 3, groups=8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    path = tmp_path / "wide.onnx"
+    onnx.save(exporter.to_onnx(nn.Sequential(*layers), (3, 32, 32)), path)
+    return path
+
+
+def test_build_leaves_gates_in_float_without_measuring_when_their_channels_were_scaled(
+    make_config: MakeConfig, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "_measure", lambda *_: pytest.fail("measured"))
+    said: list[str] = []
+    stages = build(make_config("frontend.type=onnx", f"frontend.checkpoint={wide}"), said.append).stages
+    assert json.loads((stages["equalize"] / "figures.json").read_text())["gates"] == 1
+    assert json.loads((stages["place"] / "placement.json").read_text()) == {"gates_in_float": True}
+    assert "note: gates (SiLU, HardSwish, squeeze-and-excitation) are float32: their channels differ too much" in str(
+        said
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("in_float", [False, True])
 def test_build_goes_by_the_placement(
