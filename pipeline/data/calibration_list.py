@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 _HEADER = "# calibration images: class index, tab, name below the root; a class that is not known is '-'"
 _NO_CLASS = "-"
 
-# Images of the list used for equalization and weight rounding: half as many lose little, more gain nothing.
+# Images of the list used for weight rounding: half as many lose little, more gain nothing.
 FITTING_IMAGES = 128
 
 

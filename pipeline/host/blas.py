@@ -1,4 +1,4 @@
-"""The BLAS that numpy computes matrix products with: its threads, and two routines that numpy does not reach."""
+"""The BLAS of numpy: its number of threads, and two routines of it that numpy does not offer."""
 
 from __future__ import annotations
 

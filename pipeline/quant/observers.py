@@ -93,7 +93,7 @@ class Observer:
 
 
 def _stride(size: int, samples: int) -> int:
-    """Return the step that takes at most `samples` of `size` values: a prime, so that it prefers no column of a map."""
+    """Return the step that takes at most `samples` of `size` values: a prime, which prefers no column of a map."""
     step = -(-size // samples)
     while any(step % factor == 0 for factor in range(2, math.isqrt(step) + 1)):
         step += 1

@@ -1,5 +1,7 @@
 """Calibrate: one float32 pass over the calibration images, counting every activation that will be quantized.
 
+Rounding's images come first: where weights are rounded by second order, that stage has counted them in its own pass.
+
 The outcome does not depend on the calibration mode or the percentile; those only choose thresholds from it.
 """
 
@@ -14,22 +16,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline.artefacts import whole_file, write_json
+from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import choose_evenly, read_calibration_list
+from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
-from pipeline.data.preprocess import Prepared
 from pipeline.data.sources import ImageSource
-from pipeline.errors import ArtefactError, DataError
+from pipeline.errors import DataError
 from pipeline.host.blas import blas_threads
 from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.host.threads import thread_pool
 from pipeline.onnx_models import classifier
-from pipeline.quant import pixels, placement
-from pipeline.quant.observers import ObserverSet
+from pipeline.quant import pixels
+from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import (
     CALIBRATION,
@@ -48,7 +49,6 @@ _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # Threads that each run one image at a time and count its activations, so that no thread waits for another. Each holds
 # the activations of its image, 105 MB for wide_resnet50_2 at 256 px; further cores share the work within an image.
 _MAX_WORKERS = 8
-_TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
 _CHECKED_IMAGES = 4
 # Relative to the outputs' norm. Sums in another order differ by 1e-5, and by more where the network itself rounds.
 _LARGEST_SHARE = 3e-2
@@ -56,7 +56,6 @@ _ROUND = 32  # images between two checks whether it is time to save
 _SECONDS_BETWEEN_SAVES = 30.0
 
 Float32 = npt.NDArray[np.float32]
-Means = dict[str, npt.NDArray[np.float64]]  # of each channel, by tensor name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the float32 outputs; resumes from what an interrupted run left in `out`."""
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [sample.source for sample in samples]
-    collect(float32_model(inputs), settings.preprocess, images, out, cores=settings.cores)
+    counted = inputs.get("round")
+    collect(float32_model(inputs), settings.preprocess, images, out, cores=settings.cores, counted=counted)
     outputs = np.load(out / OUTPUTS)
     if float32_model(inputs).parent != inputs["export"]:
         _check_against_export(inputs["export"] / MODEL, settings.preprocess, images, outputs)
@@ -101,8 +101,19 @@ def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[Im
         )
 
 
-def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource], out: Path, *, cores: int) -> None:
+def collect(
+    model_file: Path,
+    spec: PreprocessSpec,
+    images: Sequence[ImageSource],
+    out: Path,
+    *,
+    cores: int,
+    counted: Path | None = None,
+) -> None:
     """Do what `run` does, with any float32 model and any images.
+
+    Args:
+        counted: the artefact of a stage that has counted the first of `_order` already.
 
     Raises:
         DataError: an image cannot be read, or an activation holds NaN or Inf; it is named.
@@ -110,100 +121,64 @@ def collect(model_file: Path, spec: PreprocessSpec, images: Sequence[ImageSource
     begun = saved = time.perf_counter()
     reset_peak_memory()
     model = onnx.load(model_file)
-    observers, outputs = _resume(out, placement.observed_tensors(model), len(images))
-    seen = sum(map(len, outputs))
-    raw = pixels.are_input_of(model)
+    counter, raw = Counter(model), pixels.are_input_of(model)
     del model  # before a session holds its weights too
-    collector = _Collector(model_file, observers, cores)
+    order = _order(len(images))
+    found = Counts.load(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, counter.observed, len(images))
+    resumed_at = 0 if found is None else found.images
+    counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
+    seen = counts.images
+    workers = min(cores, _MAX_WORKERS)
+    # Where all was counted before, no session is opened.
+    reader = ActivationReader(model_file, counter.read, threads=cores // workers) if seen < len(images) else None
 
-    def observe(image: ImageSource) -> tuple[Float32, Means]:
-        return collector.observe(preprocess.load(spec, image.content(), raw=raw))
+    def read(index: int) -> Mapping[str, Float32]:
+        assert reader is not None
+        return reader.read(preprocess.load(spec, images[index].content(), raw=raw))
+
+    def observe(index: int) -> tuple[Float32, Means]:
+        return counter.count(counts, read(index))
 
     if not seen:
-        for index in choose_evenly(len(images), _TAIL_IMAGES):
-            observe(images[index])
-        observers.set_tails()
+        first = choose_evenly(len(images), FITTING_IMAGES)
+        counter.set_tails(counts, (read(first[index]) for index in choose_evenly(len(first), TAIL_IMAGES)))
     with (
         blas_threads(1),  # each thread here has its own image
-        thread_pool(collector.workers) as pool,
+        thread_pool(workers) as pool,
         progress_bar(len(images), "calibrate", "img", done=seen, span=(0, 1)) as progress,
     ):
         for start in range(seen, len(images), _ROUND):
-            for output, means in pool.map(observe, images[start : start + _ROUND]):
-                outputs.append(output)
-                observers.add_means(means)
+            for output, means in pool.map(observe, order[start : start + _ROUND]):
+                counts.add(output, means)
                 progress.update()
             if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
-                _save(observers, outputs, out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
+                counts.save(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
                 saved = time.perf_counter()
-    _save(observers, outputs, out / OBSERVERS, out / OUTPUTS)
+    outputs = np.concatenate(counts.outputs)
+    counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
+    counts.save(out / OBSERVERS, out / OUTPUTS)
     # Including scratch files of `whole_file` from a killed run.
     for leftover in [out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, *out.glob(".*")]:
         leftover.unlink(missing_ok=True)
     figures = {
         "images": len(images),
-        "tensors": len(observers.observers),
-        "resumed_at": seen,
+        "tensors": len(counter.observed),
+        "resumed_at": resumed_at,
         "seconds": round(time.perf_counter() - begun, 1),
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(out / FIGURES, figures)
 
 
-def _save(observers: ObserverSet, outputs: Sequence[Float32], observers_path: Path, outputs_path: Path) -> None:
-    """Write outputs first: observers hold the number of images they have seen, and outputs beyond it are dropped."""
-    with whole_file(outputs_path) as scratch, scratch.open("wb") as stream:
-        np.save(stream, np.concatenate(outputs), allow_pickle=False)
-    observers.save(observers_path, images=sum(map(len, outputs)))
+def _order(images: int) -> list[int]:
+    """Return the indices of the list in the order in which they are counted: those first that rounding counts."""
+    first = choose_evenly(images, FITTING_IMAGES)
+    return [*first, *(index for index in range(images) if index not in first)]
 
 
-def _resume(out: Path, names: Sequence[str], listed: int) -> tuple[ObserverSet, list[Float32]]:
-    if (out / _PARTIAL_OBSERVERS).exists():
-        try:
-            observers, images = ObserverSet.load(out / _PARTIAL_OBSERVERS)
-            outputs = np.load(out / _PARTIAL_OUTPUTS, allow_pickle=False)
-        except (ArtefactError, OSError, ValueError, EOFError):
-            return ObserverSet(names, listed), []
-        if list(observers.observers) == list(names) and len(outputs) >= images:
-            return observers, [outputs[:images]]
-    return ObserverSet(names, listed), []
-
-
-class _Collector:
-    """The float32 model, every observed tensor of it and every layer's input."""
-
-    def __init__(self, model: onnx.ModelProto | Path, observers: ObserverSet, cores: int) -> None:
-        loaded = onnx.load(model) if isinstance(model, Path) else model
-        self.workers = min(cores, _MAX_WORKERS)
-        self._observers = observers
-        self._output = loaded.graph.output[0].name
-        self._averaged = placement.layer_inputs(loaded)
-        self._never_negative = placement.never_negative(loaded)
-        del loaded
-        wanted = [*observers.observers, *self._averaged, self._output]
-        self._reader = ActivationReader(model, wanted, threads=cores // self.workers)
-
-    def observe(self, image: Prepared) -> tuple[Float32, Means]:
-        """Run and count a prepared image [C, H, W]; return a copy of the output and the layers' mean inputs.
-
-        Raises:
-            DataError: an activation holds NaN or Inf; it is named.
-        """
-        values = self._reader.read(image)
-        self._observers.add({name: values[name] for name in self._observers.observers}, self._never_negative)
-        means = {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
-        return values[self._output].copy(), means
-
-
-def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:
-    """Return float64 [C], the mean of each channel of float32 [1, C, ...], or [1, ..., C] where the axis is the last.
-
-    Summed in float32 by BLAS, in many partial sums: exact to six digits; float64 takes ten times as long.
-    """
-    if axis == 1:
-        rows = values.reshape(values.shape[1], -1)
-        sums = rows @ np.ones(rows.shape[1], np.float32)
-    else:
-        rows = values.reshape(-1, values.shape[-1]).T
-        sums = np.ones(rows.shape[1], np.float32) @ rows.T
-    return sums.astype(np.float64) / rows.shape[1]
+def _first_counts(counted: Path | None, names: Sequence[str], images: int) -> Counts | None:
+    """Return what another stage has counted; None where there is none, or it is of other images."""
+    if counted is None:
+        return None
+    found = Counts.load(counted / OBSERVERS, counted / OUTPUTS, names, images)
+    return found if found is not None and found.images == len(choose_evenly(images, FITTING_IMAGES)) else None

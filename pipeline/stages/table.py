@@ -129,10 +129,12 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=6),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
-    Stage("calibrate", _GIVEN, calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=9),
+    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=7),
+    Stage(
+        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=10
+    ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
     Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=2),
-    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=6),
     Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=4),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=12),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=2),

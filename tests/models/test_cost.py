@@ -32,7 +32,9 @@ def test_count_grows_with_the_image() -> None:
     assert large.macs / small.macs == pytest.approx((320 / 224) ** 2, rel=0.01)
 
 
-@pytest.mark.parametrize("model", [m for m in zoo.MODELS if m.name != "iresnet200"], ids=lambda m: str(m.name))
+@pytest.mark.parametrize(
+    "model", [m for m in zoo.MODELS if m.name != "iresnet200"], ids=lambda m: f"{m.library}-{m.name}"
+)
 def test_estimate_is_near_the_count_of_a_network_of_the_table(model: zoo.Model) -> None:
     known, found = cost.count(model), cost.estimate(model)
     assert found.params == known.params

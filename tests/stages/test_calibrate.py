@@ -24,7 +24,7 @@ from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qmath
 from pipeline.quant.observers import ObserverSet
-from pipeline.stages import calibrate, calibset, export
+from pipeline.stages import calibrate, calibset, export, rounding
 
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
@@ -110,15 +110,16 @@ KILLED = """
 import os, signal, sys
 from pipeline.stages import calibrate
 from pipeline.commands.cli import main
+from pipeline.quant.counting import Counts
 calibrate._SECONDS_BETWEEN_SAVES, calibrate._ROUND = 0.0, 2
-save, saves = calibrate._save, []
+save, saves = Counts.save, []
 def save_and_die(*arguments):
     save(*arguments)
     saves.append(1)
     if len(saves) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-calibrate._save = save_and_die
-sys.exit(main(["build", sys.argv[1]]))
+Counts.save = save_and_die
+sys.exit(main(["build", sys.argv[1], "--set", "backend.quantize.weight_rounding=nearest"]))
 """
 
 
@@ -126,7 +127,7 @@ sys.exit(main(["build", sys.argv[1]]))
 def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
     make_config: MakeConfig, start_python: StartPython, tmp_path: Path
 ) -> None:
-    cfg = make_config()
+    cfg = make_config("backend.quantize.weight_rounding=nearest")
     process = start_python("-c", KILLED, str(tmp_path / "tiny.yaml"))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
@@ -138,8 +139,9 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
     ahead = np.concatenate([np.load(partial / "partial.npy"), np.ones((4, 4), np.float32)])
     np.save(partial / "partial.npy", ahead)
     resumed = build(cfg, lambda line: None)
-    assert resumed.ran == ("calibrate", "thresholds", "place", "round", "quantize", "prove", "package")
-    undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)
+    assert resumed.ran == ("calibrate", "thresholds", "place", "quantize", "prove", "package")
+    elsewhere = make_config("backend.quantize.weight_rounding=nearest", f"workspace.path={tmp_path}/undisturbed")
+    undisturbed = build(elsewhere, lambda line: None)
     folders = [
         next(path for path in (root / ".cache" / "calibrate").iterdir() if path.is_dir())
         for root in (tmp_path / "workspace", tmp_path / "undisturbed")
@@ -151,6 +153,43 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
     assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
     models = [(built.prefix.parent / "tiny.onnx").read_bytes() for built in (resumed, undisturbed)]
     assert models[0] == models[1]
+
+
+def test_run_goes_on_after_the_images_that_rounding_counted(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outcome is that of counting all images here."""
+    for module in (calibrate, rounding):
+        monkeypatch.setattr(module, "FITTING_IMAGES", 8)
+    alone = run(make_config(), inputs, tmp_path / "alone")
+    rounded = tmp_path / "inputs" / "round"
+    rounded.mkdir()
+    rounding.run(rounding.take_settings(make_config()), inputs, rounded)
+    head, images = ObserverSet.load(rounded / "observers.npz")
+    assert images == 8
+    found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "out")
+    for name, observer in alone.observers.items():
+        assert 0 < head.observers[name].counts.sum() < observer.counts.sum()
+        np.testing.assert_array_equal(found.observers[name].counts, observer.counts)
+        np.testing.assert_allclose([found.observers[name].highest], [observer.highest], rtol=1e-6)
+    for name, sums in alone.mean_sums.items():
+        np.testing.assert_allclose(found.mean_sums[name], sums, rtol=1e-6)
+    outputs = [np.load(tmp_path / name / "outputs.npy") for name in ("out", "alone")]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+    model = onnx.load(inputs["export"] / "model.onnx")
+    images_nchw = prepared_images(inputs, make_config().preprocess)
+    assert classifier.relative_error(classifier.run(model, images_nchw), outputs[0]) < 1e-5  # in the list's order
+
+
+def test_run_opens_no_session_when_rounding_counted_all_images(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = tmp_path / "inputs" / "round"
+    rounded.mkdir()
+    rounding.run(rounding.take_settings(make_config()), inputs, rounded)
+    monkeypatch.setattr(calibrate, "ActivationReader", None)
+    found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "out")
+    assert found.observers["input"].counts.sum() == 22 * 3 * 32 * 32
 
 
 @pytest.mark.parametrize("damage", ["observers", "outputs", "other tensors", "empty outputs"])

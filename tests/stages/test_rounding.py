@@ -44,7 +44,12 @@ def inputs(make_config: MakeConfig, tmp_path: Path) -> dict[str, Path]:
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> bytes:
     out.mkdir(exist_ok=True)
     rounding.run(rounding.take_settings(cfg), inputs, out)
-    assert sorted(path.name for path in out.iterdir()) == ["figures.json", "weights.npz"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "figures.json",
+        "observers.npz",
+        "outputs.npy",
+        "weights.npz",
+    ]
     return (out / "weights.npz").read_bytes()
 
 
@@ -248,7 +253,7 @@ def test_build_goes_on_with_rounding_when_it_was_interrupted(
     begun = list(passes)
     passes.clear()
     resumed = build(make_config(), lambda line: None)
-    assert resumed.ran == ("round", "quantize", "prove", "package")
+    assert resumed.ran == ("round", "calibrate", "thresholds", "place", "quantize", "prove", "package")
     assert passes[0] == begun[1]
     assert begun[0] not in passes
     undisturbed = build(make_config(f"workspace.path={tmp_path}/undisturbed"), lambda line: None)

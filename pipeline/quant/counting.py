@@ -1,0 +1,105 @@
+"""Counts the activations of a float32 model that will be quantized, and averages what its layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from pipeline.artefacts import whole_file
+from pipeline.errors import ArtefactError
+from pipeline.quant import placement
+from pipeline.quant.observers import ObserverSet
+
+TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
+
+Float32 = npt.NDArray[np.float32]
+Means = dict[str, npt.NDArray[np.float64]]  # of each channel, by tensor name
+
+
+class Counts:
+    """The observers of a model and its outputs, image by image."""
+
+    def __init__(self, names: Sequence[str], listed: int) -> None:
+        """Start with nothing.
+
+        Args:
+            names: of the tensors to observe.
+            listed: images that are to be counted in all, by whoever counts the last of them.
+        """
+        self.observers = ObserverSet(names, listed)
+        self.outputs: list[Float32] = []  # [n, classes] each
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.outputs))
+
+    def add(self, output: Float32, means: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Add what `Counter.count` returned of an image; in the order of the images."""
+        self.outputs.append(output)
+        self.observers.add_means(means)
+
+    def save(self, observers: Path, outputs: Path) -> None:
+        """Write outputs first: observers hold the number of images they have seen, and outputs beyond are dropped."""
+        with whole_file(outputs) as scratch, scratch.open("wb") as stream:
+            np.save(stream, np.concatenate(self.outputs), allow_pickle=False)
+        self.observers.save(observers, images=self.images)
+
+    @classmethod
+    def load(cls, observers: Path, outputs: Path, names: Sequence[str], listed: int) -> Counts | None:
+        """Return what `save` wrote; None where it is absent, damaged or of other tensors."""
+        found = cls(names, listed)
+        try:
+            found.observers, images = ObserverSet.load(observers)
+            rows = np.load(outputs, allow_pickle=False)
+        except (ArtefactError, OSError, ValueError, EOFError):
+            return None
+        if list(found.observers.observers) != list(names) or len(rows) < images:
+            return None
+        found.outputs = [rows[:images]]
+        return found
+
+
+class Counter:
+    """Counts the activations of one image after the other; threads may count at once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Learn what there is to count; the model is not kept."""
+        self.observed = placement.observed_tensors(model)
+        self._output = model.graph.output[0].name
+        self._averaged = placement.layer_inputs(model)
+        self._never_negative = placement.never_negative(model)
+        self.read = [*self.observed, *self._averaged, self._output]  # names of the tensors that `count` needs
+
+    def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Float32]]) -> None:
+        """Learn from a few images which values are extremes; they are not counted by this."""
+        for values in images:
+            self.count(counts, values)
+        counts.observers.set_tails()
+
+    def count(self, counts: Counts, values: Mapping[str, Float32]) -> tuple[Float32, Means]:
+        """Count one image's tensors, those of `read`; return a copy of the output and the layers' mean inputs.
+
+        Raises:
+            DataError: an activation holds NaN or Inf; it is named.
+        """
+        counts.observers.add({name: values[name] for name in self.observed}, self._never_negative)
+        means = {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
+        return values[self._output].copy(), means
+
+
+def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:
+    """Return float64 [C], the mean of each channel of float32 [1, C, ...], or [1, ..., C] where the axis is the last.
+
+    Summed in float32 by BLAS, in many partial sums: exact to six digits; float64 takes ten times as long.
+    """
+    if axis == 1:
+        rows = values.reshape(values.shape[1], -1)
+        sums = rows @ np.ones(rows.shape[1], np.float32)
+        return sums.astype(np.float64) / rows.shape[1]
+    rows = values.reshape(-1, values.shape[-1])
+    sums = np.ones(len(rows), np.float32) @ rows
+    return sums.astype(np.float64) / len(rows)
