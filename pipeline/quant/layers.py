@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,3 +146,15 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
             tuple(settings.get("pads", (0, 0, 0, 0))),
             settings.get("group", 1),
         )
+
+
+def mapped(layer: Layer, folder: Path, least: int) -> Layer:
+    """Return a layer whose weights, of at least so many bytes, are mapped from a scratch file in `folder`.
+
+    Until they are rounded they are then in no memory, of which a session takes that of all weights.
+    """
+    if layer.weights.matrix.nbytes < least:
+        return layer
+    scratch = folder / f".weights_{hashlib.sha256(layer.name.encode()).hexdigest()[:16]}.npy"
+    np.save(scratch, layer.weights.matrix)
+    return replace(layer, weights=replace(layer.weights, matrix=np.load(scratch, mmap_mode="r")))

@@ -30,7 +30,7 @@ from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
 from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.int8_weights import scales_of
-from pipeline.quant.layers import Layer, layers_of
+from pipeline.quant.layers import Layer, layers_of, mapped
 from pipeline.quant.rounding import (
     BLOCK,
     WIDEST,
@@ -54,6 +54,7 @@ POSITIONS = 32
 _SEED = 0
 # Bytes of layers' inputs in memory at once: all of wide_resnet50_2 take 0.8 GB. Further layers wait for another pass.
 _MEMORY = 1 << 30
+_LARGE = 64 << 20  # bytes of weights that wait in a file: those of the fully connected layers of a VGG
 _SECONDS_BETWEEN_SAVES = 10.0
 # Layers that are rounded at once, each of which may take 340 MB; further cores share the work within a layer.
 _AT_ONCE = 2
@@ -96,7 +97,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     model = onnx.load(float32_model(inputs))
-    layers = list(layers_of(model))
+    layers = [mapped(layer, out, _LARGE) for layer in layers_of(model)]
     sizes = _sizes(layers, activation_shapes(model), len(images))
     macs = measure_network(model).macs
     del model

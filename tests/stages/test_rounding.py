@@ -279,3 +279,11 @@ def test_progress_counts_work_and_not_layers(
     images = np.diff(told)[: -len(layers)]
     np.testing.assert_allclose(images[images > 0], images.max())  # each image alike
     assert (images > 0).sum() == 20
+
+
+def test_run_rounds_the_same_when_weights_wait_in_files(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(make_config(), inputs, tmp_path / "in memory")
+    monkeypatch.setattr(rounding, "_LARGE", 1)
+    assert run(make_config(), inputs, tmp_path / "in files") == expected
