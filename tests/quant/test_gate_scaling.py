@@ -61,7 +61,9 @@ def largest_of(model: onnx.ModelProto, *names: str) -> dict[str, np.ndarray]:
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.ModelProto.FromString(model.SerializeToString())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
@@ -110,7 +112,7 @@ def test_scale_gates_leaves_channels_alone_that_are_alike() -> None:
     before = model.SerializeToString()
     assert scale_gates(model, largest_of(model, gated)) == {}
     assert not has_scaled_gates(model)
-    assert copy_of(model).graph.node == onnx.ModelProto.FromString(before).graph.node
+    assert model.SerializeToString() == before
 
 
 def read_by(kind: str) -> tuple[onnx.ModelProto, str]:
