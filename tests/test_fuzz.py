@@ -91,6 +91,7 @@ def replaced(document: object, path: list[int], value: object) -> object:
 
 
 BUILD_FILE = (REPOSITORY / "build_configs" / "timm_wideres.yaml").read_bytes()
+BUILD_DOCUMENT = yaml.safe_load(BUILD_FILE)
 VDSP = to_vdsp_dict(
     PreprocessSpec(
         resize=ResizeMode.SHORTER_SIDE,
@@ -113,7 +114,7 @@ def test_build_file_of_any_bytes(tmp_path: Path, changes: Edits) -> None:
 @fuzzed
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4), plain)
 def test_build_file_of_any_values(tmp_path: Path, place: list[int], value: object) -> None:
-    document = replaced(yaml.safe_load(BUILD_FILE), place, value)
+    document = replaced(BUILD_DOCUMENT, place, value)
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(document), encoding="utf-8", errors="surrogatepass")
     tolerant(lambda: load_build_file(tmp_path / "x.yaml"))
 

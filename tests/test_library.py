@@ -134,7 +134,14 @@ def test_public_names_are_these_and_importing_them_costs_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-@pytest.mark.parametrize("first", ["pipeline.commands.cli", "pipeline.commands.build", "pipeline.measure.bench"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "pipeline.commands.build",
+        pytest.param("pipeline.commands.cli", marks=pytest.mark.slow),
+        pytest.param("pipeline.measure.bench", marks=pytest.mark.slow),
+    ],
+)
 def test_public_functions_are_not_hidden_by_modules_of_their_names(first: str) -> None:
     code = (
         f"import {first}, pipeline, pipeline.measure.evaluate; print(pipeline.build, pipeline.bench, pipeline.evaluate)"

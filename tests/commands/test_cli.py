@@ -505,6 +505,7 @@ def test_workers_end_when_the_parent_is_killed_before_they_begin(tiny: TinyWorks
     run.assert_nothing_is_left()
 
 
+@pytest.mark.slow
 def test_the_process_that_shares_the_model_is_killed(tiny: TinyWorkspace, command: RunCommand) -> None:
     run = command("bench", "-m", f"{FOLDER}/{NAME}", "--duration", 3600, "-p", 2)
     run.wait_until(lambda: len(run.workers()) == 3)  # it, and the two forked from it
@@ -580,7 +581,14 @@ def run_hiding(hidden: Path, names: tuple[str, ...], *arguments: str) -> subproc
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("lacking", ["grpc", "uvicorn", "fastapi", "kserve", "prometheus_client", "orjson"])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "grpc",
+        "kserve",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fastapi", "orjson", "prometheus_client", "uvicorn")),
+    ],
+)
 def test_serve_without_its_extra_is_told_what_to_install(tmp_path: Path, lacking: str) -> None:
     if importlib.util.find_spec("kserve") is None:
         pytest.skip("serve's packages are not installed: pip install '.[serve]'")

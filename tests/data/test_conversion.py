@@ -226,6 +226,7 @@ def test_convert_leaves_whole_files_and_no_workers_when_stopped(
     ]
 
 
+@pytest.mark.slow
 def test_convert_refuses_a_target_that_another_run_fills(many_images: Path, tmp_path: Path) -> None:
     first = threading.Thread(target=convert, args=(many_images, tmp_path / "npz", tmp_path / "a.txt"))
     first.start()
@@ -261,6 +262,7 @@ def is_running(pid: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_convert_turns_by_exif_when_as_paddleclas_and_makes_what_is_not_so_again(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise

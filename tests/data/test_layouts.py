@@ -160,6 +160,7 @@ def test_paddleclas_root_asks_for_a_split_when_it_holds_both(tmp_path: Path) -> 
         list_dataset(root)
 
 
+@pytest.mark.slow
 def test_devkit_ground_truth_labels_the_flat_folder_whatever_its_numbering(tmp_path: Path) -> None:
     numbering = list(range(1, 1001))
     random.Random(0).shuffle(numbering)

@@ -103,7 +103,7 @@ def _held_for_a_while() -> Iterator[threading.Lock]:
     def hold() -> None:
         with lock:
             held.set()
-            hashlib.pbkdf2_hmac("sha256", b"busy", b"outside of Python", 400_000)
+            hashlib.pbkdf2_hmac("sha256", b"busy", b"outside of Python", 100_000)
 
     holder = threading.Thread(target=hold)
     holder.start()

@@ -52,6 +52,7 @@ def test_every_task_is_answered_once(workers: int) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @in_processes
 def test_signal_that_ended_a_worker_is_named_whatever_ends_the_others() -> None:
     for _ in range(3):  # the pool ends the others in a thread of its own, at the same time

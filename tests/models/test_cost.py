@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from pipeline.models import cost, zoo
+
+count = functools.cache(cost.count)
 
 
 @pytest.mark.parametrize(
@@ -15,7 +19,7 @@ from pipeline.models import cost, zoo
     ],
 )
 def test_count_gives_the_figures_of_the_library(library: str, name: str, params: int, macs: float) -> None:
-    counted = cost.count(zoo.find_model(library, name))
+    counted = count(zoo.find_model(library, name))
     assert counted.params == params
     assert round(counted.macs / 1e9, 3) == macs
 
@@ -23,11 +27,11 @@ def test_count_gives_the_figures_of_the_library(library: str, name: str, params:
 @pytest.mark.parametrize("model", [m for m in zoo.MODELS if m.params], ids=lambda m: f"{m.library}-{m.name}")
 def test_count_agrees_with_the_parameters_of_the_documents(model: zoo.Model) -> None:
     assert model.params is not None
-    assert cost.count(model).params / 1e6 == pytest.approx(model.params, abs=0.01)
+    assert count(model).params / 1e6 == pytest.approx(model.params, abs=0.01)
 
 
 def test_count_grows_with_the_image() -> None:
-    small, large = (cost.count(zoo.find_model("paddleclas", f"{fix}ResNet50_vd_ssld")) for fix in ("", "Fix_"))
+    small, large = (count(zoo.find_model("paddleclas", f"{fix}ResNet50_vd_ssld")) for fix in ("", "Fix_"))
     assert small.params == large.params
     assert large.macs / small.macs == pytest.approx((320 / 224) ** 2, rel=0.01)
 
@@ -36,6 +40,6 @@ def test_count_grows_with_the_image() -> None:
     "model", [m for m in zoo.MODELS if m.name != "iresnet200"], ids=lambda m: f"{m.library}-{m.name}"
 )
 def test_estimate_is_near_the_count_of_a_network_of_the_table(model: zoo.Model) -> None:
-    known, found = cost.count(model), cost.estimate(model)
+    known, found = count(model), cost.estimate(model)
     assert found.params == known.params
     assert found.macs == pytest.approx(known.macs, rel=0.2)

@@ -97,7 +97,7 @@ def output_error(weights: Float32, scales: Float32, rounded: Int8, columns: Floa
 
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize(
-    "inputs", [3, 127, 128, 129, pytest.param(200, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.slow)]
+    "inputs", [3, 129, *(pytest.param(inputs, marks=pytest.mark.slow) for inputs in (127, 128, 200, 300))]
 )
 def test_round_weights_gives_what_rounding_in_turn_gives(inputs: int, per_channel: bool) -> None:
     """On both sides of a block of 128 columns, and over two of them."""

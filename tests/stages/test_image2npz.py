@@ -11,6 +11,7 @@ from pipeline.stages import image2npz
 from pipeline.stages.artefact_names import read_notes
 
 
+@pytest.mark.slow
 def test_run_names_damaged_evaluation_images_or_leaves_them_out(
     make_config: Callable[..., BuildConfig], image_tree: Path, tmp_path: Path
 ) -> None:

@@ -170,6 +170,7 @@ def test_build_leaves_out_a_runtime_that_dies_and_lives(
     assert "openvino left out: it died by SIGSEGV" in lines
 
 
+@pytest.mark.slow
 def test_build_ends_when_no_runtime_is_left(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_build_ends_when_no_runtime_is_left(
     assert "onnxruntime died by SIGSEGV" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_run_says_what_a_runtime_refuses(make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path) -> None:
     """A file whose weights are gone loads nowhere: neither in exact arithmetic."""
     model = onnx.load(inputs["quantize"] / "model.onnx")
