@@ -109,7 +109,7 @@ def run_in(runtime: Runtime, path: Path, batch_nchw: Float32) -> Float32:
         return backend.infer(batch_nchw)
 
 
-def ranges_seen(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
+def ranges_seen(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32 | np.uint8]) -> dict[str, Range]:
     """Return the range of everything that each observed tensor holds."""
     reader = ActivationReader(model, placement.observed_tensors(model), threads=1)
     names = placement.observed_tensors(model)

@@ -11,16 +11,15 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_graphs import ranges_seen
 
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.onnx_models import classifier
-from pipeline.quant import pixels, placement, qdq
+from pipeline.quant import pixels, qdq
 from pipeline.quant.bias_correction import Dequantized
-from pipeline.quant.observers import ObserverSet
-from pipeline.quant.qmath import Range, max_range
+from pipeline.quant.qmath import Range
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
-from pipeline.stages.calibrate import _Collector
 
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
@@ -72,12 +71,7 @@ def one_convolution(with_bias: bool = True, channels: int = 3, **attributes: Any
 
 
 def ranges_of(model: onnx.ModelProto, batch: npt.NDArray[np.float32 | np.uint8]) -> dict[str, Range]:
-    seen = ObserverSet(placement.observed_tensors(model))
-    collector = _Collector(model, seen, cores=1)
-    for image in batch:
-        collector.observe(image)
-    found = {name: max_range(observer.lowest, observer.highest) for name, observer in seen.observers.items()}
-    return {**found, pixels.PIXELS: Range(0.0, pixels.LIMIT)}
+    return {**ranges_seen(model, batch), pixels.PIXELS: Range(0.0, pixels.LIMIT)}
 
 
 @pytest.fixture(scope="module")

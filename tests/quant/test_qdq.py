@@ -20,11 +20,9 @@ from pipeline.models import exporter
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.neighbours import largest_sums, weight_pairs
-from pipeline.quant.observers import ObserverSet
-from pipeline.quant.qmath import Range, max_range
+from pipeline.quant.qmath import Range
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
-from pipeline.stages.calibrate import _Collector
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,19 +36,9 @@ CONVS = (
 )
 
 
-def ranges_of(model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
-    """Return the range of everything seen in a batch, by the collector and observers of the calibration."""
-    names = placement.observed_tensors(model)
-    seen = ObserverSet(names)
-    collector = _Collector(model, seen, cores=1)
-    for image in batch_nchw:
-        collector.observe(image)
-    return {name: max_range(observer.lowest, observer.highest) for name, observer in seen.observers.items()}
-
-
 @pytest.fixture(scope="module")
 def ranges(tiny_model: onnx.ModelProto, batch_nchw: Float32) -> dict[str, Range]:
-    return ranges_of(tiny_model, batch_nchw)
+    return small.ranges_seen(tiny_model, batch_nchw)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +235,7 @@ def test_insert_qdq_survives_channels_of_zeros_and_tensors_of_zeros(
         elif tensor.name == nodes["/layer1/layer1.0/conv1/Conv"].input[2]:
             values[:] = -1e3  # so that the ReLU gives nothing at all
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    ranges = ranges_of(model, batch_nchw)
+    ranges = small.ranges_seen(model, batch_nchw)
     assert Range(0.0, 0.0) in ranges.values()
     outputs = classifier.run(qdq.insert_qdq(model, ranges, per_channel=True), batch_nchw)
     assert agreement(outputs, model, batch_nchw) >= 22
@@ -297,7 +285,7 @@ def test_shape_arithmetic_is_not_quantized_when_the_model_computes_shapes(batch_
     )
     images = np.ascontiguousarray(batch_nchw[:4, :, :8, :8])
     assert placement.observed_tensors(model) == ["x", "r", "g"]
-    quantized = qdq.insert_qdq(model, ranges_of(model, images), per_channel=True)
+    quantized = qdq.insert_qdq(model, small.ranges_seen(model, images), per_channel=True)
     assert qdq.count_quantized(quantized) == {"weighted": 2, "quantized": 2}
     error = classifier.relative_error(classifier.run(model, images), classifier.run(quantized, images))
     assert 0 < error < 0.1
@@ -391,7 +379,7 @@ def test_insert_qdq_quantizes_every_layer_of_other_families(name: str, batch_nch
         network.train()(torch.from_numpy(batch_nchw))  # so that norms know their inputs
     onnx.save(exporter.to_onnx(network, (3, 32, 32)), tmp_path / "m.onnx")
     model = classifier.load(tmp_path / "m.onnx", (3, 32, 32))
-    int8 = qdq.insert_qdq(model, ranges_of(model, batch_nchw), per_channel=True)
+    int8 = qdq.insert_qdq(model, small.ranges_seen(model, batch_nchw), per_channel=True)
     assert qdq.count_quantized(int8) == {"weighted": weighted, "quantized": weighted}
     expected = classifier.run(model, batch_nchw)
     assert 0 < classifier.relative_error(expected, classifier.run(int8, batch_nchw)) < 0.05
@@ -428,7 +416,7 @@ def operators(model: onnx.ModelProto, kind: str) -> list[str]:
 def test_insert_qdq_computes_norms_that_stand_alone_in_int8(norm_model: onnx.ModelProto, batch_nchw: Float32) -> None:
     norms = operators(norm_model, "BatchNormalization")
     assert len(norms) == 2
-    ranges = ranges_of(norm_model, batch_nchw)
+    ranges = small.ranges_seen(norm_model, batch_nchw)
     int8 = qdq.insert_qdq(norm_model, ranges, per_channel=True)
     in_float = qdq.insert_qdq(norm_model, ranges, per_channel=True, float_layers=norms)
     assert (operators(int8, "BatchNormalization"), operators(in_float, "BatchNormalization")) == ([], norms)
@@ -444,7 +432,7 @@ def test_insert_qdq_computes_norms_that_stand_alone_in_int8(norm_model: onnx.Mod
 def test_insert_qdq_leaves_norms_in_float_when_weights_share_a_scale(
     norm_model: onnx.ModelProto, batch_nchw: Float32
 ) -> None:
-    int8 = qdq.insert_qdq(norm_model, ranges_of(norm_model, batch_nchw), per_channel=False)
+    int8 = qdq.insert_qdq(norm_model, small.ranges_seen(norm_model, batch_nchw), per_channel=False)
     assert len(operators(int8, "BatchNormalization")) == 2
 
 

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from quant.test_qdq import ranges_of
 from small_graphs import Builder, between_convolutions, images, ranges_seen
 
 from pipeline.errors import BackendError
@@ -41,7 +40,7 @@ def needs_openvino(request: pytest.FixtureRequest) -> None:
 def test_count_int8_counts_every_layer_when_all_are_quantized(
     tiny_model: onnx.ModelProto, batch_nchw: Float32, tmp_path: Path, runtime: Runtime
 ) -> None:
-    int8 = qdq.insert_qdq(tiny_model, ranges_of(tiny_model, batch_nchw), per_channel=True)
+    int8 = qdq.insert_qdq(tiny_model, ranges_seen(tiny_model, batch_nchw), per_channel=True)
     onnx.save(int8, tmp_path / "m.onnx")
     assert count_int8(runtime, tmp_path / "m.onnx") == {
         "weighted": 7,
@@ -64,7 +63,7 @@ def test_count_int8_names_every_layer_when_the_model_is_float(tiny_onnx: Path, r
 def test_count_int8_names_the_layer_when_one_stays_in_float(
     tiny_model: onnx.ModelProto, batch_nchw: Float32, tmp_path: Path, runtime: Runtime, layer: str
 ) -> None:
-    ranges = ranges_of(tiny_model, batch_nchw)
+    ranges = ranges_seen(tiny_model, batch_nchw)
     onnx.save(qdq.insert_qdq(tiny_model, ranges, per_channel=True, float_layers=[layer]), tmp_path / "m.onnx")
     found = count_int8(runtime, tmp_path / "m.onnx")
     assert (found["weighted"], found["int8"], found["float_layers"]) == (7, 6, [layer])
