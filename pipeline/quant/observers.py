@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Observer:
 
     def _add_sampled(self, flat: npt.NDArray[np.float32], stride: int, never_negative: bool) -> None:
         low, high = -qmath.magnitude(self.tails[0]), qmath.magnitude(self.tails[1])
-        sampled = flat[::stride]
+        sampled = flat[::stride].copy()  # together, since it is looked at several times
         outside = []
         lowest, highest = float(sampled.min()), float("-inf")
         finite = math.isfinite(lowest)
@@ -92,6 +93,7 @@ class Observer:
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
 
+@lru_cache(maxsize=1024)
 def _stride(size: int, samples: int) -> int:
     """Return the step that takes at most `samples` of `size` values: a prime, which prefers no column of a map."""
     step = -(-size // samples)
