@@ -23,7 +23,7 @@ from common import exit_code
 from pipeline import building
 from pipeline.config.build_file import BuildConfig, load_build_file
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.artefact_names import CALIBRATION, MODEL
 from pipeline.stages.table import STAGES, Stage
@@ -62,20 +62,25 @@ def timed(stage: Stage[Any], spent: dict[str, Spent]) -> Stage[Any]:
     return replace(stage, run=run)
 
 
-def float_pass(cfg: BuildConfig, stages: Mapping[str, Path], spent: dict[str, Spent]) -> float:
-    """Return the CPU seconds of decoding and of inference in the runtime that needs less."""
+def float_pass(cfg: BuildConfig, stages: Mapping[str, Path], spent: dict[str, Spent], count: int) -> float:
+    """Return the CPU seconds of a pass over all images: of decoding, and of the runtime that needs less.
+
+    Args:
+        count: images that are run; the seconds are scaled to all of them.
+    """
     cropped = replace(cfg.preprocess, resize_hw=None, crop_yx=None)  # of prepared images: what is left is to normalise
-    samples = read_calibration_list(stages["calibset"] / CALIBRATION)
+    listed = read_calibration_list(stages["calibset"] / CALIBRATION)
+    samples = [listed[index] for index in choose_evenly(len(listed), count)]
     with spending("decoding", spent):
         images = [preprocess.load(cfg.preprocess, each.source.content(), raw=True) for each in samples]
-    least = float("inf")
+    needed = []
     for runtime in installed_runtimes():
         with open_backend(runtime, stages["export"] / MODEL, batch=1, placement=place(1, 1)) as backend:
             with spending(runtime.value, spent):
                 for image in images:
                     backend.infer(preprocess.apply(cropped, image)[None])
-            least = min(least, spent[runtime.value].cpu)
-    return spent["decoding"].cpu + least
+            needed.append(spent[runtime.value].cpu)
+    return (spent["decoding"].cpu + min(needed)) * len(listed) / len(samples)
 
 
 def main() -> None:
@@ -83,6 +88,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--weights")
     parser.add_argument("--dataset")
+    parser.add_argument("--floor-images", type=int, default=1000, help="of the float32 pass, scaled to all images")
     parser.add_argument("--workspace", type=Path, help="kept; default: a temporary folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
@@ -91,17 +97,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = args.workspace or Path(folder)
         cfg = load_build_file(args.config, [*more, f"workspace.path={workspace}", *args.set])
-        measure(cfg)
+        measure(cfg, args.floor_images)
 
 
-def measure(cfg: BuildConfig) -> None:
+def measure(cfg: BuildConfig, floor_images: int) -> None:
     spent: dict[str, Spent] = {}
     building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
     stages = building.build(cfg).stages
     whole = cpu_seconds()
     rest = whole - sum(each.cpu for each in spent.values())
     total = sum(each.cpu for name, each in spent.items() if name not in ASIDE) + rest
-    floor = float_pass(cfg, stages, spent)
+    floor = float_pass(cfg, stages, spent, floor_images)
     print(f"imports and what lies between {rest:.1f} s; floor {floor:.1f} s; build {total:.1f} s, {total / floor:.2f}x")
 
 
