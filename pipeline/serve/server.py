@@ -145,7 +145,7 @@ class _Server:
         gc.freeze()
         metrics.WORKERS.set(1)
         if self._leash is not None:
-            self._leash.report_serving()
+            self._leash.report_serving(list(self._plane.models))
             return
         known = replace(self._settings, http_port=http_port, grpc_port=grpc_port)
         console.step(f"serving {', '.join(self._plane.models)}: {describe_address(known)}")

@@ -56,9 +56,9 @@ class Leash:
         if self._stops:
             stop(False)
 
-    def report_serving(self) -> None:
-        """Report that both ports are open."""
-        self._tell(SERVING)
+    def report_serving(self, names: list[str]) -> None:
+        """Report that both ports are open, and which models are served."""
+        self._tell((SERVING, names))
 
     def _tell(self, message: object) -> None:
         with contextlib.suppress(OSError):  # `_listen` notices that the parent is gone

@@ -184,8 +184,9 @@ class _Workers:
             worker.state = _State.LOADED
             self._open_ports()
         else:
+            _, names = message
             worker.state = _State.SERVING
-            self._say_where()
+            self._say_where(names)
 
     def _open_ports(self) -> None:
         """Let workers listen: the first ones when all have loaded, a replacement at once."""
@@ -196,11 +197,11 @@ class _Workers:
                 with contextlib.suppress(OSError):
                     worker.pipe.send(GO)
 
-    def _say_where(self) -> None:
+    def _say_where(self, names: list[str]) -> None:
         if not self._serving and all(worker.state is _State.SERVING for worker in self._living()):
             self._serving = True
-            names = ", ".join(sorted({each.name for each in self._models.find()}))
-            console.step(f"serving {names} by {len(self._places)} workers: {describe_address(self._settings)}")
+            served, count = ", ".join(names), len(self._places)
+            console.step(f"serving {served} by {count} workers: {describe_address(self._settings)}")
 
     def _bury(self, place: _Place, worker: _Worker) -> None:
         """Plan the replacement of a worker that has ended, unless the server stops.
@@ -208,6 +209,8 @@ class _Workers:
         Raises:
             what it reported; BackendError: it ended before all had served.
         """
+        worker.process.join(_LAST_S)  # it has closed its pipe, and frees its memory
+        worker.process.kill()
         worker.process.join()
         worker.pipe.close()
         place.worker = None
