@@ -36,20 +36,19 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
     """Fill a network in place with weights that classify the sample; leave it in evaluation mode.
 
     The convolutions are random (He et al., arXiv:1502.01852). The norms take their statistics from NORM_IMAGES whole
-    views. The last `nn.Linear`, or a convolution of 1x1 where there is none, is the ridge regression of the one-hot
-    classes on its own inputs, averaged over the map, one random crop an image. The same arguments give the same weights
-    on the same machine.
+    views. The last `nn.Linear` is the ridge regression of the one-hot classes on its own inputs, one random crop an
+    image. The same arguments give the same weights on the same machine.
 
     Args:
-        network: classifier of float32 [N, 3, H, W] with such a last layer. One that takes images of one size only gets
-            whole views in the place of crops.
+        network: classifier of float32 [N, 3, H, W] with an `nn.Linear` as its last layer. One that takes images of one
+            size only gets whole views in the place of crops.
         prepare: the preprocessing of the build; all views must be of one size.
         images: files with class index, at least one for every class.
         seed: of the random weights and crops.
     """
     generator = torch.Generator().manual_seed(seed)
     _initialise(network, generator)
-    classifier = _last_layer(network)
+    classifier = _last_linear(network)
     network.eval()
     _lay_out(network, torch.channels_last)
     anchors = _spread(len(images), NORM_IMAGES)
@@ -63,9 +62,9 @@ def fit_sample_weights(network: nn.Module, prepare: Prepare, images: Sequence[tu
         # Zero padding weighs more around a crop than around a whole image: shift the crops' features to correct for it.
         features += view_features.mean(0) - features[anchors].mean(0)
         labels = torch.tensor([label for _, label in images])
-        weight, bias = _ridge(features, labels, len(classifier.weight))
+        weight, bias = _ridge(features, labels, classifier.out_features)
         scale = _confidence_scale(view_features @ weight.T + bias)
-        classifier.weight.copy_((scale * weight).reshape(classifier.weight.shape))
+        classifier.weight.copy_(scale * weight)
         if classifier.bias is not None:
             classifier.bias.copy_(scale * bias)
     _lay_out(network, torch.contiguous_format)
@@ -117,17 +116,11 @@ def _last_layers(node: fx.Node, modules: dict[str, nn.Module]) -> list[nn.BatchN
     return []
 
 
-def _last_layer(network: nn.Module) -> nn.Linear | nn.Conv2d:
-    layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    if linear:
-        return linear[-1]
-    if layers and isinstance(layers[-1], nn.Conv2d) and layers[-1].kernel_size == (1, 1) and layers[-1].groups == 1:
-        return layers[-1]
-    raise ValueError(
-        f"{type(network).__name__}: expected an nn.Linear as classifier, or a convolution of 1x1 as last layer, found "
-        "neither"
-    )
+def _last_linear(network: nn.Module) -> nn.Linear:
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{type(network).__name__}: expected an nn.Linear as classifier, found none")
+    return layers[-1]
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -188,22 +181,20 @@ def _measuring_norms(network: nn.Module) -> Iterator[None]:
         norm.momentum = momentum
 
 
-def _classifier_inputs(network: nn.Module, classifier: nn.Linear | nn.Conv2d, batch_nchw: Tensor) -> Tensor:
-    """Return float32 [N, features]: what reaches the classifier, the mean of a map."""
+def _classifier_inputs(network: nn.Module, classifier: nn.Linear, batch_nchw: Tensor) -> Tensor:
+    """Return float32 [N, features]: what reaches the classifier."""
     seen: list[Tensor] = []
     hook = classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     try:
         network(batch_nchw.contiguous(memory_format=torch.channels_last))
     finally:
         hook.remove()
-    return seen[0].mean((2, 3)) if seen[0].ndim == 4 else seen[0]
+    return seen[0]
 
 
-def _crop_features(
-    network: nn.Module, classifier: nn.Linear | nn.Conv2d, crops: Iterator[Tensor], count: int
-) -> Tensor:
+def _crop_features(network: nn.Module, classifier: nn.Linear, crops: Iterator[Tensor], count: int) -> Tensor:
     """Return float32 [count, features], computed CROP_BATCH crops at a time."""
-    features = torch.empty(count, classifier.weight.shape[1])
+    features = torch.empty(count, classifier.in_features)
     with progress_bar(count, "fit sample weights", "img", span=(0, 0.7)) as progress:
         for start in range(0, count, CROP_BATCH):
             rows = features[start : start + CROP_BATCH]
