@@ -19,8 +19,9 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.models import zoo
 from pipeline.onnx_models import classifier
 
-# The share of the largest logit by which ONNX Runtime may differ from torch: float32 sums in another order.
-_TOLERANCE = 1e-4
+# The share of the largest logit by which ONNX Runtime may differ from torch: float32 sums in another order. An
+# inception_v3 with random weights, in which rounding errors grow from layer to layer, differs by 1.3e-4.
+_TOLERANCE = 1e-3
 
 
 @contextmanager

@@ -126,8 +126,8 @@ def save_ir(model: Path, path: Path) -> None:
         raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not save it ({_reason(err)})") from None
     if found < _LEAST_DECIBELS:
         raise BackendError(
-            f"{model}: the IR that OpenVINO {openvino.__version__} makes of it answers otherwise ({found:.1f} dB beside "
-            "the ONNX model); give OpenVINO the ONNX file, with the batch fixed when it is compiled"
+            f"{model}: the IR that OpenVINO {openvino.__version__} makes of it answers otherwise than the ONNX model "
+            f"({found:.1f} dB); give OpenVINO the ONNX file, with the batch fixed when it is compiled"
         )
 
 
