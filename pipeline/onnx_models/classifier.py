@@ -73,6 +73,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     forms.name_nodes(model)
     pooling.use_global_pooling(model)
     pooling.use_pool_over_map(model)
+    pooling.use_pool_over_channels(model)
     pooling.pad_before_means(model)
     clips.use_clips(model)
     pads.fold_pads(model)

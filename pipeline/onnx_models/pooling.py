@@ -4,11 +4,13 @@ Between quantizers, ONNX Runtime computes ReduceMean in float32 and GlobalAverag
 current exporter writes ends in a ReduceMean. The two agree to float32 rounding.
 
 A quantizer after a ReduceMax or GlobalMaxPool OpenVINO computes within it, and keeps the maximum in uint8 before it is
-divided by the scale (findings/reduce-max-before-quantizer.sh). Its MaxPool over the whole map is right.
+divided by the scale (findings/reduce-max-before-quantizer.sh). Its MaxPool over the whole map, or over all channels, is
+right.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +55,60 @@ def use_pool_over_map(model: onnx.ModelProto) -> int:
             _replace(model.graph, [node], "MaxPool", kernel_shape=window)
             rewritten += 1
     return rewritten
+
+
+def use_pool_over_channels(model: onnx.ModelProto) -> int:
+    """Rewrite each ReduceMax and ReduceMin over the channels, as spatial attention has (CBAM), as MaxPool; in place.
+
+    Returns:
+        How many. Shapes that inference does not find, but for the batch, are left as they are.
+    """
+    names, shapes, ranks = Names(model), shapes_of(model), float32_ranks(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    rewritten = 0
+    for node in [node for node in model.graph.node if node.op_type in ("ReduceMax", "ReduceMin")]:
+        shape = shapes.get(node.input[0], [])
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        if (
+            ranks.get(node.input[0]) in (3, 4)
+            and len(sizes) == len(shape) - 1
+            and _axes(node, constants, len(shape)) == (1,)
+        ):
+            _pool_channels(model.graph, names, node, sizes)
+            rewritten += 1
+    return rewritten
+
+
+def _pool_channels(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, sizes: Sequence[int]) -> None:
+    """Replace a maximum or minimum over axis 1 by a MaxPool over the rows of [N, 1, channels, positions], in place.
+
+    Args:
+        sizes: of the node's input, without the batch.
+    """
+    channels, *others = sizes
+    rows = integers_tensor(graph, names, f"{node.name}_rows", [0, 1, channels, math.prod(others)])
+    kept = [0, 1, *others] if _keeps_axes(node) else [0, *others]
+    wanted = integers_tensor(graph, names, f"{node.name}_shape", kept)
+    is_minimum = node.op_type == "ReduceMin"
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [
+        *([("Neg", [], {})] if is_minimum else []),
+        ("Reshape", [rows], {}),
+        ("MaxPool", [], {"kernel_shape": [channels, 1]}),
+        ("Reshape", [wanted], {}),
+        *([("Neg", [], {})] if is_minimum else []),
+    ]
+    made, source = [], node.input[0]
+    for number, (kind, more, attributes) in enumerate(steps, start=1):
+        last = number == len(steps)
+        target = node.output[0] if last else names.free(f"{node.output[0]}_{number}")
+        made.append(
+            helper.make_node(kind, [source, *more], [target], names.free(f"{node.name}_{number}"), **attributes)
+        )
+        source = target
+    at = list(graph.node).index(node)
+    graph.node.remove(node)
+    for each in reversed(made):
+        graph.node.insert(at, each)
 
 
 def pad_before_means(model: onnx.ModelProto) -> int:

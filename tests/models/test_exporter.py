@@ -71,7 +71,7 @@ def test_check_against_torch_raises_when_the_model_computes_something_else(
     with pytest.raises(PipelineError, match=shown) as caught:
         exporter.check_against_torch(tiny_model, other, batch_nchw)
     assert str(caught.value).endswith(
-        "of the largest logit (at most 1e-04 is rounding); check the checkpoint for NaN, or report this with the "
+        "of the largest logit (at most 1e-03 is rounding); check the checkpoint for NaN, or report this with the "
         "versions of torch and onnxruntime"
     )
 
