@@ -132,6 +132,7 @@ class AccuracyConfig:
     min_agreement: float | None = key(
         None, Number(above=0, most=100, unit="%"), "goal: same answer as float32, in % of the images", example="99.5"
     )
+    max_kl: float | None = key(None, Number(above=0, unit="nats"), "goal: KL divergence of the answers, nats an image")
     max_drop: float | None = key(
         None, Number(least=0, most=100, unit="points"), "goal: top-1 accuracy that may be lost, in points"
     )

@@ -179,7 +179,10 @@ def _outlook(goal: AccuracyConfig, journal: _Journal) -> str:
 
 def _reached(goal: AccuracyConfig, figures: CandidateFigures) -> bool:
     agrees = goal.min_agreement is None or figures.agreement >= goal.min_agreement
-    return agrees and (goal.max_drop is None or (figures.drop is not None and figures.drop <= goal.max_drop))
+    is_near = goal.max_kl is None or figures.kl <= goal.max_kl
+    return (
+        agrees and is_near and (goal.max_drop is None or (figures.drop is not None and figures.drop <= goal.max_drop))
+    )
 
 
 class _Journal:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from pipeline.building import Built, build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_file import AccuracyConfig, BuildConfig
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.errors import ConfigError
 from pipeline.host import isolated
@@ -200,9 +200,35 @@ def test_drop_is_of_top_1_on_the_same_images(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize(
+    ("goal", "reached"),
+    [
+        (AccuracyConfig(max_kl=0.0015), True),
+        (AccuracyConfig(max_kl=0.0014), False),
+        (AccuracyConfig(max_kl=0.0015, min_agreement=99.5), False),
+        (AccuracyConfig(max_kl=0.0015, min_agreement=99.25, max_drop=0.25), True),
+        (AccuracyConfig(max_kl=0.0015, max_drop=0.0), False),
+    ],
+)
+def test_goal_is_reached_when_all_that_it_names_is(goal: AccuracyConfig, reached: bool) -> None:
+    figures = judge.CandidateFigures(agreement=99.25, kl=0.0015, sqnr_db=30.0, drop=0.25, speed=1.0)
+    assert tune._reached(goal, figures) is reached
+
+
+@pytest.mark.slow
+def test_search_stops_at_the_divergence_that_it_was_given(make_config: MakeConfig) -> None:
+    plain = outcome(build(make_config(*COARSE, "accuracy.max_kl=1"), quiet))
+    assert plain["reached"] and len(plain["steps"]) == 1
+    wanted = 0.9 * plain["steps"][0]["figures"]["kl"]
+    found = outcome(build(make_config(*COARSE, f"accuracy.max_kl={wanted}", ANY_SPEED), quiet))
+    kept = [step["figures"]["kl"] for step in found["steps"] if step["kept"]]
+    assert found["reached"] and kept[-1] <= wanted < min(kept[:-1])
+
+
+@pytest.mark.parametrize(
     ("override", "words"),
     [
         ("accuracy={min_speed: 0.9}", "accuracy: has no goal"),
+        ("accuracy.max_kl=0", "accuracy.max_kl: expected nats > 0, got 0"),
         ("accuracy.min_agreement=101", "accuracy.min_agreement: expected % in (0, 100], got 101"),
         ("accuracy={max_drop: -1}", "accuracy.max_drop: expected points in [0, 100], got -1"),
         ("accuracy={max_drop: 1, min_speed: 0}", "accuracy.min_speed: expected a share in (0, 1], got 0"),
