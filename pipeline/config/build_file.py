@@ -157,8 +157,12 @@ def _check_across(root: Section, backend: BackendConfig, accuracy: AccuracyConfi
     if backend.target is not Target.ANY:
         root.document.notices.append("backend.target has no effect: int8 packages are exact on every CPU")
     goals = root.values.get("accuracy")
-    if isinstance(goals, dict) and not any(goals.get(key) is not None for key in ("max_drop", "max_kl", "min_agreement")):
-        root.fault("accuracy", "has no goal; give max_kl (nats), min_agreement (% of answers) or max_drop (points of top-1)")
+    if isinstance(goals, dict) and not any(
+        goals.get(key) is not None for key in ("max_drop", "max_kl", "min_agreement")
+    ):
+        root.fault(
+            "accuracy", "has no goal; give max_kl (nats), min_agreement (% of answers) or max_drop (points of top-1)"
+        )
     if accuracy is not None and backend.dtype is not Precision.INT8:
         root.document.notices.append(f"accuracy has no effect on a package of {backend.dtype.value}")
 

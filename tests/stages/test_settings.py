@@ -84,7 +84,13 @@ _PARTS = {
     *("backend.quantize.quantize_per_channel", "backend.quantize.bias_correction"),
     *("backend.quantize.float_classifier", "dataset.process_ops mean", *_EXCLUDED),
 }
-_GOAL = {"accuracy.max_drop", "accuracy.max_kl", "accuracy.min_agreement", "accuracy.min_speed", "accuracy.budget_minutes"}
+_GOAL = {
+    "accuracy.max_drop",
+    "accuracy.max_kl",
+    "accuracy.min_agreement",
+    "accuracy.min_speed",
+    "accuracy.budget_minutes",
+}
 # What the settings of each stage are to change with. What reaches a stage through its inputs is none of it.
 DEPENDS: Mapping[str, set[str]] = {
     "sample": set(),
