@@ -62,7 +62,7 @@ def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False
     ]
 
 
-def noise(spec: PreprocessSpec) -> list[Batch]:
+def make_noise(spec: PreprocessSpec) -> list[Batch]:
     """Return one batch of synthetic images, where a build has no others."""
     return [np.stack([preprocess.apply(spec, preprocess.synthetic(spec, seed)) for seed in range(_BATCH)])]
 

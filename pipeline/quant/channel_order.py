@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from pipeline.quant.graphs import constants
-from pipeline.quant.streams import NORM, PLACES, Stream, WeightEditor, streams
+from pipeline.quant.streams import NORM, PLACES, Stream, WeightEditor, find_streams
 
 Float64 = npt.NDArray[np.float64]
 Order = npt.NDArray[np.intp]
@@ -40,7 +40,7 @@ def order_channels(model: onnx.ModelProto, layers: Collection[str]) -> int:
         The number of streams that were changed.
     """
     known = constants(model)
-    found = [(stream, _best_order(known, stream, layers)) for stream in streams(model, PLACES)]
+    found = [(stream, _best_order(known, stream, layers)) for stream in find_streams(model, PLACES)]
     changed = [(stream, order) for stream, order in found if order is not None]
     editor = WeightEditor(model)
     for stream, order in changed:

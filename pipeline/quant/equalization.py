@@ -20,7 +20,7 @@ import onnx
 
 from pipeline.onnx_models.graphs import attributes_of, readers_of
 from pipeline.quant.graphs import MATRIX, constants
-from pipeline.quant.streams import FACTORS, NORM, WeightEditor, multiply_inputs, streams
+from pipeline.quant.streams import FACTORS, NORM, WeightEditor, find_streams, multiply_inputs
 
 Float64 = npt.NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def equalize(model: onnx.ModelProto, largest: Mapping[str, Float64]) -> dict[str
     """
     editor = WeightEditor(model)
     spread = {}
-    for stream in streams(model, FACTORS):
+    for stream in find_streams(model, FACTORS):
         seen = [largest[name] for name in stream.tensors if name in largest and largest[name].any()]
         if not seen:
             continue
@@ -111,7 +111,7 @@ def _has_rows(node: onnx.NodeProto) -> bool:
 
 def scaled_tensors(model: onnx.ModelProto, wanted: Collection[str]) -> dict[str, int]:
     """Return the tensors of `wanted` whose channels' ranges `equalize` needs, and the axis of their channels."""
-    found = {name: 1 for stream in streams(model, FACTORS) for name in stream.tensors if name in wanted}
+    found = {name: 1 for stream in find_streams(model, FACTORS) for name in stream.tensors if name in wanted}
     return found | {norm.output[0]: -1 for norm, _ in _normed(model) if norm.output[0] in wanted}
 
 

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from pipeline.onnx_models.graphs import Names, readers_of
 from pipeline.quant.float_parts import float_parts
 from pipeline.quant.graphs import activation_shapes, constants
-from pipeline.quant.streams import FACTORS, WeightEditor, is_channelwise, multiply_inputs, streams
+from pipeline.quant.streams import FACTORS, WeightEditor, find_streams, is_channelwise, multiply_inputs
 
 Float64 = npt.NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def gated_tensors(model: onnx.ModelProto, wanted: Collection[str]) -> dict[str, 
         return {}
     known, readers, shapes = constants(model), readers_of(model.graph), activation_shapes(model)
     kept = {value.name for value in model.graph.output}
-    kept.update(name for stream in streams(model, FACTORS) for name in stream.tensors)  # which `equalize` scales
+    kept.update(name for stream in find_streams(model, FACTORS) for name in stream.tensors)  # which `equalize` scales
     found = {}
     for node in model.graph.node:
         for name in set(node.output) & set(wanted) - kept if node.name in in_float else ():

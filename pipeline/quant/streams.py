@@ -65,7 +65,7 @@ class Stream:
     fixed: bool = False  # an operator of another kind reads or writes it
 
 
-def streams(model: onnx.ModelProto, rules: Rules) -> list[Stream]:
+def find_streams(model: onnx.ModelProto, rules: Rules) -> list[Stream]:
     """Return the streams that can be changed, in graph order."""
     return _Finder(model, rules).find()
 

@@ -133,7 +133,7 @@ def _checked(settings: Settings, inputs: Mapping[str, Path]) -> _Checked:
         raw = "quantize" in inputs and json.loads((inputs["quantize"] / CHECK).read_text())["input"] == "uint8"
         batches = agreement.prepare([listed[index] for index in chosen], settings.preprocess, raw=raw)
     else:
-        batches = agreement.noise(settings.preprocess)
+        batches = agreement.make_noise(settings.preprocess)
     if "calibrate" in inputs:
         return _Checked(batches, np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[chosen], scores)
     float32 = agreement.run_exact(inputs["export"] / MODEL, batches)

@@ -29,10 +29,10 @@ Float32 = npt.NDArray[np.float32]
 
 
 def test_noise_is_the_same_every_time_and_has_the_size_of_the_input() -> None:
-    (batch,) = agreement.noise(SPEC)
+    (batch,) = agreement.make_noise(SPEC)
     assert batch.shape == (8, 3, 32, 32)
     assert batch.dtype == np.float32
-    np.testing.assert_array_equal(batch, agreement.noise(SPEC)[0])
+    np.testing.assert_array_equal(batch, agreement.make_noise(SPEC)[0])
 
 
 def test_choose_takes_images_that_no_weight_was_fitted_to() -> None:

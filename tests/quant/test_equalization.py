@@ -19,7 +19,7 @@ from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qdq
 from pipeline.quant.equalization import channel_extremes, equalize, scaled_tensors
 from pipeline.quant.qmath import max_range
-from pipeline.quant.streams import FACTORS, streams
+from pipeline.quant.streams import FACTORS, find_streams
 from pipeline.runtimes.activations import ActivationReader
 
 Float32 = npt.NDArray[np.float32]
@@ -280,7 +280,7 @@ STATISTICS = {"s": normal(8, seed=7), "o": normal(8, seed=8), "m": normal(8, see
 @pytest.mark.parametrize("kind", PASSING)
 def test_equalize_rescales_through_what_passes_factors_on(kind: str) -> None:
     model = graph([FIRST, PASSING[kind], LAST], {**WEIGHTS, **STATISTICS}, "z")
-    found = streams(model, FACTORS)
+    found = find_streams(model, FACTORS)
     assert len(found) == (2 if kind == "BatchNormalization" else 1)
     assert sorted(name for stream in found for name in stream.tensors) == ["x", "y"]
     after = copy_of(model)
@@ -299,7 +299,7 @@ def test_equalize_rescales_on_either_side_of_a_grouped_convolution(groups: int) 
         LAST,
     ]
     model = graph(nodes, {**WEIGHTS, "v": normal(8, 8 // groups, 3, 3, seed=11)}, "z")
-    assert [stream.tensors for stream in streams(model, FACTORS)] == [["x", "r"], ["w", "y"]]
+    assert [stream.tensors for stream in find_streams(model, FACTORS)] == [["x", "r"], ["w", "y"]]
     after = copy_of(model)
     one, other = np.linspace(1, 0.04, 8), np.linspace(0.09, 1, 8)
     equalize(after, {"r": one, "y": other})
@@ -412,7 +412,7 @@ def test_equalize_leaves_alone_what_anything_else_reads_or_writes(kind: str) -> 
         if node.op_type == "Concat":
             node.attribute.append(helper.make_attribute("axis", 1))
     model = graph([FIRST, *nodes, LAST], constants, "z")
-    assert [stream.tensors for stream in streams(model, FACTORS)] == []
+    assert [stream.tensors for stream in find_streams(model, FACTORS)] == []
     after = copy_of(model)
     everything = {name: np.linspace(1, 9, 8) for node in nodes for name in (*node.input, *node.output)}
     assert equalize(after, everything) == {}
@@ -425,22 +425,22 @@ def test_streams_leave_the_models_input_and_outputs_alone() -> None:
     """An output in the middle of the network too, through Identity or not."""
     relu = helper.make_node("Relu", ["x"], ["y"], "relu")
     model = graph([FIRST, relu, LAST], WEIGHTS, "z")
-    assert [stream.tensors for stream in streams(model, FACTORS)] == [["x", "y"]]
+    assert [stream.tensors for stream in find_streams(model, FACTORS)] == [["x", "y"]]
     for output in ("x", "y"):
         watched = copy_of(model)
         watched.graph.output.append(onnx.ValueInfoProto(name=output))
-        assert streams(watched, FACTORS) == []
+        assert find_streams(watched, FACTORS) == []
     renamed = copy_of(model)
     renamed.graph.node.append(helper.make_node("Identity", ["y"], ["features"], "identity"))
     renamed.graph.output.append(onnx.ValueInfoProto(name="features"))
-    assert streams(renamed, FACTORS) == []
+    assert find_streams(renamed, FACTORS) == []
 
 
 def test_streams_are_whole_when_residual(tiny_model: onnx.ModelProto) -> None:
     """All that writes to or reads from a residual stream, through its ReLUs and pooling, is rescaled as one."""
     found = [
         (sorted(node.name for node in stream.writers), sorted(node.name for node in stream.readers))
-        for stream in streams(tiny_model, FACTORS)
+        for stream in find_streams(tiny_model, FACTORS)
     ]
     block, last = "/layer1/layer1.0", "/layer2/layer2.0"
     assert sorted(found) == [
