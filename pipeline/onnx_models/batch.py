@@ -69,7 +69,9 @@ def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Kn
             return False
         done.add(node.output[0])
         return _free_reshape(graph, names, node, known)
-    if node.op_type == "Resize":
+    if node.op_type == "Reshape":
+        changed = _settle_reshape(graph, names, node, known)
+    elif node.op_type == "Resize":
         changed = _free_resize(graph, names, node, known.constants, known.batch)
     elif node.op_type == "Expand" and node.input[1] in known.constants:
         return _free_expand(graph, names, node, known.shapes, known.constants, known.batch)
@@ -92,6 +94,25 @@ def _free_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, kn
     else:
         remove_attributes(node, "allowzero")
         node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", freed)
+    return True
+
+
+def _settle_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
+    """Write down a computed shape that keeps the batch and leaves one size to be found, as torch's `flatten(2)` does.
+
+    Shape inference does not divide by the batch, so that it finds no size behind that.
+    """
+    before, after = known.shapes.get(node.input[0], []), known.shapes.get(node.output[0], [])
+    sizes = known.at_batch.get(node.output[0], [])[1:]
+    left = [size for size in after[1:] if not isinstance(size, int)]
+    if not _is_batched(before) or len(left) != 1 or after[0] != before[0] or len(sizes) != len(after) - 1:
+        return False
+    settled = [size for size in sizes if isinstance(size, int)]
+    of_image = [size for size in before[1:] if isinstance(size, int)]
+    if len(settled) != len(sizes) or math.prod(settled) != math.prod(of_image) or 0 in settled:
+        return False
+    remove_attributes(node, "allowzero")
+    node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", [0, *settled])
     return True
 
 

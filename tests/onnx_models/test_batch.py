@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, save
+from small_graphs import SIDE, Builder, images
+from small_graphs import run_exact as run_alone
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
@@ -264,3 +266,22 @@ def test_load_keeps_the_batch_axis_when_a_squeeze_names_no_axes(tmp_path: Path, 
     assert expected.shape == (len(IMAGES), len(WEIGHT))
     assert classifier.run(model, IMAGES[:1]).shape == (1, len(WEIGHT))
     np.testing.assert_allclose(classifier.run(model, IMAGES[:1]), expected[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_load_frees_tokens_whose_number_is_computed_from_the_shape_of_the_map(tmp_path: Path) -> None:
+    """As torch writes `flatten(2)` of a vision transformer, for one image; a class token is joined to them."""
+    made = Builder()
+    x = made.op("Conv", "x", made.constant(made.normal(8, 3, 3, 3)), strides=[3, 3])
+    kept = made.op("Slice", made.op("Shape", x), *(made.constant([value], np.int64) for value in (0, 2, 0)))
+    shape = made.op("Concat", kept, made.constant([-1], np.int64), axis=0)
+    tokens = made.op("Transpose", made.op("Reshape", x, shape), perm=[0, 2, 1])
+    tokens = made.op("Concat", made.constant(made.normal(1, 1, 8)), tokens, axis=1)
+    tokens = made.op("Relu", made.op("Add", tokens, made.constant(made.normal(1, 17, 8))))
+    model = made.model(made.gemm(made.op("ReduceMean", tokens, axes=[1], keepdims=0), 8, 5))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "model.onnx")
+    loaded = classifier.load(tmp_path / "model.onnx", (3, SIDE, SIDE))
+    assert loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    expected = np.concatenate([run_alone(model, image[None]) for image in images(5)])
+    np.testing.assert_allclose(classifier.run(loaded, images(5)), expected, rtol=1e-5, atol=1e-5)
