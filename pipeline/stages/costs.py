@@ -1,6 +1,6 @@
 """About how long each stage takes, for the time that is left of a build. No result depends on it.
 
-Seconds are those of 2 cores of an AMD EPYC (Zen 5), from builds of resnet18 and wide_resnet50_2 on the sample. What a
+Seconds are those of 2 cores of an AMD EPYC (Zen 5), half of the CPU seconds of a build of resnet18. What a
 run measures of its own stages corrects them (`terminal.remaining`), so that only their ratios matter.
 """
 
@@ -39,8 +39,8 @@ class BuildWork:
 
 def _round(work: BuildWork) -> float:
     network = work.network
-    collecting = COLLECTING * (network.macs + 0.006 * network.rounding)  # an image; see stages/rounding.py
-    return 0.0116e-9 * (_fitting(work) * collecting + network.rounding)
+    collecting = COLLECTING * (network.macs + 0.003 * network.rounding)  # an image; see stages/rounding.py
+    return 0.002e-9 * (_fitting(work) * collecting + network.rounding)
 
 
 def _fitting(work: BuildWork) -> int:
@@ -52,12 +52,13 @@ _SECONDS: Mapping[str, Callable[[BuildWork], float]] = {
     "calibset": lambda work: 0.3 + 0.003 * work.images,
     "image2npz": lambda work: 0.5 + 0.004 * work.evaluation_images,
     "export": lambda work: (
-        4 + 0.3e-6 * work.network.params + (0.0005e-9 * work.images * work.network.macs if work.makes_weights else 0)
+        0.9 + 0.18e-6 * work.network.params + (0.0005e-9 * work.images * work.network.macs if work.makes_weights else 0)
     ),
     "pixels": lambda work: 0.03e-6 * work.network.params,
-    "equalize": lambda work: _fitting(work) * (0.005 + 0.0085e-9 * work.network.macs),
+    "equalize": lambda work: min(work.images, 48) * (0.003 + 0.0075e-9 * work.network.macs),
     "arrange": lambda work: 0.15e-6 * work.network.params,
-    "calibrate": lambda work: work.images * (0.004 + 0.006e-9 * work.network.macs),
+    # Without the images that rounding has counted.
+    "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * (0.0025 + 0.0055e-9 * work.network.macs),
     "thresholds": lambda work: 0.5,
     "round": _round,
     # Gates, which are measured both ways, are not known before the export; most networks have none.

@@ -34,10 +34,9 @@ def test_every_stage_has_an_expected_time() -> None:
 
 
 def test_expected_seconds_are_near_those_of_the_build_that_they_were_taken_from() -> None:
-    """wide_resnet50_2 at 256 px on 2 cores; as README had it, in s."""
-    measured = {"export": 30.3, "equalize": 16.5, "arrange": 10.6, "calibrate": 93.8, "round": 69.8, "trial": 21.9}
-    at_256 = guess_work(FrontendConfig(type=Frontend.TIMM, model="wide_resnet50_2", shape=(1, 3, 256, 256)))
-    found = expected_seconds(measured, BuildWork(**{**vars(work("resnet18")), "network": at_256}))
+    """resnet18 at 224 px, not on the sample, on 2 cores: half of the CPU seconds of docs/measured.md, in s."""
+    measured = {"equalize": 0.8, "calibrate": 10.8, "round": 4.3}
+    found = expected_seconds(measured, work("resnet18"))
     assert found == pytest.approx(measured, rel=0.35)
 
 
