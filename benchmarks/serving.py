@@ -96,6 +96,8 @@ class Http:
         length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
         assert length is not None, head
         body = await reader.readexactly(int(length[1]))
+        if re.search(rb"\r\nconnection: close\r\n", head, re.IGNORECASE):  # as a server says that stops
+            self.close()
         if not head.startswith(b"HTTP/1.1 200"):
             raise RefusedError(body.decode()) if b"stopping" in body else PipelineError(body.decode())
         return body
@@ -103,6 +105,7 @@ class Http:
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
+            self._streams = None
 
 
 class Clients:
@@ -327,7 +330,7 @@ def under_stop(args: argparse.Namespace) -> None:
     tensor = np.zeros((1, *package.input_chw), np.uint8 if package.takes_pixels else np.float32)
     for kind in KINDS[:2]:
         for turn in range(args.turns):
-            with running(package, flags(args)) as server:
+            with running(package, [*flags(args), f"--workers={args.workers[-1]}"]) as server:
                 counts = asyncio.run(_stopped_while_asked(server, package, kind, tensor, args))
                 code = server.process.wait(60)
             said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
@@ -375,7 +378,9 @@ def main() -> int:
     parser.add_argument("-i", "--instances", type=int, default=2)
     parser.add_argument("--runtime", choices=[each.value for each in Runtime], default="auto")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of requests, for load and workers")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="for workers")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="to compare; stop: the last"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
