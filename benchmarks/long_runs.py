@@ -138,7 +138,9 @@ def predict(args: argparse.Namespace) -> None:
     prefix = make_package(args.folder, "percentile")
     images = make_images(args.folder / "many", args.images)
     answers = args.folder / "answers.csv"
-    done = run(["predict", "-m", str(prefix), str(images), "--csv", str(answers), "--runtime", args.runtime])
+    done = run(
+        ["predict", "-m", str(prefix), str(images), "--csv", str(answers), "--topk=1", "--runtime", args.runtime]
+    )
     with answers.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     names = Counter(Path(row["file"]).stem for row in rows)
@@ -183,7 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runtime", default="openvino", help="of predict and serve (%(default)s)")
     parser.add_argument("--minutes", type=float, default=60.0, help="of serve (%(default)s)")
     parser.add_argument("--quota", type=float, default=0.0, metavar="CORES", help="of the server (0: all)")
-    parser.add_argument("--load", type=float, default=0.8, help="of what the server was found to take (%(default)s)")
+    parser.add_argument("--load", type=float, default=0.8, help="of what the server takes (%(default)s)")
     parser.add_argument("--swap", type=float, default=60.0, metavar="S", help="between two packages (%(default)s)")
     return parser
 

@@ -37,6 +37,8 @@ Scores = np.ndarray  # float32 [classes]
 Ask = Callable[[int], Awaitable[Scores]]  # about image n
 
 CAPACITY_S, CLIENTS = 20.0, 16  # how long, and by how many clients, the server's capacity is measured
+PATIENCE_S = 60.0  # of a client
+STEER_S = 10.0  # between two changes of the rate
 EVERY_S = 5.0  # between two samples
 REST_S = 10.0  # without a client, before and after
 WARM_UP = 1 / 6  # of the run, left out of the slope
@@ -51,13 +53,14 @@ class Outcome:
 
     answered: Counter[int] = field(default_factory=Counter)  # by package
     refused: int = 0  # 429, 503, UNAVAILABLE, RESOURCE_EXHAUSTED
+    late: int = 0  # not answered within PATIENCE_S
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)  # answers of neither package
     latencies_s: list[float] = field(default_factory=list)
 
     @property
     def asked(self) -> int:
-        return sum(self.answered.values()) + self.refused + len(self.lost) + len(self.wrong)
+        return sum(self.answered.values()) + self.refused + self.late + len(self.lost) + len(self.wrong)
 
 
 class Server:
@@ -170,9 +173,11 @@ class Judge:
     async def ask(self, way: Ask, n: int) -> None:
         begun, found = time.perf_counter(), self.outcome
         try:
-            scores = await asyncio.wait_for(way(n), 60)
+            scores = await asyncio.wait_for(way(n), PATIENCE_S)
         except (InferenceServerException, aiohttp.ClientError, grpc.RpcError, OSError, asyncio.TimeoutError) as err:
-            if re.search(r"\b(429|503)\b|UNAVAILABLE|RESOURCE_EXHAUSTED", str(err)):
+            if time.perf_counter() - begun >= PATIENCE_S:
+                found.late += 1
+            elif re.search(r"\b(429|503)\b|UNAVAILABLE|RESOURCE_EXHAUSTED", str(err)):
                 found.refused += 1
             else:
                 found.lost.append(f"{type(err).__name__}: {err}")
@@ -199,14 +204,40 @@ async def capacity(clients: Clients, judge: Judge, seconds: float) -> float:
     return judge.outcome.asked / seconds
 
 
-async def keep_asking(clients: Clients, judge: Judge, rate: float, seconds: float) -> None:
-    """Send so many requests a second, whether or not earlier ones were answered; return when all are."""
-    begun, ways, waiting = time.perf_counter(), clients.ways(), set()
-    for n in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, begun + n / rate - time.perf_counter()))
+@dataclass
+class Rate:
+    """How often clients ask."""
+
+    a_second: float
+    asked: list[float] = field(default_factory=list)  # the rates there were, one a turn
+
+    async def steer(self, pid: int, load: float, cores: float) -> None:
+        """Keep the process computing for a share of its cores' time, until cancelled."""
+        spent = _cpu_s(pid)
+        while True:
+            self.asked.append(self.a_second)
+            begun = time.perf_counter()
+            await asyncio.sleep(STEER_S)
+            before, spent = spent, _cpu_s(pid)
+            share = (spent - before) / (time.perf_counter() - begun) / cores
+            self.a_second *= min(1.1, max(0.7, load / share)) if share else 1.0
+
+
+def _cpu_s(pid: int) -> float:
+    found = take(pid, 0.0)
+    return found.cpu_s if found is not None else 0.0
+
+
+async def keep_asking(clients: Clients, judge: Judge, rate: Rate, seconds: float) -> None:
+    """Send requests at a rate, whether or not earlier ones were answered; return when all are."""
+    due, ways, waiting, n = time.perf_counter(), clients.ways(), set(), 0
+    end = due + seconds
+    while due < end:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
         task = asyncio.create_task(judge.ask(clients.alone if n % ALONE == 0 else ways[n % len(ways)], n))
         waiting.add(task)
         task.add_done_callback(waiting.discard)
+        n, due = n + 1, due + 1 / rate.a_second
     await asyncio.gather(*waiting)
 
 
@@ -269,27 +300,30 @@ def serve_long(prefixes: Sequence[Path], files: Sequence[bytes], args: argparse.
     judges = [Judge([answers_of(prefix, files, args.runtime) for prefix in prefixes]) for _ in range(2)]
     with started(prefixes, [f"--runtime={args.runtime}"], args.quota) as (server, models, scratch):
 
-        async def work() -> tuple[float, float]:
+        async def work() -> tuple[float, Rate, float]:
             async with Clients(server, package.name, tensors, files) as clients:
                 most = await capacity(clients, judges[0], CAPACITY_S)
-                print(f"takes {most:.1f} requests/s, asked for {args.load * most:.1f}/s", flush=True)
-                swapping = asyncio.create_task(swap_packages(server, prefixes, models, args.swap))
+                rate = Rate(args.load * most)
+                beside = [asyncio.create_task(swap_packages(server, prefixes, models, args.swap))]
+                if args.quota:
+                    beside.append(asyncio.create_task(rate.steer(server.process.pid, args.load, args.quota)))
                 try:
-                    await keep_asking(clients, judges[1], args.load * most, args.minutes * 60)
+                    await keep_asking(clients, judges[1], rate, args.minutes * 60)
                 finally:
-                    swapping.cancel()
-                return most, await clients.images_counted()
+                    for task in beside:
+                        task.cancel()
+                return most, rate, await clients.images_counted()
 
         time.sleep(REST_S)
         rests = [take(server.process.pid, 0)]
         with Watch(server.process.pid, EVERY_S) as watch:
-            most, counted = asyncio.run(work())
+            most, rate, counted = asyncio.run(work())
         time.sleep(REST_S)
         rests.append(take(server.process.pid, 0))
         server.process.send_signal(signal.SIGTERM)
         code = server.process.wait(60)
         left = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*"))
-    report(args, watch.samples, rests, judges, most, counted, server, code, left)
+    report(args, watch.samples, rests, judges, most, rate, counted, server, code, left)
 
 
 def report(
@@ -298,6 +332,7 @@ def report(
     rests: Sequence[Sample],
     judges: Sequence[Judge],
     most: float,
+    rate: Rate,
     counted: float,
     server: Server,
     code: int,
@@ -313,14 +348,17 @@ def report(
     found = judges[1].outcome
     answered = sum(found.answered.values())
     growth, error = slope(samples, samples[-1].seconds * WARM_UP)
+    asked = (min(rate.asked), max(rate.asked)) if rate.asked else (rate.a_second,)
     p50, p99 = (1000 * float(np.percentile(found.latencies_s, share)) for share in (50, 99))
     in_all = answered + sum(judges[0].outcome.answered.values())
     facts = {
         "runtime": args.runtime,
         "cores of the server": f"{args.quota:g}" if args.quota else "all",
-        "requests/s it takes; asked for": f"{most:.1f}; {args.load * most:.1f} ({args.load:.0%})",
+        "requests/s it took at first": f"{most:.1f}",
+        f"requests/s asked for, at {args.load:.0%}": " to ".join(f"{each:.1f}" for each in asked),
         "asked; answered": f"{found.asked}; {answered} (by package: {dict(sorted(found.answered.items()))})",
-        "refused; lost; answered otherwise": f"{found.refused}; {len(found.lost)}; {len(found.wrong)}",
+        f"refused; not answered in {PATIENCE_S:.0f} s": f"{found.refused}; {found.late}",
+        "lost; answered otherwise": f"{len(found.lost)}; {len(found.wrong)}",
         "answers; images the server counted": f"{in_all}; {counted:.0f}",
         "latency p50; p99": f"{p50:.0f} ms; {p99:.0f} ms",
         "versions loaded; unloaded; refused": "; ".join(
