@@ -33,6 +33,7 @@ def costs_by_runs(model: onnx.ModelProto, int8: onnx.ModelProto, ranges: dict[st
     return {(cost.kind, cost.name): cost.kl for cost in measured}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", MODELS.values(), ids=MODELS)
 def test_divergences_are_those_of_each_quantizer_alone(last: str) -> None:
     model, batch = network(last), images(300)
@@ -50,6 +51,7 @@ def test_divergences_are_those_of_each_quantizer_alone(last: str) -> None:
         assert found[dearest] > found[cheapest]
 
 
+@pytest.mark.slow
 def test_divergences_scale_with_the_square_of_a_quantizers_step() -> None:
     model, batch = network(""), images(8)
     seen = ranges_seen(model, batch)

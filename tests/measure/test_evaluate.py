@@ -228,6 +228,7 @@ def test_val_label_comes_before_folder_and_build(by_hand: tuple[Path, np.ndarray
     assert found.top1 == Accuracy(IMAGES, IMAGES)
 
 
+@pytest.mark.slow
 def test_list_beside_the_images_decides_when_image2npz_found_it(
     tiny: TinyWorkspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

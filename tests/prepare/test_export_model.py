@@ -108,6 +108,7 @@ def test_export_names_the_flag_when_its_value_is_wrong(
     assert not (tmp_path / "onnx").exists()
 
 
+@pytest.mark.slow
 def test_export_names_save_dir_when_it_cannot_be_written(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def test_select_says_so_when_no_network_has_the_name() -> None:
     assert str(caught.value) == "models vgg: no network of that name; `models` without words lists all"
 
 
+@pytest.mark.slow
 def test_models_prints_what_was_counted_beside_what_the_documents_say(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "ResNet50_vc", "wide_resnet50_2", "iresnet18"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:-5]]

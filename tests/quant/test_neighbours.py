@@ -133,6 +133,7 @@ def shapes_of_all_networks() -> set[tuple[tuple[int, ...], int]]:
     return found
 
 
+@pytest.mark.slow
 def test_weights_of_every_layer_shape_of_every_shipped_network_fit_16_bits() -> None:
     rng = np.random.default_rng(2)
     shapes = shapes_of_all_networks()

@@ -214,6 +214,7 @@ def test_read_run_names_what_differs_from_the_datalist(tmp_path: Path) -> None:
         assert str(raised.value) == f"{out}: holds results of 4 samples, the datalist names {count} ({odd}); {end}"
 
 
+@pytest.mark.slow
 def test_read_run_compares_long_datalists_at_once(tmp_path: Path) -> None:
     images = [tmp_path / f"{index}.npz" for index in range(30_000)]
     record = {"finished": True, "samples": {f"{i:06d}-x.npz": str(path) for i, path in enumerate(images)}}

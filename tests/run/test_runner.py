@@ -208,7 +208,7 @@ sharing = pytest.mark.skipif(sys.platform != "linux", reason="models are shared 
         pytest.param(3, 2, True, marks=pytest.mark.slow),
         pytest.param(6, 4, True, marks=pytest.mark.slow),
         pytest.param(2, 4, False, marks=pytest.mark.slow),
-        (6, 3, False),
+        pytest.param(6, 3, False, marks=pytest.mark.slow),
     ],
 )
 def test_processes_share_a_model_that_needs_no_threads_of_its_own(

@@ -71,6 +71,7 @@ def test_open_session_computes_the_model_when_its_tensors_are_passed_apart(
     assert model.SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.slow
 def test_serialize_leaves_large_tensors_out_of_the_bytes(model: onnx.ModelProto) -> None:
     values = np.arange(17 << 20, dtype=np.float32)  # 68 MiB
     model.graph.initializer.append(numpy_helper.from_array(values, "table"))

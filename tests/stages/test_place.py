@@ -75,6 +75,7 @@ def wide(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_build_leaves_gates_in_float_without_measuring_when_their_channels_were_scaled(
     make_config: MakeConfig, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_check_refuses_a_time_that_is_none(make_config: MakeConfig, monkeypatch:
     assert str(caught.value) == f"INT8_PIPELINE_TRIAL_SECONDS: expected 0 to 3600 seconds, got {text!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.openvino
 def test_measure_measures_the_others_when_a_runtime_dies(
     tiny_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
