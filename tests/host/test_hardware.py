@@ -178,8 +178,8 @@ def test_instruction_sets_are_those_that_a_variable_allows_each_runtime(
     platform.libc_ver()[0] != "glibc", reason="other C libraries give memory back by rules of their own"
 )
 def test_release_memory_gives_back_what_small_blocks_took() -> None:
-    blocks = [bytes(100_000) for _ in range(2000)]
-    last = bytes(100_000)  # above them, so that they are not given back as they are freed
+    blocks = [b"1" * 100_000 for _ in range(2000)]  # not zeros, which a fresh page has without being touched
+    last = b"1" * 100_000  # above them, so that they are not given back as they are freed
     del blocks
     before = _resident_mib()
     hardware.release_memory()
