@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +15,12 @@ from torch import nn
 
 from pipeline.errors import DataError, PipelineError
 from pipeline.models import zoo
+from pipeline.models.torch_threads import one_thread
 from pipeline.onnx_models import classifier
 
 # The share of the largest logit by which ONNX Runtime may differ from torch: float32 sums in another order. An
 # inception_v3 with random weights, in which rounding errors grow from layer to layer, differs by 1.3e-4.
 _TOLERANCE = 1e-3
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: on few images, its threads take five times the CPU time, waiting busily."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "input") -> onnx.ModelProto:
@@ -42,7 +30,7 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     which both runtimes compute in int8. The newer one numbers its nodes, emits ReduceMean and needs onnxscript.
     """
     stream = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode(), _one_thread():
+    with warnings.catch_warnings(), torch.inference_mode(), one_thread():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         torch.onnx.export(
@@ -122,7 +110,7 @@ def check_torchscript(file: bytes, network: nn.Module, batch_nchw: npt.NDArray[n
 
 def run_network(network: nn.Module, batch_nchw: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the network's own output for one batch, computed by torch: [N, C, H, W] -> [N, classes]."""
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), one_thread():
         outputs: npt.NDArray[np.float32] = network.eval()(torch.from_numpy(batch_nchw)).numpy()
     return outputs
 

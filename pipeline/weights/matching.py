@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DataError
 from pipeline.models import libraries, zoo
+from pipeline.models.torch_threads import one_thread
 
 _PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
 COUNTER = "num_batches_tracked"
@@ -62,9 +63,10 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     misfit = _compare(outline, state, entries)
     if misfit:
         raise DataError(f"{path}: {_describe(misfit, state, path, model)}")
-    bad = next(
-        (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
-    )
+    with one_thread():
+        bad = next(
+            (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
+        )
     if bad:
         raise DataError(f"{path}: tensor {bad} holds NaN or Inf; this checkpoint cannot be used")
     loaded = network.state_dict()
