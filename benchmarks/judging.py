@@ -171,7 +171,11 @@ def evaluate_elsewhere(name: str, model: Path, judge: Judge, args: argparse.Name
         normalised = judge.images["float32"]
         if OWN not in args.runtimes:
             return []
-        found, rate = answer_by_peer(name, model, normalised, read_interpreters(args.peer))
+        try:
+            found, rate = answer_by_peer(name, model, normalised, read_interpreters(args.peer))
+        except BackendError as err:
+            print(f"{name} is left out: {err}", file=sys.stderr)
+            return []
         float32 = [images_per_second(judge.reference, judge.images) for _ in range(judge.rounds)]
         return [judge.compare(name, PEERS[name].runtime, found, [(rate, each) for each in float32])]
     if EXACT not in args.runtimes or model.suffix != ".onnx":

@@ -107,7 +107,7 @@ def answer_by_peer(
 def call(name: str, command: Sequence[str]) -> None:
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code:
-        raise BackendError(f"row {name}: its process ended with {code}; why stands above; leave it out with --rows")
+        raise BackendError(f"row {name}: its process ended with {code}; why stands above")
 
 
 def save_logits(float32: Path, path: Path) -> None:

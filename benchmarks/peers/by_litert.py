@@ -10,6 +10,7 @@ from statistics import median
 
 import litert_torch
 import numpy as np
+import numpy.typing as npt
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer, recipe
@@ -34,16 +35,26 @@ def make_int8(job: Job) -> Made:
     return Made(str(model), len(job.images), f"{libraries}, static_wi8_ai8, the answer in int8 too")
 
 
+def to_int8(values: Float32, quantization: tuple[float, int]) -> npt.NDArray[np.int8]:
+    scale, zero_point = quantization
+    return np.clip(np.rint(values / scale) + zero_point, -128, 127).astype(np.int8)
+
+
+def to_float32(values: npt.NDArray[np.int8], quantization: tuple[float, int]) -> Float32:
+    scale, zero_point = quantization
+    return (values.astype(np.float32) - zero_point) * np.float32(scale)
+
+
 def answer(model: Path, images: Float32) -> Answers:
     interpreter = Interpreter(str(model), num_threads=os.cpu_count())
     interpreter.allocate_tensors()
-    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     logits, seconds = [], []
     for image in images:
         begun = time.perf_counter()
-        interpreter.set_tensor(given, image[None])
+        interpreter.set_tensor(given["index"], to_int8(image[None], given["quantization"]))
         interpreter.invoke()
-        logits.append(interpreter.get_tensor(made).copy())
+        logits.append(to_float32(interpreter.get_tensor(made["index"]), made["quantization"]))
         seconds.append(time.perf_counter() - begun)
     return Answers(np.concatenate(logits), 1 / median(seconds[-BURSTS:]))
 

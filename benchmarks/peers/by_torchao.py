@@ -31,6 +31,8 @@ def quantize(job: Job, *, reduce_range: bool) -> Made:
         for images in job.batches(BATCH):
             prepared(torch.from_numpy(images))
         converted = convert_pt2e(prepared)
+    quantizers = sum("quantize_per" in str(node.target) for node in converted.graph.nodes)
+    assert quantizers, "torchao found nothing to quantize"
     model = Path("model.pt2").absolute()
     torch.export.save(torch.export.export(converted, (example,), dynamic_shapes=(batch,)), model)
     settings = (

@@ -1,7 +1,7 @@
 """A float32 ONNX model as a torch module, for the tools that start from torch: every tool then has the same weights.
 
-Each node is a call of its own, so that no module is used twice: torchao refuses a ReLU used twice in place, as
-torchvision's ResNets do.
+Each node is a module of its own, since torchao 0.18's X86InductorQuantizer leaves layers that are called as functions
+(`F.conv2d`) in float32 without a word; see findings/functional-layers-unquantized.sh.
 """
 
 from __future__ import annotations
@@ -12,75 +12,97 @@ from typing import Any
 
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 Attributes = dict[str, Any]
+Weights = list[Tensor]
 
 
-def conv(given: list[Tensor], attributes: Attributes) -> Tensor:
-    x, weight, bias = (*given, None)[:3]
+def padding(attributes: Attributes, operator: str) -> tuple[int, int]:
     pads = attributes.get("pads", [0, 0, 0, 0])
-    assert pads[:2] == pads[2:], f"Conv: pads {pads}, expected the same at either end"
-    stride, dilation = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
-    return F.conv2d(x, weight, bias, stride, pads[:2], dilation, attributes.get("group", 1))
+    assert pads[:2] == pads[2:], f"{operator}: pads {pads}, expected the same at either end"
+    return pads[0], pads[1]
 
 
-def max_pool(given: list[Tensor], attributes: Attributes) -> Tensor:
-    pads = attributes.get("pads", [0, 0, 0, 0])
-    assert pads[:2] == pads[2:], f"MaxPool: pads {pads}, expected the same at either end"
-    return F.max_pool2d(
-        given[0],
-        attributes["kernel_shape"],
-        attributes["strides"],
-        pads[:2],
+def conv(weights: Weights, attributes: Attributes) -> nn.Module:
+    weight, bias = (*weights, None)[:2]
+    assert weight is not None
+    group = attributes.get("group", 1)
+    layer = nn.Conv2d(
+        weight.shape[1] * group,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride=tuple(attributes.get("strides", (1, 1))),
+        padding=padding(attributes, "Conv"),
+        dilation=tuple(attributes.get("dilations", (1, 1))),
+        groups=group,
+        bias=bias is not None,
+    )
+    return with_weights(layer, weight, bias)
+
+
+def gemm(weights: Weights, attributes: Attributes) -> nn.Module:
+    assert attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
+    weight, bias = (*weights, None)[:2]
+    assert weight is not None
+    rows = weight if attributes.get("transB", 0) else weight.T.contiguous()
+    return with_weights(nn.Linear(rows.shape[1], rows.shape[0], bias=bias is not None), rows, bias)
+
+
+def with_weights(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
+
+
+def max_pool(_: Weights, attributes: Attributes) -> nn.Module:
+    return nn.MaxPool2d(
+        tuple(attributes["kernel_shape"]),
+        tuple(attributes["strides"]),
+        padding(attributes, "MaxPool"),
         ceil_mode=bool(attributes.get("ceil_mode", 0)),
     )
 
 
-def gemm(given: list[Tensor], attributes: Attributes) -> Tensor:
-    assert attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
-    x, weight, bias = (*given, None)[:3]
-    assert weight is not None
-    return F.linear(x, weight if attributes.get("transB", 0) else weight.T.contiguous(), bias)
+class Add(nn.Module):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + right
 
 
-OPERATORS: dict[str, Callable[[list[Tensor], Attributes], Tensor]] = {
-    "Add": lambda given, _: given[0] + given[1],
+MODULES: dict[str, Callable[[Weights, Attributes], nn.Module]] = {
+    "Add": lambda weights, attributes: Add(),
     "Conv": conv,
-    "Flatten": lambda given, attributes: torch.flatten(given[0], attributes.get("axis", 1)),
+    "Flatten": lambda weights, attributes: nn.Flatten(attributes.get("axis", 1)),
     "Gemm": gemm,
-    "GlobalAveragePool": lambda given, _: F.adaptive_avg_pool2d(given[0], 1),
+    "GlobalAveragePool": lambda weights, attributes: nn.AdaptiveAvgPool2d(1),
     "MaxPool": max_pool,
-    "Relu": lambda given, _: F.relu(given[0]),
+    "Relu": lambda weights, attributes: nn.ReLU(),
 }
 
 
-class OnnxModule(torch.nn.Module):
+class OnnxModule(nn.Module):
     """Computes the nodes of an ONNX graph in their order. Its operators are those of ResNets."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         graph = onnx.load(path).graph
-        unknown = sorted({node.op_type for node in graph.node} - set(OPERATORS))
+        unknown = sorted({node.op_type for node in graph.node} - set(MODULES))
         if unknown:
             raise SystemExit(f"{path}: onnx_in_torch.py has no operator {unknown[0]}")
+        stored = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
         self._given, self._made = graph.input[0].name, graph.output[0].name
-        self._nodes = [
-            (OPERATORS[node.op_type], list(node.input), node.output[0], read_attributes(node)) for node in graph.node
-        ]
-        self._parameters_of = {tensor.name: f"p{index}" for index, tensor in enumerate(graph.initializer)}
-        for tensor in graph.initializer:
-            values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-            self.register_parameter(self._parameters_of[tensor.name], torch.nn.Parameter(values, requires_grad=False))
+        self._edges = [([name for name in node.input if name not in stored], node.output[0]) for node in graph.node]
+        self.nodes = nn.ModuleList(
+            MODULES[node.op_type]([stored[name] for name in node.input if name in stored], read_attributes(node))
+            for node in graph.node
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         values = {self._given: images}
-        for name, parameter in self._parameters_of.items():
-            values[name] = getattr(self, parameter)
-        for operator, given, made, attributes in self._nodes:
-            values[made] = operator([values[name] for name in given if name], attributes)
+        for module, (given, made) in zip(self.nodes, self._edges, strict=True):
+            values[made] = module(*(values[name] for name in given))
         return values[self._made]
 
 
