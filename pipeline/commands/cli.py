@@ -36,7 +36,7 @@ EXIT_READER_GONE = 141  # 128 + SIGPIPE
 
 # Modules that may be missing, for instance on a machine that only runs packages, and what installs them.
 _LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
-    name: name for name in ("numpy", "onnx", "onnxruntime", "safetensors", "torch", "tqdm")
+    name: name for name in ("numpy", "onnx", "onnxruntime", "safetensors", "scipy", "threadpoolctl", "torch", "tqdm")
 }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-
-from pipeline.host.blas import add_gram
+from scipy.linalg import blas
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -38,18 +37,11 @@ class Covariance:
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
             columns -= self._shift
-            if not add_gram(self._products, columns):
-                self._add_gram(columns)
+            # In place, the lower triangle: numpy's product of 4608 columns takes 85 MB and twice the time. BLAS reads
+            # columns first, so that our lower triangle is the upper one of the transpose.
+            blas.ssyrk(1.0, columns.T, beta=1.0, c=self._products.T, overwrite_c=True)
             self._sums += columns.sum(axis=0, dtype=np.float64)
             self._count += len(columns)
-
-    def _add_gram(self, columns: Float32) -> None:
-        # Block by block, the lower triangle only: the whole product would need as much memory again. Of a matrix and
-        # its own transpose, numpy computes half the product (syrk).
-        for start in range(0, columns.shape[1], _BLOCK):
-            block = columns[:, start : start + _BLOCK]
-            self._products[start : start + _BLOCK, start : start + _BLOCK] += block.T @ block
-            self._products[start : start + _BLOCK, :start] += block.T @ columns[:, :start]
 
     def means(self) -> Float64:
         """Return float64 [inputs]."""

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import lapack
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
-from pipeline.host.blas import factor_lower
 from pipeline.quant.arrays import read_arrays
 from pipeline.quant.int8_weights import LIMIT, bound_pairs, round_to_nearest
 from pipeline.quant.neighbours import PAIR_LIMIT, Pairs, partners, row_chunks
@@ -34,7 +34,6 @@ Int8 = npt.NDArray[np.int8]
 
 _BLOCK = 128  # columns rounded one by one before their errors are passed on to the others, in one matrix product
 _ROWS = 512  # rows of a matrix updated at a time: a bound on the memory of their product
-_FACTORED = 256  # columns of a covariance factored at a time
 _MEASURED = 64  # outputs, at least, of those that there are
 _DAMPING = 0.01  # of the mean variance, added to each: with fewer images than inputs, some directions have none
 # Largest number of a layer's inputs for one covariance, which takes 340 MB.
@@ -218,30 +217,18 @@ def _free_range(rounded: Float32, neighbours: list[int]) -> tuple[Float32 | floa
     return low, high
 
 
-def factor_in_place(matrix: npt.NDArray[np.floating[Any]]) -> None:
-    """Turn a positive definite matrix into its Cholesky factor L, lower triangular: it was L L^T.
+def factor_in_place(matrix: Float32) -> None:
+    """Turn a positive definite matrix, float32 in C order, into its Cholesky factor L, lower triangular: it was L L^T.
 
-    Block by block: `numpy.linalg.cholesky` takes twice the memory of the matrix in addition, for one of 340 MB.
+    `numpy.linalg.cholesky` takes twice the memory of the matrix in addition, for one of 340 MB.
+
+    Raises:
+        LinAlgError: it is not positive definite.
     """
-    size = len(matrix)
-    if factor_lower(matrix):
-        for start in range(0, size, _FACTORED):
-            end = min(start + _FACTORED, size)
-            matrix[start:end, end:] = 0
-            matrix[start:end, start:end] = np.tril(matrix[start:end, start:end])
-        return
-    for start in range(0, size, _FACTORED):
-        end = min(start + _FACTORED, size)
-        corner, below = matrix[start:end, start:end], matrix[end:, start:end]
-        corner[...] = np.linalg.cholesky(corner)
-        matrix[start:end, end:] = 0
-        # By the inverse of a small corner: a product, several times as fast as solving for each row.
-        below[...] = below @ np.linalg.inv(corner).T
-        for top in range(end, size, _ROWS):
-            bottom = min(top + _ROWS, size)
-            rows = below[top - end : bottom - end]
-            matrix[top:bottom, end:top] -= rows @ below[: top - end].T
-            matrix[top:bottom, top:bottom] -= rows @ rows.T  # numpy computes half of it
+    # LAPACK reads columns first, so that our lower triangle is the upper one of the transpose.
+    _, failed = lapack.spotrf(matrix.T, lower=False, clean=True, overwrite_a=True)
+    if failed:
+        raise np.linalg.LinAlgError(f"the leading minor of order {failed} is not positive definite")
 
 
 def mean_error(weights: Float32, rounded: Int8, scales: Float32, means: Float64) -> Float64:

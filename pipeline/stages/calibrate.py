@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+from threadpoolctl import threadpool_limits
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
@@ -25,7 +26,6 @@ from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
 from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
-from pipeline.host.blas import blas_threads
 from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.host.threads import thread_pool
 from pipeline.onnx_models import classifier
@@ -143,7 +143,7 @@ def collect(
         first = choose_evenly(len(images), FITTING_IMAGES)
         counter.set_tails(counts, (read(first[index]) for index in choose_evenly(len(first), TAIL_IMAGES)))
     with (
-        blas_threads(1),  # each thread here has its own image
+        threadpool_limits(1, user_api="blas"),  # each thread here has its own image
         thread_pool(workers) as pool,
         progress_bar(len(images), "calibrate", "img", done=seen, span=(0, 1)) as progress,
     ):

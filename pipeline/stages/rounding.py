@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from threadpoolctl import threadpool_limits
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig
@@ -22,7 +23,6 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
-from pipeline.host.blas import blas_threads
 from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
 from pipeline.quant import pixels
@@ -106,7 +106,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     work = [_Work.of(some, macs, settings.positions) for some in passes]
     total = sum(each.image * len(images) + sum(each.layers.values()) for each in work)
     with (
-        blas_threads(settings.cores // settings.workers),
+        # Layers have threads of their own, and OpenBLAS's wait busily between two products, 20 ms each time.
+        threadpool_limits(settings.cores // settings.workers, user_api="blas"),
         progress_bar(total, "round weights", "MMAC", span=(0, 1)) as progress,
     ):
         for number, (some, each) in enumerate(zip(passes, work, strict=True)):

@@ -635,7 +635,7 @@ def test_a_wrong_flag_of_build_is_named_once(
 def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: TinyWorkspace, tmp_path: Path) -> None:
     """requirements-run.txt: what it leaves out is hidden from the commands here."""
     kept = (REPOSITORY / "requirements-run.txt").read_text(encoding="utf-8")
-    for name in ("torch", "onnx", "safetensors"):
+    for name in ("torch", "onnx", "safetensors", "scipy", "threadpoolctl"):
         assert f"\n{name}>" not in kept
         (tmp_path / "hidden").mkdir(exist_ok=True)
         (tmp_path / "hidden" / f"{name}.py").write_text(f"raise ModuleNotFoundError('hidden', name='{name}')")
