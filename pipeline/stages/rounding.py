@@ -186,6 +186,12 @@ def _sizes(layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]], image
     return sizes
 
 
+def _outgrows(layer: Layer, activations: int) -> bool:
+    """Tell whether the activations of all images, in bytes, take more than a covariance: shapes do not tell how many
+    rows the products of an attention network have for an image, since its tokens lie in the axis of the batch."""
+    return not _is_wide(layer) and activations > 4 * layer.groups * layer.inputs**2
+
+
 def _passes(layers: Sequence[Layer], sizes: Mapping[str, _Size]) -> Iterator[list[Layer]]:
     """Yield the layers in groups whose inputs fit the memory, in graph order."""
     group: list[Layer] = []
@@ -246,6 +252,8 @@ def _collect(
             summed = []
             for layer in layers:
                 some = held[layer.name]
+                if some == [] and _outgrows(layer, len(images) * values[layer.source].nbytes):
+                    some = held[layer.name] = _covariance(layer)
                 if isinstance(some, list):
                     some.append(values[layer.source].copy())
                 else:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+import small_graphs
 import torch
 
 from pipeline.building import build
@@ -19,6 +20,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant.covariance import Covariance
+from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.layers import layers_of
 from pipeline.quant.rounding import read_rounded, write_rounded
 from pipeline.stages import calibset, export, rounding
@@ -287,3 +289,24 @@ def test_run_rounds_the_same_when_weights_wait_in_files(
     expected = run(make_config(), inputs, tmp_path / "in memory")
     monkeypatch.setattr(rounding, "_LARGE", 1)
     assert run(make_config(), inputs, tmp_path / "in files") == expected
+
+
+def test_collect_holds_no_activations_that_take_more_than_a_covariance(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """An attention network's products: [images * tokens, features], of which the shape tells the features only."""
+    made = small_graphs.Builder()
+    tokens = made.op("Reshape", made.conv("x", 3, 8), made.constant([-1, 8], np.int64))  # 1024 for an image
+    hidden = made.op("Relu", made.gemm(tokens, 8, 16))
+    model = made.model(made.gemm(made.op("Reshape", hidden, made.constant([-1, 16 * 1024], np.int64)), 16 * 1024, 5))
+    for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (32, 32), strict=True):
+        axis.dim_value = size
+    onnx.save(model, tmp_path / "model.onnx")
+    settings = rounding.take_settings(make_config())
+    images = read_calibration_list(inputs["calibset"] / "calibration.txt")
+    layers = list(layers_of(model))
+    sizes = rounding._sizes(layers, activation_shapes(model), len(images))
+    held = rounding._collect(settings, tmp_path / "model.onnx", layers, sizes, images, None, lambda: None)
+    assert isinstance(held["gemm0"], Covariance)
+    assert isinstance(held["gemm1"], list)  # too wide for a covariance
+    assert len(held["gemm1"]) == len(images)
