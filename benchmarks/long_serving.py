@@ -180,7 +180,8 @@ class Judge:
             elif re.search(r"\b(429|503)\b|UNAVAILABLE|RESOURCE_EXHAUSTED", str(err)):
                 found.refused += 1
             else:
-                found.lost.append(f"{type(err).__name__}: {err}")
+                after = time.perf_counter() - begun
+                found.lost.append(f"{type(err).__name__} after {after:.1f} s: {err}")
             return
         found.latencies_s.append(time.perf_counter() - begun)
         differences = [float(np.abs(each[n % len(each)] - scores).max()) for each in self._known]
