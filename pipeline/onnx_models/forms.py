@@ -179,8 +179,7 @@ def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
 def drop_whole_slices(model: onnx.ModelProto) -> int:
     """Remove each Slice that takes all of its input, in place; return how many.
 
-    GhostNets cut their channels to a width that they mostly have. Between quantizers, OpenVINO 2026.4 ends its process
-    on such a Slice.
+    GhostNets cut their channels to a width that they mostly have: a copy, which runtimes then make in int8 too.
 
     Args:
         model: constants folded; sizes are found by shape inference.
