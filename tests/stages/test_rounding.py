@@ -21,7 +21,7 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
-from pipeline.quant.layers import layers_of
+from pipeline.quant.layers import Layer, layers_of
 from pipeline.quant.rounding import read_rounded, write_rounded
 from pipeline.stages import calibset, export, rounding
 from pipeline.terminal.whole import Whole, whole_work
@@ -223,6 +223,22 @@ def test_run_rounds_alike_whether_covariances_or_activations_are_held(
         monkeypatch.setattr(rounding, "_sizes", lambda layers, *_, size=size: {each.name: size for each in layers})
         written.append(run(make_config(), inputs, tmp_path / f"out{len(written)}"))
     assert written[0] == written[1]
+
+
+def test_run_reads_more_positions_of_each_image_when_there_are_fewer_images(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 images: as many rows in all as of 128, 32 of each; otherwise a small network lost 2.6 dB."""
+    rows: list[int] = []
+
+    class Watched(Layer):
+        def columns(self, values: Float32, positions: int, random: np.random.Generator) -> Float32:
+            rows.append(positions)
+            return super().columns(values, positions, random)
+
+    monkeypatch.setattr(rounding, "layers_of", lambda model: [Watched(**vars(layer)) for layer in layers_of(model)])
+    run(make_config(), inputs, tmp_path / "out")
+    assert set(rows) == {128 * 32 // 20}
 
 
 def test_run_rounds_when_all_images_are_the_same(
