@@ -26,6 +26,7 @@ _LOW_DB = 20.0  # suspicious where it changes answers too
 _KL = 0.02  # nats an image: good models of 1000 classes stay below .01
 _SAME = 0.95  # of the answers, together with a low SQNR
 _LEAST_SAME = 0.8  # of the answers, whatever the SQNR: a few logits may make up all of its signal
+_ALIKE = 1e-4  # of the largest output: by how much outputs differ that float32 rounding alone makes different
 _FEW = 8  # images: the answers of fewer are too few to count
 # By how much a runtime's SQNR may lie below that of exact arithmetic. Kernels round sums and pools differently, which
 # in networks of a few layers costs some of the 40 dB; what counts is how many are left.
@@ -90,6 +91,18 @@ def compare(reference: Float32, outputs: Float32, scores: Scores | None) -> Figu
     difference = float(np.abs(outputs - reference).max())
     sqnr_db = divergence.sqnr_db if divergence.noise > 0 else None
     return Figures(len(reference), same, True, divergence.kl, sqnr_db, difference, largest)
+
+
+def judge_reference(reference: Float32) -> Finding:
+    """Return the verdict on float32's own outputs, [images, classes]: of equal ones no comparison says anything."""
+    spread = float(np.abs(reference - reference.mean(axis=0)).max())
+    if len(reference) > 1 and spread <= _ALIKE * float(np.abs(reference).max()):
+        cause = (
+            "float32 itself gives every image the same scores, so that this says nothing: its weights are not trained, "
+            "or its images are not prepared as in training; see `process_ops`"
+        )
+        return Finding(Verdict.SUSPICIOUS, cause)
+    return Finding(Verdict.GOOD)
 
 
 def judge_model(figures: Figures, cause: str) -> Finding:

@@ -55,7 +55,7 @@ _SECONDS: Mapping[str, Callable[[BuildWork], float]] = {
         0.9 + 0.18e-6 * work.network.params + (0.0005e-9 * work.images * work.network.macs if work.makes_weights else 0)
     ),
     "pixels": lambda work: 0.03e-6 * work.network.params,
-    "equalize": lambda work: min(work.images, 48) * (0.003 + 0.0075e-9 * work.network.macs),
+    "equalize": lambda work: _fitting(work) * (0.003 + 0.0075e-9 * work.network.macs),
     "arrange": lambda work: 0.15e-6 * work.network.params,
     # Without the images that rounding has counted.
     "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * (0.0025 + 0.0055e-9 * work.network.macs),

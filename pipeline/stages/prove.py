@@ -146,7 +146,8 @@ def _prove_exact(settings: Settings, checked: _Checked, exact: Answers) -> tuple
     if exact.outputs is None:
         return None, Finding(Verdict.LOST, exact.reason)
     figures = checked.compare(checked.expected, exact.outputs)
-    return figures, verdicts.judge_model(figures, settings.cause)
+    found = verdicts.judge_model(figures, settings.cause)
+    return figures, verdicts.judge_reference(checked.expected) if found.verdict is Verdict.GOOD else found
 
 
 def _prove_runtime(

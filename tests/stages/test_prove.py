@@ -126,6 +126,26 @@ def test_run_refuses_a_model_that_collapsed(make_config: MakeConfig, inputs: dic
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_run_is_suspicious_when_float32_gives_every_image_the_same_scores(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing is lost then, but nothing was compared either."""
+    scores = np.array([[4.0, -1.0, 0.5, 2.0]], np.float32)
+    path = inputs["quantize"] / "model.onnx"
+    model = onnx.load(path)
+    output, zero = model.graph.output[0].name, np.zeros((1, 4), np.float32)
+    for node in model.graph.node:
+        node.output[:] = ["varying" if name == output else name for name in node.output]
+    model.graph.initializer.extend([numpy_helper.from_array(zero, "zero"), numpy_helper.from_array(scores, "scores")])
+    model.graph.node.append(onnx.helper.make_node("Mul", ["varying", "zero"], ["nothing"], "nothing"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["nothing", "scores"], [output], "same"))
+    onnx.save(model, path)
+    np.save(inputs["calibrate"] / "outputs.npy", np.tile(scores, (20, 1)))
+    exact = run(make_config(), inputs, tmp_path / "out")["proof"]["exact"]
+    assert (exact["verdict"], exact["same_answers"], exact["sqnr_db"]) == ("suspicious", 20, None)
+    assert exact["cause"].startswith("float32 itself gives every image the same scores")
+
+
 @pytest.mark.slow
 def test_run_keeps_what_the_export_found_of_the_given_file(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
