@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from weights_fixtures import State, assert_same, network
 
 from pipeline.errors import DataError
 from pipeline.models import zoo
 from pipeline.weights import matching
-
-State = dict[str, Tensor]
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(3)
-    layers = OrderedDict(conv1=nn.Conv2d(3, 4, 3), bn1=nn.BatchNorm2d(4), fc=nn.Linear(4, 5))
-    return nn.Sequential(layers).eval()
-
-
-@pytest.fixture
-def state() -> State:
-    return network().state_dict()
-
-
-def assert_same(found: State, wanted: State) -> None:
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def load_error(state: State) -> str:

@@ -8,7 +8,7 @@ import os
 import pickle
 import random
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from weights_fixtures import State, assert_same, network
 
 from pipeline.errors import DataError
 from pipeline.terminal import console
@@ -24,7 +25,6 @@ from pipeline.weights import checkpoints
 from pipeline.weights.file_kinds import FileKind, kind_of
 from pipeline.weights.tensor_reader import read_tensors
 
-State = dict[str, Tensor]
 FORMS = ("torch", "old torch", "pickle")
 
 
@@ -43,28 +43,12 @@ class Averaged:
         self.module, self.decay = module, 0.9
 
 
-def network() -> nn.Sequential:
-    torch.manual_seed(3)
-    layers = OrderedDict(conv1=nn.Conv2d(3, 4, 3), bn1=nn.BatchNorm2d(4), fc=nn.Linear(4, 5))
-    return nn.Sequential(layers).eval()
-
-
-@pytest.fixture
-def state() -> State:
-    return network().state_dict()
-
-
 def save(value: object, path: Path, form: str) -> Path:
     if form == "pickle":
         path.write_bytes(pickle.dumps(value))
     else:
         torch.save(value, path, _use_new_zipfile_serialization=form == "torch")
     return path
-
-
-def assert_same(found: State, wanted: State) -> None:
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def trained() -> dict[str, Any]:
