@@ -112,7 +112,8 @@ def make_by_onnxruntime(
             # The answer stays float32, as in the other two; in 8 bits it would hide what else is lost.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"], **options},
         )
-    settings = "QDQ, uint8 activations, int8 weights by channel, after quant_pre_process, answer and softmax in float32"
+    weights = "7-bit weights" if reduce_range else "int8 weights"
+    settings = f"QDQ, uint8 activations, {weights} by channel, after quant_pre_process, answer and softmax in float32"
     return Made(str(out), len(images), f"ONNX Runtime quantize_static, {method} {options}, {settings}")
 
 
