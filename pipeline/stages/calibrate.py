@@ -8,7 +8,7 @@ The outcome does not depend on the calibration mode or the percentile; those onl
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_
 from pipeline.host.threads import thread_pool
 from pipeline.onnx_models import classifier
 from pipeline.quant import pixels
-from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
+from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import (
     CALIBRATION,
@@ -118,42 +118,23 @@ def collect(
     Raises:
         DataError: an image cannot be read, or an activation holds NaN or Inf; it is named.
     """
-    begun = saved = time.perf_counter()
+    begun = time.perf_counter()
     reset_peak_memory()
     model = onnx.load(model_file)
     counter, raw = Counter(model), pixels.are_input_of(model)
     del model  # before a session holds its weights too
-    order = _order(len(images))
     found = Counts.load(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, counter.observed, len(images))
     resumed_at = 0 if found is None else found.images
     counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
-    seen = counts.images
-    workers = min(cores, _MAX_WORKERS)
-    # Where all was counted before, no session is opened.
-    reader = ActivationReader(model_file, counter.read, threads=cores // workers) if seen < len(images) else None
+    order = _order(len(images))
+    if counts.images < len(images):  # else no session is needed
+        workers = min(cores, _MAX_WORKERS)
+        reader = ActivationReader(model_file, counter.read, threads=cores // workers)
 
-    def read(index: int) -> Mapping[str, Float32]:
-        assert reader is not None
-        return reader.read(preprocess.load(spec, images[index].content(), raw=raw))
+        def read(index: int) -> Mapping[str, Float32]:
+            return reader.read(preprocess.load(spec, images[index].content(), raw=raw))
 
-    def observe(index: int) -> tuple[Float32, Means]:
-        return counter.count(counts, read(index))
-
-    if not seen:
-        first = choose_evenly(len(images), FITTING_IMAGES)
-        counter.set_tails(counts, (read(first[index]) for index in choose_evenly(len(first), TAIL_IMAGES)))
-    with (
-        threadpool_limits(1, user_api="blas"),  # each thread here has its own image
-        thread_pool(workers) as pool,
-        progress_bar(len(images), "calibrate", "img", done=seen, span=(0, 1)) as progress,
-    ):
-        for start in range(seen, len(images), _ROUND):
-            for output, means in pool.map(observe, order[start : start + _ROUND]):
-                counts.add(output, means)
-                progress.update()
-            if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
-                counts.save(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
-                saved = time.perf_counter()
+        _count(counter, counts, read, order, workers, out)
     outputs = np.concatenate(counts.outputs)
     counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
     counts.save(out / OBSERVERS, out / OUTPUTS)
@@ -168,6 +149,43 @@ def collect(
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(out / FIGURES, figures)
+
+
+def _count(
+    counter: Counter,
+    counts: Counts,
+    read: Callable[[int], Mapping[str, Float32]],
+    order: Sequence[int],
+    workers: int,
+    out: Path,
+) -> None:
+    """Count the images of `order` that are not in `counts` yet, saving on the way.
+
+    Args:
+        read: returns the activations of the image of an index.
+    """
+
+    def count(index: int) -> tuple[Float32, Means]:
+        return counter.count(counts, read(index))
+
+    saved, seen = time.perf_counter(), counts.images
+    if not seen:
+        first = order[:FITTING_IMAGES]
+        counter.set_tails(counts, (read(first[index]) for index in choose_evenly(len(first), TAIL_IMAGES)))
+    with (
+        threadpool_limits(1, user_api="blas"),  # each thread here has its own image
+        thread_pool(workers) as pool,
+        progress_bar(len(order), "calibrate", "img", done=seen, span=(0, 1)) as progress,
+    ):
+        for start in range(seen, len(order), _ROUND):
+            for output, means in pool.map(
+                lambda index: counter.count(counts, read(index)), order[start : start + _ROUND]
+            ):
+                counts.add(output, means)
+                progress.update()
+            if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
+                counts.save(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS)
+                saved = time.perf_counter()
 
 
 def _order(images: int) -> list[int]:
