@@ -30,7 +30,7 @@ from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_
 from pipeline.host.threads import thread_pool
 from pipeline.onnx_models import classifier
 from pipeline.quant import pixels
-from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
+from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.stages.artefact_names import (
     CALIBRATION,
@@ -178,9 +178,7 @@ def _count(
         progress_bar(len(order), "calibrate", "img", done=seen, span=(0, 1)) as progress,
     ):
         for start in range(seen, len(order), _ROUND):
-            for output, means in pool.map(
-                lambda index: counter.count(counts, read(index)), order[start : start + _ROUND]
-            ):
+            for output, means in pool.map(count, order[start : start + _ROUND]):
                 counts.add(output, means)
                 progress.update()
             if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
