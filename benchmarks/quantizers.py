@@ -117,7 +117,7 @@ def make_by_onnxruntime(
     return Made(str(out), len(images), f"ONNX Runtime quantize_static, {method} {options}, {settings}")
 
 
-# Not CalibMaxIntermediateOutputs, which forgets images (findings/minmax-forgets-images.sh); extremes take little memory.
+# Not CalibMaxIntermediateOutputs, which forgets images (findings/minmax-forgets-images.sh); extremes are small.
 _MINMAX = {"CalibMovingAverage": False}
 
 
