@@ -126,15 +126,17 @@ def collect(
     found = Counts.load(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, counter.observed, len(images))
     resumed_at = 0 if found is None else found.images
     counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
+    workers = min(cores, _MAX_WORKERS)
+    # Where all was counted before, no session is opened.
+    missing = counts.images < len(images)
+    reader = ActivationReader(model_file, counter.read, threads=cores // workers) if missing else None
+
+    def read(index: int) -> Mapping[str, Float32]:
+        assert reader is not None
+        return reader.read(preprocess.load(spec, images[index].content(), raw=raw))
+
     order = _order(len(images))
-    if counts.images < len(images):  # else no session is needed
-        workers = min(cores, _MAX_WORKERS)
-        reader = ActivationReader(model_file, counter.read, threads=cores // workers)
-
-        def read(index: int) -> Mapping[str, Float32]:
-            return reader.read(preprocess.load(spec, images[index].content(), raw=raw))
-
-        _count(counter, counts, read, order, workers, out)
+    _count(counter, counts, read, order, workers, out)
     outputs = np.concatenate(counts.outputs)
     counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
     counts.save(out / OBSERVERS, out / OUTPUTS)
