@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import exporter
 from pipeline.onnx_models import classifier
-from pipeline.quant import placement, qdq
+from pipeline.quant import placement, qdq, quantizer
 from pipeline.quant.neighbours import largest_sums, weight_pairs
 from pipeline.quant.qmath import Range
 from pipeline.runtimes.base import Runtime
@@ -510,7 +510,7 @@ def test_insert_qdq_gives_the_same_model_when_the_quantizer_is_spared_the_weight
     for float_layers in ((), ("conv1", "gemm0"), ("matmul0",)):
         found = []
         for large in (0, 1 << 30):
-            monkeypatch.setattr(qdq, "_LARGE", large)
+            monkeypatch.setattr(quantizer, "_LARGE", large)
             int8 = qdq.insert_qdq(model, ranges, per_channel=per_channel, float_layers=float_layers)
             tensors = {each.name: numpy_helper.to_array(each) for each in int8.graph.initializer}
             found.append((int8.graph.node, tensors))
