@@ -31,7 +31,7 @@ from pipeline.quant.rounding import read_rounded
 from pipeline.reports.summary import summarize
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
-from pipeline.weights import downloads
+from pipeline.weights import published
 
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
@@ -120,7 +120,7 @@ def test_plan_fetches_nothing(monkeypatch: pytest.MonkeyPatch, make_config: Make
     def fail(*_: object) -> Path:
         raise AssertionError("fetched")
 
-    monkeypatch.setattr(downloads, "fetch", fail)
+    monkeypatch.setattr(published, "fetch", fail)
     cfg = make_config("frontend.type=torchvision", "frontend.model=resnet18", "frontend.checkpoint=auto")
     assert plan(cfg)[1] == f"[2/{len(ALL)}] export: fetches the checkpoint and runs"
 

@@ -17,7 +17,7 @@ from pipeline.data.sample import sample_image
 from pipeline.errors import ConfigError
 from pipeline.models import exporter, libraries, zoo
 from pipeline.onnx_models import classifier
-from pipeline.weights import checkpoints, downloads, matching
+from pipeline.weights import checkpoints, matching, published
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,7 @@ def export_model(
 
 def _find_weights(row: zoo.Model, weights: Path, flags: Flags) -> Path:
     if weights == AUTO:
-        return downloads.fetch(row, flags.weights)
+        return published.fetch(row, flags.weights)
     if not weights.is_file():
         raise ConfigError(f"{flags.weights} {weights}: {'is a folder' if weights.is_dir() else 'no such file'}")
     return weights

@@ -16,7 +16,7 @@ from pipeline.config.build_file import GRAPH_FILES, BuildConfig, Frontend, Front
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import zoo
 from pipeline.onnx_models import classifier
-from pipeline.weights import downloads, paddle_inference, torch_programs
+from pipeline.weights import paddle_inference, published, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 
 # Frontends whose file holds the graph itself, and can be read here.
@@ -56,7 +56,7 @@ def _check_network(frontend: FrontendConfig) -> None:
             )
     row = zoo.find_model(frontend.type.value, frontend.model or "")
     if frontend.checkpoint == AUTO:
-        downloads.check(row, "frontend.checkpoint")
+        published.check(row, "frontend.checkpoint")
     elif _kind_of(frontend.checkpoint) is FileKind.ONNX:
         raise ConfigError(
             f"frontend.checkpoint: {frontend.checkpoint} is a whole model, a frontend of type {frontend.type.value} "
@@ -110,14 +110,14 @@ def fetch_weights(cfg: BuildConfig) -> BuildConfig:
     if cfg.frontend.checkpoint != AUTO:
         return cfg
     row = zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or "")
-    return replace(cfg, published=downloads.fetch(row, "frontend.checkpoint"))
+    return replace(cfg, published=published.fetch(row, "frontend.checkpoint"))
 
 
 def is_to_be_fetched(cfg: BuildConfig) -> bool:
     """Tell whether the checkpoint is the published one and not on this machine yet."""
     if cfg.frontend.checkpoint != AUTO or cfg.published is not None:
         return False
-    return not downloads.is_fetched(zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or ""))
+    return not published.is_fetched(zoo.find_model(cfg.frontend.type.value, cfg.frontend.model or ""))
 
 
 @contextmanager

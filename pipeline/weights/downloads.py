@@ -1,4 +1,4 @@
-"""Published checkpoints: fetched once into a cache folder, verified by their hash, resumed after an interruption.
+"""A file from the web: fetched once into a folder, verified by its hash, resumed after an interruption.
 
 The standard library's client is enough here: one GET with a range, and it takes proxies and certificates from the
 environment.
@@ -19,11 +19,9 @@ from typing import IO
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.artefacts import file_digest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.host.locks import exclusive
-from pipeline.host.user_cache import FOLDER_VARIABLE, cache_folder
-from pipeline.models import libraries
-from pipeline.models.zoo import Design, Model
+from pipeline.host.user_cache import FOLDER_VARIABLE
 from pipeline.terminal.progress import progress_bar
 
 _CHUNK = 1 << 18  # bytes read at a time
@@ -35,52 +33,14 @@ _LONGEST_NAME = 255  # bytes of a file name, on the file systems in use
 _BY_HAND = "or download it by hand and give the file instead of auto"
 
 
-def check(model: Model, where: str) -> None:
-    """Raise ConfigError where a network's published file cannot be fetched, before any work.
-
-    Args:
-        where: the key or flag that says `auto`, for errors.
-    """
-    name = f"{model.library} {model.name}"
-    if model.design is Design.INSTALLED:
-        if not libraries.tags_of(model.library, model.name.partition(".")[0]):
-            raise ConfigError(f"{where}: auto, but {model.library} publishes no weights of {model.name}; give a file")
-        return
-    if model.url is None:
-        raise ConfigError(f"{where}: auto, but no published checkpoint of {name} is known; give a file")
-    if model.sha256 is None:
-        raise ConfigError(
-            f"{where}: auto, but {model.url} ({name}) has no published sha256 to check a download by; download it by "
-            "hand and give the file"
-        )
-
-
-def fetch(model: Model, where: str) -> Path:
-    """Return the published checkpoint of a network, fetched if it is not in the cache; `where` as for `check`.
-
-    Raises:
-        ConfigError: the table has no address or no hash of it.
-        DataError: it cannot be fetched, or is not what was published.
-    """
-    check(model, where)
-    if model.design is Design.INSTALLED:
-        return libraries.fetch(model.library, model.name, cache_folder() / model.library)
-    assert model.url is not None and model.sha256 is not None
-    return download(model.url, model.sha256, cache_folder() / model.library)
-
-
-def is_fetched(model: Model) -> bool:
-    """Tell whether the published checkpoint of a network is in the cache, without fetching it."""
-    if model.design is Design.INSTALLED:
-        return libraries.weights_file(model.library, model.name, cache_folder() / model.library).is_file()
-    if model.url is None or model.sha256 is None:
-        return False
-    path = _target(model.url, cache_folder() / model.library)
-    return path.is_file() and file_digest(path).startswith(model.sha256)
-
-
 def _target(url: str, folder: Path) -> Path:
     return folder / PurePosixPath(urlsplit(url).path).name
+
+
+def is_there(url: str, sha256: str, folder: Path) -> bool:
+    """Tell whether the file of `url` is in `folder`, whole; `sha256` as for `download`."""
+    target = _target(url, folder)
+    return target.is_file() and file_digest(target).startswith(sha256)
 
 
 def download(url: str, sha256: str, folder: Path) -> Path:
@@ -102,7 +62,7 @@ def download(url: str, sha256: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
-            if not (target.is_file() and file_digest(target).startswith(sha256)):
+            if not is_there(url, sha256, folder):
                 partial = _partial(target)  # may be complete, if a process ended just before the next two steps
                 if partial is None or not file_digest(partial).startswith(sha256):
                     partial = _transfer(url, target)

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.commands.cli import main
 from pipeline.models import libraries, zoo
-from pipeline.weights import downloads
+from pipeline.weights import published
 
 SIZE, CLASSES = 32, 5
 
@@ -74,7 +74,7 @@ def test_export_takes_the_published_weights_when_none_are_given(
         asked.append((row.library, row.name, where))
         return weights
 
-    monkeypatch.setattr(downloads, "fetch", fetch)  # which would ask the network
+    monkeypatch.setattr(published, "fetch", fetch)  # which would ask the network
     assert main(line(tmp_path)) == 0
     assert asked == [("timm", "resnet18", "--pretrained_weights")]
     images = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)

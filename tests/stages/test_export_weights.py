@@ -21,7 +21,7 @@ from pipeline.prepare import frontends
 from pipeline.prepare.export_model import export_model
 from pipeline.stages import export
 from pipeline.stages.settings import settings_key
-from pipeline.weights import downloads
+from pipeline.weights import published
 
 
 def frontend(kind: Frontend, model: str | None, checkpoint: Path | None) -> FrontendConfig:
@@ -118,7 +118,7 @@ def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest
     def fail(row: zoo.Model, where: str) -> Path:
         raise DataError(f"{where}: {row.library} {row.name} cannot be reached")
 
-    monkeypatch.setattr(downloads, "fetch", fail)
+    monkeypatch.setattr(published, "fetch", fail)
     workspace = tmp_path / "deploy_weights"
     flags = {"frontend.checkpoint": "auto", "dataset.path": str(tmp_path), "workspace.path": str(workspace)}
     flags["backend.dtype"] = "fp32"  # which needs no images
