@@ -13,6 +13,7 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from damaged import overwritten
 from torch import nn
 from weights_fixtures import State, assert_same
 
@@ -132,10 +133,7 @@ def test_read_state_dict_raises_nothing_else_when_bytes_are_damaged(tmp_path: Pa
         buffer = io.BytesIO()
         torch.save(state, buffer, _use_new_zipfile_serialization=not old)
         for _ in range(150):
-            damaged = bytearray(buffer.getvalue())
-            for _ in range(3):
-                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-            path.write_bytes(damaged)
+            path.write_bytes(overwritten(buffer.getvalue(), rng))
             try:
                 checkpoints.read_state_dict(path)
             except DataError:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damaged import overwritten
 from torch import Tensor, nn
 
 from pipeline.errors import DataError
@@ -236,10 +237,7 @@ def test_read_state_dict_raises_nothing_else_when_bytes_are_damaged(tmp_path: Pa
     for name in WHOLE:
         content = (GOLDEN / name).read_bytes()
         for _ in range(100):
-            damaged = bytearray(content)
-            for _ in range(3):
-                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-            path.write_bytes(damaged)
+            path.write_bytes(overwritten(content, rng))
             try:
                 checkpoints.read_state_dict(path)
             except DataError:

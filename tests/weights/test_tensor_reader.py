@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damaged import overwritten
 from torch import nn
 from weights_fixtures import State, assert_same, network
 
@@ -219,9 +220,7 @@ def test_read_state_dict_raises_nothing_else_when_a_training_checkpoint_is_damag
     rng = random.Random(5)
     path = tmp_path / "damaged.pth"
     for _ in range(200):
-        damaged = bytearray(whole)
-        for _ in range(3):
-            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        damaged = overwritten(whole, rng)
         path.write_bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
         try:
             checkpoints.read_state_dict(path)
