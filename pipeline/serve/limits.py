@@ -16,6 +16,7 @@ from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
 
 LEAST_RATE = 256 * 1024  # bytes/s of a body, in addition to the seconds that every client has
+_LEAVING = 32  # calls over gRPC that are counted as waiting while their answer is sent, at most
 _BODIES = 16  # of the largest size: what all requests under way may hold together
 
 
@@ -35,6 +36,8 @@ class Room:
     patience: float  # s for a request's head, and for its body, which has more time the larger it is
     requests: int = 0
     held: int = 0  # bytes of the bodies of requests under way
+    # Returns the calls over gRPC that wait to be taken up; takes from how many on that has to be exact.
+    waiting: Callable[[int], int] = lambda most: 0
 
     @property
     def max_held(self) -> int:
@@ -45,9 +48,10 @@ class Room:
         """Count one request while the body runs.
 
         Raises:
-            FullError: as many are under way as may be.
+            FullError: as many are under way as may be, with those that wait to be taken up.
         """
-        if self.requests >= self.max_requests:
+        free = self.max_requests - self.requests
+        if free <= 0 or self.waiting(free + _LEAVING) >= free + _LEAVING:
             metrics.REFUSED.labels("too many requests").inc()
             raise FullError("too many requests; try again later")
         self.requests += 1

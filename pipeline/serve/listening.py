@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from pipeline.errors import BackendError
+from pipeline.serve.backlog import Backlog, leave_refusing
 from pipeline.serve.connections import Connection
 from pipeline.serve.guard import Door
 from pipeline.serve.kserve import ExceptionToStatusInterceptor, add_GRPCInferenceServiceServicer_to_server
@@ -75,9 +76,12 @@ def make_rpc_server(
     Raises:
         BackendError: the port is taken, or the address is not of this machine.
     """
+    calls = Backlog()
+    room.waiting = calls.waiting
     rpc = grpc.aio.server(
-        interceptors=(RpcGuard(door, room), ExceptionToStatusInterceptor()),
+        interceptors=(RpcGuard(door, room, calls), ExceptionToStatusInterceptor()),
         options=[
+            *leave_refusing(room.max_requests),
             ("grpc.max_receive_message_length", room.max_body),
             ("grpc.max_metadata_size", _MOST_METADATA),
             ("grpc.server_handshake_timeout_ms", round(room.patience * 1000)),

@@ -12,6 +12,7 @@ import grpc
 
 from pipeline.serve import metrics
 from pipeline.serve.access import Visit
+from pipeline.serve.backlog import Backlog
 from pipeline.serve.clients import TooMuchError
 from pipeline.serve.guard import Door
 from pipeline.serve.limits import LEAST_RATE, FullError, Room, receive_by
@@ -28,8 +29,8 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     `--max_body`, has arrived, and ended where the message does not arrive.
     """
 
-    def __init__(self, door: Door, room: Room) -> None:
-        self._door, self._room = door, room
+    def __init__(self, door: Door, room: Room, backlog: Backlog) -> None:
+        self._door, self._room, self._backlog = door, room, backlog
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[_Handler]], details: Any) -> _Handler:
         handler = await continuation(details)
@@ -40,7 +41,7 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def guarded(requests: AsyncIterator[tuple[int, Any]], context: Any) -> Any:
             visit = Visit("grpc", "POST", method, _address(context.peer()))
-            with self._door.logged(visit, headers):
+            with self._backlog.taken_up(), self._door.logged(visit, headers):
                 try:
                     taken = nullcontext() if self._door.is_open(method) else self._room.taken()
                     with self._door.admitted(visit, headers.get("authorization")), taken:

@@ -204,7 +204,8 @@ class _Server:
         self._say("stopped")
 
     def _under_way(self) -> int:
-        return sum(model.under_way for model in self._plane.loaded)
+        # gRPC would end those that wait as CANCELLED.
+        return sum(model.under_way for model in self._plane.loaded) + self._room.waiting(1)
 
     async def _wait(self, seconds: float, until: Callable[[], bool]) -> None:
         deadline = asyncio.get_running_loop().time() + seconds

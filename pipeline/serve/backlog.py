@@ -1,0 +1,89 @@
+"""Calls over gRPC that have arrived and wait until the event loop takes them up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from grpc._cython import cygrpc
+
+_FRESH_S = 0.1  # how long a count is used
+_FRESH_WHEN_FULL_S = 0.01  # and one that requests are refused for
+_A_DAY_S = 24 * 3600
+_LEAST_STREAMS = 1024  # of a connection
+_CONNECTIONS = 4  # full ones, whose calls may wait; a call takes some 30 KB
+
+
+def leave_refusing(max_requests: int) -> list[tuple[str, int]]:
+    """Return channel arguments of a server that leaves refusing calls to `Backlog`.
+
+    gRPC itself ends a call as CANCELLED, which says nothing of load, when it was not taken up for 30 s or when 1000 to
+    3000 calls wait. A busy event loop takes calls up one by one, behind everything else that it does.
+
+    Args:
+        max_requests: under way, of all clients.
+    """
+    streams = max(_LEAST_STREAMS, 2 * max_requests)
+    return [
+        ("grpc.enable_channelz", 1),
+        ("grpc.max_concurrent_streams", streams),  # a client keeps back what is more
+        ("grpc.server_max_unrequested_time_in_server", _A_DAY_S),
+        ("grpc.server.max_pending_requests", _CONNECTIONS * streams),
+        ("grpc.server.max_pending_requests_hard_limit", _CONNECTIONS * streams),
+    ]
+
+
+class Backlog:
+    """Counts them for one server of this process. Called by the event loop only."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin before the server is made."""
+        self._clock = clock
+        self._first = max(_servers(0), default=0) + 1
+        self._number: int | None = None  # of the server
+        self._arrived, self._counted_at = 0, float("-inf")  # calls that have arrived and have no answer yet
+        self._taken_up = 0  # those of them that are being answered
+
+    @contextmanager
+    def taken_up(self) -> Iterator[None]:
+        """Count a call as taken up while the body runs."""
+        self._taken_up += 1
+        try:
+            yield
+        finally:
+            self._taken_up -= 1
+
+    def waiting(self, most: int) -> int:
+        """Return how many wait, those included whose answer is being sent.
+
+        Args:
+            most: so many, or more, are counted anew before they are returned; fewer may be those of .1 s ago.
+        """
+        age = self._clock() - self._counted_at
+        if age > _FRESH_S or (age > _FRESH_WHEN_FULL_S and self._now() >= most):
+            self._arrived, self._counted_at = self._count(), self._clock()
+        return self._now()
+
+    def _now(self) -> int:
+        return max(0, self._arrived - self._taken_up)
+
+    def _count(self) -> int:
+        if self._number is None:
+            self._number = min(_servers(self._first), default=None)
+        if self._number is None:
+            return 0
+        found = json.loads(cygrpc.channelz_get_server(self._number))["server"]["data"]
+        started, succeeded, failed = (
+            int(found.get(f"calls{which}", 0)) for which in ("Started", "Succeeded", "Failed")
+        )
+        return started - succeeded - failed
+
+
+def _servers(first: int) -> list[int]:
+    """Return the numbers of this process's servers, from one on."""
+    with contextlib.suppress(ValueError):
+        return [int(each["ref"]["serverId"]) for each in json.loads(cygrpc.channelz_get_servers(first))["server"]]
+    return []
