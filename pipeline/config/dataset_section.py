@@ -9,7 +9,7 @@ from pipeline.config.documents import find_file, shown_path
 from pipeline.config.keys import read_keys
 from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
 from pipeline.config.published import recorded_preprocess
-from pipeline.config.schema import MISSING, Fault, Section
+from pipeline.config.schema import Fault, Section
 from pipeline.config.sections import AUTO, BackendConfig, DatasetConfig, FrontendConfig
 from pipeline.config.spec_comparison import describe, difference
 from pipeline.config.vdsp import FOLDER, PreprocessSpec, read_vdsp
@@ -48,9 +48,9 @@ def read_dataset(
             f"preprocessing as recorded with the published checkpoint: {describe(recorded)}"
         )
     elif missing and backend.dtype is Precision.INT8:
-        section.fault("process_ops", _NO_PREPROCESS)
+        section.fault(ops_key, _NO_PREPROCESS)
     elif missing:  # the vendor's files of float packages leave it to the runner's flag
-        described = section.document.at((*section.key, "process_ops"), _NO_PREPROCESS)
+        described = section.document.at((*section.key, ops_key), _NO_PREPROCESS)
     elif custom is not None and config.vdsp_params is None:
         described = custom
     elif custom is not None:
@@ -62,10 +62,11 @@ def read_dataset(
 
 def _spelling(section: Section) -> str:
     """Return the key that the ops stand under."""
-    spellings = [key for key in ("process_ops", "transform_ops") if section.take(key) is not MISSING]
-    if len(spellings) > 1:
+    found = section.spelling("process_ops", "transform_ops")
+    if found is None:
+        section.take("transform_ops")
         section.fault("transform_ops", "another spelling of process_ops, and both are given; expected one of them")
-    return spellings[0] if spellings else "process_ops"
+    return found or "process_ops"
 
 
 def _resolve_preprocess(

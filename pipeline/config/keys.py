@@ -28,7 +28,7 @@ class Key:
     metavar: str | None = None  # of the flag
     flag_means: str | None = None  # where the flag sets only a part of the value
     example: str | None = None  # a value, in YAML
-    misspelt: str | None = None  # read where the key itself is absent
+    misspelt: str | None = None  # read where the key itself is absent, or on the command line
     also: str | None = None  # a second spelling
 
     @property
@@ -40,7 +40,7 @@ class Key:
         return self.default is None
 
     def read(self, section: Section, name: str) -> Any:
-        if self.misspelt is not None and self.misspelt in section and name not in section:
+        if self.misspelt is not None and section.spelling(name, self.misspelt) == self.misspelt:
             section.document.notices.append(f"{dotted((*section.key, self.misspelt))} is read as {name}")
             name = self.misspelt
         default = "" if self.is_required else self.default

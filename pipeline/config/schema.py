@@ -111,6 +111,20 @@ class Section:
             self.fault(key, "missing")
         return value
 
+    def spelling(self, key: str, other: str) -> str | None:
+        """The spelling of a key that counts: what the command line gives replaces what the file has under either.
+
+        None where both come from the file, or both from the command line.
+        """
+        given = [each for each in (key, other) if each in self]
+        if len(given) < 2:
+            return given[0] if given else key
+        flagged = [each for each in given if (*self.key, each) in self.document.flags]
+        if len(flagged) != 1:
+            return None
+        self.known += given
+        return flagged[0]
+
     def read(self, key: str, default: T, types: type | tuple[type, ...], wanted: str, required: bool) -> object:
         """The value if it is one of `types`, else the default and (unless it may be absent) a fault."""
         value = self.take(key, required=required)

@@ -361,6 +361,16 @@ def test_load_build_file_loads_every_spelling_when_written_for_the_vendor(here: 
     )
 
 
+def test_load_build_file_takes_the_command_line_when_the_file_spells_the_key_otherwise(here: Path) -> None:
+    cfg = load(VENDOR_STYLE.replace("calibrate_mode:", "alibrate_mode:"), "backend.quantize.calibrate_mode=mse")
+    assert cfg.backend.quantize.calibrate_mode is CalibrateMode.MSE
+    assert not any("is read as" in notice for notice in cfg.notices)
+    ops = "[{type: DecodeImage}, {type: Resize, size: [224, 224]}, {type: ToTensor}]"
+    file = TEXT.replace("process_ops", "transform_ops")
+    assert load(file, f"dataset.process_ops={ops}").preprocess == load(TEXT, f"dataset.process_ops={ops}").preprocess
+    assert load(TEXT, f"dataset.transform_ops={ops}").preprocess == load(file, f"dataset.process_ops={ops}").preprocess
+
+
 def test_load_build_file_reads_the_mode_when_its_key_lacks_a_letter(here: Path) -> None:
     cfg = load(VENDOR_STYLE.replace("calibrate_mode: kl_divergence", "alibrate_mode: max"))
     assert cfg.backend.quantize.calibrate_mode is CalibrateMode.MAX
