@@ -27,11 +27,14 @@ def run(model: onnx.ModelProto, batch_nchw: Float32) -> Float32:
     return run_each(model, [batch_nchw])[0]
 
 
-def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32]) -> list[Float32]:
-    """Return `run` of every batch; the model is loaded once. A model with a batch of 1 gets one image at a time."""
+def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32], *, optimized: bool = True) -> list[Float32]:
+    """Return `run` of every batch; the model is loaded once. A model with a batch of 1 gets one image at a time.
+
+    Without `optimized` each node is computed as it stands: the same values, but for float32 rounding.
+    """
     outputs: list[Float32] = []
     try:
-        session = open_session(model)
+        session = open_session(model, optimized=optimized)
         name, alone = model.graph.input[0].name, takes_one_image(model)
         for batch_nchw in batches_nchw:
             parts = np.split(batch_nchw, len(batch_nchw)) if alone else [batch_nchw]
@@ -49,10 +52,10 @@ def takes_one_image(model: onnx.ModelProto) -> bool:
     return bool(dim.HasField("dim_value")) and dim.dim_value == 1
 
 
-def run_in_chunks(model: onnx.ModelProto, images_nchw: Float32) -> Float32:
-    """Return `run` of any number of images, a few at a time."""
+def run_in_chunks(model: onnx.ModelProto, images_nchw: Float32, *, optimized: bool = True) -> Float32:
+    """Return `run` of any number of images, a few at a time; `optimized` as for `run_each`."""
     chunks = [images_nchw[start : start + _CHUNK] for start in range(0, len(images_nchw), _CHUNK)]
-    return np.concatenate(run_each(model, chunks))
+    return np.concatenate(run_each(model, chunks, optimized=optimized))
 
 
 def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:

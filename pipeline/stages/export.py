@@ -29,7 +29,7 @@ from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, 
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import libraries, zoo
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.given import Given, check_given, compare
+from pipeline.onnx_models.given import SINGLE, Given, check_given, compare, with_own_rounding
 from pipeline.onnx_models.run import takes_one_image
 from pipeline.onnx_models.scores import describe as describe_scores
 from pipeline.onnx_models.scores import find_scores
@@ -186,12 +186,13 @@ def export(
     network = _network(row, settings, fit_on, num_classes or len(imagenet_classes()))
     model = exporter.export(row, network, settings.chw, settings.input_name)
     expected, made = exporter.run_network(network, images_nchw), classifier.run_in_chunks(model, images_nchw)
-    exporter.check_outputs(expected, made)
+    tolerance = with_own_rounding(SINGLE, model, images_nchw, expected, made)
+    exporter.check_outputs(expected, made, tolerance.good)
     checked = images_nchw[:_CHECKED_IMAGES]
     name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
     found = classifier.check_batch(model, checked, name)
     _check_classes(name, found, num_classes, "the data set has" if fit_on else None)
-    given, _ = compare("torch", expected, made)
+    given, _ = compare("torch", expected, made, tolerance)
     return Exported(model, found, given)
 
 
@@ -207,7 +208,8 @@ def _from_file(
     found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
     given = check_given(path, settings.output, model, images_nchw)
     if answers is not None:  # of the network itself, which says more than those of what it was converted to
-        given, _ = compare("torch", answers, classifier.run_in_chunks(model, images_nchw))
+        made = classifier.run_in_chunks(model, images_nchw)
+        given, _ = compare("torch", answers, made, with_own_rounding(SINGLE, model, images_nchw, answers, made))
     if settings.background is not None:
         classifier.cut_class(model, 0 if settings.background is BackgroundClass.FIRST else -1, found)
         found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)

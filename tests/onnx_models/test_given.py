@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import CHW, IMAGES, WEIGHT, Float32, flat, node, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.given import HALF, check_given, compare
+from pipeline.onnx_models.given import HALF, SINGLE, check_given, compare
 from pipeline.onnx_models.raw import RawFile
 
 NODES = flat(
@@ -43,7 +43,7 @@ def test_compare_gives_the_figures_of_two_answers() -> None:
 
 @pytest.mark.parametrize(
     ("share", "verdict", "is_another"),
-    [(0, "good", False), (5e-5, "good", False), (5e-4, "suspicious", False), (0.1, "suspicious", True)],
+    [(0, "good", False), (5e-6, "good", False), (5e-5, "suspicious", False), (0.1, "suspicious", True)],
 )
 def test_compare_judges_by_the_share_of_the_largest_output(share: float, verdict: str, is_another: bool) -> None:
     given, another = compare("torch", EXPECTED, EXPECTED + np.float32(4 * share))
@@ -96,6 +96,33 @@ def test_check_given_says_what_is_suspicious(tmp_path: Path) -> None:
     assert given.verdict == "suspicious"
     assert given.cause is not None
     assert "the first operator that changed is LeakyRelu" in given.cause
+
+
+def cancelling_nodes(rng: np.random.Generator) -> tuple[list[onnx.NodeProto], dict[str, Float32]]:
+    """Return a network that takes the small difference of two large convolutions: it amplifies rounding."""
+    large = rng.standard_normal((16, 3, 3, 3)).astype(np.float32)
+    near = large + 1e-3 * rng.standard_normal(large.shape).astype(np.float32)
+    nodes = flat(node("Conv", "x l", "b"), node("Conv", "x n", "d"), node("Sub", "b d", "a"))
+    return nodes, {"l": large, "n": near}
+
+
+def test_check_given_allows_a_network_that_amplifies_rounding_what_float32_does_to_it(tmp_path: Path) -> None:
+    nodes, constants = cancelling_nodes(np.random.default_rng(0))
+    path = save(tmp_path / "m.onnx", nodes, 13, constants)
+    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    assert given.largest_difference > SINGLE.good * given.largest_output
+    assert (given.verdict, given.cause) == ("good", None)
+
+
+def test_check_given_is_suspicious_of_a_network_that_amplifies_rounding_and_differs_more(tmp_path: Path) -> None:
+    nodes, constants = cancelling_nodes(np.random.default_rng(0))
+    path = save(tmp_path / "m.onnx", nodes, 13, constants)
+
+    def scale(model: onnx.ModelProto) -> None:
+        tensor = next(each for each in model.graph.initializer if each.name == "n")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1 + 5e-6), tensor.name))
+
+    assert check_given(path, None, edited(path, scale), IMAGES).verdict == "suspicious"
 
 
 def test_check_given_finds_a_linear_upsampling_that_samples_elsewhere(tmp_path: Path) -> None:
