@@ -1,6 +1,11 @@
-"""Pad and Resize with an `axes` attribute or input (opset 18), rewritten for all axes.
+"""Axes in the form that runtimes read alike.
 
-ONNX Runtime's optimizer misreads these axes after it has permuted a tensor: it refuses the model, or takes wrong sizes.
+Pad and Resize with an `axes` attribute or input (opset 18) are rewritten for all axes: ONNX Runtime's optimizer
+misreads these axes after it has permuted a tensor, and refuses the model or takes wrong sizes.
+
+A Gather by constants counts its axis from the end. One that reorders the channels, as channel shuffles do, OpenVINO
+moves into the weights of the convolution after it, by the inverse of the order; it does so where the axis is 1 only
+(findings/gather-into-convolution.sh).
 """
 
 from __future__ import annotations
@@ -10,12 +15,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from pipeline.onnx_models.graphs import (
     Names,
     add_constant,
     constants_of,
+    integer,
     integers,
     integers_tensor,
     remove_attributes,
@@ -43,6 +49,18 @@ def name_all_axes(model: onnx.ModelProto, batch: int | None) -> None:
             known = all(isinstance(size, int) for size in shape[1:])
             if known and text(node, "keep_aspect_ratio_policy", "stretch") == "stretch":
                 _name_axes_of_resize(model.graph, names, node, constants, sizes)
+
+
+def count_gather_axes_from_end(model: onnx.ModelProto) -> None:
+    """Count the axis of each Gather by constants from the end, in place, where the rank of its input is known."""
+    constants, shapes = constants_of(model.graph), shapes_of(model)
+    for node in model.graph.node:
+        if node.op_type != "Gather" or node.input[1] not in constants:
+            continue
+        axis, rank = integer(node, "axis", 0), len(shapes.get(node.input[0], []))
+        if 0 < axis < rank:
+            remove_attributes(node, "axis")
+            node.attribute.append(helper.make_attribute("axis", axis - rank))
 
 
 def _name_axes_of_pad(

@@ -78,6 +78,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     clips.use_clips(model)
     pads.fold_pads(model)
     forms.drop_whole_slices(model)
+    axes.count_gather_axes_from_end(model)
     forms.simplify_gemms(model)
     forms.drop_last_casts(model)
     if not _finish_output(model, chw) and not RawFile(path, output).takes_batch(_noise(chw)):

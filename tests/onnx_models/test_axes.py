@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
-from onnx_fixtures import WEIGHT, flat, load_and_compare, node, save
+from onnx_fixtures import IMAGES, RNG, WEIGHT, flat, load_and_compare, node, save
+from small_graphs import run_exact, run_in, sqnr_db
 
-from pipeline.onnx_models.graphs import integers
+from pipeline.onnx_models.graphs import integer, integers
+from pipeline.runtimes.base import Runtime
 
 
 @pytest.mark.parametrize("axes", [[2, 3], [-1, -2], [3]])
@@ -36,3 +39,17 @@ def test_load_writes_a_resize_for_all_axes(tmp_path: Path, what: str, batch: int
     path = save(tmp_path / "m.onnx", nodes, 18, {"w": WEIGHT, what: values}, dims=(batch, 3, 8, 8))
     made = next(each for each in load_and_compare(path).graph.node if each.op_type == "Resize")
     assert integers(made, "axes") is None
+
+
+@pytest.mark.parametrize("order", [[2, 3, 1, 0], [1, 2, 3, 0], [3, 1, 2], [-1, 0, -3, 1]], ids=str)
+def test_load_keeps_channels_that_a_gather_reorders_for_a_convolution(tmp_path: Path, order: list[int]) -> None:
+    nodes = flat(
+        *(node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Gather", "r order", "g", axis=1)),
+        node("Conv", "g v", "a"),
+    )
+    constants = {"w": WEIGHT, "order": np.array(order), "v": RNG.normal(size=(8, len(order), 3, 3)).astype(np.float32)}
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants), atol=1e-4)
+    assert [integer(each, "axis", 0) for each in model.graph.node if each.op_type == "Gather"] == [-3]
+    onnx.save(model, tmp_path / "loaded.onnx")
+    for runtime in Runtime:
+        assert sqnr_db(run_exact(model, IMAGES), run_in(runtime, tmp_path / "loaded.onnx", IMAGES)) > 100
