@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from pipeline.onnx_models.graphs import integer
 from pipeline.quant.graphs import activation_shapes, constants, weighted_nodes
 from pipeline.quant.rounding import BLOCK, WIDEST
 
@@ -53,10 +54,16 @@ def measure_network(model: onnx.ModelProto) -> NetworkWork:
             continue
         values = math.prod(max(1, size) for size in shapes.get(node.output[0], ())[1:])
         count = math.prod(weights.dims)
-        outputs = weights.dims[0] if node.op_type == "Conv" else shapes.get(node.output[0], (1,))[-1] or 1
+        outputs = _outputs_of(node, weights)
         inputs = max(1, count // outputs)
-        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        groups = integer(node, "group", 1)
         macs += values * inputs
         params += count
         rounding += rounding_work(outputs, inputs, groups)
     return NetworkWork(macs, params, rounding)
+
+
+def _outputs_of(node: onnx.NodeProto, weights: onnx.TensorProto) -> int:
+    """Return how many values a layer computes at each place; 1 where its weights are no matrix."""
+    first = node.op_type == "Conv" or integer(node, "transB", 0)
+    return max(1, int(weights.dims[0 if first else -1])) if len(weights.dims) > 1 else 1

@@ -21,3 +21,12 @@ def test_rounding_work_grows_with_the_cube_of_the_inputs() -> None:
     assert rounding_work(512, 4608) / rounding_work(256, 2304) == pytest.approx(4.6, abs=0.2)  # 27 s to 5 or 6 s
     assert rounding_work(64, 9, groups=64) == 64 * rounding_work(1, 9)
     assert rounding_work(4096, 25088) == pytest.approx(25088 / BLOCK * rounding_work(4096, BLOCK))
+
+
+def test_measure_network_counts_layers_whose_sizes_are_not_known(tiny_model: onnx.ModelProto) -> None:
+    known = measure_network(tiny_model)
+    for value in (*tiny_model.graph.input, *tiny_model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    found = measure_network(tiny_model)
+    assert (found.params, found.rounding) == (known.params, known.rounding)
+    assert 0 < found.macs <= known.macs
