@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from pipeline.onnx_models.batch_operands import (
+    Known,
+    Shape,
+    free_axis,
+    free_concat,
+    free_constants,
+    free_expand,
+    free_slice,
+    insert_before,
+    is_batched,
+    shape_with_batch,
+)
 from pipeline.onnx_models.graphs import (
     Names,
     add_constant,
@@ -23,7 +33,6 @@ from pipeline.onnx_models.graphs import (
 )
 from pipeline.onnx_models.signature import BATCH
 
-Shape = Sequence[int | str | None]
 # One round frees every shape whose source is free already: this limit only guards against a bug.
 _MOST_ROUNDS = 1000
 
@@ -39,7 +48,7 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
     at_batch = _shapes_at(model, size)
     names, done = Names(model), set[str]()
     for _ in range(_MOST_ROUNDS):
-        known = _Known(shapes_of(model), at_batch, constants_of(model.graph), size)
+        known = Known(shapes_of(model), at_batch, constants_of(model.graph), size)
         stale: set[str] = set()  # depend on a node changed in this round: their shapes are known in the next
         for node in list(model.graph.node):
             if not stale.isdisjoint(node.input) or (
@@ -51,21 +60,11 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
     remove_unused(model.graph)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What a round knows."""
-
-    shapes: dict[str, list[int | str | None]]  # with the batch free, as far as it has been freed
-    at_batch: dict[str, list[int | str | None]]  # with the batch fixed by the file
-    constants: dict[str, onnx.TensorProto]
-    batch: int
-
-
-def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known, done: set[str]) -> bool:
+def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Known, done: set[str]) -> bool:
     """Free one node, and record in `done` that it is finished; tell whether it changed."""
     changed = False
     if node.op_type == "Reshape" and node.input[1] in known.constants:
-        if _free_axis(known.shapes.get(node.input[0], [])) is None:
+        if free_axis(known.shapes.get(node.input[0], [])) is None:
             return False
         done.add(node.output[0])
         return _free_reshape(graph, names, node, known)
@@ -74,30 +73,34 @@ def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Kn
     elif node.op_type == "Resize":
         changed = _free_resize(graph, names, node, known.constants, known.batch)
     elif node.op_type == "Expand" and node.input[1] in known.constants:
-        return _free_expand(graph, names, node, known.shapes, known.constants, known.batch)
+        return free_expand(graph, names, node, known.shapes, known.constants, known.batch)
     elif node.op_type == "Concat":
-        changed = _free_concat(graph, names, node, known.shapes, known.constants, known.batch)
+        changed = free_concat(graph, names, node, known.shapes, known.constants, known.batch)
     elif node.op_type == "Gather" and node.input[1] in known.constants:
         changed = _free_gather(graph, names, node, known)
+    elif node.op_type == "Slice":
+        changed = free_slice(graph, names, node, known)
+    else:
+        changed = free_constants(graph, names, node, known)
     if changed:
         done.add(node.output[0])
     return changed
 
 
-def _free_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
+def _free_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Known) -> bool:
     values = numpy_helper.to_array(known.constants[node.input[1]]).tolist()
     freed = _freed(node, known.shapes[node.input[0]], values, known.at_batch, known.batch)
     if freed == values:
         return False
     if 0 in values and integer(node, "allowzero", 0):  # no elements: -1 has no meaning
-        node.input[1] = _shape_with_batch(graph, names, node, node.input[0], values[1:])
+        node.input[1] = shape_with_batch(graph, names, node, node.input[0], values[1:])
     else:
         remove_attributes(node, "allowzero")
         node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", freed)
     return True
 
 
-def _settle_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
+def _settle_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Known) -> bool:
     """Write down a computed shape that keeps the batch and leaves one size to be found, as torch's `flatten(2)` does.
 
     Shape inference does not divide by the batch, so that it finds no size behind that.
@@ -105,7 +108,7 @@ def _settle_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, 
     before, after = known.shapes.get(node.input[0], []), known.shapes.get(node.output[0], [])
     sizes = known.at_batch.get(node.output[0], [])[1:]
     left = [size for size in after[1:] if not isinstance(size, int)]
-    if not _is_batched(before) or len(left) != 1 or after[0] != before[0] or len(sizes) != len(after) - 1:
+    if not is_batched(before) or len(left) != 1 or after[0] != before[0] or len(sizes) != len(after) - 1:
         return False
     settled = [size for size in sizes if isinstance(size, int)]
     of_image = [size for size in before[1:] if isinstance(size, int)]
@@ -116,7 +119,7 @@ def _settle_reshape(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, 
     return True
 
 
-def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: _Known) -> bool:
+def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Known) -> bool:
     """Let a Gather over all values of a batch, which torch's as_strided becomes, pick the same values of each image.
 
     Its constant indices are [batch, ...]; those of consecutive images differ by the number of values of an image.
@@ -124,7 +127,7 @@ def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, kno
     before, flat = known.at_batch.get(node.input[0], []), known.shapes.get(node.input[0], [])
     places = numpy_helper.to_array(known.constants[node.input[1]])
     batch = known.batch
-    if integer(node, "axis", 0) != 0 or len(before) != 1 or not isinstance(before[0], int) or _free_axis(flat) is None:
+    if integer(node, "axis", 0) != 0 or len(before) != 1 or not isinstance(before[0], int) or free_axis(flat) is None:
         return False
     if before[0] % batch or places.ndim < 2 or len(places) != batch:
         return False
@@ -134,7 +137,7 @@ def _free_gather(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, kno
         return False
     rows = names.free(f"{node.output[0]}_rows")
     shape = integers_tensor(graph, names, f"{rows}_shape", [-1, values])
-    _insert_before(graph, node, helper.make_node("Reshape", [node.input[0], shape], [rows], names.free(f"{rows}_node")))
+    insert_before(graph, node, helper.make_node("Reshape", [node.input[0], shape], [rows], names.free(f"{rows}_node")))
     node.input[:] = [rows, add_constant(graph, names, f"{node.output[0]}_places", places[0])]
     remove_attributes(node, "axis")
     node.attribute.append(helper.make_attribute("axis", 1))
@@ -150,7 +153,7 @@ def keep_batch_in_squeezes(model: onnx.ModelProto) -> None:
     names = Names(model)
     for node in [node for node in model.graph.node if node.op_type == "Squeeze" and len(node.input) == 1]:
         shape = shapes_of(model).get(node.input[0], [])  # known only when the Squeezes before it have their axes
-        if shape and not isinstance(shape[0], int) and all(isinstance(size, int) for size in shape[1:]):
+        if free_axis(shape) is not None:
             axes = [axis for axis, size in enumerate(shape) if size == 1]
             node.input.append(integers_tensor(model.graph, names, f"{node.output[0]}_axes", axes))
 
@@ -163,12 +166,6 @@ def _shapes_at(model: onnx.ModelProto, batch: int) -> dict[str, list[int | str |
     return shapes
 
 
-def _free_axis(shape: Shape) -> int | None:
-    """Return the one axis of unknown size, the batch."""
-    free = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
-    return free[0] if len(free) == 1 else None
-
-
 def _freed(
     node: onnx.NodeProto, source: Shape, values: list[int], at_batch: dict[str, list[int | str | None]], batch: int
 ) -> list[int]:
@@ -177,7 +174,7 @@ def _freed(
     In memory, as many elements precede the batch axis in the result as in the source. The axis of the result that
     begins there, and whose size is a multiple of the batch, contains the batch.
     """
-    axis = _free_axis(source)
+    axis = free_axis(source)
     before, after = at_batch.get(node.input[0], []), at_batch.get(node.output[0], [])
     if axis is None or len(before) != len(source) or len(after) != len(values):
         return values
@@ -200,64 +197,6 @@ def _freed(
     return sizes
 
 
-def _free_expand(
-    graph: onnx.GraphProto,
-    names: Names,
-    node: onnx.NodeProto,
-    shapes: dict[str, list[int | str | None]],
-    constants: dict[str, onnx.TensorProto],
-    batch: int,
-) -> bool:
-    """Let an Expand of an activation keep the batch axis: a size of 1 there keeps the source's."""
-    source, values = shapes.get(node.input[0], []), numpy_helper.to_array(constants[node.input[1]]).tolist()
-    axis = _free_axis(source)
-    if axis is None:
-        return False
-    aligned = axis + len(values) - len(source)
-    if batch == 1 or aligned < 0 or values[aligned] != batch:
-        return False
-    values[aligned] = 1
-    node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", values)
-    return True
-
-
-def _free_concat(
-    graph: onnx.GraphProto,
-    names: Names,
-    node: onnx.NodeProto,
-    shapes: dict[str, list[int | str | None]],
-    constants: dict[str, onnx.TensorProto],
-    batch: int,
-) -> bool:
-    """Repeat constants that are joined to an activation, such as a transformer's class token, for every image."""
-    joined = [shapes.get(name, []) for name in node.input]
-    activation = next((name for name, shape in zip(node.input, joined, strict=True) if _is_batched(shape)), None)
-    changed = False
-    for position, name in enumerate(node.input):
-        if activation is None or name not in constants:
-            continue
-        values = numpy_helper.to_array(constants[name])
-        alike = values.ndim > 1 and len(values) == batch and (values == values[:1]).all()
-        if not alike or integer(node, "axis", 0) % values.ndim == 0:
-            continue
-        node.input[position] = _repeat(graph, names, node, activation, values[:1])
-        changed = True
-    return changed
-
-
-def _is_batched(shape: Shape) -> bool:
-    return bool(shape) and _free_axis(shape) == 0
-
-
-def _repeat(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, like: str, values: np.ndarray) -> str:
-    """Add nodes before `node` that repeat `values`, [1, ...], along the batch of the tensor `like`; name the result."""
-    repeated = names.free(f"{node.output[0]}_repeated")
-    shape = _shape_with_batch(graph, names, node, like, values.shape[1:])
-    one = add_constant(graph, names, f"{repeated}_one", values)
-    _insert_before(graph, node, helper.make_node("Expand", [one, shape], [repeated], names.free(f"{node.name}_repeat")))
-    return repeated
-
-
 def _free_resize(
     graph: onnx.GraphProto,
     names: Names,
@@ -271,25 +210,5 @@ def _free_resize(
     sizes = numpy_helper.to_array(constants[node.input[3]]).tolist()
     if sizes[0] != batch:
         return False
-    node.input[3] = _shape_with_batch(graph, names, node, node.input[0], sizes[1:])
+    node.input[3] = shape_with_batch(graph, names, node, node.input[0], sizes[1:])
     return True
-
-
-def _shape_with_batch(
-    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, like: str, rest: Sequence[int]
-) -> str:
-    """Add nodes before `node` that make the shape [batch of the tensor `like`, *rest]; name it."""
-    batch, shape = (names.free(f"{node.output[0]}_{what}") for what in ("batch", "shape"))
-    others = integers_tensor(graph, names, f"{shape}_rest", rest)
-    added = [
-        helper.make_node("Shape", [like], [batch], names.free(f"{node.name}_batch"), start=0, end=1),
-        helper.make_node("Concat", [batch, others], [shape], names.free(f"{node.name}_shape"), axis=0),
-    ]
-    for each in added:
-        _insert_before(graph, node, each)
-    return shape
-
-
-def _insert_before(graph: onnx.GraphProto, node: onnx.NodeProto, added: onnx.NodeProto) -> None:
-    place = next(index for index, each in enumerate(graph.node) if each.output[:] == node.output[:])
-    graph.node.insert(place, added)

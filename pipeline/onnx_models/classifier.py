@@ -42,6 +42,8 @@ __all__ = [
     "run_in_chunks",
 ]
 
+_MOST_BATCH = 32  # images that a freed batch is tried with: a proof and calibration have 16
+
 
 def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> onnx.ModelProto:
     """Return the classifier in `path`, normalised as the module's docstring says.
@@ -84,6 +86,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     if not _finish_output(model, chw) and not RawFile(path, output).takes_batch(_noise(chw)):
         signature.fix_batch(model)  # for one image it computes the same as the file; runtimes then loop
         _finish_output(model, chw)
+    _check_freed(model, path, chw, batch)
     forms.name_nodes(model)
     return model
 
@@ -134,8 +137,23 @@ def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:
     return not relative_error(alone, found) > MIXED  # NaN is for `check_batch`
 
 
-def _noise(chw: tuple[int, int, int]) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(0).normal(size=(2, *chw)).astype(np.float32)
+def _check_freed(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int], batch: int | None) -> None:
+    """Raise DataError where a batch of more than 1 that the file fixes still decides how many answers there are."""
+    if batch in (None, 1):
+        return
+    for count in (1, min(batch, _MOST_BATCH) + 1):
+        try:
+            rows = len(run(model, _noise(chw, count)))
+        except DataError:
+            rows = 0
+        if rows != count:
+            raise DataError(
+                f"{path}: its batch of {batch} cannot be freed; export it with a free batch axis, or for one image"
+            )
+
+
+def _noise(chw: tuple[int, int, int], count: int = 2) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(count, *chw)).astype(np.float32)
 
 
 def append_softmax(model: onnx.ModelProto) -> None:

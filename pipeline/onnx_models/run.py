@@ -71,6 +71,11 @@ def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
     if together.ndim != 2 or len(together) != len(batch_nchw) or together.shape[1] < 2:
         found = f"output is {list(together.shape)} for {len(batch_nchw)} images"
         raise DataError(f"{path}: {found}; wanted [N, classes]{_shape_advice(together.shape)}")
+    if any(alone.shape != together[:1].shape for alone in single):
+        raise DataError(
+            f"{path}: gives {list(single[0].shape)} for one image and {list(together.shape)} for {len(batch_nchw)}; "
+            "export it with a free batch axis, or for one image"
+        )
     if not np.isfinite(together).all():
         raise DataError(f"{path}: output holds NaN or Inf on real images; {_finite_advice(model)}")
     if relative_error(np.concatenate(single), together) > MIXED:

@@ -285,3 +285,55 @@ def test_load_frees_tokens_whose_number_is_computed_from_the_shape_of_the_map(tm
     assert loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     expected = np.concatenate([run_alone(model, image[None]) for image in images(5)])
     np.testing.assert_allclose(classifier.run(loaded, images(5)), expected, rtol=1e-5, atol=1e-5)
+
+
+ROW = RNG.normal(size=(1, 4)).astype(np.float32)
+BAKED: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "repeated constant": ([node("Add", "f k", "a")], {"k": np.repeat(ROW, 4, axis=0)}),
+    "tiled constant": ([node("Tile", "k times", "t"), node("Mul", "t f", "a")], {"k": ROW, "times": np.array([4, 1])}),
+    "bias of a Gemm": (
+        [node("Gemm", "f s k", "a")],
+        {"s": RNG.normal(size=(4, 4)).astype(np.float32), "k": np.repeat(ROW, 4, axis=0)},
+    ),
+    "matrix for each image": (
+        [node("Unsqueeze", "f one", "u"), node("MatMul", "u s", "m"), node("Squeeze", "m one", "a")],
+        {"one": np.array([1]), "s": np.repeat(RNG.normal(size=(1, 4, 4)).astype(np.float32), 4, axis=0)},
+    ),
+    "slice to the batch": (
+        [node("Slice", "f from to axis", "a")],
+        {"from": np.array([0]), "to": np.array([4]), "axis": np.array([0])},
+    ),
+    "squeeze of an axis before it": (
+        [node("Unsqueeze", "f first", "u"), node("Squeeze", "u", "a")],
+        {"first": np.array([0])},
+    ),
+}
+
+
+def baked(tmp_path: Path, nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> Path:
+    """Save a network with a batch of 4, with some nodes from its features f [4, 4] to a."""
+    ends = [*(node("Conv", "x w", "c"), node("GlobalAveragePool", "c", "g"), node("Flatten", "g", "f"))]
+    constants = {"w": WEIGHT, "fw": FC, **constants}
+    return save(tmp_path / "m.onnx", [*ends, *nodes, node("Gemm", "a fw", "y")], 17, constants, dims=(4, *CHW))
+
+
+@pytest.mark.parametrize("kind", list(BAKED))
+def test_load_frees_what_a_batch_has_left_its_size_in(tmp_path: Path, kind: str) -> None:
+    model = load_and_compare(baked(tmp_path, *BAKED[kind]))
+    many = RNG.normal(size=(9, *CHW)).astype(np.float32)
+    alone = np.concatenate([classifier.run(model, image[None]) for image in many])
+    np.testing.assert_allclose(classifier.run(model, many), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["other rows", "split", "some of the images"])
+def test_load_refuses_a_batch_that_cannot_be_freed(tmp_path: Path, kind: str) -> None:
+    nodes, constants = {
+        "other rows": ([node("Add", "f k", "a")], {"k": RNG.normal(size=(4, 4)).astype(np.float32)}),
+        "split": ([node("Split", "f", "p q", axis=0), node("Concat", "q p", "a", axis=0)], {}),
+        "some of the images": (
+            [node("Slice", "f from to axis", "h"), node("Concat", "h h", "a", axis=0)],
+            {"from": np.array([1]), "to": np.array([3]), "axis": np.array([0])},
+        ),
+    }[kind]
+    with pytest.raises(DataError, match="its batch of 4 cannot be freed; export it with a free batch axis"):
+        classifier.load(baked(tmp_path, nodes, constants), CHW)
