@@ -79,19 +79,30 @@ def drop_last_casts(model: onnx.ModelProto) -> None:
 
 
 def check_inference(model: onnx.ModelProto, path: Path) -> None:
-    """Set Dropout to inference, in place.
+    """Take what training needs from each Dropout, in place.
 
     Raises:
-        DataError: a batch norm computes its statistics from the batch.
+        DataError: a batch norm computes its statistics from the batch, or a Dropout drops values.
     """
     for graph in graphs_of(model.graph):
+        constants = {**constants_of(model.graph), **constants_of(graph)}
         for node in graph.node:
-            if node.op_type == "BatchNormalization" and integer(node, "training_mode", 0):
+            if _is_training(node, constants):
                 raise DataError(
-                    f"{path}: node {node.name!r} (BatchNormalization) is in training mode; export it after model.eval()"
+                    f"{path}: node {node.name!r} ({node.op_type}) is in training mode; export it after model.eval()"
                 )
             if node.op_type == "Dropout":
                 del node.input[1:]
+
+
+def _is_training(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> bool:
+    """Tell whether a batch norm or a Dropout computes as in training. A mode that is an input is not set to it."""
+    if node.op_type == "BatchNormalization":
+        return bool(integer(node, "training_mode", 0))
+    if node.op_type != "Dropout" or len(node.input) < 3 or node.input[2] not in constants:
+        return False
+    ratio = numpy_helper.to_array(constants[node.input[1]]) if node.input[1] in constants else np.array(0.5)
+    return bool(numpy_helper.to_array(constants[node.input[2]]).any() and ratio.any())
 
 
 def simplify_gemms(model: onnx.ModelProto) -> None:

@@ -195,6 +195,19 @@ def test_load_refuses_a_norm_in_training_mode(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("ratio", [None, 0.3, 0.0])
+@pytest.mark.parametrize("mode", [True, False])
+def test_load_refuses_a_dropout_that_drops(tmp_path: Path, mode: bool, ratio: float | None) -> None:
+    drop = helper.make_node("Dropout", ["x", "" if ratio is None else "ratio", "mode"], ["a"], "drop")
+    constants = {"mode": np.bool_(mode), **({} if ratio is None else {"ratio": np.float32(ratio)})}
+    path = save(tmp_path / "m.onnx", flat(drop), 13, constants)
+    if not mode or ratio == 0:
+        load_and_compare(path)
+        return
+    with pytest.raises(DataError, match=r"node 'drop' \(Dropout\) is in training mode; export it after model.eval\(\)"):
+        classifier.load(path, CHW)
+
+
 OUTPUTS: dict[str, list[onnx.NodeProto]] = {
     "[N, C, 1, 1]": [node("GlobalAveragePool", "c", "y")],
     "[N, 1, C]": [node("GlobalAveragePool", "c", "g"), node("Reshape", "g rows", "y")],
