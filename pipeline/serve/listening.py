@@ -15,10 +15,10 @@ from pipeline.errors import BackendError
 from pipeline.serve.backlog import Backlog, leave_refusing
 from pipeline.serve.connections import Connection
 from pipeline.serve.guard import Door
-from pipeline.serve.kserve import ExceptionToStatusInterceptor, add_GRPCInferenceServiceServicer_to_server
+from pipeline.serve.kserve import add_GRPCInferenceServiceServicer_to_server
 from pipeline.serve.limits import Room
 from pipeline.serve.rpc import Servicer
-from pipeline.serve.rpc_guard import RpcGuard
+from pipeline.serve.rpc_guard import RpcGuard, Statuses
 from pipeline.serve.served import Plane
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
@@ -79,7 +79,7 @@ def make_rpc_server(
     calls = Backlog()
     room.waiting = calls.waiting
     rpc = grpc.aio.server(
-        interceptors=(RpcGuard(door, room, calls), ExceptionToStatusInterceptor()),
+        interceptors=(RpcGuard(door, room, calls), Statuses()),
         options=[
             *leave_refusing(room.max_requests),
             ("grpc.max_receive_message_length", room.max_body),

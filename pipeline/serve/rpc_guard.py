@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import grpc
 
@@ -15,11 +15,17 @@ from pipeline.serve.access import Visit
 from pipeline.serve.backlog import Backlog
 from pipeline.serve.clients import TooMuchError
 from pipeline.serve.guard import Door
+from pipeline.serve.kserve import ExceptionToStatusInterceptor
 from pipeline.serve.limits import LEAST_RATE, FullError, Room, receive_by
 from pipeline.serve.tokens import UnauthorizedError
 
 _Code = grpc.StatusCode
 _Handler = Any  # grpc has no types
+
+# Bytes of an error's text as it is sent. From 8 KiB of trailers on, gRPC's clients report RESOURCE_EXHAUSTED by chance
+# in place of the error, and from 16 KiB on always; an error may quote a name out of the request.
+_LONGEST_TEXT = 4096
+_SENT_AS_IS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -83,6 +89,38 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except StopAsyncIteration:
             await context.abort(_Code.INVALID_ARGUMENT, "expected one message, got none")
         raise AssertionError  # abort raises
+
+
+class Statuses(ExceptionToStatusInterceptor):  # type: ignore[misc]  # KServe has no types
+    """Turns exceptions into statuses, whose text has a length that clients take."""
+
+    async def handle_exception(self, ex: Exception, request: Any, context: Any, method_name: str) -> None:
+        await super().handle_exception(ex, request, _Brief(context), method_name)
+
+
+class _Brief:
+    """A call's context that shortens the text of an error."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def abort(self, code: Any, text: str) -> None:
+        await self._context.abort(code, shorten(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
+def shorten(text: str) -> str:
+    """Return a text, or its start and "..." where gRPC would send more than 4096 bytes of it."""
+    size = [len(quote(each, safe=_SENT_AS_IS)) for each in text[: _LONGEST_TEXT + 1]]  # a character is a byte or more
+    if sum(size) <= _LONGEST_TEXT:
+        return text
+    kept, left = 0, _LONGEST_TEXT - len("...")
+    while size[kept] <= left:
+        left -= size[kept]
+        kept += 1
+    return text[:kept] + "..."
 
 
 def _address(peer: str) -> str:

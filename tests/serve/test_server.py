@@ -14,6 +14,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +224,16 @@ def test_a_wrong_request_is_answered_in_a_line(
     assert text in caught.value.message()
     assert "\n" not in caught.value.message()
     assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "400")
+
+
+@pytest.mark.parametrize("name", ["a" * 20_000, "猫" * 3000, "%" * 6000])
+def test_an_error_over_grpc_quotes_what_a_client_can_receive(server: Server, name: str) -> None:
+    with pytest.raises(InferenceServerException) as caught:
+        client_of(triton_grpc, server).infer(NAME, [tensor(triton_grpc, np.zeros((1, 3, 32, 32), np.float32), name)])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    text = caught.value.message()
+    assert text.startswith(f"no input '{name[:400]}") and text.endswith(name[0] + "...")
+    assert len(urllib.parse.quote(text)) <= 4200
 
 
 def body(*tensors: dict[str, Any], **more: Any) -> bytes:
