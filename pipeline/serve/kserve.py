@@ -16,6 +16,7 @@ try:
     from grpc_interceptor.exceptions import GrpcException, Internal, Unavailable, Unimplemented
     from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
     from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
+    from kserve.metrics import PREDICT_HIST_TIME
     from kserve.protocol.dataplane import DataPlane
     from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
     from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
@@ -39,6 +40,7 @@ logging.getLogger("kserve").addHandler(_log)
 logging.getLogger("kserve").propagate = False
 
 __all__ = [
+    "PREDICT_HIST_TIME",
     "DataPlane",
     "ExceptionToStatusInterceptor",
     "InferInput",

@@ -47,7 +47,7 @@ def parse(body: bytes, json_length: str | None, model_name: str, version: str | 
     )
 
 
-def _input(tensor: dict[str, Any], behind: memoryview) -> tuple[InferInput, bytes | None]:
+def _input(tensor: dict[str, Any], behind: memoryview) -> tuple[InferInput, memoryview | None]:
     """Return a tensor, and its bytes if it is not in the JSON."""
     name, datatype = _text(tensor, "name"), _text(tensor, "datatype")
     shape, parameters = _shape(name, tensor.get("shape")), _object(tensor, "parameters") or {}
@@ -57,7 +57,7 @@ def _input(tensor: dict[str, Any], behind: memoryview) -> tuple[InferInput, byte
         raise InvalidInput(f"input {name!r}: binary_data_size: {len(behind)} bytes follow the JSON, got {size!r:.80}")
     given = InferInput(name, shape, datatype)
     if size is not None:
-        return given, bytes(behind)
+        return given, behind
     given.set_data_from_numpy(_from_json(name, datatype, shape, tensor.get("data")))
     return given, None
 

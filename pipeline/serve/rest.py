@@ -5,29 +5,24 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from starlette.datastructures import UploadFile
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pipeline.serve import paddle_serving, triton
+from pipeline.serve.calls import Calls
 from pipeline.serve.faults import answer_faults
 from pipeline.serve.guard import Door, Guard
-from pipeline.serve.kserve import InvalidInput, ModelMetadataResponse, V2Endpoints
+from pipeline.serve.kserve import ModelMetadataResponse, V2Endpoints
 from pipeline.serve.limits import Limits, Room
 from pipeline.serve.page import show_page
-from pipeline.serve.requests import JSON_LENGTH, parse
 from pipeline.serve.served import Plane
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.unpacking import Unpacking
 
 _PROBES = ["GET", "HEAD"]
-_MOST_FILES = 128  # of one upload
-_TOPK = 5
 _MODEL_PATHS = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}")
 
 
@@ -41,15 +36,12 @@ def make_app(plane: Plane, room: Room, door: Door, siblings: Siblings, registry:
         registry: what `/metrics` shows.
     """
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
-    asked = _Models(plane, siblings)
-    app.router.routes.extend(_hot_routes(asked))
     app.include_router(_server_routes(plane, registry))
-    app.include_router(_model_routes(plane, asked))
+    app.include_router(_model_routes(plane, _Models(plane, siblings)))
     app.include_router(paddle_serving.routes(plane))
     answer_faults(app)
-    app.add_middleware(Unpacking, room=room)
-    app.add_middleware(Limits, room=room, stopping=lambda: plane.stopping)
-    return Guard(app, door=door)  # around everything, so that the framework's own responses are logged too
+    called = Limits(Unpacking(Calls(app, plane=plane), room=room), room=room, stopping=lambda: plane.stopping)
+    return Guard(called, door=door)  # around everything, so that the framework's own responses are logged too
 
 
 def _server_routes(plane: Plane, registry: CollectorRegistry) -> APIRouter:
@@ -63,15 +55,6 @@ def _server_routes(plane: Plane, registry: CollectorRegistry) -> APIRouter:
     router.add_api_route("/v2/models", health.models, methods=_PROBES)
     router.add_api_route("/metrics", partial(_show_metrics, registry), methods=_PROBES)
     return router
-
-
-def _hot_routes(asked: _Models) -> list[Route]:
-    """Return the routes that clients call all the time, without FastAPI's part: a fifth of a request's time."""
-    return [
-        Route(f"{path}/{name}", endpoint, methods=["POST"])
-        for path in _MODEL_PATHS
-        for name, endpoint in (("infer", asked.infer), ("classify", asked.classify))
-    ]
 
 
 def _model_routes(plane: Plane, asked: _Models) -> APIRouter:
@@ -103,37 +86,7 @@ class _Models:
     async def statistics(self, model_name: str = "", model_version: str | None = None) -> object:
         return await triton.asked_statistics(self._plane, self._siblings, model_name, model_version)
 
-    async def infer(self, request: Request) -> Response:
-        name, version = request.path_params["model_name"], request.path_params.get("model_version")
-        self._plane.find(name, version)  # an unknown model is an error before the body is read
-        payload = parse(await request.body(), request.headers.get(JSON_LENGTH), name, version)
-        response, _ = await self._plane.infer(name, payload)
-        content, head = response.to_rest()
-        if head is None:
-            return Response(orjson.dumps(content), media_type="application/json")
-        return Response(content, media_type="application/octet-stream", headers={JSON_LENGTH: str(head)})
-
-    async def classify(self, request: Request) -> Response:
-        name, version = request.path_params["model_name"], request.path_params.get("model_version")
-        self._plane.find(name, version)
-        topk = request.query_params.get("topk", str(_TOPK))
-        if not (topk.isascii() and topk.isdigit() and len(topk) <= 9 and int(topk)):
-            raise InvalidInput(f"topk: expected 1 or more, got {topk:.80}")
-        files = await _uploads(request)
-        # Looked up again: the package may have been replaced meanwhile.
-        found = await self._plane.find(name, version).classify(files, int(topk))
-        return Response(orjson.dumps([each.as_dict() for each in found]), media_type="application/json")
-
 
 async def _show_metrics(registry: CollectorRegistry, request: Request) -> Response:
     generate, kind = choose_encoder(request.headers.get("accept", ""))
     return Response(generate(registry), headers={"content-type": kind})
-
-
-async def _uploads(request: Request) -> list[tuple[str, bytes]]:
-    """Return names and contents: the files of a form, or the body as one."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return [("image", await request.body())]
-    async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
-        files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
-        return [(each.filename or "image", await each.read()) for each in files]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.serve.kserve import InferenceServicer
+from pipeline.serve.kserve import InferenceServicer, InferRequest
 from pipeline.serve.served import NoRepository, Plane
 
 
@@ -20,7 +20,9 @@ class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
             # MLServer writes an empty message beside the bytes, which KServe takes for a second set of values.
             if given.HasField("contents") and not given.contents.ByteSize():
                 given.ClearField("contents")
-        return await super().ModelInfer(request, context)
+        self.validate_grpc_request(request)
+        answer, _ = await self._plane.infer(request.model_name, InferRequest.from_grpc(request))
+        return answer.to_grpc()
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._plane.find(request.name, request.version)
