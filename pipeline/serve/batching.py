@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
@@ -24,10 +24,10 @@ class BusyError(Exception):
 
 
 @dataclass
-class _Call:
-    """The images of one request; its future holds float32 [images, classes]."""
+class Call:
+    """One request; its future holds float32 [images, classes]. One that is cancelled is not computed."""
 
-    images: Sequence[Prepared]
+    count: int  # of images
     trace: Trace | None
     future: Future[Output] = field(default_factory=Future)
     rows: dict[int, Output] = field(default_factory=dict)  # float32 [classes], by the image's number
@@ -37,8 +37,9 @@ class _Call:
 class _Turn:
     """One image in the queue."""
 
-    call: _Call
+    call: Call
     number: int
+    image: Prepared  # [3, H, W]
     since: float
 
 
@@ -56,10 +57,11 @@ class Batcher:
         Args:
             full: opened for `batch` images.
             single: opened for one image or more; may be `full`.
-            limit: images that may wait.
+            limit: images that may wait, or be on their way into the queue.
         """
         self._full, self._single, self._batch, self.limit, self._meter = full, single, batch, limit, meter
         self._queue: deque[_Turn] = deque()
+        self._expected = 0  # images for which room is kept
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(full.placement.streams)]
@@ -67,24 +69,47 @@ class Batcher:
             thread.start()
 
     def submit(self, images: Sequence[Prepared]) -> Future[Output]:
-        """Queue the images of one request: arrays [3, H, W] of the model's dtype.
+        """Queue the images of one request: arrays [3, H, W] of the model's dtype; raise as `expect`."""
+        call = self.expect(len(images))
+        self._queue_up(call, dict(enumerate(images)))
+        return call.future
 
-        A future that is cancelled leaves the queue uncomputed.
+    def expect(self, images: int) -> Call:
+        """Keep room in the queue for the images of a request, each of which is then `put` into it or given up.
 
         Raises:
             BusyError: so many do not fit in the queue.
             RuntimeError: the batcher is closed.
         """
-        call, now = _Call(images, current()), time.perf_counter()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher was closed")
-            if len(self._queue) + len(images) > self.limit:
+            if len(self._queue) + self._expected + images > self.limit:
                 raise BusyError
-            self._queue.extend(_Turn(call, number, now) for number in range(len(images)))
+            self._expected += images
+        return Call(images, current())
+
+    def put(self, call: Call, number: int, image: Prepared) -> None:
+        """Queue one image of a request, by its number among them. Any thread may call it."""
+        self._queue_up(call, {number: image})
+
+    def give_up(self, call: Call, err: Exception | None = None) -> None:
+        """Free the room of one image of a request, and answer the request with an error unless it is answered."""
+        with self._changed:
+            self._expected -= 1
+        if err is not None:
+            _settle(call.future, err)
+
+    def _queue_up(self, call: Call, images: Mapping[int, Prepared]) -> None:
+        now = time.perf_counter()
+        with self._changed:
+            self._expected -= len(images)
+            if self._closed:
+                call.future.cancel()
+                return
+            self._queue.extend(_Turn(call, number, image, now) for number, image in images.items())
             self._meter.queued(len(images))
             self._changed.notify(len(images))
-        return call.future
 
     def close(self) -> None:
         """Take no more images, drop those that still wait, and return when no computation is under way."""
@@ -118,7 +143,7 @@ class Batcher:
         self._meter.waited([begun - turn.since for turn in turns])
         backend = self._single if len(turns) == 1 else self._full
         try:
-            outputs = answer.infer(backend, [turn.call.images[turn.number] for turn in turns])
+            outputs = answer.infer(backend, [turn.image for turn in turns])
         except Exception as err:  # whatever it is, the requests must be answered, and the thread must continue
             for turn in turns:
                 _settle(turn.call.future, err)
@@ -136,9 +161,9 @@ class Batcher:
         call = turn.call
         with self._changed:
             call.rows[turn.number] = output
-            complete = len(call.rows) == len(call.images)
+            complete = len(call.rows) == call.count
         if complete:
-            _settle(call.future, np.stack([call.rows[number] for number in range(len(call.images))]))
+            _settle(call.future, np.stack([call.rows[number] for number in range(call.count)]))
 
 
 def _add_to_traces(turns: Sequence[_Turn], begun: float, ended: float) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.run import answer
 from pipeline.run.prediction import Prediction
 from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics
-from pipeline.serve.batching import Batcher, BusyError
+from pipeline.serve.batching import Batcher, BusyError, Call
 from pipeline.serve.kserve import (
     InferInput,
     InferOutput,
@@ -39,10 +39,7 @@ ENCODED = "encoded_image"  # the input that takes files
 PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoids the same values
 _SHARED_MEMORY = "shared_memory_region"  # Triton's extension, which is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
-
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class PackageModel:
         wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
         self._check_outputs(wanted)
         with self._one_more() as answered:
-            scores = await self._infer(await self._images(payload))
+            scores = await self._scores_of(payload)
             answered(len(scores))
         outputs = [self._output(each, scores) for each in wanted]
         return InferResponse(
@@ -137,8 +134,7 @@ class PackageModel:
             InvalidInput, Unavailable, Internal: as `predict`.
         """
         with self._one_more() as answered:
-            images = await self._decoded([content for _, content in files], [name for name, _ in files])
-            outputs = await self._infer(images)
+            outputs = await self._infer_files([content for _, content in files], [name for name, _ in files])
             answered(len(outputs))
         return answer.make_predictions([name for name, _ in files], outputs, self._scores, self._labels, topk)
 
@@ -170,7 +166,8 @@ class PackageModel:
             else:
                 self.meter.failed(seconds)
 
-    async def _images(self, payload: InferRequest) -> Sequence[Prepared]:
+    async def _scores_of(self, payload: InferRequest) -> Output:
+        """Return float32 [images, classes]."""
         if len(payload.inputs) != 1:
             raise InvalidInput(f"expected one input, {self._takes.name!r} or {ENCODED!r}, got {len(payload.inputs)}")
         given = payload.inputs[0]
@@ -180,7 +177,7 @@ class PackageModel:
             if given.datatype != "BYTES" or list(given.shape[1:]) not in ([], [1]):
                 raise InvalidInput(f"input {ENCODED!r}: expected BYTES [N], got {given.datatype} {list(given.shape)}")
             contents = _array(given).ravel()
-            return await self._decoded(list(contents), [f"{ENCODED}[{number}]" for number in range(len(contents))])
+            return await self._infer_files(list(contents), [f"{ENCODED}[{number}]" for number in range(len(contents))])
         if given.name != self._takes.name:
             raise InvalidInput(f"no input {given.name!r}; expected {self._takes.name!r} or {ENCODED!r}")
         wanted = [_DATATYPES[self._takes.dtype], *self._takes.shape[1:]]
@@ -190,20 +187,49 @@ class PackageModel:
                 f"input {given.name!r}: expected {wanted[0]} [N, {axes}], got {given.datatype} {list(given.shape)}"
             )
         values = _array(given)
-        if not np.isfinite(values).all():
+        if values.dtype != np.uint8 and not np.isfinite(values).all():
             raise InvalidInput(f"input {given.name!r}: holds NaN or Inf")
-        return list(values)
+        images = list(values)
+        return await self._infer(len(images), lambda: self._batcher.submit(images))
 
-    async def _decoded(self, contents: Sequence[bytes], names: Sequence[str]) -> Sequence[Prepared]:
-        """Decode in threads, in parallel with the event loop and with each other."""
-        loop, trace = asyncio.get_running_loop(), current()
-        jobs = [
-            loop.run_in_executor(self._decoders, self._decode, content, name, trace)
-            for content, name in zip(contents, names, strict=True)
-        ]
-        return await asyncio.gather(*jobs)
+    async def _infer_files(self, contents: Sequence[bytes], names: Sequence[str]) -> Output:
+        """Decode in threads, in parallel with the event loop and with each other; from there images go to the queue."""
 
-    def _decode(self, content: bytes, name: str, trace: Trace | None) -> Prepared:
+        def start() -> Future[Output]:
+            call = self._batcher.expect(len(contents))
+            for number, (content, name) in enumerate(zip(contents, names, strict=True)):
+                self._decoders.submit(self._decode, call, number, content, name)
+            return call.future
+
+        return await self._infer(len(contents), start)
+
+    async def _infer(self, images: int, start: Callable[[], Future[Output]]) -> Output:
+        """Return float32 [images, classes] of so many images, which `start` hands to the batcher."""
+        if not images:
+            raise InvalidInput("expected at least one image, got none")
+        if images > self._batcher.limit:
+            raise InvalidInput(f"{images} images; expected at most {self._batcher.limit} a request (--max_queue)")
+        try:
+            return await asyncio.wrap_future(start())
+        except BusyError:
+            metrics.REFUSED.labels("queue full").inc()
+            raise Unavailable("the queue is full; try again later") from None
+        except BackendError as err:
+            raise Internal(str(err)) from None
+
+    def _decode(self, call: Call, number: int, content: bytes, name: str) -> None:
+        """Decode one image of a request, and queue it."""
+        if call.future.done():  # the client has left, or another of the images has failed
+            self._batcher.give_up(call)
+            return
+        try:
+            prepared = self._load(content, name, call.trace)
+        except Exception as err:  # whatever it is, the request must be answered
+            self._batcher.give_up(call, err)
+        else:
+            self._batcher.put(call, number, prepared)
+
+    def _load(self, content: bytes, name: str, trace: Trace | None) -> Prepared:
         begun = time.perf_counter()
         try:
             return answer.load(self._spec, name, content, takes_pixels=self._takes.takes_pixels)
@@ -214,20 +240,6 @@ class PackageModel:
             self.meter.decoded(ended - begun)
             if trace is not None:
                 trace.add("decode", begun, ended, pipeline_bytes=len(content))
-
-    async def _infer(self, images: Sequence[Prepared]) -> Output:
-        """Return float32 [images, classes]."""
-        if not images:
-            raise InvalidInput("expected at least one image, got none")
-        if len(images) > self._batcher.limit:
-            raise InvalidInput(f"{len(images)} images; expected at most {self._batcher.limit} a request (--max_queue)")
-        try:
-            return await asyncio.wrap_future(self._batcher.submit(images))
-        except BusyError:
-            metrics.REFUSED.labels("queue full").inc()
-            raise Unavailable("the queue is full; try again later") from None
-        except BackendError as err:
-            raise Internal(str(err)) from None
 
     def _check_outputs(self, wanted: Sequence[RequestedOutput]) -> None:
         for each in wanted:
@@ -273,10 +285,10 @@ def whole_number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _array(given: InferInput) -> Array:
+def _array(given: InferInput) -> npt.NDArray[Any]:
     """Return a tensor's values in its shape; those of BYTES as objects."""
     try:
-        array: Array = given.as_numpy()
+        array: npt.NDArray[Any] = given.as_numpy()
     except (ValueError, OverflowError, TypeError, struct.error) as err:
         raise InvalidInput(
             f"input {given.name!r}: the data are not {given.datatype} {list(given.shape)} ({err})"

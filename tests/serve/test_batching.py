@@ -101,6 +101,46 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(gated: Gated) -
         batcher.submit([image(4)])
 
 
+def test_room_is_kept_for_images_that_are_expected_until_they_come_or_are_given_up(gated: Gated) -> None:
+    batcher, first = at_work(gated, batch=4, limit=3)
+    call = batcher.expect(3)
+    with pytest.raises(BusyError):
+        batcher.submit([image(1)])
+    batcher.put(call, 2, image(2))
+    batcher.give_up(call, ValueError("damaged"))
+    with pytest.raises(ValueError, match="damaged"):
+        call.future.result(0)  # at once: the other images are not waited for
+    other = batcher.submit([image(1)])
+    with pytest.raises(BusyError):  # one waits, one is expected, one is this
+        batcher.submit([image(1)])
+    batcher.give_up(call, ValueError("damaged too"))
+    third = batcher.submit([image(3)])
+    gated.gate.set()
+    first.result(10)
+    assert [float(each.result(10)[0, 0]) for each in (other, third)] == [1, 3]
+    batcher.close()
+
+
+def test_images_that_come_one_by_one_are_answered_in_their_order(gated: Gated) -> None:
+    gated.gate.set()
+    batcher = Batcher(gated, gated, 4, 10, Meter("gated"))
+    call = batcher.expect(3)
+    for number in (2, 0, 1):
+        batcher.put(call, number, image(number))
+    assert call.future.result(10)[:, 0].tolist() == [0, 1, 2]
+    batcher.close()
+
+
+def test_an_image_that_comes_after_the_end_is_not_waited_for(gated: Gated) -> None:
+    gated.gate.set()
+    batcher = Batcher(gated, gated, 4, 10, Meter("gated"))
+    call = batcher.expect(1)
+    batcher.close()
+    batcher.put(call, 0, image(1))
+    with pytest.raises(CancelledError):
+        call.future.result(0)
+
+
 def test_a_failure_reaches_every_request_of_the_batch_and_no_other(gated: Gated) -> None:
     gated.fails = lambda batch: bool((batch == 7).any())
     batcher, _ = at_work(gated, batch=2)

@@ -527,6 +527,30 @@ def test_what_does_not_fit_in_the_queue_is_refused_and_counted(server: Server, i
     assert server.metric('pipeline_refused_requests_total{reason="queue full"}') == len(refusals)
 
 
+def test_a_damaged_file_frees_the_room_of_its_request(server: Server, wanted: np.ndarray) -> None:
+    client = client_of(triton_grpc, server)
+
+    def infer(contents: list[bytes]) -> Any:
+        given = triton_grpc.InferInput("encoded_image", [len(contents)], "BYTES")
+        given.set_data_from_numpy(np.array(contents, dtype=object))
+        return client.infer(NAME, [given]).as_numpy("logits")
+
+    for number in range(3):
+        files = [encoded(0)] * 16  # as many as may wait
+        files[5 * number] = b"damaged"
+        with pytest.raises(InferenceServerException, match=rf"encoded_image\[{5 * number}\]: .*cannot be decoded"):
+            infer(files)
+    deadline = time.monotonic() + 30
+    while True:  # the other files of those requests may still be decoded
+        try:
+            found = infer([encoded(index % 3) for index in range(16)])
+            break
+        except InferenceServerException as err:
+            assert "the queue is full" in err.message() and time.monotonic() < deadline
+            time.sleep(0.05)
+    np.testing.assert_allclose(found, [wanted[index % 3] for index in range(16)], rtol=1e-5, atol=1e-5)
+
+
 def test_a_client_cannot_take_the_model_away(server: Server) -> None:
     with pytest.raises(InferenceServerException, match="neither loaded nor unloaded by clients"):
         client_of(triton_grpc, server).unload_model(NAME)
