@@ -44,6 +44,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "onnx_models": ("build",),
     "packages.formats": ("package",),
     "packages.origin": ("build", "predict"),
+    "packages.choice": ("bench", "predict", "serve"),
     "packages.package": ("bench", "eval", "predict", "serve", "analyze", "package"),
     "prepare.doctor": ("doctor",),
     "prepare.export_model": ("export",),

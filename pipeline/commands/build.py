@@ -100,7 +100,7 @@ def explain_name(cfg: BuildConfig) -> str:
 
 
 def _say_speed(prefix: Path) -> None:
-    """Say how fast int8 was in the trial, in the runtime that `auto` takes, and why that one."""
+    """Say how fast int8 was in the trial, in the runtime that `auto` takes, why that one, and where it is slower."""
     from pipeline.packages.choice import runtime_for
     from pipeline.packages.package import open_package
     from pipeline.proof import speed
@@ -119,3 +119,5 @@ def _say_speed(prefix: Path) -> None:
     beside = speed.describe_choice(measured, chosen)
     if beside:
         print(beside)
+    for each in speed.describe_others(measured, chosen):
+        console.warning(f"note: {each}")

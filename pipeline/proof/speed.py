@@ -253,6 +253,15 @@ def describe(speed: Mapping[str, Any], runtime: Runtime) -> tuple[bool, str]:
     )
 
 
+def describe_others(speed: Mapping[str, Any], chosen: Runtime) -> list[str]:
+    """Return a line for each runtime that `auto` does not take and in which int8 is slower than float32."""
+    return [
+        f"{describe(speed, runtime)[1].partition(':')[0]}: run it in {chosen.value}, which auto takes"
+        for runtime in Runtime
+        if runtime is not chosen and describe(speed, runtime)[0]
+    ]
+
+
 def describe_choice(speed: Mapping[str, Any], chosen: Runtime) -> str | None:
     """Return a line on how the runtime that `auto` takes was chosen; None where there was no other."""
     beside = speed["beside"]

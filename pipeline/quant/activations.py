@@ -19,6 +19,7 @@ from pipeline.onnx_models.graphs import makers_of, readers_of
 from pipeline.quant.graphs import constants
 from pipeline.quant.placement import ACTIVATIONS
 from pipeline.quant.qmath import Range
+from pipeline.runtimes.float_form import mark_clipping
 
 # Relative widening of a range: a bound of a Clip that falls midway between two levels then rounds outwards.
 _INWARDS = 1e-4
@@ -80,14 +81,14 @@ def _with_level_at(bound: float, extent: float) -> float:
 
 
 def remove_redundant(model: onnx.ModelProto, kept: Collection[str]) -> None:
-    """Remove the ReLUs and Clips of a QDQ model whose quantizer clips at the same values, in place.
+    """Remove the ReLUs and Clips of a QDQ model whose quantizer clips at the same values, in place, and note which.
 
     Args:
         kept: names of nodes to be left as they are.
     """
     graph = model.graph
-    for node in [node for node in graph.node if node.op_type in ACTIVATIONS and node.name not in kept]:
-        _remove_one(model, node)
+    candidates = [node for node in graph.node if node.op_type in ACTIVATIONS and node.name not in kept]
+    mark_clipping(model, [node.output[0] for node in candidates if _remove_one(model, node)])
     put_on_levels(model)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
@@ -120,7 +121,8 @@ def put_on_levels(model: onnx.ModelProto) -> None:
                 node.input[position] = name
 
 
-def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Remove a ReLU or Clip if its quantizer clips at the same values; return whether it does."""
     graph = model.graph
     known = constants(model)
     readers = readers_of(graph)
@@ -128,26 +130,27 @@ def _remove_one(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
     bounds = bounds_of(node, known)
     after = readers.get(node.output[0], [])
     if bounds is None or [reader.op_type for reader in after] != ["QuantizeLinear"]:
-        return
+        return False
     if any(value.name == node.output[0] for value in graph.output) or not _cuts_at(after[0], bounds, known):
-        return
+        return False
     source, removed = node.input[0], [node]
     maker = makers.get(source)
     if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in makers:
         quantizer = makers[maker.input[0]]
         if len(readers[source]) > 1 or len(readers[maker.input[0]]) > 1:
-            return
+            return False
         source = quantizer.input[0]
         removed += [quantizer, maker]
     # The producer's output takes the name of the removed node's; a network's input keeps its own.
     if source not in makers or len(readers[source]) > 1 or any(value.name == source for value in graph.output):
-        return
+        return False
     outputs = makers[source].output
     outputs[list(outputs).index(source)] = node.output[0]
     for each in removed:
         graph.node.remove(each)
     for value in [value for value in graph.value_info if value.name == source]:
         graph.value_info.remove(value)
+    return True
 
 
 def _cuts_at(quantizer: onnx.NodeProto, bounds: Bounds, known: Mapping[str, onnx.TensorProto]) -> bool:

@@ -10,25 +10,12 @@ never on disk.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 _LEAST_INPUTS = 148  # per output: channels * kernel height * kernel width; smaller convolutions gain nothing
-
-
-def for_amx(path: Path) -> bytes | None:
-    """Return the model of a file as ONNX Runtime runs it fastest on AMX; None where the file is not a model."""
-    try:
-        model = onnx.load(path)
-    except (OSError, DecodeError):
-        return None
-    shift_weights(model)
-    serialized: bytes = model.SerializeToString()
-    return serialized
 
 
 def shift_weights(model: onnx.ModelProto, least_inputs: int = _LEAST_INPUTS) -> int:

@@ -10,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pipeline.errors import BackendError
-from pipeline.host.hardware import instruction_sets, saturates
+from pipeline.host.hardware import saturates
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
 
 onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
@@ -65,14 +65,12 @@ class OnnxRuntimeBackend:
 
 
 def _source(model: Path) -> str | bytes:
-    """Return what a session is made of: the file, or on CPUs with AMX its content in another form."""
-    if "AMX int8" not in instruction_sets():
-        return str(model)
+    """Return what a session is made of: the file, or its content in a form that is faster here."""
     try:
-        from pipeline.runtimes.amx import for_amx
+        from pipeline.runtimes.faster_form import faster_form
     except ImportError:  # a machine that only runs packages may lack onnx; it runs them, only slower
         return str(model)
-    return for_amx(model) or str(model)  # for a file that is not a model, the session raises the error
+    return faster_form(model) or str(model)  # for a file that is not a model, the session raises the error
 
 
 def open_profiled(
@@ -144,8 +142,12 @@ def _options(threads: int, *, exact: bool = False) -> onnxruntime.SessionOptions
 
 
 def _open(model: Path, source: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    # In another form than the file's: constant weights would be quantized again where a layer's input is quantized.
+    off = ["WeightBiasQuantization"] if isinstance(source, bytes) else []
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=off
+        )
     except _ERRORS as err:
         raise BackendError(
             f"{model}: ONNX Runtime {onnxruntime.__version__} does not load it ({_reason(err)})"

@@ -79,6 +79,50 @@ def test_auto_takes_the_usual_runtime_where_nothing_is_known(
     )
 
 
+def rates(openvino: tuple[float, float], onnxruntime: tuple[float, float]) -> dict[str, Any]:
+    """Return speeds as the trial records them, of int8 and float32 in each runtime, with narrow intervals."""
+    return {
+        name: {
+            "int8": one,
+            "float32": other,
+            "ratio": one / other,
+            "interval": [0.98 * one / other, 1.02 * one / other],
+        }
+        for name, (one, other) in {"openvino": openvino, "onnxruntime": onnxruntime}.items()
+    }
+
+
+@BOTH
+def test_a_runtime_in_which_int8_is_slower_than_float32_is_named_with_what_is_faster(tiny: TinyWorkspace) -> None:
+    speed = {**measured("openvino"), "runtimes": rates((120, 60), (30, 50))}
+    package = package_with(tiny, speed=speed)
+    assert choose_for(package, Runtime.AUTO).notes == ()
+    (note,) = choose_for(package, Runtime.ONNXRUNTIME).notes
+    assert note == (
+        f"{package.prefix}: int8 runs 0.60x as fast as float32 in onnxruntime here; --runtime openvino runs it 4.0x as "
+        "fast"
+    )
+
+
+@BOTH
+def test_a_float32_package_is_advised_where_int8_is_slower_in_every_runtime(tiny: TinyWorkspace) -> None:
+    package = package_with(tiny, speed={**measured("openvino"), "runtimes": rates((40, 60), (30, 50))})
+    for wanted in Runtime:
+        (note,) = choose_for(package, wanted).notes
+        assert note.endswith("; a float32 package is faster, made by build --set backend.dtype=fp32")
+
+
+@BOTH
+def test_auto_leaves_a_runtime_in_which_int8_is_slower_than_float32_where_the_faster_is_not_known(
+    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "is_arm", lambda: False)
+    speed = {**measured(None), "runtimes": rates((40, 60), (41, 30))}
+    assert choose_for(package_with(tiny, speed=speed), Runtime.AUTO).runtime is Runtime.ONNXRUNTIME
+    speed["runtimes"]["openvino"]["interval"] = [0.6, 1.1]
+    assert choose_for(package_with(tiny, speed=speed), Runtime.AUTO).runtime is Runtime.OPENVINO
+
+
 @BOTH
 @pytest.mark.parametrize("verdict", ["lost", "refused", "suspicious"])
 def test_auto_never_takes_a_runtime_whose_proof_was_not_good(tiny: TinyWorkspace, verdict: str) -> None:

@@ -94,6 +94,16 @@ def test_describe_calls_float32_the_better_package_where_int8_is_slower() -> Non
     )
 
 
+def test_describe_others_says_where_the_other_runtime_is_slower_than_float32() -> None:
+    found = speed.record(ALL, rates(90, 40, 20, 50))
+    assert speed.describe_others(found, Runtime.OPENVINO) == [
+        "int8 runs 0.40x (0.40 to 0.40) as fast as float32 in onnxruntime: run it in openvino, which auto takes"
+    ]
+    assert speed.describe_others(found, Runtime.ONNXRUNTIME) == []
+    alone = speed.record([INT8, FLOAT32], Rates(8, 2, [[40.0] * 6, [90.0] * 6]))
+    assert speed.describe_others(alone, Runtime.OPENVINO) == []
+
+
 def test_describe_says_that_it_does_not_know() -> None:
     found = speed.record([INT8, FLOAT32], Rates(8, 2, [[90.0, 110.0, 100.0, 105.0, 95.0, 102.0], [100.0] * 6]))
     assert found["fastest"] == "openvino"

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from run_fixtures import TinyWorkspace
 
 from pipeline.host.hardware import instruction_sets
-from pipeline.runtimes import ort
+from pipeline.runtimes import faster_form, ort
 from pipeline.runtimes.amx import shift_weights
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import open_backend, place
@@ -52,7 +52,7 @@ def test_onnx_runtime_loads_packages_so_on_cpus_with_amx_only(
 ) -> None:
     model = tiny.package.model
     assert ort._source(model) == str(model) or "AMX int8" in instruction_sets()
-    monkeypatch.setattr(ort, "instruction_sets", lambda: ["AVX-512 VNNI", "AMX int8"])
+    monkeypatch.setattr(faster_form, "instruction_sets", lambda: ["AVX-512 VNNI", "AMX int8"])
     assert isinstance(ort._source(model), bytes)
     with open_backend(Runtime.ONNXRUNTIME, model, batch=1, placement=place(1, 1)) as backend:
         assert backend.infer(np.zeros((1, 3, 32, 32), np.float32)).shape == (1, 6)

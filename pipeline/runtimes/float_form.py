@@ -1,0 +1,159 @@
+"""Gives ONNX Runtime in plain float32 what it computes in float32 of an int8 model anyway.
+
+A convolution whose output goes into a gate or a norm without a quantizer is computed in float32 there. As the file has
+it, its weights are dequantized in every call, and kernels in blocked layout, which want constant weights, are not used:
+depthwise ones then take several times as long. So such convolutions get their dequantized weights and biases as
+constants, of the same values. A quantizer that no operator in int8 writes to or reads from buys nothing but a pass over
+the data, and goes; one that stands for a ReLU or Clip becomes a Clip.
+
+Measured on an AMD EPYC with AVX-512 VNNI, one thread, over float32: efficientnet_b0 .41x before and 1.10x so,
+mobilenet_v3_large .46x and 1.05x, convnext_atto .60x and 1.10x. Done in memory when ONNX Runtime opens a package, since
+OpenVINO computes the file's form in int8, and faster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+CLIPPING = "int8_classifier_pipeline.clipping"  # metadata: JSON list of the quantized tensors that stand for a Clip
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_CLIPS = frozenset({"Relu", "Clip"})
+_MATRIX = frozenset({"Gemm", "MatMul"})  # ONNX Runtime has int8 kernels that write float32
+_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+
+def mark_clipping(model: onnx.ModelProto, names: list[str]) -> None:
+    """Note in a model, in place, which of its quantized tensors stand for the output of a ReLU or Clip."""
+    model.metadata_props.add(key=CLIPPING, value=json.dumps(names))
+
+
+def use_float_form(model: onnx.ModelProto) -> bool:
+    """Change a model for ONNX Runtime, in place; return whether anything changed. Models without the mark stay."""
+    marks = [each.value for each in model.metadata_props if each.key == CLIPPING]
+    return bool(marks) and _FloatForm(model.graph, frozenset(json.loads(marks[0]))).apply()
+
+
+class _FloatForm:
+    """A graph, what makes and reads its tensors, and which of its layers compute in float32."""
+
+    def __init__(self, graph: onnx.GraphProto, clipping: frozenset[str]) -> None:
+        self._graph, self._clipping = graph, clipping
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._outputs = {value.name for value in graph.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+
+    def apply(self) -> bool:
+        """Change the graph; return whether anything changed."""
+        layers = [node for node in self._graph.node if node.op_type in _CONVOLUTIONS and not self._is_int8(node)]
+        pairs = list(self._idle_quantizers())  # before anything changes
+        changed = [self._dequantize_constants(node) for node in layers]
+        for quantizer in pairs:
+            self._bypass(quantizer)
+        self._remove_unread()
+        return bool(pairs) or any(changed)
+
+    def _is_int8(self, node: onnx.NodeProto) -> bool:
+        """Tell whether ONNX Runtime may compute a node in int8: it reads dequantized values, and writes quantized."""
+        inputs = [name for name in node.input if name and name not in self._tensors]
+        if not inputs or not all(self._is_dequantized(name) for name in inputs):
+            return False
+        if node.op_type in _CONVOLUTIONS | _MATRIX and not all(map(self._is_dequantized, node.input[:2])):
+            return False
+        return node.op_type in _MATRIX or all(self._is_quantized(name) for name in node.output)
+
+    def _is_dequantized(self, name: str) -> bool:
+        return name in self._makers and self._makers[name].op_type == _DEQUANTIZE
+
+    def _is_quantized(self, name: str) -> bool:
+        """Tell whether only quantizers read a tensor, through ReLUs and Clips."""
+        readers = self._readers.get(name, [])
+        return (
+            bool(readers)
+            and name not in self._outputs
+            and all(
+                node.op_type == _QUANTIZE or (node.op_type in _CLIPS and self._is_quantized(node.output[0]))
+                for node in readers
+            )
+        )
+
+    def _idle_quantizers(self) -> Iterator[onnx.NodeProto]:
+        """Yield the quantizers of activations that are between operators in float32 alone."""
+        for node in self._graph.node:
+            after = self._readers.get(node.output[0], []) if node.op_type == _QUANTIZE else []
+            if not after or any(each.op_type != _DEQUANTIZE or each.output[0] in self._outputs for each in after):
+                continue
+            maker = self._makers.get(node.input[0])
+            around = [reader for each in after for reader in self._readers.get(each.output[0], [])]
+            if maker is not None and not any(map(self._is_int8, (maker, *around))):
+                yield node
+
+    def _dequantize_constants(self, layer: onnx.NodeProto) -> bool:
+        """Give a layer its weights and its bias as float32 constants; return whether they were not."""
+        changed = False
+        for position in range(1, len(layer.input)):
+            maker = self._makers.get(layer.input[position])
+            if maker is None or maker.op_type != _DEQUANTIZE or maker.input[0] not in self._tensors:
+                continue
+            name = f"{layer.input[position]}.float32"
+            if name not in self._tensors:
+                self._tensors[name] = numpy_helper.from_array(self._values(maker), name)
+                self._graph.initializer.append(self._tensors[name])
+            layer.input[position] = name
+            changed = True
+        return changed
+
+    def _values(self, dequantizer: onnx.NodeProto) -> npt.NDArray[np.float32]:
+        """Return what a DequantizeLinear of constants computes, to the bit."""
+        steps, scale, *zero = (numpy_helper.to_array(self._tensors[name]) for name in dequantizer.input)
+        axis = next((each.i for each in dequantizer.attribute if each.name == "axis"), 1)
+        shape = [-1 if scale.ndim and each == axis % steps.ndim else 1 for each in range(steps.ndim)]
+        offset = zero[0].astype(np.int64).reshape(shape if scale.ndim else ()) if zero else np.int64(0)
+        whole = (steps.astype(np.int64) - offset).astype(np.float32)
+        values: npt.NDArray[np.float32] = whole * scale.reshape(shape if scale.ndim else ())
+        return values
+
+    def _bypass(self, quantizer: onnx.NodeProto) -> None:
+        """Let what reads a quantized activation read it as it was, or clipped where that is what it stands for."""
+        source = quantizer.input[0]
+        dequantizers = [node for node in self._readers[quantizer.output[0]] if node.op_type == _DEQUANTIZE]
+        if source in self._clipping:
+            source = self._clip(quantizer)
+        for dequantizer in dequantizers:
+            for node in self._readers.get(dequantizer.output[0], []):
+                for position, name in enumerate(node.input):
+                    if name == dequantizer.output[0]:
+                        node.input[position] = source
+
+    def _clip(self, quantizer: onnx.NodeProto) -> str:
+        """Make a Clip to a quantizer's range in its place in the graph; return what it writes."""
+        scale, zero = (numpy_helper.to_array(self._tensors[name]) for name in quantizer.input[1:3])
+        limits, name = np.iinfo(zero.dtype), f"{quantizer.input[0]}.clipped"
+        bounds = [np.float32((limit - int(zero)) * np.float64(scale)) for limit in (limits.min, limits.max)]
+        names = [f"{name}.low", f"{name}.high"]
+        self._graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(bound), each) for bound, each in zip(bounds, names, strict=True)
+        )
+        node = onnx.helper.make_node("Clip", [quantizer.input[0], *names], [name], name)
+        self._graph.node.insert(list(self._graph.node).index(quantizer), node)
+        return name
+
+    def _remove_unread(self) -> None:
+        """Remove the nodes that nothing reads any more, from the end, and constants that nothing reads."""
+        read = set(self._outputs)
+        for node in reversed(list(self._graph.node)):
+            if read.isdisjoint(node.output):
+                self._graph.node.remove(node)
+            else:
+                read.update(node.input)
+        for tensor in [tensor for tensor in self._graph.initializer if tensor.name not in read]:
+            self._graph.initializer.remove(tensor)
