@@ -21,9 +21,14 @@ _AUXILIARY = frozenset(
     {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "criterion", "loss", "loops", "callbacks"}
     | {"args", "config", "cfg", "hyper", "hparams", "rng", "random", "metrics", "history", "meta"}
 )
-# Prefixes that wrappers put before every name: DataParallel, torch.compile, AveragedModel, Lightning modules, a
-# classifier behind a normalising layer, ...
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "resnet.", "_model.")
+# Parts of names by wrappers of the whole network or of parts of it: torch.compile, FSDP, activation checkpoints.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# DataParallel around the convolutions alone, as PyTorch's ImageNet example has it for AlexNet and VGG.
+_PART_IN_PARALLEL = re.compile(r"^features\.module\.")
+# A network in two parts, as OpenMMLab has it; the head holds the classifier by its own name.
+_TWO_PARTS = frozenset({"backbone", "head"})
+# A network and its copy, by the first part of their names.
+_COPIES = (frozenset({"student", "teacher"}), frozenset({"online", "target"}))
 # Tensors that take no part in inference, by the last part of their name: thop's counts, AveragedModel's.
 _NO_WEIGHTS = frozenset({"total_ops", "total_params", "n_averaged"})
 # Parts of a Lightning module beside its network, by the first part of their names.
@@ -102,15 +107,24 @@ def _words(name: str) -> frozenset[str]:
 
 
 def _entries(value: object) -> Mapping[object, object]:
-    """Return the entries of a dictionary, of an object that acts as one, or of a module; none for anything else."""
+    """Return the entries of a dictionary, a list, an object that acts as one, or a module; none for anything else.
+
+    Entries of lists, and those whose keys are numbers, have their number as name; tensors among them have no name.
+    """
     if isinstance(value, Mapping):
-        return value
+        return {f"{key}" if isinstance(key, int) else key: item for key, item in value.items() if _is_named(key, item)}
+    if isinstance(value, list | tuple):
+        return {f"{index}": item for index, item in enumerate(value) if as_tensor(item) is None}
     if not isinstance(value, Placeholder):
         return {}
     if value.items:
         return value.items
     state = value.state if isinstance(value.state, Mapping) else {}
     return dict(_module_tensors(state)) if "_modules" in state else state
+
+
+def _is_named(key: object, item: object) -> bool:
+    return isinstance(key, str) or (isinstance(key, int) and as_tensor(item) is None)
 
 
 def _module_tensors(state: Mapping[object, object], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
@@ -147,18 +161,20 @@ def _state_dicts(value: object, at: tuple[str, ...] = ()) -> list[Found]:
 
 
 def _split(found: Found) -> list[Found]:
-    """Return the networks in one state dict that holds a network twice, raw and averaged."""
+    """Return the networks in one state dict that holds a network twice: raw and averaged, or student and teacher."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in found.tensors.items():
         first, _, rest = name.partition(".")
         groups.setdefault(first, {})[rest] = tensor
     shapes = {first: _shapes(_strip(group)[0]) for first, group in groups.items()}
+    at = f"{found.key}." if found.key else ""
+    if groups.keys() in _COPIES and all(each == shapes[next(iter(shapes))] for each in shapes.values()):
+        return [Found(f"{at}{first}", group, found.others) for first, group in groups.items()]
     averaged = next((first for first in groups if _words(first) & _AVERAGED and shapes[first]), None)
     raw = next((first for first in groups if first != averaged and shapes[first] == shapes.get(averaged or "")), None)
     if averaged is None or raw is None:
         return [found]
     others = (*found.others, *(first for first in groups if first not in (averaged, raw)))
-    at = f"{found.key}." if found.key else ""
     return [Found(f"{at}{first}", groups[first], others) for first in (raw, averaged)]
 
 
@@ -177,7 +193,8 @@ def _choose(path: Path, found: Sequence[Found], key: str | None) -> tuple[Found,
         return named[0], []
     raw = [each for each in found if not each.is_averaged]
     averaged = next((each for each in found if each.is_averaged), None)
-    main = next((each for name in _RAW for each in raw if name in each.key.split(".")), None)
+    usual = ([each for each in raw if name in each.key.split(".")] for name in _RAW)
+    main = next((named[0] for named in usual if len(named) == 1), None)
     main = main or (raw[0] if len(raw) == 1 else None)
     if main is None and averaged is None:
         raise DataError(
@@ -200,14 +217,22 @@ def _without_training_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _strip(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors by their names without the prefix that all weights share, and that prefix."""
-    stripped, whole = dict(tensors), ""
-    while prefix := next((each for each in _PREFIXES if _all_begin_with(each, stripped)), ""):
+    """Return the tensors by their names without what wrappers added, and the prefix that all weights shared."""
+    stripped = {_PART_IN_PARALLEL.sub("features.", _WRAPPERS.sub("", name)): value for name, value in tensors.items()}
+    whole = ""
+    while prefix := _shared_prefix(stripped):
         whole += prefix
         stripped = {name.removeprefix(prefix): value for name, value in stripped.items() if name.startswith(prefix)}
+    if {name.partition(".")[0] for name in stripped} == _TWO_PARTS:
+        return {name.partition(".")[2]: value for name, value in stripped.items()}, whole
     return stripped, whole
 
 
-def _all_begin_with(prefix: str, tensors: Mapping[str, Tensor]) -> bool:
-    names = [name for name in tensors if name not in _NO_WEIGHTS]
-    return bool(names) and all(name.startswith(prefix) for name in names)
+def _shared_prefix(tensors: Mapping[str, Tensor]) -> str:
+    """Return the part that the names of all weights begin with, such as `module.` or `model.`; "" where they differ.
+
+    A single layer keeps its name.
+    """
+    parts = [name.split(".") for name in tensors if name not in _NO_WEIGHTS]
+    shared = {each[0] for each in parts}
+    return f"{shared.pop()}." if len(shared) == 1 and any(len(each) > 2 for each in parts) else ""

@@ -117,6 +117,17 @@ def test_choose_takes_the_only_state_dict_whatever_its_name(key: str) -> None:
     assert_same(state_dicts.choose(PATH, content, None).tensors, RAW)
 
 
+@pytest.mark.parametrize("content", [[RAW], (RAW, 5), {0: RAW, 1: "x"}, [{"epoch": 1}, {"model": RAW}]])
+def test_choose_finds_the_state_dict_in_lists_and_under_numbers(content: object) -> None:
+    assert_same(state_dicts.choose(PATH, content, None).tensors, RAW)
+
+
+@pytest.mark.parametrize("content", [list(RAW.values()), {0: torch.ones(3)}, (), [1, "a"]])
+def test_choose_refuses_tensors_without_names(content: object) -> None:
+    with pytest.raises(DataError, match="no state dict in it"):
+        state_dicts.choose(PATH, content, None)
+
+
 def test_choose_asks_which_when_several_are_equal() -> None:
     with pytest.raises(DataError) as caught:
         state_dicts.choose(PATH, {"left": RAW, "right": EMA}, None)
@@ -133,7 +144,10 @@ def test_choose_lists_the_keys_when_there_is_none_of_that_name() -> None:
     assert str(caught.value) == "w.pth: checkpoint_key 'mdoel' names no state dict of it; wanted one of model, ema"
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "model._orig_mod.module."])
+WRAPPED = ["module._fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "model._orig_mod.module.", "my_net.base."]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "classifier.", *WRAPPED])
 def test_choose_takes_off_the_prefix_that_all_weights_share(prefix: str) -> None:
     assert_same(state_dicts.choose(PATH, prefixed(prefix, RAW), None).tensors, RAW)
 
@@ -141,3 +155,35 @@ def test_choose_takes_off_the_prefix_that_all_weights_share(prefix: str) -> None
 def test_choose_keeps_weights_outside_the_prefix_so_that_loading_refuses_them() -> None:
     mixed = {**prefixed("model.", RAW), "head.weight": torch.ones(3, 3)}
     assert state_dicts.choose(PATH, {"state_dict": mixed}, None).tensors.keys() == mixed.keys()
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_choose_takes_off_what_wrappers_of_parts_add(wrapper: str) -> None:
+    """As of torch.compile of each block: only some names have it, and not at their beginning."""
+    inner = {name.replace("1.", f"1.{wrapper}."): value for name, value in RAW.items()}
+    assert_same(state_dicts.choose(PATH, {"state_dict": prefixed("model.", inner)}, None).tensors, RAW)
+
+
+def test_choose_takes_off_data_parallel_around_the_convolutions() -> None:
+    wanted = {**prefixed("features.", RAW), **prefixed("classifier.", RAW)}
+    parallel = {**prefixed("features.module.", RAW), **prefixed("classifier.", RAW)}
+    assert_same(state_dicts.choose(PATH, {"state_dict": parallel}, None).tensors, wanted)
+
+
+def test_choose_joins_backbone_and_head() -> None:
+    head = {"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)}
+    found = {"state_dict": {**prefixed("backbone.", RAW), **prefixed("head.", head)}, "meta": {}}
+    assert_same(state_dicts.choose(PATH, found, None).tensors, {**RAW, **head})
+
+
+def test_choose_keeps_the_name_of_a_single_layer() -> None:
+    layer = {"fc.weight": torch.ones(3, 4), "fc.bias": torch.ones(3)}
+    assert_same(state_dicts.choose(PATH, layer, None).tensors, layer)
+
+
+@pytest.mark.parametrize(("one", "other"), [("student", "teacher"), ("online", "target")])
+def test_choose_asks_which_when_a_state_dict_holds_a_network_and_its_copy(one: str, other: str) -> None:
+    content = {"state_dict": {**prefixed(f"{one}.", RAW), **prefixed(f"{other}.", EMA)}}
+    with pytest.raises(DataError, match=rf"holds 2 state dicts \(state_dict.{one}, state_dict.{other}\)"):
+        state_dicts.choose(PATH, content, None)
+    assert_same(state_dicts.choose(PATH, content, other).tensors, EMA)
