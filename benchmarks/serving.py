@@ -7,9 +7,10 @@
 
 load: throughput and latency of so many clients, each of which sends its next request when it has the answer to the one
 before: tensors over gRPC and over REST, image files over gRPC and as uploads. The clients run on the same cores as the
-server, so they send bytes that were made before, and it prints the CPU time of a request on either side. That is what
-a busy machine does not change. stop: SIGTERM under load; counts what was asked, answered, refused and lost. workers:
-throughput, CPU time and memory by the number of worker processes, for a package whose network takes no time.
+server, so they send bytes that were made before, and it prints the CPU time of a request on either side, beside that of
+an image in `bench` (which neither receives nor decodes anything) and in `predict` (which decodes the same files). CPU
+time is what a busy machine changes least. stop: SIGTERM under load; counts what was asked, answered, refused and lost.
+workers: throughput, CPU time and memory by the number of worker processes, for a package whose network takes no time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from statistics import median
 
 import grpc
 import numpy as np
+import offline
 import tritonclient.grpc as triton_grpc
 from common import exit_code
 from tritonclient.grpc import service_pb2
@@ -47,6 +49,7 @@ from pipeline.runtimes.base import Runtime
 
 Ask = Callable[[int], Awaitable[object]]  # sends request number n and waits for its answer
 KINDS = ("grpc tensor", "rest tensor", "grpc file", "rest upload")
+FILE_KINDS = KINDS[2:]
 _CHANNELS = 8
 
 
@@ -257,14 +260,6 @@ async def keep_asking(ask: Ask, clients: int, seconds: float) -> list[float]:
     return answered
 
 
-def bench_rate(package: Package, args: argparse.Namespace) -> float:
-    """Return images/s of `bench` under the server's own settings."""
-    command = [sys.executable, "-m", "pipeline", "bench", "-m", str(package.prefix), "--quiet", "--json=-"]
-    load = [f"-b={args.batch}", f"-i={args.instances}", f"--runtime={args.runtime}", f"--duration={args.seconds:g}"]
-    done = subprocess.run([*command, *load], stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(done.stdout)["performance"]["throughput"])
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What clients send: a prepared tensor, and image files."""
@@ -281,20 +276,39 @@ def read_inputs(package: Package, args: argparse.Namespace) -> Inputs:
 def under_load(args: argparse.Namespace) -> None:
     package = open_package(args.model)
     inputs = read_inputs(package, args)
-    rates: dict[str, list[float]] = {}
+    bench: list[offline.Load] = []
+    predict: list[offline.Load] = []
     found: dict[str, list[Load]] = {}
     for turn in range(args.turns):
-        rates.setdefault("bench", []).append(bench_rate(package, args))
+        same = (package.prefix, args.batch)
+        bench.append(offline.apart(offline.measure_bench, *same, args.instances, args.runtime, args.seconds))
+        predict.append(offline.apart(offline.measure_predict, *same, args.runtime, args.images, args.seconds))
         with running(package, flags(args)) as server:
             for kind in args.kinds:
                 found.setdefault(kind, []).append(asyncio.run(measure(server, package, inputs, kind, args)))
         print(f"turn {turn + 1} of {args.turns} done", file=sys.stderr)
     print(f"{package.name}, -b {args.batch} -i {args.instances} --runtime {args.runtime}, {args.clients} clients")
-    print(f"bench: {median(rates['bench']):.1f} images/s ({', '.join(f'{rate:.1f}' for rate in rates['bench'])})")
+    for name, offlines in (("bench", bench), ("predict", predict)):
+        rate, cpu_ms = median(each.rate for each in offlines), [each.cpu_ms for each in offlines]
+        print(f"{name:12} {rate:.1f} images/s  CPU of an image: {spread(cpu_ms, 'ms')}")
     for kind, loads in found.items():
-        ratios = [load.rate / rate for load, rate in zip(loads, rates["bench"], strict=True)]
-        turns = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{kind:12} {median(ratios):.2f}x bench ({turns})  {describe(loads)}")
+        print(f"{kind:12} {describe(loads)}")
+        print(f"{'':12} {compare(loads, bench)} of bench")
+        if kind in FILE_KINDS:
+            print(f"{'':12} {compare(loads, predict)} of predict")
+
+
+def compare(loads: Sequence[Load], others: Sequence[offline.Load]) -> str:
+    """Return the ratios of the turns: of CPU times, and of throughput."""
+    pairs = list(zip(loads, others, strict=True))
+    alone = [other.cpu_ms / load.server_ms for load, other in pairs]
+    both = [other.cpu_ms / (load.server_ms + load.client_ms) for load, other in pairs]
+    rates = [load.rate / other.rate for load, other in pairs]
+    return f"by CPU {spread(alone, 'x')}, with the clients' {spread(both, 'x')}; throughput {spread(rates, 'x')}"
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    return f"{median(values):.2f} {unit} ({min(values):.2f} to {max(values):.2f})"
 
 
 def describe(loads: Sequence[Load]) -> str:
