@@ -6,7 +6,9 @@ import importlib.util
 import json
 import shutil
 import socket
+import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -55,6 +57,38 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 def request(body: bytes, *headers: str, path: str = CLASSIFY) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def data_segments(connection: socket.socket) -> int:
+    """Return how many segments with data have arrived (Linux: tcpi_data_segs_in of TCP_INFO)."""
+    return int(struct.unpack_from("=I", connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 152)[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
+def test_an_answer_is_sent_in_one_piece(server: Server) -> None:
+    with connect(server) as connection:
+        for number in range(1, 4):
+            connection.sendall(request(encoded(0)))
+            assert answer_of(connection)[0] == 200
+            assert data_segments(connection) == number
+
+
+def test_answers_without_a_body_are_not_held_back(server: Server) -> None:
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(b"HEAD /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.settimeout(5)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_body_that_waits_to_be_asked_for_is_asked_for(server: Server) -> None:
+    body = encoded(0)
+    head, _, _ = request(body, "expect: 100-continue").partition(b"\r\n\r\n")
+    with connect(server) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert answer_of(connection)[0] == 100
+        connection.sendall(body)
+        assert answer_of(connection)[0] == 200
 
 
 OFFER = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQCAAAAAAIAAAAA")
