@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.errors import DataError
-from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, signature
+from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, sigmoids, signature
 from pipeline.onnx_models import batch as onnx_batch
 from pipeline.onnx_models import files as onnx_files
 from pipeline.onnx_models.files import check, files
@@ -78,6 +78,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     pooling.use_pool_over_channels(model)
     pooling.pad_before_means(model)
     clips.use_clips(model)
+    sigmoids.use_sigmoids(model)
     pads.fold_pads(model)
     forms.drop_whole_slices(model)
     axes.count_gather_axes_from_end(model)

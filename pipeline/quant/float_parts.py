@@ -7,12 +7,13 @@ there are products with constant weights: those stay in int8, each with one quan
 placement of NNCF's transformer mode and of I-BERT's predecessors (Bondarenko et al., "Understanding and Overcoming the
 Challenges of Efficient Transformer Quantization", arXiv:2109.12948, on which activations lose what).
 
-From the norms, the products of two activations, and the Gelus, float32 spreads over everything without weights: sums,
-factors, moves, pools. Layers with constant weights end it.
+From the norms, the products of two activations, the Gelus and exponentials, float32 spreads over everything without
+weights: sums, factors, moves, pools. Layers with constant weights end it.
 
 A root, as of generalized-mean pooling (the mean of x^p, to the power 1/p: Radenovic et al., arXiv:1711.02512), enlarges
 the steps of small values beyond bound: the cube root of one step of 255 is 0.16 of the largest value. What is computed
-between the power and the root is float32 too.
+between the power and the root is float32 too. So are the scale and bias of a group norm, whose values would be rounded
+three times.
 """
 
 from __future__ import annotations
@@ -24,18 +25,26 @@ import onnx
 from onnx import numpy_helper
 
 from pipeline.onnx_models.graphs import makers_of, readers_of
-from pipeline.quant.classifier import find_classifier, tail_tensors
+from pipeline.quant.classifier import SHAPE_READERS, find_classifier, tail_tensors
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants, not_float32
 
 # With Sqrt, by which exporters before opset 17 spell out the norm.
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "Sqrt"})
 _GELUS = frozenset({"Gelu", "Erf"})
+# What is computed of and by these has no range that 8 bits divide well: softplus, mish, softmax in single operators.
+_EXPONENTIALS = frozenset({"Exp", "Log"})
+# Norms that no runtime computes in int8, and which scale and bias in operators of their own may follow, as those of a
+# group norm do.
+_INSTANCE_NORMS = frozenset({"InstanceNormalization", "MeanVarianceNormalization"})
+_FACTORS = frozenset({"Mul", "Div", "Add", "Sub"})
+_MOVES = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 # What may stand between a power and its root, beside arithmetic with constants.
 _POOLS_AND_MOVES = frozenset(
     {
         *("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum"),
-        *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"),
-        *("Mul", "Div", "Add", "Sub", "Clip", "Relu", "Max"),
+        *_MOVES,
+        *_FACTORS,
+        *("Clip", "Relu", "Max"),
     }
 )
 
@@ -72,12 +81,13 @@ def float_parts(model: onnx.ModelProto, *, gates: bool = False) -> FloatParts:
     body = [node for node in model.graph.node if not tail.intersection(node.output)]
     attention = [node for node in body if node.op_type in _NORMS or is_product(node, known)]
     opened = [node for node in body if gates and node.op_type in _GATES]
-    gelus = [node for node in body if node.op_type in _GELUS]
+    gelus = [node for node in body if node.op_type in _GELUS | _EXPONENTIALS]
     roots = [node for node in body if _is_root(node, known)]
-    if not attention and not opened and not gelus and not roots:
+    scaled = [node for node in body if node.op_type in _INSTANCE_NORMS]
+    if not attention and not opened and not gelus and not roots and not scaled:
         return FloatParts()
     spread = _Spread(model, tail)
-    nodes = spread.over(attention) | spread.over(gelus) | spread.before(roots)
+    nodes = spread.over(attention) | spread.over(gelus) | spread.before(roots) | spread.after(scaled)
     ends, of_gates = {node.name for node in attention}, spread.over(opened)
     nodes |= of_gates
     outputs = {
@@ -155,6 +165,28 @@ class _Spread:
                 path.pop()
             found.update(node.name for node in path)
         return found
+
+    def after(self, norms: Iterable[onnx.NodeProto]) -> set[str]:
+        """Return the names of the constant factors and sums, and moves before them, that norms' values go through."""
+        found: set[str] = set()
+        for norm in norms:
+            path, reader = list[onnx.NodeProto](), self._only_reader(norm)
+            while reader is not None:
+                path.append(reader)
+                reader = self._only_reader(reader)
+            while path and path[-1].op_type in _MOVES:
+                path.pop()
+            found.update(node.name for node in path)
+        return found
+
+    def _only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the factor, sum or move that alone reads what a node makes, with constants; None: there is none."""
+        if node.output[0] in self._beyond:
+            return None
+        readers = [each for each in self._readers.get(node.output[0], ()) if each.op_type not in SHAPE_READERS]
+        if len(readers) != 1 or readers[0].op_type not in _FACTORS | _MOVES:
+            return None
+        return readers[0] if len([name for name in readers[0].input if name not in self._beyond]) == 1 else None
 
     def _passing(self, name: str) -> onnx.NodeProto | None:
         """Return the pool, move or sum that makes a tensor of one reader from one activation; None: there is none."""

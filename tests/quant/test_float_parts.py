@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,37 @@ def test_int8_model_of_a_generalized_mean_keeps_its_small_channels(runtime: Runt
     model, batch = generalized_mean(), images(24, seed=8)
     onnx.save(int8_of(model), tmp_path / "int8.onnx")
     assert sqnr_db(run_exact(model, batch), run_in(runtime, tmp_path / "int8.onnx", batch)) > 30
+
+
+def group_norm(made: Builder, x: str) -> str:
+    """As the loaded form of a GroupNormalization of 2 groups of 4 channels."""
+    groups = made.op("Reshape", x, made.constant([0, 2, -1], np.int64))
+    normal = made.op("InstanceNormalization", groups, made.constant(np.ones(2)), made.constant(np.zeros(2)))
+    channels = made.op("Reshape", normal, made.constant([0, 8, -1], np.int64))
+    scaled = made.op("Mul", channels, made.constant(made.normal(8, 1)))
+    moved = made.op("Add", scaled, made.constant(made.normal(8, 1)))
+    return made.op("Reshape", moved, made.op("Shape", x))
+
+
+def softplus(made: Builder, x: str) -> str:
+    """Of values up to about 10, whose exponentials reach 20,000."""
+    x = made.op("Mul", x, made.constant(3.0))
+    return made.op("Log", made.op("Add", made.constant(1.0), made.op("Exp", x)))
+
+
+def test_float_parts_are_scale_and_bias_behind_an_instance_norm() -> None:
+    model = between_convolutions(group_norm)
+    assert float_parts(model).nodes == {"reshape1", "mul0", "add0"}
+    sources = placement.range_sources(model)
+    made = {node.name: node.output[0] for node in model.graph.node}
+    assert not {made[name] for name in ("instancenormalization0", "reshape1", "mul0")} & sources.keys()
+
+
+@pytest.mark.parametrize(("part", "least_db"), [(group_norm, 47), (softplus, 40)])
+@pytest.mark.parametrize("runtime", Runtime)
+def test_int8_model_of_norms_and_exponentials_rounds_them_once(
+    runtime: Runtime, tmp_path: Path, part: Callable[[Builder, str], str], least_db: float
+) -> None:
+    model = between_convolutions(part)
+    onnx.save(int8_of(model), tmp_path / "int8.onnx")
+    assert sqnr_db(run_exact(model, images()), run_in(runtime, tmp_path / "int8.onnx", images())) > least_db
