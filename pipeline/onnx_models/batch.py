@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from pipeline.onnx_models import sizes
 from pipeline.onnx_models.batch_operands import (
     Known,
     Shape,
@@ -48,6 +49,8 @@ def free_batch(model: onnx.ModelProto, batch: int | None) -> None:
     at_batch = _shapes_at(model, size)
     names, done = Names(model), set[str]()
     for _ in range(_MOST_ROUNDS):
+        if sizes.write_sizes(model):
+            at_batch = _shapes_at(model, size)
         known = Known(shapes_of(model), at_batch, constants_of(model.graph), size)
         stale: set[str] = set()  # depend on a node changed in this round: their shapes are known in the next
         for node in list(model.graph.node):

@@ -337,3 +337,37 @@ def test_load_refuses_a_batch_that_cannot_be_freed(tmp_path: Path, kind: str) ->
     }[kind]
     with pytest.raises(DataError, match="its batch of 4 cannot be freed; export it with a free batch axis"):
         classifier.load(baked(tmp_path, nodes, constants), CHW)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_load_frees_a_shuffle_behind_a_cut_whose_place_is_computed(tmp_path: Path, batch: int) -> None:
+    """As torch writes `chunk(2, 1)` of a tensor whose shape it lost: each is known when those before it are."""
+    made = Builder()
+
+    def number(value: int) -> str:
+        return made.constant([value], np.int64)
+
+    def swapped_halves(x: str) -> str:
+        size = made.op("Gather", made.op("Shape", x), number(1), axis=0)
+        half = made.op("Div", made.op("Add", size, number(1)), number(2))
+        left = made.op("Slice", x, number(0), half, number(1))
+        right = made.op("Slice", x, half, made.op("Mul", half, number(2)), number(1))
+        return made.op("Concat", made.op("Relu", right), left, axis=1)
+
+    def shuffled(x: str, channels: int) -> str:
+        apart = made.constant([batch, 2, channels // 2, SIDE, SIDE], np.int64)
+        x = made.op("Transpose", made.op("Reshape", x, apart), perm=[0, 2, 1, 3, 4])
+        return made.op("Reshape", x, made.constant([batch, channels, SIDE, SIDE], np.int64))
+
+    x = made.op("Conv", "x", made.constant(made.normal(8, 3, 1, 1)))
+    x = shuffled(swapped_halves(shuffled(swapped_halves(swapped_halves(x)), 8)), 8)
+    x = made.op("Flatten", made.op("GlobalAveragePool", x))
+    model = made.model(made.gemm(x, 8, 5))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(model, tmp_path / "model.onnx")
+    loaded = classifier.load(tmp_path / "model.onnx", (3, SIDE, SIDE))
+    assert loaded.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert not {"Shape", "Div"} & {node.op_type for node in loaded.graph.node}
+    expected = np.concatenate([run_alone(model, images(4)[start : start + batch]) for start in range(0, 4, batch)])
+    np.testing.assert_allclose(classifier.run(loaded, images(4)), expected, rtol=1e-5, atol=1e-5)
