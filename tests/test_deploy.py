@@ -97,9 +97,11 @@ def test_dockerfile_runs_serve_without_root_and_copies_what_there_is() -> None:
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
     assert {f"!{name}" for name in copied} <= set(ignored)
     assert "torch" not in text.replace("no torch", "")
-    # The extra `serve` of pyproject.toml, without the library's own dependencies, of which torch is one.
-    assert "'kserve>=0.21,<1'" in text
-    assert 'serve = ["kserve>=0.21,<1"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    # The extras of the server, without the library's own dependencies, of which torch is one.
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in ("serve", "otel"):
+        (wanted,) = re.findall(rf"^{extra} = (\[.*\])$", project, re.MULTILINE)
+        assert [each for each in json.loads(wanted) if f"'{each}'" not in text] == []
     check = json.loads(last["HEALTHCHECK"][0].partition("CMD ")[2])
     compile(check[2], "health check", "exec")
 
@@ -114,6 +116,13 @@ def test_compose_has_a_read_only_root_and_no_privileges() -> None:
     args = parse(service["command"])
     assert {str(args.models), str(args.tls_cert.parent), str(args.tokens.parent)} == mounted
     assert int(service["stop_grace_period"].removesuffix("s")) > args.drain + args.grace
+
+
+def test_containers_name_the_service_in_traces_and_have_none_unless_asked() -> None:
+    (variables,) = dockerfile()["ENV"]
+    assert "OTEL_SERVICE_NAME=" in variables
+    assert "OTEL_EXPORTER" not in variables
+    assert compose()["environment"] == {"OTEL_EXPORTER_OTLP_ENDPOINT": "${OTEL_EXPORTER_OTLP_ENDPOINT:-}"}
 
 
 def test_kubernetes_manifests_fit_each_other() -> None:
