@@ -259,6 +259,7 @@ def _fit_sample(row: zoo.Model, network: nn.Module, spec: PreprocessSpec, fit_on
                 spec, np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
             ),
             [(Path(str(sample.source)), sample.class_index or 0) for sample in fit_on],
+            norm_bias=sample_weights.SMOOTH if row.design is zoo.Design.INSTALLED else 0.0,
         )
     except (ValueError, RuntimeError, AssertionError) as err:
         if row.design is not zoo.Design.INSTALLED:

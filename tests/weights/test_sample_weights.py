@@ -126,8 +126,40 @@ def test_fit_sample_weights_uses_the_last_layer_when_there_are_two_linears(image
         assert (network(views).argmax(1) == torch.arange(CLASSES)).float().mean() > 0.5
 
 
-def test_fit_sample_weights_names_the_missing_layer_when_there_is_no_linear(images: list[tuple[Path, int]]) -> None:
-    with pytest.raises(ValueError, match=r"Sequential: expected an nn\.Linear as classifier, found none"):
+def test_fit_sample_weights_fits_a_convolution_with_a_relu_behind_it(images: list[tuple[Path, int]]) -> None:
+    """As in SqueezeNet: the classifier is a 1x1 convolution, and what it writes is cut off at zero and averaged."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 7, stride=4), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, CLASSES, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    fit_sample_weights(network, _prepare, images)
+    views = _views("calibration")
+    with torch.inference_mode():
+        assert (network(views).argmax(1) == torch.arange(CLASSES)).float().mean() > 0.5
+        torch.testing.assert_close(network(views), network[:4](views).mean((2, 3)), rtol=0, atol=1e-3)
+
+
+def test_fit_sample_weights_amplifies_noise_less_when_norms_have_a_bias(images: list[tuple[Path, int]]) -> None:
+    def noise_share(norm_bias: float) -> float:
+        torch.manual_seed(0)
+        blocks = [
+            layer for _ in range(12) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        ]
+        network = nn.Sequential(
+            nn.Conv2d(3, 16, 7, stride=8), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)
+        )
+        fit_sample_weights(network, _prepare, images, norm_bias=norm_bias)
+        views = _views("evaluation")
+        with torch.inference_mode():
+            scores = network(views)
+            return float((network(views + 0.01 * torch.randn_like(views)) - scores).norm() / scores.norm())
+
+    assert noise_share(1.0) < 0.5 * noise_share(0.0)
+
+
+def test_fit_sample_weights_names_the_missing_layer_when_there_is_none(images: list[tuple[Path, int]]) -> None:
+    wanted = r"Sequential: expected an nn\.Linear or a 1x1 convolution as classifier, found neither"
+    with pytest.raises(ValueError, match=wanted):
         fit_sample_weights(nn.Sequential(nn.Conv2d(3, CLASSES, 3)), _prepare, images)
 
 
