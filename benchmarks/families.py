@@ -106,7 +106,10 @@ def measure(network: Network, args: argparse.Namespace, out: Path) -> dict[str, 
     """
     command = [sys.executable, str(ACCURACY), str(network.build_file), "--rows", args.rows, "--json", str(out)]
     command += ["--workspace", str(args.workspace), "--calibration-images", str(args.calibration_images)]
-    command += ["--evaluation-images", str(args.evaluation_images)]
+    command += ["--evaluation-images", str(args.evaluation_images), "--rounds", str(args.rounds)]
+    if args.models is not None:
+        args.models.mkdir(parents=True, exist_ok=True)
+        command += ["--models", str(args.models / network.name)]
     for flag, value in (("--evaluation", args.evaluation), ("--val_label", args.val_label)):
         command += [flag, str(value)] if value is not None else []
     code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
@@ -117,13 +120,17 @@ def measure(network: Network, args: argparse.Namespace, out: Path) -> dict[str, 
 
 
 def lines(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield a row of the table for each model and runtime; speeds are over float32 in the same runtime."""
-    float32 = {row["runtime"]: row["images_per_s"] for row in found["rows"] if row["name"] == "float32"}
+    """Yield a row of the table for each model and runtime.
+
+    Speeds are over float32 in the same runtime, each as a ratio to float32 in OpenVINO that ran in turn with it.
+    """
+    float32 = {row["runtime"]: row["times_float32"] for row in found["rows"] if row["name"] == "float32"}
     for row in found["rows"]:
         if row["name"] != "float32":
             same = f"{row['agreeing']}/{found['evaluation_images']}"
             sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
-            speed = f"{row['images_per_s'] / float32[row['runtime']]:.2f}x"
+            times = row["times_float32"]
+            speed = "-" if times is None else f"{times / float32[row['runtime']]:.2f}x"
             yield name, row["name"], row["runtime"], same, f"{row['kl']:.4f}", sqnr, speed
 
 
@@ -156,6 +163,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--evaluation-images", type=int, metavar="N", default=200, help="others (%(default)s)")
     parser.add_argument("--evaluation", type=Path, metavar="DIR", help="labelled images for build files with weights")
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="labels of a flat evaluation folder")
+    parser.add_argument("--rounds", type=int, metavar="N", default=5, help="of the speeds, 0: left out (%(default)s)")
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR", help="keep the models there, and take those that are there"
+    )
     parser.add_argument("--workspace", type=Path, metavar="DIR", default=Path("families"), help="builds (%(default)s)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, network by network")
     return parser
