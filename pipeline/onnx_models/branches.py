@@ -44,7 +44,7 @@ def inline_branches(model: onnx.ModelProto, path: Path) -> None:
         node = nodes[0]
         taken = _condition(model, node) if node.op_type == "If" else None
         if taken is None:
-            why = "its condition depends on the image" if node.op_type == "If" else "it repeats a graph"
+            why = "its condition depends on the image or the batch" if node.op_type == "If" else "it repeats a graph"
             raise DataError(
                 f"{path}: node {node.name!r} is {_article(node.op_type)}, and {why}; only networks without such nodes "
                 "are taken: export by tracing (torch.onnx.export of the module, not of a scripted one), or without it"

@@ -1,11 +1,13 @@
 """Reads an ONNX file completely, checks it, and removes formal variations.
 
 Formal variations change nothing that a node computes: the version of the file format, initializers listed among the
-inputs, trailing empty names, local functions, another name for the standard domain, tensors in files beside the model.
+inputs, trailing empty names, the order of nodes, local functions, operators that ONNX Runtime's optimizer fused,
+another name for the standard domain, tensors in files beside the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, inliner, numpy_helper
 
 from pipeline.errors import DataError
-from pipeline.onnx_models import forms, opsets
-from pipeline.onnx_models.graphs import graphs_of
+from pipeline.onnx_models import forms, opsets, upgrades
+from pipeline.onnx_models.fused import split_fused
+from pipeline.onnx_models.graphs import graphs_of, sort_nodes
 from pipeline.onnx_models.norms import spell_out_group_norms
 
 _STANDARD = ("", "ai.onnx")
@@ -23,6 +26,8 @@ _STANDARD = ("", "ai.onnx")
 _QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 # Versions of the file format that every recent runtime reads, and in which initializers are not inputs.
 _LEAST_IR, _LARGEST_IR = 8, 10
+_RUNTIME = "com.microsoft"  # and com.microsoft.nchwc: the domains of ONNX Runtime
+_SHOWN = 3  # operators in a message
 _LFS = b"version https://git-lfs.github.com/"
 
 
@@ -78,22 +83,53 @@ def structure(path: Path) -> onnx.ModelProto:
         raise DataError(f"{path}: no such model; give the file with --weights FILE or frontend.checkpoint")
     _check_pointer(path, path)
     try:
-        model = onnx.load(path, load_external_data=False)
-        if model.functions:
-            model = inliner.inline_local_functions(model)
+        model = _without_functions(onnx.load(path, load_external_data=False))
     except (DecodeError, RuntimeError, ValueError, TypeError, OSError) as err:
         raise _invalid(path, err) from None
-    if not model.graph.node or not model.opset_import:
+    if not model.graph.node:
         raise _invalid(path, ValueError("it has no nodes"))
     _tidy(model)
-    if model.opset_import[0].domain != "":
+    if not model.opset_import or model.opset_import[0].domain != "":
         raise _invalid(path, ValueError("it declares no opset of standard ONNX"))
-    domains = sorted({node.domain for graph in graphs_of(model.graph) for node in graph.node} - {""})
-    if domains:
-        raise DataError(f"{path}: uses operators outside standard ONNX ({', '.join(domains)}); export it without them")
     if any(node.op_type.endswith(_QUANTIZED) for graph in graphs_of(model.graph) for node in graph.node):
         raise DataError(f"{path}: is quantized already; wanted the float32 model")
+    split_fused(model, opsets.version_of(model))
+    _check_domains(model, path)
     return model
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the nodes of its own functions in place of their calls."""
+    if not model.functions:
+        return model
+    version = next((opset.version for opset in model.opset_import if opset.domain in _STANDARD), 0)
+    for function in model.functions:  # one of another opset is not inlined
+        for opset in function.opset_import:
+            if opset.domain in _STANDARD and _are_the_same(function.node, opset.version, version):
+                opset.version = version
+    return inliner.inline_local_functions(model)
+
+
+def _are_the_same(nodes: Sequence[onnx.NodeProto], one: int, other: int) -> bool:
+    """Tell whether the standard operators of some nodes are those of two opsets."""
+    low, high = sorted((one, other))
+    kinds = {node.op_type for node in nodes if node.domain in _STANDARD}
+    return all(upgrades.is_kept(kind, low, high) for kind in kinds)
+
+
+def _check_domains(model: onnx.ModelProto, path: Path) -> None:
+    others = sorted(
+        {(node.domain, node.op_type) for graph in graphs_of(model.graph) for node in graph.node if node.domain}
+    )
+    if not others:
+        return
+    shown = ", ".join(f"{domain} {kind}" for domain, kind in others[:_SHOWN]) + (", ..." if others[_SHOWN:] else "")
+    if all(domain.startswith(_RUNTIME) for domain, _ in others):
+        raise DataError(
+            f"{path}: uses operators of ONNX Runtime ({shown}), as its optimizer writes them; give the file from "
+            "before the optimization, or export the network again"
+        )
+    raise DataError(f"{path}: uses operators outside standard ONNX ({shown}); export it without them")
 
 
 def _check_pointer(file: Path, path: Path) -> None:
@@ -124,6 +160,8 @@ def _tidy(model: onnx.ModelProto) -> None:
     del model.graph.sparse_initializer[:]
     model.ir_version = min(max(model.ir_version, _LEAST_IR), _LARGEST_IR)
     for graph in graphs_of(model.graph):
+        graph.name = graph.name or "graph"
+        sort_nodes(graph)
         for node in graph.node:
             node.domain = "" if node.domain in _STANDARD else node.domain
             for names in (node.input, node.output):
@@ -166,7 +204,8 @@ def _load_external(tensor: TensorProto, path: Path) -> None:
     folders = (path.parent.resolve(), path.resolve().parent)
     if not any(target.is_relative_to(folder) for folder in folders):
         linked = (path.parent / location).absolute().is_relative_to(path.parent.absolute()) and ".." not in location
-        advice = f": it is a link to {target}; copy the folder with cp -rL" if linked else ""
+        copy = f": it is a link to {target}; copy the folder with cp -rL"
+        advice = copy if linked else "; save it again with its tensors beside it, or in the file itself"
         raise DataError(
             f"{path}: tensor {tensor.name} lies outside the model's folder ({location}); not loaded{advice}"
         )

@@ -155,6 +155,29 @@ def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> No
     graph.node.extend(kept)
 
 
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put nodes behind those whose results they read, in place; those of a circle stay at the end, in their order.
+
+    Runtimes sort them, onnx's checker does not.
+    """
+    reads = [{*node.input, *(name for body in bodies_of(node) for name in _read_within(body))} for node in graph.node]
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    wanted = [{makers[name] for name in names if name in makers} for names in reads]
+    if all(index > max(before, default=-1) for index, before in enumerate(wanted)):
+        return
+    order: dict[int, None] = {}
+    while ready := [index for index, before in enumerate(wanted) if index not in order and before <= order.keys()]:
+        order.update(dict.fromkeys(ready))
+    replace_nodes(graph, [graph.node[index] for index in (*order, *(set(range(len(wanted))) - order.keys()))])
+
+
+def _read_within(body: onnx.GraphProto) -> Iterator[str]:
+    for graph in graphs_of(body):
+        for node in graph.node:
+            yield from node.input
+        yield from (value.name for value in graph.output)
+
+
 def remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes and initializers that no output depends on; readers inside nested graphs count."""
     needed = {value.name for value in graph.output}

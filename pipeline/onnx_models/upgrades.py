@@ -29,6 +29,7 @@ from pipeline.onnx_models.graphs import (
     text,
 )
 
+_COMMON = 17  # the opset that the rewrites lead to
 Shapes = Mapping[str, Sequence[int | str | None]]
 
 
@@ -268,3 +269,14 @@ _REWRITES: Mapping[str, tuple[int, _Rewrite]] = {
     "Upsample": (10, _resize),
 }
 REWRITTEN = frozenset(_REWRITES)
+
+
+def is_kept(kind: str, low: int, high: int) -> bool:
+    """Tell whether an operator of one opset means the same in a later one; False where that is not known."""
+    if low < _COMMON and low < _REWRITES.get(kind, (0, _as_it_is))[0]:
+        return False
+    try:
+        since = {onnx.defs.get_schema(kind, opset).since_version for opset in (max(low, min(_COMMON, high)), high)}
+    except onnx.defs.SchemaError:
+        return False
+    return len(since) == 1

@@ -88,8 +88,9 @@ def test_load_refuses_a_condition_of_the_image(tmp_path: Path, read: str) -> Non
     with pytest.raises(DataError) as caught:
         classifier.load(path, CHW)
     assert str(caught.value) == (
-        f"{path}: node 'If_a' is an If, and its condition depends on the image; only networks without such nodes are "
-        "taken: export by tracing (torch.onnx.export of the module, not of a scripted one), or without it"
+        f"{path}: node 'If_a' is an If, and its condition depends on the image or the batch; only networks without "
+        "such nodes are taken: export by tracing (torch.onnx.export of the module, not of a scripted one), or without "
+        "it"
     )
 
 

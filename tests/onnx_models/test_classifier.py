@@ -260,7 +260,10 @@ def test_load_refuses_tensors_outside_the_models_folder(tmp_path: Path, location
     path.write_bytes(model.SerializeToString())
     with pytest.raises(DataError) as caught:
         onnx_classifier.load(path, CHW)
-    assert str(caught.value) == f"{path}: tensor w lies outside the model's folder ({location}); not loaded"
+    assert str(caught.value) == (
+        f"{path}: tensor w lies outside the model's folder ({location}); not loaded; save it again with its tensors "
+        "beside it, or in the file itself"
+    )
 
 
 def test_load_says_which_flag_when_the_file_is_missing(tmp_path: Path) -> None:
@@ -339,7 +342,9 @@ def test_load_refuses_a_dynamically_quantized_model(load_error: Callable[..., st
 def test_load_refuses_operators_outside_the_standard(load_error: Callable[..., str]) -> None:
     model = classifier([node("Conv", "x w", "c"), node("FusedThing", "c fw", "y", domain="com.vendor")])
     model.opset_import.append(helper.make_opsetid("com.vendor", 1))
-    assert load_error(model) == "FILE: uses operators outside standard ONNX (com.vendor); export it without them"
+    assert load_error(model) == (
+        "FILE: uses operators outside standard ONNX (com.vendor FusedThing); export it without them"
+    )
 
 
 def check_error(model: onnx.ModelProto, images: Float32 = IMAGES) -> str:

@@ -105,7 +105,7 @@ def test_load_refuses_operators_of_another_domain_by_its_name(tmp_path: Path) ->
 
     nodes = [node("Flatten", "x", "f"), node("Scaler", "f", "y", domain="ai.onnx.ml", scale=[2.0], offset=[0.0])]
     assert error_of(save(tmp_path / "m.onnx", nodes, edit=declare)) == (
-        "FILE: uses operators outside standard ONNX (ai.onnx.ml); export it without them"
+        "FILE: uses operators outside standard ONNX (ai.onnx.ml Scaler); export it without them"
     )
 
 
@@ -250,3 +250,64 @@ def test_load_takes_a_link_to_a_file_with_tensors_beside_it(tmp_path: Path) -> N
     assert classifier.files(link) == [link, real.resolve() / "m.data"]
     expected = classifier.run(classifier.load(plain, CHW), IMAGES)
     np.testing.assert_array_equal(classifier.run(load_and_compare(link), IMAGES), expected)
+
+
+@pytest.mark.parametrize("opset", [13, 18, 20])
+def test_load_takes_functions_of_another_opset_whose_operators_are_the_same(tmp_path: Path, opset: int) -> None:
+    def define(model: onnx.ModelProto) -> None:
+        body = [node("Sigmoid", "v", "s"), node("Mul", "v s", "u")]
+        opsets = [helper.make_opsetid("", opset)]
+        model.functions.append(helper.make_function("own.functions", "swish", ["v"], ["u"], body, opsets))
+        model.opset_import.append(helper.make_opsetid("own.functions", 1))
+
+    nodes = flat(node("Conv", "x w b", "c"), node("swish", "c", "a", domain="own.functions"))
+    load_and_compare(save(tmp_path / "m.onnx", nodes, 17, CONSTANTS, edit=define))
+
+
+def test_load_refuses_functions_whose_operators_meant_something_else_then(tmp_path: Path) -> None:
+    def define(model: onnx.ModelProto) -> None:
+        body, opsets = [node("Softmax", "v", "u")], [helper.make_opsetid("", 11)]
+        model.functions.append(helper.make_function("own.functions", "soft", ["v"], ["u"], body, opsets))
+        model.opset_import.append(helper.make_opsetid("own.functions", 1))
+
+    nodes = flat(node("Conv", "x w b", "c"), node("soft", "c", "a", domain="own.functions"))
+    assert error_of(save(tmp_path / "m.onnx", nodes, 17, CONSTANTS, edit=define)) == (
+        "FILE: uses operators outside standard ONNX (own.functions soft); export it without them"
+    )
+
+
+def test_load_sorts_nodes_that_read_what_later_ones_make(tmp_path: Path) -> None:
+    def turn_round(model: onnx.ModelProto) -> None:
+        nodes = [onnx.NodeProto.FromString(each.SerializeToString()) for each in model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[::-1])
+
+    load_and_compare(save(tmp_path / "m.onnx", NODES, 13, CONSTANTS, edit=turn_round))
+
+
+def test_load_takes_a_graph_without_a_name(tmp_path: Path) -> None:
+    load_and_compare(save(tmp_path / "m.onnx", NODES, 13, CONSTANTS, edit=lambda model: model.graph.ClearField("name")))
+
+
+def test_load_refuses_a_file_whose_opset_is_none(tmp_path: Path) -> None:
+    def take_opset(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 0
+
+    assert "it declares no opset of standard ONNX" in error_of(
+        save(tmp_path / "m.onnx", NODES, 13, CONSTANTS, edit=take_opset)
+    )
+
+
+def test_load_says_quantized_of_a_file_with_quantized_operators_of_onnx_runtime(tmp_path: Path) -> None:
+    def declare(model: onnx.ModelProto) -> None:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    nodes = flat(
+        node("QuantizeLinear", "x s z", "q"),
+        node("QLinearSigmoid", "q s z s z", "p", domain="com.microsoft"),
+        node("DequantizeLinear", "p s z", "a"),
+    )
+    constants = {"s": np.float32(0.1), "z": np.uint8(128)}
+    assert error_of(save(tmp_path / "m.onnx", nodes, 17, constants, edit=declare)) == (
+        "FILE: is quantized already; wanted the float32 model"
+    )
