@@ -18,7 +18,8 @@ from onnx.reference import ReferenceEvaluator
 from pipeline.errors import DataError
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
-from pipeline.onnx_models.signature import LUMINANCE, channels_read, has_channels_last
+from pipeline.onnx_models.pixel_inputs import LUMINANCE
+from pipeline.onnx_models.signature import channels_read, has_channels_last
 from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, open_session
 
 Float32 = npt.NDArray[np.float32]

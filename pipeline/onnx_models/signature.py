@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from pipeline.errors import DataError
-from pipeline.onnx_models.graphs import Names, add_constant, constants_of, integer, integers, remove_unused, rename
+from pipeline.onnx_models import pixel_inputs
+from pipeline.onnx_models.graphs import Names, constants_of, integer, integers, makers_of, remove_unused, rename
 
 BATCH = "N"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS = 3
-_PIXEL_SCALES = (1 / 300, 1 / 100)  # from one to the other: what a network scales pixels of 0 to 255 by
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image, as Pillow and OpenCV have it (ITU-R 601-2)
+_MOVES = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+_FEW = (1, 2, 4)  # channels of other images than RGB
 
 
 def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> None:
@@ -49,10 +49,24 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
             f"{path}: output {chosen.name!r} of {maker} is {_kind(kind)}; wanted the scores of the classes as float32: "
             "export the network without what follows them"
         )
+    chooser = _chooser(model.graph, chosen.name)
+    if chooser is not None:
+        raise DataError(
+            f"{path}: output {chosen.name!r} is made by {chooser}, which leaves no score of each class; export the "
+            "network without what follows the scores"
+        )
     del model.graph.output[:]
     model.graph.output.append(chosen)
     if any(chosen.name in node.output for node in model.graph.node):
         remove_unused(model.graph)
+
+
+def _chooser(graph: onnx.GraphProto, name: str) -> str | None:
+    """Return the operator that chose among the scores, where one did and its choice was only moved since."""
+    makers = makers_of(graph)
+    while (node := makers.get(name)) is not None and node.op_type in _MOVES:
+        name = node.input[0]
+    return str(node.op_type) if node is not None and node.op_type in ("ArgMax", "ArgMin", "TopK") else None
 
 
 def _likely_scores(graph: onnx.GraphProto) -> str:
@@ -77,22 +91,13 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     """
     graph = model.graph
     value = _only_input(model, path)
-    kind, shape = value.type.tensor_type.elem_type, value.type.tensor_type.shape
+    kind = value.type.tensor_type.elem_type
     if kind not in (*_FLOATS, TensorProto.UINT8):
         raise DataError(
             f"{path}: input {value.name!r} is {_kind(kind)}: wanted images as float32, or as uint8; export it without "
             "the Cast"
         )
-    if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
-        raise DataError(
-            f"{path}: input {value.name!r} is {_shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
-            "takes none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
-        )
-    dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
-    if shape.dim and len(dims) != 4:
-        raise DataError(f"{path}: input {value.name!r} is {_shown(value)}; wanted images, [N, 3, H, W]")
-    if not dims:  # of unknown rank
-        dims = [None] * 4
+    dims = _dims_of(value, path)
     last = has_channels_last(graph, value.name, dims)
     found = (dims[3], dims[1], dims[2]) if last else (dims[1], dims[2], dims[3])
     channels = found[0] or channels_read(graph, value.name) or _CHANNELS
@@ -112,8 +117,10 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     if last:
         _put_channels_first(model, value.name)
     value.type.tensor_type.elem_type = TensorProto.FLOAT if kind == TensorProto.UINT8 else kind
+    if kind == TensorProto.UINT8:
+        pixel_inputs.read_dequantized(model, value)
     if channels == 1:
-        _read_luminance(model, value)
+        pixel_inputs.read_luminance(model, value)
     declare_shapes(model, chw)
     return dims[0]
 
@@ -145,20 +152,38 @@ def declare_classes(model: onnx.ModelProto, classes: int) -> None:
     shape.dim.add().dim_value = classes
 
 
-def describe_input(model: onnx.ModelProto) -> tuple[int | None, int | None] | None:
-    """Return height and width of a file's one image input, None where there is none; a None in it is a free axis."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
-        return None
-    shape = inputs[0].type.tensor_type.shape
+def describe_input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int | None, int | None]]:
+    """Return name, height and width of a file's one image input; None is a free axis.
+
+    Raises:
+        DataError: it has not one input of images.
+    """
+    value = _only_input(model, path)
+    dims = _dims_of(value, path)
+    last = has_channels_last(model.graph, value.name, dims)
+    return str(value.name), ((dims[1], dims[2]) if last else (dims[2], dims[3]))
+
+
+def _dims_of(value: onnx.ValueInfoProto, path: Path) -> list[int | None]:
+    """Return the four sizes of images, None where one is free."""
+    shape = value.type.tensor_type.shape
+    if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
+        raise DataError(
+            f"{path}: input {value.name!r} is {_shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
+            "takes none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
+        )
     dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
-    last = has_channels_last(model.graph, inputs[0].name, dims)
-    return (dims[1], dims[2]) if last else (dims[2], dims[3])
+    if dims and len(dims) != 4:
+        advice = ": export it with an axis of the batch before the others" if len(dims) == 3 else ""
+        raise DataError(f"{path}: input {value.name!r} is {_shown(value)}; wanted images, [N, 3, H, W]{advice}")
+    return dims or [None] * 4  # of unknown rank
 
 
 def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    for value in [value for value in graph.input if value.name in constants]:
+        graph.input.remove(value)
     if len(graph.input) > 1:  # unused ones may be left from training
         read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         for value in [value for value in graph.input if value.name not in read]:
@@ -174,7 +199,7 @@ def has_channels_last(graph: onnx.GraphProto, name: str, dims: list[int | None])
     """Tell whether images are [N, H, W, C]; where the sizes are ambiguous, by the Transposes that read them."""
     if dims[1] == _CHANNELS:
         return False
-    if dims[3] == _CHANNELS or (dims[3] == 1 and dims[1] != 1):
+    if dims[3] == _CHANNELS or (dims[3] in _FEW and dims[1] not in _FEW):
         return True
     readers = [node for node in graph.node if name in node.input]
     return dims[3] is None and bool(readers) and all(_is_transpose(node, _TO_FIRST) for node in readers)
@@ -210,60 +235,6 @@ def _put_channels_first(model: onnx.ModelProto, name: str) -> None:
     if any(last in node.input for node in graph.node):
         node_name = names.free("input_channels_last")
         graph.node.insert(0, helper.make_node("Transpose", [name], [last], node_name, perm=_TO_LAST))
-
-
-def _read_luminance(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None:
-    """Let a network of grey images read RGB ones: a convolution that reads the input gets its weights once a channel.
-
-    Normalisation by one mean and deviation for all channels, as grey images have, is the same before and after. Other
-    operators get the luminance from a convolution of 1x1.
-    """
-    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
-    kind = helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
-    shares = np.array(LUMINANCE, np.float64)[None, :, None, None]
-    grey = names.free(f"{image.name}_grey")
-    for node in [node for node in graph.node if image.name in node.input]:
-        if node.op_type == "Conv" and node.input[0] == image.name and node.input[1] in constants:
-            weights = numpy_helper.to_array(constants[node.input[1]])
-            node.input[1] = add_constant(
-                graph, names, f"{node.input[1]}_of_rgb", (weights.astype(np.float64) * shares).astype(weights.dtype)
-            )
-        else:
-            node.input[:] = [grey if name == image.name else name for name in node.input]
-    if any(grey in node.input for node in graph.node):
-        weight = add_constant(graph, names, f"{grey}_weight", shares.astype(kind))
-        graph.node.insert(0, helper.make_node("Conv", [image.name, weight], [grey], names.free(f"{grey}_node")))
-
-
-def takes_pixels(model: onnx.ModelProto) -> bool:
-    """Tell whether a file's one image input is of pixels from 0 to 255, which the network then normalises itself.
-
-    It is where its type is uint8, or where all that reads it, casts and Transposes left aside, scales it by about
-    1/255 or 1/127.5, as Keras's Rescaling layers do.
-    """
-    constants = constants_of(model.graph)
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        return False
-    return inputs[0].type.tensor_type.elem_type == TensorProto.UINT8 or _is_scaled(model.graph, inputs[0].name)
-
-
-def _is_scaled(graph: onnx.GraphProto, name: str) -> bool:
-    constants = constants_of(graph)
-    readers = [node for node in graph.node if name in node.input]
-    if len(readers) == 1 and readers[0].op_type in ("Cast", "Transpose", "Identity"):
-        return _is_scaled(graph, readers[0].output[0])
-    factors = []
-    for node in readers:
-        others = [each for each in node.input if each != name]
-        if node.op_type not in ("Mul", "Div") or len(others) != 1 or others[0] not in constants:
-            return False
-        values = numpy_helper.to_array(constants[others[0]]).astype(np.float64)
-        if node.op_type == "Div" and (node.input[0] != name or not values.all()):
-            return False
-        factors += list((1 / values if node.op_type == "Div" else values).reshape(-1)[:_CHANNELS])
-    low, high = _PIXEL_SCALES
-    return bool(factors) and all(low <= factor <= high for factor in factors)
 
 
 def _kind(kind: int) -> str:

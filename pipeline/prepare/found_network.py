@@ -203,17 +203,13 @@ def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
 def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     import onnx
 
-    from pipeline.onnx_models import signature
+    from pipeline.onnx_models import pixel_inputs, signature
 
     try:
         model = onnx.load(weights, load_external_data=False)
     except Exception as err:  # protobuf meets a damaged file with errors of its own
         raise DataError(f"{weights}: not an ONNX model ({' '.join(str(err).split())})") from None
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    sizes = signature.describe_input(model)
-    if sizes is None:
-        raise DataError(f"{weights}: expected one input, of images [N, 3, H, W]")
+    name, sizes = signature.describe_input(model, weights)
     beside = read_records(weights, wanted.size or (sizes[0] if sizes[0] == sizes[1] else None))
     usual = beside.recipe.crop_hw if beside.recipe is not None else (None, None)
     height, width = (size or wanted.size or other for size, other in zip(sizes, usual, strict=True))
@@ -224,11 +220,11 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     section: dict[str, object] = {
         "type": "onnx",
         "checkpoint": str(weights),
-        "shape": {inputs[0].name: [1, 3, height, width]},
+        "shape": {name: [1, 3, height, width]},
     }
     shown = f"{height} px" if height == width else f"{height}x{width} px"
-    note = f"{weights}: input {inputs[0].name!r}, {shown}"
-    pixels = signature.takes_pixels(model)
+    note = f"{weights}: input {name!r}, {shown}"
+    pixels = pixel_inputs.takes_pixels(model)
     note += ", pixels of 0 to 255 that the network normalises itself" if pixels else ""
     return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, pixels)
 

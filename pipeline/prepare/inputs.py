@@ -16,7 +16,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import DataError
 from pipeline.models import zoo
-from pipeline.onnx_models import files, signature
+from pipeline.onnx_models import files, pixel_inputs, signature
 from pipeline.terminal import console
 
 
@@ -63,7 +63,7 @@ def check_model(cfg: BuildConfig) -> None:
     if frontend.type is not Frontend.ONNX or frontend.checkpoint is None:
         return
     model: onnx.ModelProto = files.structure(frontend.checkpoint)
-    if signature.takes_pixels(model) and not is_plain(cfg.preprocess):
+    if pixel_inputs.takes_pixels(model) and not is_plain(cfg.preprocess):
         is_uint8 = any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for value in model.graph.input)
         does = "its input is uint8: the network casts and normalises" if is_uint8 else "the network scales"
         raise DataError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Dims, flat, load_and_compare, node, operators, save
 
 from pipeline.errors import DataError
@@ -204,14 +206,68 @@ def test_load_refuses_an_answer_instead_of_scores(tmp_path: Path) -> None:
         (("N", 3, 8, 9), (8, 9)),
         (("N", 3, -1, "w"), (None, None)),
         (("N", 8, 9, 3), (8, 9)),
-        (("N", 3), None),
+        (("N", 8, 9, 4), (8, 9)),
     ],
 )
-def test_describe_input_gives_height_and_width(
-    tmp_path: Path, dims: Dims, found: tuple[int | None, int | None] | None
+def test_describe_input_gives_name_height_and_width(
+    tmp_path: Path, dims: Dims, found: tuple[int | None, int | None]
 ) -> None:
     path = save(tmp_path / "m.onnx", CONV, 8, {"w": WEIGHT}, dims=dims)
-    assert signature.describe_input(onnx.load(path)) == found
+    assert signature.describe_input(onnx.load(path), path) == ("x", found)
+
+
+def test_describe_input_passes_over_unused_inputs_and_unknown_ranks(tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.input.insert(0, helper.make_tensor_value_info("labels", TensorProto.INT64, ["N"]))
+        model.graph.input[1].type.tensor_type.ClearField("shape")
+
+    path = save(tmp_path / "m.onnx", CONV, 8, {"w": WEIGHT}, edit=edit)
+    assert signature.describe_input(onnx.load(path), path) == ("x", (None, None))
+
+
+@pytest.mark.parametrize(
+    ("dims", "why"),
+    [
+        (("N", 192), "input 'x' is float [N, 192]; wanted images, [N, 3, H, W]"),
+        ((3, 8, 8), "[N, 3, H, W]: export it with an axis of the batch before the others"),
+        (("N", 3, 0, 8), "an axis of size 0 holds no image"),
+    ],
+)
+def test_describe_input_says_what_it_found(tmp_path: Path, dims: Dims, why: str) -> None:
+    path = save(tmp_path / "m.onnx", CONV, 17, {"w": WEIGHT}, dims=dims)
+    with pytest.raises(DataError, match=re.escape(why)):
+        signature.describe_input(onnx.load(path), path)
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.02), np.array([0.01, 0.02, 0.03], np.float32)], ids=["one", "each"])
+@pytest.mark.parametrize("zero", [None, 117])
+def test_load_takes_pixels_that_the_network_dequantizes(
+    tmp_path: Path, zero: int | None, scale: npt.NDArray[np.float32]
+) -> None:
+    nodes = flat(node("DequantizeLinear", "x s z" if zero else "x s", "d"), node("Conv", "d w", "a"))
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "s": np.asarray(scale),
+        "z": np.full(scale.shape, zero or 0, np.uint8),
+        "w": WEIGHT,
+    }
+    constants = constants if zero else {name: value for name, value in constants.items() if name != "z"}
+    path = save(tmp_path / "m.onnx", nodes, constants=constants, kind=TensorProto.UINT8)
+    pixels = np.random.default_rng(3).integers(0, 256, (2, *CHW)).astype(np.float32)
+    expected = RawFile(path, None).answers(pixels)
+    np.testing.assert_allclose(classifier.run(classifier.load(path, CHW), pixels), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ArgMax", "ArgMin"])
+def test_load_refuses_a_choice_among_the_scores_that_is_given_as_a_number(tmp_path: Path, kind: str) -> None:
+    nodes = [node("Flatten", "x", "f"), node(kind, "f", "i", axis=1), node("Cast", "i", "y", to=TensorProto.FLOAT)]
+    assert f"output 'y' is made by {kind}, which leaves no score of each class" in error_of(
+        save(tmp_path / "m.onnx", nodes)
+    )
+
+
+def test_load_refuses_the_best_scores_alone(tmp_path: Path) -> None:
+    nodes = [node("Flatten", "x", "f"), node("TopK", "f k", "y i", axis=1)]
+    assert "output 'y' is made by TopK" in error_of(save(tmp_path / "m.onnx", nodes, constants={"k": np.array([5])}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Inputs of other images than float32 RGB: pixels of 0 to 255, and grey ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.onnx_models.graphs import Names, add_constant, constants_of, integer
+
+_PIXEL_SCALES = (1 / 300, 1 / 100)  # from one to the other: what a network scales pixels of 0 to 255 by
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image, as Pillow and OpenCV have it (ITU-R 601-2)
+_CHANNELS = 3
+
+
+def read_luminance(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None:
+    """Let a network of grey images read RGB ones: a convolution that reads the input gets its weights once a channel.
+
+    Normalisation by one mean and deviation for all channels, as grey images have, is the same before and after. Other
+    operators get the luminance from a convolution of 1x1.
+    """
+    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
+    kind = helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
+    shares = np.array(LUMINANCE, np.float64)[None, :, None, None]
+    grey = names.free(f"{image.name}_grey")
+    for node in [node for node in graph.node if image.name in node.input]:
+        if node.op_type == "Conv" and node.input[0] == image.name and node.input[1] in constants:
+            weights = numpy_helper.to_array(constants[node.input[1]])
+            node.input[1] = add_constant(
+                graph, names, f"{node.input[1]}_of_rgb", (weights.astype(np.float64) * shares).astype(weights.dtype)
+            )
+        else:
+            node.input[:] = [grey if name == image.name else name for name in node.input]
+    if any(grey in node.input for node in graph.node):
+        weight = add_constant(graph, names, f"{grey}_weight", shares.astype(kind))
+        graph.node.insert(0, helper.make_node("Conv", [image.name, weight], [grey], names.free(f"{grey}_node")))
+
+
+def read_dequantized(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None:
+    """Let operators that dequantize uint8 pixels compute the same of pixels as floats, in place."""
+    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] == image.name]:
+        if any(name not in constants for name in node.input[1:]):
+            continue
+        axis = integer(node, "axis", 1) % 4
+        scale, *zero = (
+            numpy_helper.to_array(constants[name])
+            .astype(np.float32)
+            .reshape([-1 if at == axis else 1 for at in range(4)])
+            for name in node.input[1:]
+        )
+        above_zero = names.free(f"{node.output[0]}_above_zero")
+        first = add_constant(graph, names, f"{above_zero}_point", zero[0] if zero else np.float32(0))
+        factor = add_constant(graph, names, f"{node.output[0]}_factor", scale)
+        place = list(graph.node).index(node)
+        graph.node.insert(place, helper.make_node("Sub", [image.name, first], [above_zero], names.free(above_zero)))
+        node.CopyFrom(helper.make_node("Mul", [above_zero, factor], node.output, node.name))
+
+
+def takes_pixels(model: onnx.ModelProto) -> bool:
+    """Tell whether a file's one image input is of pixels from 0 to 255, which the network then normalises itself.
+
+    It is where its type is uint8, or where all that reads it, casts and Transposes left aside, scales it by about
+    1/255 or 1/127.5, as Keras's Rescaling layers do.
+    """
+    constants = constants_of(model.graph)
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        return False
+    return inputs[0].type.tensor_type.elem_type == TensorProto.UINT8 or _is_scaled(model.graph, inputs[0].name)
+
+
+def _is_scaled(graph: onnx.GraphProto, name: str) -> bool:
+    constants = constants_of(graph)
+    readers = [node for node in graph.node if name in node.input]
+    if len(readers) == 1 and readers[0].op_type in ("Cast", "Transpose", "Identity"):
+        return _is_scaled(graph, readers[0].output[0])
+    factors = []
+    for node in readers:
+        others = [each for each in node.input if each != name]
+        if node.op_type not in ("Mul", "Div") or len(others) != 1 or others[0] not in constants:
+            return False
+        values = numpy_helper.to_array(constants[others[0]]).astype(np.float64)
+        if node.op_type == "Div" and (node.input[0] != name or not values.all()):
+            return False
+        factors += list((1 / values if node.op_type == "Div" else values).reshape(-1)[:_CHANNELS])
+    low, high = _PIXEL_SCALES
+    return bool(factors) and all(low <= factor <= high for factor in factors)
