@@ -15,9 +15,11 @@ from pipeline.errors import DataError
 from pipeline.packages.package import CALIBRATION, THRESHOLDS, Package
 from pipeline.proof import agreement, verdicts
 from pipeline.proof.verdicts import Figures, Verdict
+from pipeline.quant.assemble import Parts
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
 from pipeline.quant.sensitivity import Kind, QuantizerCost, Sensitivity
+from pipeline.quant.splitting import split
 from pipeline.runtimes.opening import installed_runtimes
 from pipeline.terminal.progress import progress_bar
 
@@ -47,10 +49,11 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
             f"-m {package.prefix}: the float32 model it was made from is not here; build it on this machine"
         )
     float32 = onnx.load(model)
-    ranges = json.loads((package.folder / THRESHOLDS).read_text(encoding="utf-8"))
-    sensitivity = Sensitivity(
-        float32, onnx.load(package.model), {name: Range(**bounds) for name, bounds in ranges.items()}
-    )
+    bounds = json.loads((package.folder / THRESHOLDS).read_text(encoding="utf-8"))
+    parts = Parts(ranges={name: Range(**each) for name, each in bounds.items()}, per_channel=True)
+    tuned = package.report().get("accuracy") or {}
+    float32, parts = split(float32, parts, tuned.get("split_activations", {}))
+    sensitivity = Sensitivity(float32, onnx.load(package.model), parts.ranges)
     spec = package.preprocess()
     listed = read_calibration_list(package.folder / CALIBRATION)
     shown = [

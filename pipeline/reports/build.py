@@ -54,6 +54,7 @@ def _search(outcome: Mapping[str, Any] | None) -> Iterator[str]:
     rows = [
         [
             step["activation"] or "everything in int8",
+            "split" if step.get("split") else "float32" if step["activation"] else "",
             f"{step['figures']['agreement']:.2f}%",
             f"{step['figures']['kl']:.5f}",
             f"{step['figures']['sqnr_db']:.1f} dB",
@@ -62,7 +63,7 @@ def _search(outcome: Mapping[str, Any] | None) -> Iterator[str]:
         ]
         for step in outcome["steps"]
     ]
-    yield markup.table(["in float", "agreement", "KL", "logit SQNR", "speed", "kept"], rows)
+    yield markup.table(["activation", "as", "agreement", "KL", "logit SQNR", "speed", "kept"], rows)
 
 
 def _stages(built: Built) -> Iterator[str]:

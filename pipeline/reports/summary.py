@@ -37,7 +37,8 @@ def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
     for step in outcome["steps"]:
         figures = step["figures"]
         change = "" if figures["drop"] is None else f"  change in top-1 {0.0 - figures['drop']:+.2f}"
-        what = f"{step['activation']} in float" if step["activation"] else "int8"
+        how = "split" if step.get("split") else "in float"  # none are split in packages of earlier versions
+        what = f"{step['activation']} {how}" if step["activation"] else "int8"
         lines.append(
             f"  agreement {figures['agreement']:6.2f}%{change}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
             f"speed {figures['speed']:.2f}  {what}{'' if step['kept'] else ' (not kept)'}"

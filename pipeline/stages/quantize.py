@@ -14,6 +14,7 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
 from pipeline.quant.classifier import find_classifier
+from pipeline.quant.splitting import split
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CHECK, ISLANDS, MODEL, float32_model
 
@@ -32,12 +33,14 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     if "tune" in inputs:
         tuned = json.loads((inputs["tune"] / ISLANDS).read_text(encoding="utf-8"))
     parts = int8_parts.load(settings, inputs, float32)
+    classifier = [node.name for node in find_classifier(float32)]
+    float32, parts = split(float32, parts, tuned.get("split_activations", {}))
     made = assemble(float32, parts.leaving(tuned.get("float_activations", ())))
     onnx.save(made.model, out / MODEL)
     report = {
         "input": "uint8" if pixels.are_input_of(float32) else "float32",
         "layers": qdq.count_quantized(made.model),
-        "classifier": [node.name for node in find_classifier(float32)],
+        "classifier": classifier,
         "corrected_biases": made.corrected_biases,
         "rounded_weights": made.rounded_weights,
         "accuracy": tuned or None,

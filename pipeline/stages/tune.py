@@ -1,18 +1,16 @@
-"""Tune: keeps activations in float32 until the model reaches the goal of the build file's `accuracy` section.
+"""Tune: changes activations until the model reaches the goal of the build file's `accuracy` section.
 
-The quantizers that cost most are left out one after the other, as long as the model stays fast enough. Which cost most
-is told from gradients (`learn.ranking`). Chosen on calibration images that neither rounding nor equalization used,
-never on the evaluation images.
+Those whose quantizers cost most are split into finer int8 parts (`quant.splitting`), or kept in float32, one after the
+other, as long as the model stays fast enough. Which cost most is told from gradients (`learn.ranking`). Chosen on
+calibration images that neither rounding nor equalization used, never on the evaluation images.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,10 +24,15 @@ from pipeline.data.imagenet import Sample
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
 from pipeline.host import isolated
+from pipeline.host.hardware import available_cores
 from pipeline.learn.ranking import measure_costs
 from pipeline.proof.judge import CandidateFigures, Judge
+from pipeline.proof.search_journal import Change, Journal, Step
 from pipeline.quant import pixels
-from pipeline.quant.assemble import assemble
+from pipeline.quant.assemble import Parts, assemble
+from pipeline.quant.equalization import channel_extremes
+from pipeline.quant.splitting import can_split, channels_to_split, split
+from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose
 from pipeline.stages import int8_parts
@@ -40,18 +43,9 @@ from pipeline.terminal.progress import progress_bar
 _JOURNAL = "journal.json"
 _IMAGES = 400  # images that a model is judged on
 _CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
+_RANGED = 128  # images that tell which channels of an activation are wide
 _LEAST_GAIN = 0.98  # of the previous divergence: a smaller gain is noise, and float parts slow the other runtime more
 _DOUBT = 2.0  # a prediction may be too small by this factor
-
-
-@dataclass(frozen=True)
-class Step:
-    """One trial: the kept activations so far and one more."""
-
-    activation: str  # "" for the plain int8 model
-    kept: bool
-    figures: CandidateFigures
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +70,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     outputs = np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)
     if goal.max_drop is not None and any(image.class_index is None for image in listed):
         raise DataError("accuracy.max_drop: the calibration images have no labels; set accuracy.min_agreement instead")
-    journal = _Journal(out / _JOURNAL)
+    journal = Journal(out / _JOURNAL)
 
     raw = pixels.are_input_of(float32)
 
@@ -87,22 +81,27 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     samples = [listed[index] for index in judged]
     judge = Judge([load(each) for each in samples], outputs[judged], samples, read_scores(inputs["export"]))
 
-    def make(activations: Sequence[str]) -> onnx.ModelProto:
-        return assemble(float32, parts.leaving(activations)).model
+    def make(changes: Sequence[Change]) -> onnx.ModelProto:
+        in_float = {each.activation for each in changes if not each.split}
+        parted = {each.activation for each in changes if each.split} - in_float
+        changed, theirs = split(float32, parts, {name: journal.channels[name] for name in sorted(parted)})
+        return assemble(changed, theirs.leaving(in_float)).model
 
-    def rank() -> dict[str, float]:
+    def find() -> tuple[dict[str, float], dict[str, list[int]]]:
         costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)
-        return dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
+        costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
+        return costs, _find_channels(float32, parts, list(costs), judge.images)
 
     with judge.opened(make(())) as plain:
-        _search(goal, journal, judge, plain, make, rank)
+        _search(goal, journal, judge, plain, make, find)
     best = journal.best()
     write_json(
         out / ISLANDS,
         {
             "goal": asdict(goal),
             "reached": _reached(goal, best.figures),
-            "float_activations": journal.kept(),
+            "float_activations": journal.in_float(),
+            "split_activations": journal.split(),
             "steps": [asdict(step) for step in journal.steps],
             "lost": journal.lost,
             "images": len(judged),
@@ -119,13 +118,29 @@ def _judged(listed: int) -> list[int]:
     return [others[index] for index in choose_evenly(len(others), _IMAGES)]
 
 
+def _find_channels(
+    float32: onnx.ModelProto, parts: Parts, names: Sequence[str], images: Sequence[Prepared]
+) -> dict[str, list[int]]:
+    """Return by activation that can be split the channels that would get a second part."""
+    found = [name for name in names if parts.ranges[name].low == 0 and can_split(float32, name)]
+    if not found:
+        return {}
+    reader = ActivationReader(float32, found, threads=available_cores())
+    largest: dict[str, np.ndarray] = {}
+    for index in choose_evenly(len(images), _RANGED):
+        values = reader.read(images[index])
+        for name in found:
+            largest[name] = np.maximum(largest.get(name, 0.0), channel_extremes(values[name], 1))
+    return {name: channels_to_split(float32, name, largest[name], parts.ranges[name]) for name in found}
+
+
 def _search(
     goal: AccuracyConfig,
-    journal: _Journal,
+    journal: Journal,
     judge: Judge,
     plain: Backend,
-    make: Callable[[Sequence[str]], onnx.ModelProto],
-    rank: Callable[[], dict[str, float]],
+    make: Callable[[Sequence[Change]], onnx.ModelProto],
+    find: Callable[[], tuple[dict[str, float], dict[str, list[int]]]],
 ) -> None:
     """Try the candidates in turn until the goal is reached, the time is over, or no other would buy anything."""
 
@@ -139,38 +154,35 @@ def _search(
         return
     if journal.costs is None:
         begun = time.perf_counter()
-        journal.set_costs(rank(), time.perf_counter() - begun)
-    costs = journal.costs or {}
-    waiting = journal.waiting()
+        journal.set_candidates(*find(), time.perf_counter() - begun)
     console.note(_outlook(goal, journal))
-    with progress_bar(len(costs), "tune", "model", done=len(costs) - len(waiting), span=(0.2, 1)) as progress:
-        for name in waiting:
+    done = journal.trials() - len(journal.waiting())
+    with progress_bar(journal.trials(), "tune", "model", done=done, span=(0.2, 1)) as progress:
+        while waiting := journal.waiting():
+            change, gain = waiting[0]
             best = journal.best().figures
-            if is_over() or _DOUBT * costs[name] < (1 - _LEAST_GAIN) * best.kl:
+            if is_over() or _DOUBT * gain < (1 - _LEAST_GAIN) * best.kl:
                 return
             begun = time.perf_counter()
             try:
-                with judge.opened(make([*journal.kept(), name])) as candidate:
+                with judge.opened(make([*journal.kept(), change])) as candidate:
                     figures = judge.figures(candidate, plain)
             except (isolated.LostError, BackendError) as err:
-                journal.lose(name, str(err), time.perf_counter() - begun)
-                console.note(f"tune: with {name} in float32 the model cannot be opened ({err}); left in int8")
+                journal.lose(change, str(err), time.perf_counter() - begun)
+                console.note(f"tune: with {change} the model cannot be opened ({err}); left as it is")
             else:
                 kept = figures.speed >= goal.min_speed and figures.kl < _LEAST_GAIN * best.kl
-                journal.add(Step(name, kept, figures, time.perf_counter() - begun))
+                journal.add(Step(change.activation, kept, figures, time.perf_counter() - begun, change.split))
                 console.note(_outlook(goal, journal))
             progress.update()
 
 
-def _outlook(goal: AccuracyConfig, journal: _Journal) -> str:
+def _outlook(goal: AccuracyConfig, journal: Journal) -> str:
     """Return a line on the best model so far, and what the search may still buy."""
-    best, costs = journal.best().figures, journal.costs or {}
-    waiting = journal.waiting()
-    left = max(0.0, best.kl - sum(costs[name] for name in waiting))
+    best, waiting = journal.best().figures, journal.waiting()
+    left = max(0.0, best.kl - sum(gain for _, gain in waiting))
     drop = "" if best.drop is None or goal.max_drop is None else f", {best.drop:.2f} points of top-1 lost"
-    untried = (
-        f"{len(waiting)} more activations in float32 would bring it to about {left:.5f}" if waiting else "all tried"
-    )
+    untried = f"{len(waiting)} more activations would bring it to about {left:.5f}" if waiting else "all tried"
     return (
         f"tune: agreement {best.agreement:.2f}%{drop}, KL {best.kl:.5f}, speed {best.speed:.2f}; {untried}; "
         f"{max(0.0, goal.budget_minutes - journal.seconds / 60):.1f} minutes left"
@@ -183,50 +195,3 @@ def _reached(goal: AccuracyConfig, figures: CandidateFigures) -> bool:
     return (
         agrees and is_near and (goal.max_drop is None or (figures.drop is not None and figures.drop <= goal.max_drop))
     )
-
-
-class _Journal:
-    """The trials so far, on disk after each of them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.costs: dict[str, float] | None = None  # of candidates, the costliest first: divergence that each causes
-        self.steps: list[Step] = []
-        self.lost: dict[str, str] = {}  # candidates whose model no runtime opened, and why
-        self.seconds = 0.0
-        if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
-            self.costs = None if held["costs"] is None else dict(held["costs"])
-            self.lost, self.seconds = held["lost"], held["seconds"]
-            self.steps = [Step(**{**step, "figures": CandidateFigures(**step["figures"])}) for step in held["steps"]]
-
-    def set_costs(self, costs: Mapping[str, float], seconds: float) -> None:
-        self.costs = dict(costs)
-        self.seconds += seconds
-        self._save()
-
-    def add(self, step: Step) -> None:
-        self.steps.append(step)
-        self.seconds += step.seconds
-        self._save()
-
-    def lose(self, name: str, why: str, seconds: float) -> None:
-        self.lost[name] = why
-        self.seconds += seconds
-        self._save()
-
-    def waiting(self) -> list[str]:
-        """Return the candidates that were not tried, the costliest first."""
-        tried = {step.activation for step in self.steps} | self.lost.keys()
-        return [name for name in self.costs or {} if name not in tried]
-
-    def kept(self) -> list[str]:
-        return [step.activation for step in self.steps if step.kept and step.activation]
-
-    def best(self) -> Step:
-        return [step for step in self.steps if step.kept][-1]
-
-    def _save(self) -> None:
-        costs = None if self.costs is None else list(self.costs.items())  # in their order
-        held: dict[str, Any] = {"costs": costs, "lost": self.lost, "seconds": self.seconds}
-        write_json(self._path, {**held, "steps": [asdict(step) for step in self.steps]})

@@ -65,10 +65,13 @@ def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     assert len(kept) > 1
     divergences = [step["figures"]["kl"] for step in kept]
     assert divergences == sorted(divergences, reverse=True)
-    assert found["float_activations"] == [step["activation"] for step in kept[1:]]
+    assert found["float_activations"] == [step["activation"] for step in kept[1:] if not step["split"]]
+    halved = {step["activation"] for step in kept if step["split"]} - set(found["float_activations"])
+    assert found["split_activations"].keys() == halved
+    assert halved or found["float_activations"]
     assert not quantized(built) & set(found["float_activations"])
     lines = summarize(built)
-    assert sum("in float" in line for line in lines) == len(found["steps"]) - 1
+    assert sum(" in float" in line or " split" in line for line in lines) == len(found["steps"]) - 1
     assert any("goal NOT reached" in line for line in lines)
 
 
@@ -80,7 +83,7 @@ def test_search_keeps_nothing_that_is_too_slow(make_config: MakeConfig, monkeypa
     found = outcome(build(make_config(*COARSE, "accuracy.min_agreement=100"), quiet))
     assert len(found["steps"]) > 1
     assert {step["figures"]["speed"] for step in found["steps"][1:]} == {0.5}
-    assert found["float_activations"] == []
+    assert found["float_activations"] == [] and found["split_activations"] == {}
 
 
 @pytest.mark.slow
@@ -108,8 +111,10 @@ def test_search_leaves_out_a_model_that_ends_its_process_and_says_so(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tune: ")]
     (lost,) = found["lost"].items()
     assert lost[1] == "died by SIGSEGV"
-    assert lost[0] not in [step["activation"] for step in found["steps"]]
-    assert lost[0] in quantized(built)
+    name, _, how = lost[0].partition(" ")
+    assert how in ("split", "in float")
+    assert (name, how == "split") not in [(step["activation"], step["split"]) for step in found["steps"]]
+    assert name in quantized(built) or name in found["float_activations"]
     assert any(lost[0] in line and "died by SIGSEGV" in line for line in said)
     assert len(opened) == len(found["steps"]) + 1 > 2
 

@@ -1,0 +1,144 @@
+"""splitting.py: the same function, finer steps for wide channels, and int8 weights that stay what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_graphs import Builder, images, ranges_seen, run_exact
+
+from pipeline.quant.assemble import Parts, assemble
+from pipeline.quant.bias_correction import Dequantized
+from pipeline.quant.int8_weights import round_to_nearest, scales_of
+from pipeline.quant.layers import weights_of
+from pipeline.quant.neighbours import PAIR_LIMIT, largest_sums
+from pipeline.quant.qmath import Range
+from pipeline.quant.rounding import Rounded
+from pipeline.quant.splitting import can_split, channels_to_split, split
+
+STEM = "t1"  # the stem's ReLU
+CHANNELS = 32
+
+
+def network() -> onnx.ModelProto:
+    """Return a stem, its pool, and a block that adds to what the pool gives."""
+    made = Builder()
+    stem = made.op("Relu", made.conv("x", 3, CHANNELS))
+    assert stem == STEM
+    pooled = made.op("MaxPool", stem, kernel_shape=[2, 2], strides=[2, 2])
+    inner = made.op("Relu", made.conv(pooled, CHANNELS, CHANNELS))
+    joined = made.op("Relu", made.op("Add", made.conv(inner, CHANNELS, CHANNELS), pooled))
+    return made.model(made.gemm(made.pooled(joined), CHANNELS, 5))
+
+
+def parts_of(model: onnx.ModelProto, *, rounded: bool = False) -> Parts:
+    made = {}
+    for each in weights_of(model) if rounded else ():
+        scales = scales_of(each.matrix, each.pairs, per_channel=True)
+        steps = round_to_nearest(each.matrix, scales, each.pairs)
+        steps -= (steps == 7).astype(np.int8)  # not what rounding to the nearest gives
+        made[each.layer] = Rounded(steps, scales, 40.0, 40.0)
+    return Parts(ranges=ranges_seen(model, images()), per_channel=True, rounded=made)
+
+
+@pytest.mark.parametrize("channels", [list(range(CHANNELS)), [5, 3, 0, 31]])
+def test_split_keeps_the_answers_where_the_channels_left_whole_are_narrow(channels: list[int]) -> None:
+    model = network()
+    narrow = [each for each in range(CHANNELS) if each not in channels]
+    for tensor in model.graph.initializer:
+        if tensor.name == model.graph.node[0].input[1]:
+            weights = numpy_helper.to_array(tensor).copy()
+            weights[narrow] /= 4
+            tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+    before = model.SerializeToString()
+    changed, _ = split(model, parts_of(model), {STEM: channels})
+    onnx.checker.check_model(changed, full_check=True)
+    assert model.SerializeToString() == before
+    expected = run_exact(model, images())
+    np.testing.assert_allclose(run_exact(changed, images()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_split_leaves_a_quarter_of_the_noise() -> None:
+    model = network()
+    parts = parts_of(model)
+    channels = list(reversed(range(CHANNELS)))
+    changed, theirs = split(model, parts, {STEM: channels})
+    before = rounding_noise(assemble(model, parts).model, [])
+    assert rounding_noise(assemble(changed, theirs).model, channels) == pytest.approx(before / 4, rel=0.1)
+
+
+def rounding_noise(int8: onnx.ModelProto, again: list[int]) -> float:
+    """Return the power of what the stem's quantizer changes, both parts of a channel together."""
+    (quantizer,) = [each for each in int8.graph.node if each.op_type == "QuantizeLinear" and each.input[0] == STEM]
+    (dequantized,) = [each.output[0] for each in int8.graph.node if quantizer.output[0] in each.input]
+    del int8.graph.output[:]
+    int8.graph.output.append(onnx.helper.make_tensor_value_info(STEM, onnx.TensorProto.FLOAT, None))
+    given = run_exact(int8, images())[:, :CHANNELS]
+    int8.graph.output[0].name = dequantized
+    parts = run_exact(int8, images())
+    found = parts[:, :CHANNELS].copy()
+    found[:, again] += parts[:, CHANNELS:]
+    return float(np.square(found - np.maximum(given, 0)).mean())
+
+
+def test_split_keeps_rounded_weights_and_bounds_every_pair() -> None:
+    model = network()
+    parts = parts_of(model, rounded=True)
+    channels = [20, 1, 7, 30, 2, 9]
+    changed, theirs = split(model, parts, {STEM: channels})
+    made = assemble(changed, theirs)
+    found = Dequantized(made.model)
+    for each in weights_of(changed):
+        constants = found.constants_of(each.layer)
+        assert constants is not None
+        scales = scales_of(each.matrix, each.pairs, per_channel=True)
+        steps = np.rint(each.as_rows(constants[0]) / scales[:, None])
+        assert largest_sums(steps, each.pairs).max() <= PAIR_LIMIT
+        if each.layer in parts.rounded:
+            before = parts.rounded[each.layer].weights
+            kept = steps[: len(before)].reshape(len(before), -1, steps.shape[1] // constants[0].shape[1])
+            inputs = before.shape[1] // kept.shape[2]
+            np.testing.assert_array_equal(kept[:, :inputs].reshape(before.shape), before)
+
+
+def test_channels_to_split_are_the_wide_ones_in_blocks() -> None:
+    model = network()
+    largest = np.full(CHANNELS, 0.1)
+    largest[[4, 8, 15]] = 0.9
+    found = channels_to_split(model, STEM, largest, Range(0.0, 1.0))
+    assert len(found) == len(set(found)) == 16
+    assert {4, 8, 15} <= set(found)
+    assert len(channels_to_split(model, STEM, np.full(CHANNELS, 0.45), Range(0.0, 1.0))) == CHANNELS
+
+
+def depthwise(made: Builder, x: str) -> str:
+    return made.op("Conv", x, made.constant(made.normal(8, 1, 3, 3)), made.constant(made.normal(8)), group=8)
+
+
+def joined(made: Builder, x: str) -> str:
+    return made.conv(made.op("Concat", made.conv(x, 8, 8), x, axis=1), 16, 8)
+
+
+def averaged(made: Builder, x: str) -> str:
+    return made.conv(made.op("AveragePool", x, kernel_shape=[2, 2]), 8, 8)
+
+
+def added(made: Builder, x: str) -> str:
+    return made.op("Add", x, made.constant(1.0))
+
+
+@pytest.mark.parametrize("reader", [depthwise, joined, averaged, added])
+def test_activations_that_anything_else_reads_cannot_be_split(reader: Callable[[Builder, str], str]) -> None:
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 8))
+    model = made.model(made.gemm(made.pooled(reader(made, x)), 8, 5))
+    assert not can_split(model, x)
+
+
+def test_activations_of_an_odd_number_of_channels_cannot_be_split() -> None:
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 7))
+    assert not can_split(made.model(made.gemm(made.pooled(made.conv(x, 7, 8)), 8, 5)), x)
