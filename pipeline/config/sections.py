@@ -281,7 +281,7 @@ class Sections:
     dataset: DatasetConfig = section(DatasetConfig, "calibration images and their preprocessing")
     evaluation: EvaluationConfig = section(EvaluationConfig, "images that become npz, and that `bench` answers")
     accuracy: AccuracyConfig | None = optional_section(
-        AccuracyConfig, "leave in float what costs most, until a goal is reached; null: the plain int8 model"
+        AccuracyConfig, "split, or leave in float, what costs most, until a goal is reached; null: the plain int8 model"
     )
     workspace: WorkspaceConfig = section(
         WorkspaceConfig,

@@ -71,9 +71,10 @@ def _by_gradients(
     try:
         from pipeline.learn import fisher
         from pipeline.learn.operators import UnsupportedError
+        from pipeline.models.torch_threads import one_thread
     except ImportError as err:
         raise _NotInTorchError(str(err)) from err
-    with progress_bar(len(images), "sensitivity", "img", span=(0, 0.2)) as progress:
+    with progress_bar(len(images), "sensitivity", "img", span=(0, 0.2)) as progress, one_thread():
         try:
             return fisher.divergences(float32, int8, ranges, images, expected, progress.update)
         except UnsupportedError as err:
