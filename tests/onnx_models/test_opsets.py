@@ -29,6 +29,7 @@ def both(
 
 
 INT = np.int64
+TWICE = {"twice": np.array([2], np.float32)}  # behind what as an output would be refused: it leaves no scores
 CASES: list[Case] = [
     both("softmax of axis 1", 7, flat(node("Softmax", "x", "a", axis=1)), {}),
     both("softmax without axis", 7, flat(node("Softmax", "x", "a")), {}),
@@ -65,8 +66,19 @@ CASES: list[Case] = [
         flat(node("Slice", "x from to axes steps", "a")),
         {"from": np.array([7], INT), "to": np.array([0], INT), "axes": np.array([2]), "steps": np.array([-2])},
     ),
-    both("top k by attribute", 7, flat(node("TopK", "x", "a places", k=3, axis=2)), {}, until=10),
-    both("top k by input", 10, flat(node("TopK", "x k", "a places", axis=2)), {"k": np.array([3])}),
+    both(
+        "top k by attribute",
+        7,
+        flat(node("TopK", "x", "t places", k=3, axis=2), node("Mul", "t twice", "a")),
+        {**TWICE},
+        until=10,
+    ),
+    both(
+        "top k by input",
+        10,
+        flat(node("TopK", "x k", "t places", axis=2), node("Mul", "t twice", "a")),
+        {"k": np.array([3]), **TWICE},
+    ),
     both("dropout with ratio", 7, flat(node("Dropout", "x", "a", ratio=0.75)), {}, until=12),
     both("dropout with mask", 7, flat(node("Dropout", "x", "a mask", ratio=0.75)), {}, until=12),
     both("dropout", 12, flat(node("Dropout", "x", "a")), {}),
@@ -146,7 +158,12 @@ CASES: list[Case] = [
     both("shape and reshape", 7, flat(node("Shape", "x", "s"), node("Reshape", "x s", "a")), {}),
     both("transposed convolution", 7, flat(node("ConvTranspose", "x w", "a", strides=[2, 2])), {"w": WEIGHT[:3]}),
     both("instance norm", 7, flat(node("InstanceNormalization", "x scale offset", "a")), {**PER_CHANNEL}),
-    both("argmax by a cast", 7, flat(node("ArgMax", "x", "i", axis=1), node("Cast", "i", "a", to=1)), {}),
+    both(
+        "argmax by a cast",
+        7,
+        flat(node("ArgMax", "x", "i", axis=1), node("Cast", "i", "f", to=1), node("Mul", "f twice", "a")),
+        {**TWICE},
+    ),
 ]
 SCALES = {"up": [1, 1, 2, 2], "by a half": [1, 1, 1.5, 1.5], "down": [1, 1, 0.5, 0.5], "both": [1, 1, 1.5, 0.5]}
 for mode in ("nearest", "linear"):
