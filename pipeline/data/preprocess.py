@@ -14,18 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.data.bilinear_cv import bilinear_cv
+from pipeline.data.pillow_resize import FILTERS, resize_and_crop
 from pipeline.errors import DataError, is_our_bug
 
 Pixels = NDArray[np.uint8]
 Prepared = NDArray[np.float32 | np.uint8]
-
-_PILLOW_FILTERS = {
-    ResizeFilter.BILINEAR_PILLOW: Image.Resampling.BILINEAR,
-    ResizeFilter.BICUBIC_PILLOW: Image.Resampling.BICUBIC,
-    ResizeFilter.LANCZOS_PILLOW: Image.Resampling.LANCZOS,
-    ResizeFilter.NEAREST_PILLOW: Image.Resampling.NEAREST,
-}
-
 
 # What OpenCV 5 turns; TIFF is turned by Pillow as well.
 _TURNED_FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
@@ -188,14 +181,12 @@ def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels | Non
 
     Pillow resizes its own image, and only the crop is copied: three quarters of the time for a JPEG of 300 pixels.
     """
-    usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in _PILLOW_FILTERS
+    usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in FILTERS
     if not usual:
         return None
     image.load()
-    full_hw, (top, left) = _window(spec, image.height, image.width)
-    tall, wide = spec.crop_hw
-    resized = image.resize((full_hw[1], full_hw[0]), _PILLOW_FILTERS[spec.filter])
-    cropped = resized.crop((left, top, left + wide, top + tall))
+    full_hw, corner = _window(spec, image.height, image.width)
+    cropped = resize_and_crop(image, spec.filter, full_hw, corner, spec.crop_hw)
     return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 
@@ -254,7 +245,7 @@ def _resize_and_crop(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
         return image_chw[:, top : top + tall, left : left + wide]
     if spec.filter is ResizeFilter.BILINEAR_CV:
         return bilinear_cv(image_chw, full_hw, (top, left), spec.crop_hw)
-    pillow_filter = _PILLOW_FILTERS[spec.filter]
+    pillow_filter = FILTERS[spec.filter]
     resized = np.empty((3, tall, wide), np.uint8)
     # Plane by plane gives exactly what Pillow makes of the interleaved image, in two thirds of the time. Its `box`
     # could skip the rows and columns that are cropped away, but its float32 corners change the rounding.
