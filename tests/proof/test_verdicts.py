@@ -145,3 +145,12 @@ def test_describe_names_a_runtime_that_was_lost_and_a_doubtful_export() -> None:
         "suspicious: the float32 model beside the file as it was given: Resize means something else; export again",
         "openvino left out: it died by SIGSEGV",
     ]
+
+
+def test_describe_shows_the_runtimes_when_exact_arithmetic_was_lost() -> None:
+    found = whole(verdicts.Finding(Verdict.GOOD), verdicts.Finding(Verdict.GOOD))
+    found["exact"] = verdicts.Finding(Verdict.LOST, "refused the model").as_dict()
+    assert verdicts.describe(found) == [
+        "logit SQNR beside float32: 29.1 dB in onnxruntime, 11.7 dB in openvino",
+        "not checked: exact arithmetic refused the model",
+    ]
