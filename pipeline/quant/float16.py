@@ -6,6 +6,7 @@ import warnings
 
 import onnx
 
+from pipeline.onnx_models.graphs import remove_unused
 from pipeline.onnx_models.scores import Scores, find_scores
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -22,6 +23,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _leave_out_empty_inputs(copy.graph)
     tail = _take_tail(copy) if find_scores(model) is not Scores.LOGITS else onnx.GraphProto()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one for each weight that rounds to 0
@@ -35,6 +37,18 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     converted.topological_sort()  # the converter appends its casts at the end
     result: onnx.ModelProto = converted.model
     return result
+
+
+def _leave_out_empty_inputs(graph: onnx.GraphProto) -> None:
+    """Leave out by name the inputs of each Resize that are empty tensors, as opset 11 does not.
+
+    The converter keeps scales in float32 by a Cast, behind which nobody sees that they are empty and the sizes count.
+    """
+    empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
+    for node in graph.node:
+        if node.op_type == "Resize":
+            node.input[:] = ["" if name in empty else name for name in node.input]
+    remove_unused(graph)
 
 
 def _take_tail(model: onnx.ModelProto) -> onnx.GraphProto:

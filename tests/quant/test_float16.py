@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_graphs import SIDE, Builder, images
 
 from pipeline.onnx_models import classifier
 from pipeline.quant.float16 import to_float16
@@ -87,3 +88,16 @@ def test_to_float16_keeps_scores_apart_when_the_network_ends_in_them(
     np.testing.assert_allclose(found, classifier.run(source, batch_nchw), atol=5e-3)
     assert not np.array_equal(found, found.astype(np.float16).astype(np.float32))
     assert {t.data_type for t in model.graph.initializer if len(t.dims) > 1} == {TensorProto.FLOAT16}
+
+
+def test_to_float16_keeps_a_resize_to_a_size_when_its_scales_are_an_empty_tensor() -> None:
+    """As torch writes it in opset 11 and 12."""
+    made = Builder()
+    x = made.op("Conv", "x", made.constant(made.normal(4, 3, 1, 1)))
+    empty, sizes = made.constant(np.zeros(0)), made.constant([1, 4, 2 * SIDE, 2 * SIDE], np.int64)
+    x = made.op("Resize", x, empty, empty, sizes, mode="linear")
+    source = made.model(made.gemm(made.op("Flatten", made.op("GlobalAveragePool", x)), 4, 5))
+    model = to_float16(source)
+    onnx.checker.check_model(model, full_check=True)
+    expected, found = classifier.run(source, images(1)), classifier.run(model, images(1))
+    np.testing.assert_allclose(found, expected, atol=5e-3)
