@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.errors import DataError
-from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, sigmoids, signature
+from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, sigmoids, signature, slices
 from pipeline.onnx_models import batch as onnx_batch
 from pipeline.onnx_models import files as onnx_files
 from pipeline.onnx_models.files import check, files
@@ -80,7 +80,8 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     clips.use_clips(model)
     sigmoids.use_sigmoids(model)
     pads.fold_pads(model)
-    forms.drop_whole_slices(model)
+    pads.round_down(model)
+    slices.drop_whole_slices(model)
     axes.count_gather_axes_from_end(model)
     forms.simplify_gemms(model)
     forms.drop_last_casts(model)
@@ -128,6 +129,9 @@ def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:
         first, second, found = run_each(model, [images[:1], images[1:], images])
     except DataError:
         return False
+    if first.ndim == 1 and first.size > 1:  # of one image, whose axis was squeezed away
+        forms.flatten_output(model, first.shape)
+        return _finish_output(model, chw)
     if found.ndim < 2 or len(found) != 2 or first.shape != (1, *found.shape[1:]):
         return False
     forms.flatten_output(model, found.shape)

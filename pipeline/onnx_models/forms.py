@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.onnx_models.graphs import (
     constants_of,
     graphs_of,
     integer,
+    integers_tensor,
     kinds_of,
     makers_of,
     number,
@@ -27,7 +28,6 @@ from pipeline.onnx_models.graphs import (
 
 _OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _LARGEST = float(np.finfo(np.float32).max)
-_ENDLESS = np.iinfo(np.int32).max  # and larger: the end of a Slice, where the axis is of any size
 _FUSED = "_new_shape"  # at the end of the names that ONNX Runtime gives to the shapes of fused reshapes
 
 
@@ -171,12 +171,12 @@ def _flatten_bias(
 
 
 def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
-    """Reshape an output of [N, classes, 1, 1] or [N, 1, classes] to [N, classes], in place; others stay.
+    """Reshape an output of [N, classes, 1, 1], [N, 1, classes] or [classes] to [N, classes], in place; others stay.
 
     Args:
-        dims: of the output for a batch.
+        dims: of the output for a batch; [classes] for one image.
     """
-    if len(dims) < 3 or sum(size > 1 for size in dims[1:]) != 1:
+    if len(dims) != 1 and (len(dims) < 3 or sum(size > 1 for size in dims[1:]) != 1):
         return
     graph, names = model.graph, Names(model)
     name = graph.output[0].name
@@ -184,54 +184,11 @@ def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
     for node in graph.node:
         node.output[:] = [deep if each == name else each for each in node.output]
     rename(graph, name, deep)
-    graph.node.append(helper.make_node("Flatten", [deep], [name], names.free("flatten_output"), axis=1))
-
-
-def drop_whole_slices(model: onnx.ModelProto) -> int:
-    """Remove each Slice that takes all of its input, in place; return how many.
-
-    GhostNets cut their channels to a width that they mostly have: a copy, which runtimes then make in int8 too.
-
-    Args:
-        model: constants folded; sizes are found by shape inference.
-    """
-    graph = model.graph
-    slices = [node for node in graph.node if node.op_type == "Slice"]
-    shapes, constants = shapes_of(model) if slices else {}, constants_of(graph)
-    outputs = {value.name for value in graph.output}
-    dropped = [
-        node
-        for node in slices
-        if node.output[0] not in outputs and _takes_all(node, shapes.get(node.input[0]), constants)
-    ]
-    for node in dropped:
-        rename(graph, node.output[0], node.input[0])
-        graph.node.remove(node)
-    if dropped:
-        remove_unused(graph)
-    return len(dropped)
-
-
-def _takes_all(
-    node: onnx.NodeProto, shape: Sequence[int | str | None] | None, constants: Mapping[str, TensorProto]
-) -> bool:
-    """Tell whether a Slice (opset 10 or later) takes all of an input of known rank."""
-    names = list(node.input[1:])
-    if shape is None or any(name and name not in constants for name in names):
-        return False
-    given = [numpy_helper.to_array(constants[name]).reshape(-1).tolist() if name else None for name in names]
-    starts, ends, axes, steps = (*given, None, None)[:4]
-    if starts is None or ends is None:
-        return False
-    for start, end, axis, step in zip(
-        starts, ends, axes or range(len(starts)), steps or [1] * len(starts), strict=True
-    ):
-        size = shape[axis]
-        known = isinstance(size, int)
-        from_first = start == 0 or (known and start <= -size)
-        if step != 1 or not from_first or end < (size if known else _ENDLESS):
-            return False
-    return True
+    flatten = helper.make_node("Flatten", [deep], [name], names.free("flatten_output"), axis=1)
+    if len(dims) == 1:
+        rows = integers_tensor(graph, names, f"{name}_rows", [-1, dims[0]])
+        flatten = helper.make_node("Reshape", [deep, rows], [name], names.free("rows_of_output"))
+    graph.node.append(flatten)
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.onnx_models.graphs import (
+    Names,
+    add_constant,
     constants_of,
     integer,
     integers,
+    readers_of,
     remove_attributes,
     remove_unused,
     shapes_of,
@@ -19,6 +23,7 @@ from pipeline.onnx_models.graphs import (
 
 # A fill value at or below this means "no value": converters write -inf, the lowest float32 or float16, -1e9, ...
 _NO_VALUE = -1e4
+_ENDLESS = 1 << 62
 
 
 def fold_pads(model: onnx.ModelProto) -> None:
@@ -26,6 +31,7 @@ def fold_pads(model: onnx.ModelProto) -> None:
 
     A range that included such a fill value would leave one step for all real values.
     """
+    _swap_with_activations(model)
     graph, constants = model.graph, constants_of(model.graph)
     pads = {node.output[0]: node for node in graph.node if node.op_type == "Pad"}
     positive = {node.output[0] for node in graph.node if node.op_type == "Relu"}
@@ -45,6 +51,57 @@ def fold_pads(model: onnx.ModelProto) -> None:
         node.attribute.append(helper.make_attribute("pads", together))
         node.input[0] = pad.input[0]
     remove_unused(graph)
+
+
+def round_down(model: onnx.ModelProto) -> None:
+    """Write the pools that round up and leave out a last window within the padding as ones that round down; in place.
+
+    ONNX Runtime and PyTorch leave that window out, OpenVINO 2026.4 does not: its result is a row larger.
+    """
+    pools = [node for node in model.graph.node if node.op_type in ("MaxPool", "AveragePool")]
+    shapes = shapes_of(model) if pools else {}
+    for node in pools:
+        nothing = [0] * 2 * len(integers(node, "kernel_shape") or [])
+        counts = node.op_type == "AveragePool" and integer(node, "count_include_pad", 0)
+        rule = text(node, "auto_pad", "NOTSET") or "NOTSET"
+        if not integer(node, "ceil_mode", 0) or counts or rule != "NOTSET" or not any(integers(node, "pads") or []):
+            continue
+        together = _pads_together(node, nothing, shapes)
+        if together is None or together == _pads_together(node, nothing, shapes, drops=False):
+            continue
+        remove_attributes(node, "pads", "ceil_mode")
+        node.attribute.append(helper.make_attribute("pads", [max(size, 0) for size in together]))
+
+
+def _swap_with_activations(model: onnx.ModelProto) -> None:
+    """Put each Pad of no value behind the ReLU or Clip that alone reads it, in place: the fill is clipped then."""
+    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
+    pads = {node.output[0]: node for node in graph.node if node.op_type == "Pad"}
+    readers = readers_of(graph)
+    for node in graph.node:
+        pad = pads.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
+        fill = None if pad is None else _fill(pad, constants)
+        if pad is None or fill is None or fill > _NO_VALUE or len(readers[pad.output[0]]) != 1:
+            continue
+        low = 0.0 if node.op_type == "Relu" else _lower_bound(node, constants)
+        if low is None or pad.output[0] in {value.name for value in graph.output}:
+            continue
+        source, between, target = pad.input[0], names.free(f"{pad.output[0]}_active"), node.output[0]
+        moved, padded = onnx.NodeProto(), onnx.NodeProto()
+        moved.CopyFrom(node)
+        padded.CopyFrom(pad)
+        moved.input[0], moved.output[0] = source, between
+        padded.input[0], padded.output[0] = between, target
+        padded.input[2] = add_constant(graph, names, f"{target}_fill", np.array(low, np.float32))
+        pad.CopyFrom(moved)
+        node.CopyFrom(padded)
+
+
+def _lower_bound(clip: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float | None:
+    """Return the lower bound of a Clip; None where there is none that is a constant."""
+    if len(clip.input) < 2 or clip.input[1] not in constants:
+        return None
+    return float(numpy_helper.to_array(constants[clip.input[1]]).reshape(-1)[0])
 
 
 def _fill(pad: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float | None:
@@ -76,9 +133,15 @@ def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, TensorProto], ran
 
 
 def _pads_together(
-    pool: onnx.NodeProto, added: list[int], shapes: Mapping[str, list[int | str | None]]
+    pool: onnx.NodeProto, added: list[int], shapes: Mapping[str, list[int | str | None]], *, drops: bool = True
 ) -> list[int] | None:
     """Return the pads, begins and then ends, with which a pool that rounds down equals the Pad and the pool.
+
+    Args:
+        pool: the pool.
+        added: the Pad's, in the pool's order.
+        shapes: of the tensors.
+        drops: a pool that rounds up leaves out a last window that begins in the padding.
 
     Returns:
         None: they are not known, a window would hold only padding, or the pool returns indices, which would change.
@@ -102,7 +165,7 @@ def _pads_together(
         else:
             begin, end = (own[axis], own[axis + axes]) if rule == "NOTSET" else (0, 0)
             if integer(pool, "ceil_mode", 0):
-                end += _ceiling(size + begin + end - reach, strides[axis], size + begin)
+                end += _ceiling(size + begin + end - reach, strides[axis], size + begin if drops else _ENDLESS)
         found.append((added[axis] + begin, added[axis + axes] + end))
         if max(found[-1]) >= reach:
             return None

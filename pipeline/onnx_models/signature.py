@@ -12,7 +12,16 @@ from onnx import TensorProto, helper
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import pixel_inputs
-from pipeline.onnx_models.graphs import Names, constants_of, integer, integers, makers_of, remove_unused, rename
+from pipeline.onnx_models.graphs import (
+    Names,
+    constants_of,
+    integer,
+    integers,
+    makers_of,
+    remove_unused,
+    rename,
+    shapes_of,
+)
 
 BATCH = "N"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -49,7 +58,7 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
             f"{path}: output {chosen.name!r} of {maker} is {_kind(kind)}; wanted the scores of the classes as float32: "
             "export the network without what follows them"
         )
-    chooser = _chooser(model.graph, chosen.name)
+    chooser = _chooser(model, chosen.name)
     if chooser is not None:
         raise DataError(
             f"{path}: output {chosen.name!r} is made by {chooser}, which leaves no score of each class; export the "
@@ -61,12 +70,14 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
         remove_unused(model.graph)
 
 
-def _chooser(graph: onnx.GraphProto, name: str) -> str | None:
-    """Return the operator that chose among the scores, where one did and its choice was only moved since."""
-    makers = makers_of(graph)
+def _chooser(model: onnx.ModelProto, name: str) -> str | None:
+    """Return the operator that chose among the scores [N, classes]; None where none did, or more was made of it."""
+    makers = makers_of(model.graph)
     while (node := makers.get(name)) is not None and node.op_type in _MOVES:
         name = node.input[0]
-    return str(node.op_type) if node is not None and node.op_type in ("ArgMax", "ArgMin", "TopK") else None
+    if node is None or node.op_type not in ("ArgMax", "ArgMin", "TopK"):
+        return None
+    return str(node.op_type) if len(shapes_of(model).get(node.input[0], [])) == 2 else None
 
 
 def _likely_scores(graph: onnx.GraphProto) -> str:

@@ -11,11 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, operators, save
-from small_graphs import SIDE, Builder, images, run_exact
+from small_graphs import SIDE, Builder, images, run_exact, run_in
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.graphs import constants_of, rename
+from pipeline.onnx_models.raw import RawFile
+from pipeline.runtimes.base import Runtime
 
 FC = RNG.normal(size=(192, 5)).astype(np.float32)
 ROW = RNG.normal(size=5).astype(np.float32)
@@ -75,8 +77,6 @@ def test_load_keeps_factors_of_a_gemm_whose_weight_is_computed(tmp_path: Path) -
     constants = {"w": FC, "v": RNG.normal(size=(5, 5)).astype(np.float32), "b": ROW}
     path = save(tmp_path / "m.onnx", nodes, constants=constants)
     model = classifier.load(path, CHW)
-    from pipeline.onnx_models.raw import RawFile
-
     np.testing.assert_allclose(
         classifier.run(model, IMAGES[:1]), RawFile(path, None).answers(IMAGES[:1]), rtol=1e-5, atol=1e-5
     )
@@ -135,6 +135,39 @@ def test_load_folds_a_pad_of_zero_after_a_relu(tmp_path: Path) -> None:
     )
     constants = {"w": WEIGHT, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
     assert "Pad" not in operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants)))
+
+
+@pytest.mark.parametrize("fill", list(FILLS))
+@pytest.mark.parametrize("bounds", [None, (-0.5, 2.0), (-0.5, None)], ids=["Relu", "Clip", "Clip from below"])
+def test_load_puts_a_pad_of_no_value_behind_an_activation(
+    tmp_path: Path, bounds: tuple[float, float | None] | None, fill: str
+) -> None:
+    kind, names = ("Relu", "p") if bounds is None else ("Clip", "p low" if bounds[1] is None else "p low high")
+    nodes = flat(
+        *(node("Conv", "x w", "c"), node("Pad", "c pads fill", "p"), node(kind, names, "r")),
+        node("MaxPool", "r", "a", kernel_shape=[3, 3], strides=[2, 2]),
+    )
+    constants = {"w": WEIGHT, "pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]), "fill": np.float32(FILLS[fill])}
+    for name, value in zip(("low", "high"), bounds or (), strict=False):
+        constants |= {} if value is None else {name: np.float32(value)}
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants))
+    fills = [constants_of(model.graph)[each.input[2]] for each in model.graph.node if each.op_type == "Pad"]
+    assert [float(numpy_helper.to_array(value).reshape(())) for value in fills] == ([] if bounds is None else [-0.5])
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("pads", [[0, 0, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0]])
+def test_load_writes_a_pool_that_leaves_out_its_last_window_alike_for_every_runtime(
+    tmp_path: Path, kind: str, pads: list[int]
+) -> None:
+    """Of 6 rows with 1 after them, windows of 2 begin at 0, 2, 4, and not at 6."""
+    pool = node(kind, "c", "a", kernel_shape=[2, 2], strides=[2, 2], pads=pads, ceil_mode=1)
+    path = save(tmp_path / "m.onnx", flat(node("Conv", "x w", "c"), pool), constants={"w": WEIGHT})
+    model = load_and_compare(path)
+    onnx.save(model, tmp_path / "loaded.onnx")
+    for runtime in Runtime:
+        found = run_in(runtime, tmp_path / "loaded.onnx", IMAGES)
+        np.testing.assert_allclose(found, RawFile(path, None).answers(IMAGES), atol=1e-4)
 
 
 @pytest.mark.parametrize("fill", [0.0, -0.5, 1.0])
@@ -223,6 +256,18 @@ def test_load_flattens_an_output_of_more_axes(tmp_path: Path, shape: str) -> Non
     model = load_and_compare(path)
     assert classifier.check_batch(model, IMAGES, path) == 4
     assert [dim.dim_param or dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == ["N", 4]
+
+
+@pytest.mark.parametrize("last", ["Reshape", "Squeeze"])
+def test_load_takes_an_output_without_the_axis_of_the_images(tmp_path: Path, last: str) -> None:
+    nodes = [
+        *(node("Conv", "x w", "c"), node("GlobalAveragePool", "c", "g"), node("Flatten", "g", "f")),
+        node(last, "f to", "y"),
+    ]
+    constants = {"w": WEIGHT, "to": np.array([4] if last == "Reshape" else [0])}
+    path = save(tmp_path / "m.onnx", nodes, constants=constants, dims=(1, *CHW), outputs={"y": (4,)})
+    model = load_and_compare(path)
+    assert classifier.check_batch(model, IMAGES, path) == 4
 
 
 ENDINGS: dict[str, list[onnx.NodeProto]] = {
