@@ -138,6 +138,11 @@ def find_own_list(path: Location, suffix: str) -> tuple[Path | ImageSource, tupl
 
 def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
     endings = list_spellings(suffix)
+    if listing.deeper:
+        console.warning(
+            f"note: {listing.root}: {len(listing.deeper)} folders lie too deep and are not looked into (first: "
+            f"{listing.deeper[0]}); give a folder further down, or move their images up"
+        )
     images = [file for file in listing.files if file.name.lower().endswith(endings)]
     others = count_kinds(file.name for file in listing.files) - count_kinds(image.name for image in images)
     takes_any = suffix.lower() == ANY
@@ -159,7 +164,11 @@ def _select_listed(
     """Return the images that a list names: PaddleClas's train_list.txt and val_list.txt share one folder."""
     listed = [image for image in images if _line_of(image, lines) is not None]
     if not listed:
-        return images
+        first = min(lines.values(), key=lambda label: label.line)
+        raise DataError(
+            f"{labels_file}: names none of the {len(images)} images in {listing.root}: {first.name} is its first, and "
+            f"{images[0].name} the folder's; give the list of these images"
+        )
     if len(listed) < len(images):
         console.warning(
             f"note: {listing.root}: {len(listed)} images of {labels_file}, {len(images) - len(listed)} others left out"

@@ -234,7 +234,8 @@ def read_label_list(path: Path | ImageSource, class_count: int | None = None) ->
     Images of one stem and several classes are distinguished by their folders, under the key `<folder>/<stem>`.
 
     Args:
-        path: the list; a name may carry a folder and an image suffix. Blank lines are ignored. Or the devkit's
+        path: the list; a name may carry a folder and an image suffix, and stand in quotes; between name and index is
+            space, a comma or a semicolon. Blank lines, and lines that begin with `# `, are ignored. Or the devkit's
             ILSVRC2012_validation_ground_truth.txt, which has the devkit's class numbers and no names.
         class_count: indices must be below it; None leaves that to the caller.
 
@@ -250,16 +251,17 @@ def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
         yield from _devkit_lines(path, lines)
         return
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or line.startswith("# "):
             continue
         fields = line.rsplit(None, 1)
         if len(fields) != 2 or not _is_number(fields[1]):
-            fields = [field.strip().strip('"') for field in line.rsplit(",", 1)]
+            fields = [field.strip().strip('"') for field in line.rsplit(";" if ";" in line else ",", 1)]
         if number == 1 and len(fields) == 2 and fields[1].isalpha():  # the header of a table
             continue
         if len(fields) != 2 or not _is_number(fields[1]):
             raise DataError(f"{path}:{number}: expected 'name index', found {line[:80]!r}")
-        yield LabelLine(number, fields[0].strip().rstrip(",;"), int(fields[1]))
+        name = fields[0].strip().rstrip(",;").strip('"').replace("\\", "/")  # as Windows writes folders
+        yield LabelLine(number, name, int(fields[1]))
 
 
 def _devkit_lines(path: Path | ImageSource, lines: Sequence[str]) -> Iterator[LabelLine]:

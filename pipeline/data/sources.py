@@ -21,6 +21,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE_FILE_BYTES = 256 << 20  # the largest of ImageNet has 15 MB
 _MAX_TAR_READ_BYTES = 64 << 20  # tarfile reads extended headers at the size they claim
 _FOLDER_LEVELS = 3  # split, class, image
+_NO_FOLDERS = frozenset({"__MACOSX"})  # what macOS adds to archives
 
 _gzip_lock = threading.Lock()  # a gzip stream has one position
 
@@ -109,6 +110,7 @@ class Listing:
     root: Location
     files: tuple[ImageSource, ...]
     folders: tuple[str, ...]  # names below the root, parts joined by "/"
+    deeper: tuple[str, ...] = ()  # folders that are not empty and were not looked into
 
     @property
     def in_tar(self) -> bool:
@@ -161,12 +163,13 @@ def _scan_store(root: Url) -> Listing:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    return any(part.startswith(".") or part in _NO_FOLDERS for part in name.split("/"))
 
 
 def _scan_folder(root: Path) -> Listing:
     files: list[str] = []
     folders: list[str] = []
+    deeper: list[str] = []
     pending = [""]
     while pending:
         prefix = pending.pop()
@@ -174,19 +177,29 @@ def _scan_folder(root: Path) -> Listing:
             with os.scandir(root / prefix) as entries:
                 for entry in entries:
                     name = f"{prefix}{entry.name}"
-                    if entry.name.startswith("."):
+                    if entry.name.startswith(".") or entry.name in _NO_FOLDERS:
                         continue
                     if entry.is_dir():
                         folders.append(name)
                         if name.count("/") + 1 < _FOLDER_LEVELS:
                             pending.append(f"{name}/")
+                        elif _is_filled(Path(entry.path)):
+                            deeper.append(name)
                     elif entry.is_file():
                         files.append(name)
         except OSError as err:
             raise DataError(f"{root / prefix}: cannot be listed ({err.strerror})") from err
     for name in files:
         _check_printable(root, name)
-    return Listing(root, tuple(ImageSource(root, name) for name in sorted(files)), tuple(sorted(folders)))
+    sources = tuple(ImageSource(root, name) for name in sorted(files))
+    return Listing(root, sources, tuple(sorted(folders)), tuple(sorted(deeper)))
+
+
+def _is_filled(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:  # not ours to read
+        return True
 
 
 @lru_cache(maxsize=4)

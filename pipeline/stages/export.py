@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _ALONE = "its batch of 1 cannot be freed: the network takes one image at a time, and larger requests run in a loop"
+_UNLABELLED = "images without labels count as the"
 _CHECKED_IMAGES = 4  # alone and in a batch
 _COMPARED_IMAGES = 8  # images for the comparison with the original
 
@@ -179,7 +180,7 @@ def export(
     if settings.type in WHOLE_MODELS:
         assert settings.checkpoint is not None, "checked by BuildConfig.check_inputs"
         with as_onnx(settings.type, settings.checkpoint.path, settings.chw, images_nchw) as (path, answers):
-            return _from_file(path, answers, settings, images_nchw, num_classes, "the data set has" if fit_on else None)
+            return _from_file(path, answers, settings, images_nchw, num_classes, _wanted_by(fit_on))
     from pipeline.models import exporter
 
     row = zoo.find_model(settings.type.value, settings.model or "")
@@ -191,7 +192,7 @@ def export(
     checked = images_nchw[:_CHECKED_IMAGES]
     name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
     found = classifier.check_batch(model, checked, name)
-    _check_classes(name, found, num_classes, "the data set has" if fit_on else None)
+    _check_classes(name, found, num_classes, _wanted_by(fit_on))
     given, _ = compare("torch", expected, made, tolerance)
     return Exported(model, found, given)
 
@@ -217,10 +218,19 @@ def _from_file(
     return Exported(model, found, given)
 
 
+def _wanted_by(samples: Sequence[Sample]) -> str | None:
+    """Return what sets the number of classes, for a message; None: frontend.num_classes."""
+    if samples and all(sample.class_index is None for sample in samples):
+        return _UNLABELLED
+    return "the data set has" if samples else None
+
+
 def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | None) -> None:
     if wanted in (None, found):
         return
     line = f"{path}: has {found} classes, but {wanted_by or 'frontend.num_classes is'} {wanted}"
+    if wanted_by == _UNLABELLED:
+        raise DataError(f"{line} of ImageNet; set frontend.num_classes={found}")
     if found == (wanted or 0) + 1 and path.suffix == ".onnx":
         line += (
             "; where one of them is a background class that no image shows (the first, in TensorFlow's networks), cut "

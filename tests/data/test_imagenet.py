@@ -300,11 +300,38 @@ def test_list_dataset_refuses_file_names_that_would_break_lists(tmp_path: Path) 
         ['"a b.png",0', '"c.png",12'],
         ["a b.png, 0", "c.png, 12"],
         ["a b.png\t0", "c.png\t12"],
+        ["a b.png;0", "c.png; 12"],
+        ["# name index", "", '"a b.png" 0', '"c.png" 12'],
+        ["folder\\a b.png 0", "folder\\c.png 12"],
     ],
 )
 def test_read_label_list_takes_tables(tmp_path: Path, lines: list[str], mark: str, ending: str) -> None:
     (tmp_path / "l.csv").write_bytes((mark + ending.join([*lines, ""])).encode())
     assert read_label_list(tmp_path / "l.csv") == {"a b": 0, "c": 12}
+
+
+def test_list_dataset_refuses_a_list_that_names_none_of_the_images(tmp_path: Path) -> None:
+    make_files(tmp_path / "images", "one.png", "two.png")
+    (tmp_path / "list.txt").write_text("three.png 0\nfour.png 1\n")
+    for required in (True, False):
+        with pytest.raises(DataError) as caught:
+            list_dataset(tmp_path / "images", val_label=tmp_path / "list.txt", require_labels=required)
+        assert str(caught.value) == (
+            f"{tmp_path}/list.txt: names none of the 2 images in {tmp_path}/images: three.png is its first, and "
+            "one.png the folder's; give the list of these images"
+        )
+
+
+def test_list_dataset_says_which_folders_it_did_not_look_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_files(tmp_path, "cat/a/x.png", "cat/b/c/y.png", "dog/a/z.png", "__MACOSX/cat/x.png")
+    (tmp_path / "dog/a/empty").mkdir()
+    assert len(list_dataset(tmp_path, require_labels=False).samples) == 2
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path}: 1 folders lie too deep and are not looked into (first: cat/b/c); give a folder further "
+        "down, or move their images up\n"
+    )
 
 
 def test_read_label_list_says_so_when_the_list_is_utf_16(tmp_path: Path) -> None:

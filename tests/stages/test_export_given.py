@@ -121,3 +121,18 @@ def test_plan_refuses_an_opset_that_no_runtime_has_before_any_work(
 
 def test_load_takes_the_shape_of_channels_last(make_config: MakeConfig) -> None:
     assert make_config("frontend.shape={x: [1, 32, 32, 3]}").frontend.shape == (1, 3, 32, 32)
+
+
+def test_run_asks_for_the_number_of_classes_when_images_have_no_labels(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(sorted(image_tree.rglob("*.JPEG"))):
+        (flat / f"{number}.JPEG").write_bytes(file.read_bytes())
+    cfg = make_config(f"dataset.path={flat}", "dataset.sampler.cover_classes=false")
+    with pytest.raises(DataError) as caught:
+        run(cfg, tmp_path / "stages")
+    assert str(caught.value).endswith(
+        "has 4 classes, but images without labels count as the 1000 of ImageNet; set frontend.num_classes=4"
+    )
