@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import onnx
 
-from pipeline.onnx_models.score_graph import CLOSE, COPIES, Graph
+from pipeline.onnx_models.score_graph import COPIES, Graph
+from pipeline.onnx_models.score_values import LOGITS, OTHER, SHARES, SIGMOID, Values
 from pipeline.onnx_models.scores import Scores
 
 _DEEPEST = 100  # length of the longest chain of operators that is traced
-_SHARES = (Scores.SOFTMAX, Scores.SIGMOID)
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a tensor holds: values of a kind, times `factor`, plus `offset`."""
-
-    kind: Scores
-    factor: float = 1.0
-    offset: float = 0.0
-
-    @property
-    def are_shares(self) -> bool:
-        return self.kind in _SHARES
-
-    def moved(self, factor: float, offset: float) -> Values:
-        """Return these values times a factor, plus an offset."""
-        if self.kind is Scores.LOG_SOFTMAX and factor != 1:
-            return LOGITS
-        return replace(self, factor=self.factor * factor, offset=self.offset * factor + offset)
-
-    def settled(self) -> Scores:
-        """Return what the values are, given factor and offset."""
-        if not self.are_shares:
-            return self.kind
-        low, high = sorted((self.offset, self.offset + self.factor))  # the images of 0 and 1
-        if abs(low) <= CLOSE and abs(high - 1) <= CLOSE and (self.kind is Scores.SIGMOID or self.factor > 0):
-            return self.kind
-        # From 0 to 100, or 1 - softmax: not logits. From -30 to 30: logits that tanh bounds.
-        return Scores.OTHER if low > -CLOSE else Scores.LOGITS
-
-
-LOGITS, OTHER, SIGMOID = Values(Scores.LOGITS), Values(Scores.OTHER), Values(Scores.SIGMOID)
 
 
 class Reader:
@@ -158,7 +125,7 @@ def _multiply(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
             factor, found = graph.number(one), reader.read(other, axis)
             return found.moved(factor, 0) if factor is not None else OTHER if found.are_shares else LOGITS
     # A product of probabilities (an object is there, times its class) lies in 0..1; such scores need not sum to 1.
-    return SIGMOID if all(reader.read(name, axis).settled() in _SHARES for name in node.input) else LOGITS
+    return SIGMOID if all(reader.read(name, axis).settled() in SHARES for name in node.input) else LOGITS
 
 
 def _divide(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
@@ -239,6 +206,18 @@ def _gather(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
     return reader.read(node.input[0], kept[axis]) if axis is not None and -axis <= len(kept) else LOGITS
 
 
+def _where(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
+    """Scores of which some are replaced by a number, such as those below a threshold."""
+    given = [name for name in node.input[1:] if reader.graph.constant(name) is None]
+    found = {reader.read(name, axis) for name in given}
+    return found.pop() if len(found) == 1 else LOGITS
+
+
+def _power(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
+    """Powers of probabilities lie from 0 to 1 too, and do not sum to 1."""
+    return OTHER if reader.read(node.input[0], axis).are_shares else LOGITS
+
+
 def _concatenate(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
     found = [reader.read(name, axis) for name in node.input]
     along = reader.graph.from_end(int(reader.graph.attribute(node, "axis", 1)), node.output[0])
@@ -271,6 +250,8 @@ _READERS: dict[str, Read] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _move),
     **dict.fromkeys(("Slice", "Split"), _copy),  # some of the classes: their probabilities sum to less than 1
     **dict.fromkeys(("Max", "Min"), _larger),
+    **dict.fromkeys(("Round", "Floor", "Ceil"), _copy),
+    **dict.fromkeys(("Sqrt", "Pow"), _power),
     **dict.fromkeys(("Relu", "Abs"), _rectify),
     **dict.fromkeys(("Sigmoid", "HardSigmoid"), _always(SIGMOID)),
     **dict.fromkeys(("ReduceMean", "GlobalAveragePool"), _average),
@@ -291,4 +272,5 @@ _READERS: dict[str, Read] = {
     "Mean": _mean,
     "Concat": _concatenate,
     "Gather": _gather,
+    "Where": _where,
 }

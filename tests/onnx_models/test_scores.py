@@ -175,6 +175,14 @@ SOFTMAX: dict[str, tuple[Tail, int]] = {
         CLASSES,
     ),
     "two_classes": (two_classes, 1),
+    "of_three_digits": (
+        lambda g, x: g.op("Div", g.op("Round", g.op("Mul", soft(g, x), g.const(1000.0))), g.const(1000.0)),
+        CLASSES,
+    ),
+    "with_a_floor": (
+        lambda g, x: (lambda share: g.op("Where", g.op("Less", share, g.const(1e-4)), g.const(0.0), share))(soft(g, x)),
+        CLASSES,
+    ),
 }
 
 
@@ -284,6 +292,8 @@ OTHER: dict[str, Tail] = {
     "cut_to_0_1": lambda g, x: g.op("Clip", x, g.const(0.0), g.const(1.0)),
     "two_softmaxes": lambda g, x: g.op("Concat", soft(g, x), soft(g, x), axis=1),
     "exponentials": lambda g, x: g.op("Exp", x),
+    "root": lambda g, x: g.op("Sqrt", soft(g, x)),
+    "square": lambda g, x: g.op("Pow", soft(g, x), g.const(2.0)),
     "log_sigmoid": lambda g, x: g.op("Log", sigmoid(g, x)),
 }
 
@@ -312,6 +322,8 @@ LOGITS: dict[str, Tail] = {
     "normalised": lambda g, x: g.op("Div", x, g.op("ReduceL2", x, axes=[1], keepdims=1)),
     "clipped": lambda g, x: g.op("Clip", x, g.const(-3.0), g.const(3.0)),
     "two_networks": lambda g, x: g.op("Add", x, g.dense("x", CLASSES)),
+    "square_of_logits": lambda g, x: g.op("Pow", x, g.const(2.0)),
+    "either": lambda g, x: g.op("Where", g.op("Less", x, g.const(0.0)), g.op("Neg", x), x),
 }
 
 
