@@ -5,6 +5,7 @@ Each model is run in another process first: one that ends its process must not e
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -44,7 +45,7 @@ class CandidateFigures:
     kl: float  # nats an image
     sqnr_db: float
     drop: float | None  # top-1 lost, in points; None where the images have no labels
-    speed: float  # images a CPU second over those of the plain int8 model, in the same run
+    speed: float | None  # images a CPU second over those of the plain int8 model, in the same run; None: not measured
 
 
 class Judge:
@@ -79,12 +80,15 @@ class Judge:
             with open_backend(self.runtime, path, batch=_BATCH, placement=placement) as backend:
                 yield backend
 
-    def figures(self, candidate: Backend, plain: Backend) -> CandidateFigures:
+    def figures(self, candidate: Backend, plain: Backend, below: float = math.inf) -> CandidateFigures:
+        """Return the figures of a model; the speed, which takes most of the time, where its divergence is `below`."""
         with ThreadPoolExecutor(available_cores()) as pool:
             answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
-            ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(_ROUNDS)]
-        divergence = Divergence(self._scores)
-        divergence.add(self.expected, answers)
+            divergence = Divergence(self._scores)
+            divergence.add(self.expected, answers)
+            rounds = _ROUNDS if divergence.kl < below and candidate is not plain else 0
+            ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(rounds)]
+        speed = statistics.median(ratios) if ratios else None
         found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)
         drop = None
         if self._truth is not None:
@@ -94,7 +98,7 @@ class Judge:
             kl=divergence.kl,
             sqnr_db=divergence.sqnr_db,
             drop=drop,
-            speed=1.0 if candidate is plain else statistics.median(ratios),
+            speed=1.0 if candidate is plain else speed,
         )
 
     def _seconds(self, pool: ThreadPoolExecutor, backend: Backend) -> float:

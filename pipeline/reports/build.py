@@ -58,7 +58,7 @@ def _search(outcome: Mapping[str, Any] | None) -> Iterator[str]:
             f"{step['figures']['agreement']:.2f}%",
             f"{step['figures']['kl']:.5f}",
             f"{step['figures']['sqnr_db']:.1f} dB",
-            f"{step['figures']['speed']:.2f}",
+            "-" if step["figures"]["speed"] is None else f"{step['figures']['speed']:.2f}",
             "yes" if step["kept"] else "",
         ]
         for step in outcome["steps"]

@@ -36,12 +36,13 @@ def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
     lines = [f"accuracy, on {outcome['images']} calibration images in {outcome['runtime']}:"]
     for step in outcome["steps"]:
         figures = step["figures"]
+        speed = "   -" if figures["speed"] is None else f"{figures['speed']:.2f}"
         change = "" if figures["drop"] is None else f"  change in top-1 {0.0 - figures['drop']:+.2f}"
         how = "split" if step.get("split") else "in float"  # none are split in packages of earlier versions
         what = f"{step['activation']} {how}" if step["activation"] else "int8"
         lines.append(
             f"  agreement {figures['agreement']:6.2f}%{change}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
-            f"speed {figures['speed']:.2f}  {what}{'' if step['kept'] else ' (not kept)'}"
+            f"speed {speed}  {what}{'' if step['kept'] else ' (not kept)'}"
         )
     goal = ", ".join(f"{key} {value}" for key, value in outcome["goal"].items() if value is not None)
     return [*lines, f"  goal {'reached' if outcome['reached'] else 'NOT reached; best so far kept'} ({goal})"]

@@ -166,12 +166,12 @@ def _search(
             begun = time.perf_counter()
             try:
                 with judge.opened(make([*journal.kept(), change])) as candidate:
-                    figures = judge.figures(candidate, plain)
+                    figures = judge.figures(candidate, plain, below=_LEAST_GAIN * best.kl)
             except (isolated.LostError, BackendError) as err:
                 journal.lose(change, str(err), time.perf_counter() - begun)
                 console.note(f"tune: with {change} the model cannot be opened ({err}); left as it is")
             else:
-                kept = figures.speed >= goal.min_speed and figures.kl < _LEAST_GAIN * best.kl
+                kept = figures.speed is not None and figures.speed >= goal.min_speed
                 journal.add(Step(change.activation, kept, figures, time.perf_counter() - begun, change.split))
                 console.note(_outlook(goal, journal))
             progress.update()
@@ -184,7 +184,7 @@ def _outlook(goal: AccuracyConfig, journal: Journal) -> str:
     drop = "" if best.drop is None or goal.max_drop is None else f", {best.drop:.2f} points of top-1 lost"
     untried = f"{len(waiting)} more activations would bring it to about {left:.5f}" if waiting else "all tried"
     return (
-        f"tune: agreement {best.agreement:.2f}%{drop}, KL {best.kl:.5f}, speed {best.speed:.2f}; {untried}; "
+        f"tune: agreement {best.agreement:.2f}%{drop}, KL {best.kl:.5f}, speed {best.speed or 1:.2f}; {untried}; "
         f"{max(0.0, goal.budget_minutes - journal.seconds / 60):.1f} minutes left"
     )
 
