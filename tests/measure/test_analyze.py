@@ -14,7 +14,9 @@ from conftest import FinishedBuild
 from pipeline.building import build
 from pipeline.commands.cli import main
 from pipeline.config.build_file import BuildConfig
+from pipeline.packages.package import open_package
 from pipeline.runtimes.opening import installed_runtimes
+from pipeline.stages import tune
 
 MakeConfig = Callable[..., BuildConfig]
 
@@ -46,6 +48,22 @@ def test_analyze_names_every_quantizer_and_its_share(
     assert {row["kind"] for row in rows} == {"activation", "weights"}
     work = {row["name"]: row["work_percent"] for row in rows if row["kind"] == "weights"}
     assert 90 < sum(work.values()) < 100  # all but the classifier, which is in float
+    assert all(row["sqnr_db"] > 10 for row in rows)
+
+
+@pytest.mark.slow
+def test_analyze_knows_the_activations_that_the_search_split(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "_reached", lambda goal, figures: figures.speed not in (None, 1.0))  # once one is kept
+    coarse = ("backend.quantize.calibrate_mode=max", "backend.quantize.weight_rounding=nearest")
+    built = build(make_config(*coarse, "accuracy.min_agreement=100", "accuracy.min_speed=0.001"), quiet)
+    parted = open_package(built.prefix).report()["accuracy"]["split_activations"]
+    assert parted
+    out = tmp_path / "costs.json"
+    assert main(["analyze", "-m", str(built.prefix), "--images", "5", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert parted.keys() <= {row["name"] for row in rows if row["kind"] == "activation"}
     assert all(row["sqnr_db"] > 10 for row in rows)
 
 
