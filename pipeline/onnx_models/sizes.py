@@ -68,8 +68,8 @@ def _size(
     shape = shapes.get(shape_of.input[0], [])
     if integer(shape_of, "start", 0) != 0 or integer(shape_of, "end", len(shape)) != len(shape):
         return None
-    if sum(not isinstance(size, int) for size in shape) != 1 or integer(node, "axis", 0) != 0:
-        return None
+    if [axis for axis, size in enumerate(shape) if not isinstance(size, int)] != [0] or integer(node, "axis", 0) != 0:
+        return None  # only a batch that leads is known to be free
     places = numpy_helper.to_array(known[node.input[1]])
     if any(not -len(shape) <= place < len(shape) or not isinstance(shape[place], int) for place in places.flat):
         return None
