@@ -139,6 +139,18 @@ def test_fit_sample_weights_fits_a_convolution_with_a_relu_behind_it(images: lis
         torch.testing.assert_close(network(views), network[:4](views).mean((2, 3)), rtol=0, atol=1e-3)
 
 
+def test_fit_sample_weights_normalises_convolutions_of_a_network_without_norms(images: list[tuple[Path, int]]) -> None:
+    layers = [nn.Conv2d(3, 16, 7, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3)]
+    network = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+    fit_sample_weights(network, _prepare, images, norm_bias=1.0)
+    views = torch.from_numpy(np.stack([_prepare(Image.open(path)) for path, _ in images]))
+    with torch.inference_mode():
+        for end in (1, 3, 5):
+            output = network[:end](views)
+            torch.testing.assert_close(output.mean((0, 2, 3)), torch.ones(output.shape[1]), rtol=0, atol=1e-3)
+            torch.testing.assert_close(output.std((0, 2, 3)), torch.ones(output.shape[1]), rtol=0, atol=1e-3)
+
+
 def test_fit_sample_weights_amplifies_noise_less_when_norms_have_a_bias(images: list[tuple[Path, int]]) -> None:
     def noise_share(norm_bias: float) -> float:
         torch.manual_seed(0)
