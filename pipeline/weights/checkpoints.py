@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from pipeline.weights.pdparams import MoreThanArraysError, read_pdparams
 from pipeline.weights.tensor_reader import HostileError, read_tensors
 
 _PADDLE = ".pdparams"
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a checkpoint in parts
+_FOLDER = "is a folder; give the file of the weights in it"
 _GIVE = "give the file by frontend.checkpoint (--weights of build and init, --pretrained_weights of export)"
 _AGAIN = "copy or download it again"
 
@@ -40,7 +44,9 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
         DataError: the file is missing, of another kind or damaged, or holds no tensors by name.
     """
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; give the file of the weights in it")
+        is_tensorflow = (path / "saved_model.pb").is_file()
+        what = why_not_weights(path, FileKind.TENSORFLOW) if is_tensorflow else _FOLDER
+        raise DataError(f"{path}: {what}")
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint; {_GIVE}")
     try:
@@ -49,8 +55,13 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
             raise DataError(f"{path}: {why_not_weights(path, kind)}")
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror})") from None
-    read = {FileKind.SAFETENSORS: _read_safetensors, FileKind.PICKLE: _read_pickle}.get(kind, _read_torch)
-    loaded, passed_over = read(path, kind)
+    part = _PART.search(path.name)
+    if part and int(part[2]) > 1:
+        raise DataError(
+            f"{path}: is part {int(part[1])} of {int(part[2])} of a checkpoint; give its index, which lies beside it "
+            "and ends in .index.json"
+        )
+    loaded, passed_over = _read_parts(path) if kind is FileKind.INDEX else _read(path, kind)
     chosen = state_dicts.choose(path, loaded, key)
     if passed_over:
         names = state_dicts.shorten(passed_over)
@@ -63,6 +74,33 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
 
 _Read = tuple[object, tuple[str, ...]]  # the content, and the types of objects that were skipped
+
+
+def _read(path: Path, kind: FileKind) -> _Read:
+    read = {FileKind.SAFETENSORS: _read_safetensors, FileKind.PICKLE: _read_pickle}.get(kind, _read_torch)
+    return read(path, kind)
+
+
+def _read_parts(path: Path) -> _Read:
+    """Read the files that an index names, as transformers writes it, beside it."""
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = [path.parent / Path(name).name for name in names]
+    except (ValueError, TypeError, AttributeError) as err:
+        raise DataError(f"{path}: not an index of a checkpoint ({_reason(err)}); {_AGAIN}") from None
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise DataError(f"{path}: {len(missing)} of its {len(parts)} parts are missing (first: {missing[0]}); {_AGAIN}")
+    tensors: dict[object, object] = {}
+    passed_over: dict[str, None] = {}
+    for part in parts:
+        kind = kind_of(part)
+        if not kind.is_weights or kind is FileKind.INDEX:
+            raise DataError(f"{part}: {why_not_weights(part, kind) if not kind.is_weights else 'is an index itself'}")
+        loaded, skipped = _read(part, kind)
+        tensors.update(loaded if isinstance(loaded, dict) else {})
+        passed_over.update(dict.fromkeys(skipped))
+    return tensors, tuple(passed_over)
 
 
 def _read_safetensors(path: Path, _: FileKind) -> _Read:

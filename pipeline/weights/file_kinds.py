@@ -26,6 +26,8 @@ _COMPRESSED = {
     b"7z\xbc\xaf\x27\x1c": "7-Zip",
     b"Rar!": "RAR",
 }
+_SAVED_MODEL = b"\x08\x01\x12"  # a schema version of 1, then the first graph
+_GRAPH_DEF = (b"\x12\x0bPlaceholder", b"\x12\x05Const*", b"\x12\x0eVarHandleOp")  # the operator of a node
 _GRAPH = 7  # the field of an ONNX ModelProto that holds the graph
 _MOST_FIELD = 25  # of a ModelProto: its fields, and some that later versions may add
 
@@ -50,11 +52,17 @@ class FileKind(Enum):
     ZIP = "zip archive of other files"
     HDF5 = "HDF5 file"
     TFLITE = "TensorFlow Lite model"
+    INDEX = "index of a checkpoint in parts"
+    OPENVINO = "OpenVINO model"
+    ORT = "ONNX Runtime's own format"
+    NUMPY = "NumPy file"
+    KERAS = "Keras model"
+    TENSORFLOW = "TensorFlow model"
     UNKNOWN = "unknown file"
 
     @property
     def is_weights(self) -> bool:
-        return self in (FileKind.TORCH, FileKind.TORCH_OLD, FileKind.PICKLE, FileKind.SAFETENSORS)
+        return self in (FileKind.TORCH, FileKind.TORCH_OLD, FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.INDEX)
 
 
 def kind_of(path: Path) -> FileKind:
@@ -89,6 +97,12 @@ def _kind_by_head(head: bytes, size: int) -> FileKind | None:
         found = FileKind.HDF5
     elif head[4:8] == b"TFL3":
         found = FileKind.TFLITE
+    elif head[4:8] == b"ORTM":
+        found = FileKind.ORT
+    elif head.startswith(b"\x93NUMPY"):
+        found = FileKind.NUMPY
+    elif head.startswith(_SAVED_MODEL) or any(mark in head for mark in _GRAPH_DEF):
+        found = FileKind.TENSORFLOW
     elif head.startswith(tuple(_COMPRESSED)):
         found = FileKind.COMPRESSED
     elif head[_TAR_MARK] == b"ustar":
@@ -96,8 +110,14 @@ def _kind_by_head(head: bytes, size: int) -> FileKind | None:
     elif head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         found = FileKind.HTML
     elif _is_text(head):
-        found = FileKind.TEXT
+        found = _kind_of_text(head)
     return found
+
+
+def _kind_of_text(head: bytes) -> FileKind:
+    if head.lstrip().startswith(b"<?xml") and b"<net " in head:
+        return FileKind.OPENVINO
+    return FileKind.INDEX if head.lstrip().startswith(b"{") and b'"weight_map"' in head else FileKind.TEXT
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
@@ -127,7 +147,11 @@ def _kind_of_zip(stream: IO[bytes]) -> FileKind:
     program = ("archive_format", "serialized_exported_program.json")
     if within & set(program) or set(names) & set(program):
         return FileKind.PROGRAM
-    return FileKind.TORCH if "data.pkl" in within else FileKind.ZIP
+    if "data.pkl" in within:
+        return FileKind.TORCH
+    if any(name.endswith(".weights.h5") for name in names):
+        return FileKind.KERAS
+    return FileKind.NUMPY if names and all(name.endswith(".npy") for name in names) else FileKind.ZIP
 
 
 def _is_onnx(stream: IO[bytes], size: int) -> bool:
@@ -194,6 +218,13 @@ _ADVICE = {
     FileKind.ZIP: "is a zip archive of {detail}; unpack it and give the checkpoint in it",
     FileKind.HDF5: "is an HDF5 file, as Keras writes; export the model to ONNX (tf2onnx does) and give that file",
     FileKind.TFLITE: "is a TensorFlow Lite model; export the model to ONNX (tf2onnx does) and give that file",
+    FileKind.OPENVINO: "is an OpenVINO model; give the ONNX file or the checkpoint that it was made of",
+    FileKind.ORT: "is in ONNX Runtime's own format; give the .onnx file that it was made of",
+    FileKind.NUMPY: (
+        "is a NumPy file; save its arrays by safetensors.numpy.save_file, by the names that the network has in PyTorch"
+    ),
+    FileKind.KERAS: "is a Keras model; export it to ONNX (model.export(FILE, format='onnx') does) and give that file",
+    FileKind.TENSORFLOW: "is a TensorFlow model; export it to ONNX (tf2onnx does) and give that file",
     FileKind.UNKNOWN: (
         "is no checkpoint, or not a whole one; wanted a PyTorch, safetensors or PaddlePaddle file, whatever its "
         f"suffix; {_AGAIN}"

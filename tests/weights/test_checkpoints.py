@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import random
@@ -211,3 +212,32 @@ def test_read_state_dict_reads_a_torch_file_when_its_suffix_is_that_of_safetenso
     torch.save({"a.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / "w.safetensors")
     state = checkpoints.read_state_dict(tmp_path / "w.safetensors")
     torch.testing.assert_close(state["a.weight"], torch.arange(6.0).reshape(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_read_state_dict_reads_the_parts_that_an_index_names(tmp_path: Path, state: State, kind: str) -> None:
+    names = sorted(state)
+    parts = {f"model-0000{n}-of-00002.{kind}": names[n - 1 :: 2] for n in (1, 2)}
+    for file, some in parts.items():
+        tensors = {name: state[name].contiguous() for name in some}
+        if kind == "bin":
+            torch.save(tensors, tmp_path / file)
+        else:
+            safetensors.torch.save_file(tensors, tmp_path / file)
+    index = tmp_path / f"model.{kind}.index.json"
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {name: file for file, some in parts.items() for name in some}})
+    )
+    assert_same(checkpoints.read_state_dict(index), state)
+    first = tmp_path / f"model-00001-of-00002.{kind}"
+    with pytest.raises(DataError, match="is part 1 of 2 of a checkpoint; give its index"):
+        checkpoints.read_state_dict(first)
+    first.unlink()
+    with pytest.raises(DataError, match=f"1 of its 2 parts are missing \\(first: model-00001-of-00002.{kind}\\)"):
+        checkpoints.read_state_dict(index)
+
+
+def test_read_state_dict_says_what_a_folder_of_tensorflow_is(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"x")
+    with pytest.raises(DataError, match="is a TensorFlow model; export it to ONNX"):
+        checkpoints.read_state_dict(tmp_path)

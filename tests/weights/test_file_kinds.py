@@ -81,6 +81,22 @@ def tar(path: Path) -> None:
         archive.addfile(tarfile.TarInfo("weights.pth"), io.BytesIO())
 
 
+def keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, "x")
+
+
+def array(path: Path) -> None:
+    with path.open("wb") as stream:  # given a path, numpy adds a suffix
+        np.save(stream, np.ones(3))
+
+
+def arrays(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, a=np.ones(3))
+
+
 FILES: list[tuple[Callable[[Path], None], FileKind]] = [
     (torch_file(), FileKind.TORCH),
     (torch_file(protocol=4), FileKind.TORCH),
@@ -98,7 +114,16 @@ FILES: list[tuple[Callable[[Path], None], FileKind]] = [
     (content("<HTML>"), FileKind.HTML),
     (content(""), FileKind.EMPTY),
     (content("Entry not found"), FileKind.TEXT),
-    (content('{"weight_map": {}}'), FileKind.TEXT),
+    (content('{"metadata": {}, "weight_map": {}}'), FileKind.INDEX),
+    (content('{"error": "gated"}'), FileKind.TEXT),
+    (content('<?xml version="1.0"?>\n<net name="x" version="11">\n</net>'), FileKind.OPENVINO),
+    (content('<?xml version="1.0"?><Error/>'), FileKind.TEXT),
+    (content(b"\x20\0\0\0ORTM" + bytes(60)), FileKind.ORT),
+    (array, FileKind.NUMPY),
+    (arrays, FileKind.NUMPY),
+    (keras, FileKind.KERAS),
+    (content(b"\x08\x01\x12\x05abcde"), FileKind.TENSORFLOW),
+    (content(b"\n\x1f\n\x05input\x12\x0bPlaceholder*\t\n\x05dtype\x12\x020\x01"), FileKind.TENSORFLOW),
     (content("ä" * 600), FileKind.TEXT),
     (content(gzip.compress(b"x")), FileKind.COMPRESSED),
     (tar, FileKind.TAR),
