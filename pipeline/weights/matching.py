@@ -55,8 +55,9 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     [in, out].
 
     Raises:
-        DataError: what does not fit is listed; or a tensor holds NaN or Inf.
+        DataError: what does not fit is listed; or a tensor holds NaN or Inf, or no real numbers.
     """
+    state = {name: _dense(path, name, tensor) for name, tensor in state.items()}
     libraries.drop_auxiliary(network, state)
     outline = _outline(network)
     entries = _entries(outline, state)
@@ -72,8 +73,33 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     loaded = network.state_dict()
     for name, entry in entries.items():
         if entry.name in state:
+            _check_float(path, entry.name, state[entry.name], loaded[name])
             loaded[name] = state[entry.name].T if entry.transposed else state[entry.name]
     network.load_state_dict(loaded, strict=True)
+
+
+def _dense(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor as plain numbers: sparse and quantized ones hold the same, and float8 becomes float32.
+
+    Raises:
+        DataError: it has no values.
+    """
+    if tensor.is_meta:
+        raise DataError(f"{path}: tensor {name} has a shape and no values (a meta tensor); save the weights themselves")
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        return tensor.to_dense()
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+
+
+def _check_float(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
+    if wanted.is_floating_point() and not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(
+            f"{path}: tensor {name} is {kind}, not float: packed or quantized weights; give the checkpoint of the float "
+            "network"
+        )
 
 
 def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:

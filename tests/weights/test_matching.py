@@ -35,6 +35,38 @@ def test_load_strictly_takes_checkpoints_of_half_precision_and_without_batch_cou
     assert torch.equal(target.state_dict()["fc.weight"], half["fc.weight"].float())
 
 
+@pytest.mark.filterwarnings("ignore")  # what PyTorch says of quantized and sparse tensors
+@pytest.mark.parametrize("kind", ["sparse", "quantized", "float8"])
+def test_load_strictly_takes_weights_stored_otherwise(state: State, kind: str) -> None:
+    weight = state["fc.weight"]
+    stored = {
+        "sparse": weight.to_sparse(),
+        "quantized": torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8),
+        "float8": weight.to(torch.float8_e4m3fn),
+    }[kind]
+    target = network()
+    matching.load_strictly(target, {**state, "fc.weight": stored}, Path("w.pth"), "timm tiny")
+    found = target.state_dict()["fc.weight"]
+    assert torch.allclose(found, weight, atol=0 if kind == "sparse" else 0.1)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.complex64])
+def test_load_strictly_refuses_weights_that_are_no_floats(state: State, kind: torch.dtype) -> None:
+    state["fc.weight"] = state["fc.weight"].to(kind)
+    name = str(kind).removeprefix("torch.")
+    assert load_error(state) == (
+        f"w.pth: tensor fc.weight is {name}, not float: packed or quantized weights; give the checkpoint of the float "
+        "network"
+    )
+
+
+def test_load_strictly_refuses_weights_without_values(state: State) -> None:
+    state["fc.weight"] = state["fc.weight"].to("meta")
+    assert load_error(state) == (
+        "w.pth: tensor fc.weight has a shape and no values (a meta tensor); save the weights themselves"
+    )
+
+
 def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
     state["head.bias"], state["head.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
     assert load_error(state) == (
