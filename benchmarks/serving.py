@@ -91,6 +91,8 @@ class Http:
 
     async def ask(self, request: bytes) -> bytes:
         """Return the body of the answer."""
+        if self._streams is not None and self._streams[0].at_eof():  # the server ends idle connections
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
