@@ -54,6 +54,7 @@ class Backlog:
             yield
         finally:
             self._taken_up -= 1
+            self._arrived = max(0, self._arrived - 1)
 
     def waiting(self, most: int) -> int:
         """Return how many wait, those included whose answer is being sent.

@@ -38,13 +38,19 @@ def call(port: int, timeout: float) -> Counter[str]:
         return Counter(each.code().name for each in calls)
 
 
-def open_calls(server_id: int) -> int:
+def calls_of(server_id: int) -> tuple[int, int]:
+    """Return how many calls have started, and how many of them are open."""
     found = json.loads(cygrpc.channelz_get_server(server_id))["server"]["data"]
-    return int(found["callsStarted"]) - int(found.get("callsSucceeded", 0)) - int(found.get("callsFailed", 0))
+    started, *ended = (int(found.get(name, 0)) for name in ("callsStarted", "callsSucceeded", "callsFailed"))
+    return started, started - sum(ended)
 
 
 async def flood(blocked_s: float, timeout: float, options: Mapping[str, int]) -> tuple[Counter[str], int, int]:
-    """Return the codes of calls that come while the event loop is busy, and the open ones before and after it."""
+    """Return the codes of calls that come while the event loop is busy, and the open ones before and after it.
+
+    Args:
+        blocked_s: it is busy until all have come, 30 s at most, and for so many seconds more.
+    """
     server = grpc.aio.server(options=[*options.items()])
     server.add_generic_rpc_handlers((Echo(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -53,11 +59,15 @@ async def flood(blocked_s: float, timeout: float, options: Mapping[str, int]) ->
     await server.start()
     asked = asyncio.create_task(asyncio.to_thread(call, port, timeout))
     await asyncio.sleep(0)
+    begun = time.monotonic()
+    while calls_of(number)[0] < COUNT and time.monotonic() < begun + 30:
+        time.sleep(0.02)
+    before = calls_of(number)[1]
     time.sleep(blocked_s)
-    before = open_calls(number)
     found = await asked
-    await asyncio.sleep(0.3)
-    after = open_calls(number)
+    begun = time.monotonic()
+    while (after := calls_of(number)[1]) and time.monotonic() < begun + 10:
+        await asyncio.sleep(0.02)
     await server.stop(0)
     return found, before, after
 
@@ -68,13 +78,13 @@ def test_calls_that_wait_too_long_are_cancelled() -> None:
 
 
 def test_calls_beyond_a_number_are_cancelled() -> None:
-    found, _, _ = asyncio.run(flood(1.0, 30, {MOST: COUNT // 2, MOST_AT_ALL: COUNT // 2}))
+    found, _, _ = asyncio.run(flood(0.0, 30, {MOST: COUNT // 2, MOST_AT_ALL: COUNT // 2}))
     assert COUNT // 2 - 5 <= found["CANCELLED"] <= COUNT // 2  # a few were taken up before the loop was busy
 
 
 @pytest.mark.parametrize(("timeout", "code", "waiting"), [(30, "OK", COUNT), (0.3, "DEADLINE_EXCEEDED", None)])
 def test_channelz_counts_calls_that_wait_until_they_end(timeout: float, code: str, waiting: int | None) -> None:
-    found, before, after = asyncio.run(flood(1.0, timeout, {PATIENCE: 100}))
+    found, before, after = asyncio.run(flood(0.5, timeout, {PATIENCE: 100}))
     assert found == {code: COUNT}
     assert waiting is None or before == waiting
     assert after == 0
