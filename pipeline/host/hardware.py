@@ -25,6 +25,9 @@ _INT8_FLAGS = {
 # which queries the CPU, is treated as on a CPU that has no others.
 MAX_ISA = "INT8_PIPELINE_MAX_ISA"
 _ONEDNN_MAX_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# Of oneDNN's names, those that allow instructions for bfloat16.
+_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
+_BFLOAT16_CAPS = frozenset({"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"})
 _AVX512 = frozenset({"avx2", "avx512f"})
 _CAPS = {  # what each value allows; other values allow everything
     **dict.fromkeys(("SSE41", "AVX"), frozenset[str]()),
@@ -143,6 +146,13 @@ def saturates(runtime: str | None = None) -> bool:
     """
     exact = {_INT8_FLAGS[flag] for flag in ("avx_vnni", "avx512_vnni", "amx_int8")}
     return is_x86() and not exact.intersection(instruction_sets(runtime))
+
+
+def computes_bfloat16() -> bool:
+    """Tell whether an x86 CPU multiplies bfloat16, at twice the rate of float32 or more, and OpenVINO may."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    caps = [os.environ.get(variable, "").upper() for variable in (MAX_ISA, *_ONEDNN_MAX_ISA)]
+    return bool(flags.intersection(_BFLOAT16_FLAGS)) and all(cap not in _CAPS or cap in _BFLOAT16_CAPS for cap in caps)
 
 
 def release_memory() -> None:

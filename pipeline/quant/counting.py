@@ -12,7 +12,8 @@ import onnx
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
 from pipeline.quant import placement
-from pipeline.quant.observers import ObserverSet
+from pipeline.quant.observers import ObserverSet, Values
+from pipeline.runtimes.bfloat16 import as_float32
 
 TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
 
@@ -37,10 +38,11 @@ class Counts:
     def images(self) -> int:
         return sum(map(len, self.outputs))
 
-    def add(self, output: Float32, means: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    def add(self, output: Float32, means: Means | None) -> None:
         """Add what `Counter.count` returned of an image; in the order of the images."""
         self.outputs.append(output)
-        self.observers.add_means(means)
+        if means is not None:
+            self.observers.add_means(means)
 
     def save(self, observers: Path, outputs: Path) -> None:
         """Write outputs first: observers hold the number of images they have seen, and outputs beyond are dropped."""
@@ -74,21 +76,29 @@ class Counter:
         self._never_negative = placement.never_negative(model)
         self.read = [*self.observed, *self._averaged, self._output]  # names of the tensors that `count` needs
 
-    def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Float32]]) -> None:
+    def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
         for values in images:
             self.count(counts, values)
         counts.observers.set_tails()
 
-    def count(self, counts: Counts, values: Mapping[str, Float32]) -> tuple[Float32, Means]:
+    def count(self, counts: Counts, values: Mapping[str, Values]) -> tuple[Float32, Means | None]:
         """Count one image's tensors, those of `read`; return a copy of the output and the layers' mean inputs.
+
+        Args:
+            values: float32, or bfloat16 as uint16, whose means are not taken.
 
         Raises:
             DataError: an activation holds NaN or Inf; it is named.
         """
         counts.observers.add({name: values[name] for name in self.observed}, self._never_negative)
-        means = {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
-        return values[self._output].copy(), means
+        output = as_float32(values[self._output]).copy()
+        means = {
+            name: _channel_means(values[name].view(np.float32), axis)
+            for name, axis in self._averaged.items()
+            if values[name].dtype == np.float32
+        }
+        return output, means if len(means) == len(self._averaged) else None
 
 
 def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:

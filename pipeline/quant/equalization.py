@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.onnx_models.graphs import attributes_of, readers_of
+from pipeline.quant import bfloat16
 from pipeline.quant.graphs import MATRIX, constants
 from pipeline.quant.streams import FACTORS, NORM, WeightEditor, find_streams, multiply_inputs
 
@@ -115,8 +116,15 @@ def scaled_tensors(model: onnx.ModelProto, wanted: Collection[str]) -> dict[str,
     return found | {norm.output[0]: -1 for norm, _ in _normed(model) if norm.output[0] in wanted}
 
 
-def channel_extremes(values: npt.NDArray[np.float32], axis: int) -> Float64:
-    """Return float64 [channels], the largest magnitude of each."""
-    channels = np.moveaxis(np.abs(values), axis, 0)
-    found: Float64 = channels.reshape(len(channels), -1).max(axis=1).astype(np.float64)
+def channel_extremes(values: npt.NDArray[np.float32 | np.uint16], axis: int) -> Float64:
+    """Return float64 [channels], the largest magnitude of each.
+
+    Args:
+        values: float32 [1, ...], or bfloat16 as uint16, with the channels of [1, C, H, W] last.
+        axis: of the channels in float32.
+    """
+    if values.dtype == np.uint16:
+        return bfloat16.magnitudes(values.view(np.uint16), -1 if values.ndim == 4 else axis)
+    axes = tuple(each for each in range(values.ndim) if each != axis % values.ndim)
+    found: Float64 = np.maximum(values.max(axis=axes), -values.min(axis=axes)).astype(np.float64)
     return found

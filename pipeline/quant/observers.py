@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError, DataError
-from pipeline.quant import qmath
+from pipeline.quant import bfloat16, qmath
 from pipeline.quant.arrays import read_arrays
 from pipeline.quant.qmath import Counts
 
@@ -31,6 +31,8 @@ _CHUNK = 1 << 18
 _SAMPLES, _LEAST_SAMPLES = 1 << 20, 1 << 11
 _TAIL_SHARE = 0.001  # of the values of the images that the tails are set by, at either end
 _SCANNED = 1 << 16  # values scanned at a time: they stay in the cache
+
+Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
 
 @dataclass
@@ -44,15 +46,19 @@ class Observer:
     samples: int = _SAMPLES  # values counted of a batch outside the tails, about; smaller batches are counted whole
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(self, values: npt.NDArray[np.float32], *, never_negative: bool = False) -> None:
+    def add(self, values: Values, *, never_negative: bool = False) -> None:
         """Count a float32 array of any shape; C-contiguous, or it is copied.
 
         Args:
+            values: float32, or bfloat16 as uint16.
             never_negative: they come of a ReLU or the like, so that their minimum need not be looked for: `lowest` is
                 then that of the values counted.
         """
-        flat = np.ascontiguousarray(values).reshape(-1)
-        stride = _stride(flat.size, self.samples)
+        stride = _stride(values.size, self.samples)
+        if values.dtype == np.uint16:
+            self._add_halves(np.ascontiguousarray(values, np.uint16).reshape(-1), stride)
+            return
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if self.tails != (0, 0) and stride > 1:
             self._add_sampled(flat, stride, never_negative)
             return
@@ -92,6 +98,20 @@ class Observer:
                 np.add.at(self.counts, keys, 1)
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
+    def _add_halves(self, bits: bfloat16.Halves, stride: int) -> None:
+        inner = bits
+        if self.tails == (0, 0) or stride == 1:
+            (outside, lowest, highest), stride = bfloat16.scan(bits, None), 1
+        else:
+            outside, lowest, highest = bfloat16.scan(bits, self.tails)
+            inner = bfloat16.inside(bits[::stride].copy(), self.tails)
+        exact = [bfloat16.keys(values) for values in outside]
+        with self._lock:
+            np.add.at(self.counts, bfloat16.keys(inner), stride)
+            for keys in exact:
+                np.add.at(self.counts, keys, 1)
+            self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+
 
 @lru_cache(maxsize=1024)
 def _stride(size: int, samples: int) -> int:
@@ -109,7 +129,8 @@ class ObserverSet:
         """Start with nothing; `images` are to come in all, on which depends how many values of each are counted."""
         samples = max(_LEAST_SAMPLES, _SAMPLES // max(1, images))
         self.observers = {name: Observer(samples=samples) for name in names}
-        self.mean_sums: dict[str, npt.NDArray[np.float64]] = {}  # of each layer's input, over the images seen
+        self.mean_sums: dict[str, npt.NDArray[np.float64]] = {}  # of each layer's input
+        self.averaged = 0  # images that `mean_sums` are of
 
     def set_tails(self) -> None:
         """Set the tails by the values counted so far, discard the counts, and sample the other values from here on."""
@@ -125,11 +146,17 @@ class ObserverSet:
         """
         for name, mean in means.items():
             self.mean_sums[name] = self.mean_sums.get(name, 0.0) + mean
+        self.averaged += 1
 
-    def add(self, values: Mapping[str, npt.NDArray[np.float32]], never_negative: Collection[str] = frozenset()) -> None:
+    def means(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the mean of each channel of the layers' inputs, float64 [channels] by tensor name."""
+        return {name: sums / self.averaged for name, sums in self.mean_sums.items()}
+
+    def add(self, values: Mapping[str, Values], never_negative: Collection[str] = frozenset()) -> None:
         """Count one batch of every tensor; threads may add at once, in any order, with the same outcome.
 
         Args:
+            values: float32, or bfloat16 as uint16.
             never_negative: names of tensors that hold no value below zero; see `Observer.add`.
 
         Raises:
@@ -147,6 +174,7 @@ class ObserverSet:
         """Write the observers, and the count of images they have seen. Only bins in use are kept."""
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "images": np.int64(images)[None],
+            "averaged": np.int64(self.averaged)[None],
             "names": np.array(list(self.observers)),
             "samples": np.array([observer.samples for observer in self.observers.values()], np.int64),
             "tails": np.array([observer.tails for observer in self.observers.values()], np.int64),
@@ -179,6 +207,7 @@ class ObserverSet:
                 observer.tails = (int(below), int(above))
             for index, name in enumerate(arrays["mean_names"]):
                 loaded.mean_sums[str(name)] = arrays[f"mean_sums_{index}"]
+            loaded.averaged = int(arrays["averaged"][0])
             return loaded, int(arrays["images"][0])
         except (LookupError, ValueError) as err:  # arrays that are not there, or of other shapes
             raise ArtefactError(f"{path}: invalid calibration file ({err}); delete it and build again") from err

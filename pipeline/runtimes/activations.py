@@ -59,6 +59,10 @@ class ActivationReader:
             self._run_into(buffers, batch)
         return {self._input: batch, **buffers}
 
+    def close(self) -> None:
+        """Free the model."""
+        del self._session
+
     def _run_into(self, buffers: Mapping[str, Float32], batch: Float32) -> None:
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, batch)

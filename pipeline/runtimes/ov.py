@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +83,16 @@ class OpenVinoBackend:
 
 
 def compile_model(
-    model: Path, batch: int, placement: Placement, more: Mapping[str, object] | None = None
+    model: Path,
+    batch: int,
+    placement: Placement,
+    more: Mapping[str, object] | None = None,
+    change: Callable[[openvino.Model], openvino.Model] | None = None,
 ) -> openvino.CompiledModel:
     """Compile for one batch size, 1 where the model takes no more, with `more` of OpenVINO's own properties.
+
+    Args:
+        change: returns what is compiled in the place of the model as it is read.
 
     Raises:
         BackendError: it refuses the model.
@@ -96,6 +103,8 @@ def compile_model(
         shape = network.inputs[0].get_partial_shape()
         shape[0] = shape[0].get_length() if shape[0].is_static else batch
         network.reshape({network.inputs[0]: shape})
+        if change is not None:
+            network = change(network)
         settings = {
             "NUM_STREAMS": placement.streams,
             "INFERENCE_NUM_THREADS": placement.threads,

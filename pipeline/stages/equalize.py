@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import write_json
@@ -14,12 +15,22 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
-from pipeline.host.hardware import available_cores
+from pipeline.data.imagenet import Sample
+from pipeline.host.hardware import available_cores, release_memory
+from pipeline.host.threads import thread_pool
 from pipeline.quant import equalization, gate_scaling, pixels, placement
+from pipeline.runtimes import bfloat16
 from pipeline.runtimes.activations import ActivationReader
+from pipeline.runtimes.base import Placement
+from pipeline.runtimes.bfloat16 import Image, Reader, faster
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
+
+_MAX_WORKERS = 8  # threads that each run one image at a time and hold its activations
+_LEAST_IMAGES = 32  # that are worth compiling the model for bfloat16
+
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +38,18 @@ class Settings:
     preprocess: PreprocessSpec
     images: int  # at most this many calibration images are used for the ranges
     strength: float
-    cores: int = unkeyed()  # they divide the work within an image
+    bfloat16: bool  # allowed: factors do not depend on the last bits
+    cores: int = unkeyed()  # they divide the images among them
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
     return Settings(
-        preprocess=cfg.preprocess, images=FITTING_IMAGES, strength=equalization.STRENGTH, cores=available_cores()
+        preprocess=cfg.preprocess,
+        images=FITTING_IMAGES,
+        strength=equalization.STRENGTH,
+        bfloat16=bfloat16.is_usable(),
+        cores=available_cores(),
     )
 
 
@@ -47,16 +63,11 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     del model  # while its activations are read; a session holds the weights too
-    reader = ActivationReader(float32_model(inputs), list(axes), threads=settings.cores)
-    largest: dict[str, np.ndarray] = {}
-    with progress_bar(len(images), "channel ranges", "img", span=(0, 0.95)) as progress:
-        for image in images:
-            values = reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
-            for name, axis in axes.items():
-                seen = equalization.channel_extremes(values[name], axis)
-                largest[name] = np.maximum(largest.get(name, 0.0), seen)
-            progress.update()
-    del reader
+
+    def prepare(image: Sample) -> Image:
+        return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
+
+    largest = _largest(settings, float32_model(inputs), axes, images, prepare)
     model = onnx.load(float32_model(inputs))
     spread_of = equalization.equalize(model, largest)
     gates = gate_scaling.scale_gates(model, largest)
@@ -64,3 +75,35 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     onnx.save(model, out / MODEL)
     widest = round(max(spread_of.values(), default=1.0), 1)
     write_json(out / FIGURES, {"streams": len(spread_of), "widest": widest, "gates": len(gates)})
+
+
+def _largest(
+    settings: Settings,
+    model: Path,
+    axes: Mapping[str, int],
+    images: Sequence[Sample],
+    prepare: Callable[[Sample], Image],
+) -> dict[str, Float64]:
+    """Return the largest magnitude of each channel of some tensors over the images.
+
+    Args:
+        axes: the axis of the channels, by the tensor's name.
+    """
+    workers = min(settings.cores, _MAX_WORKERS)
+    reader: Reader = ActivationReader(model, list(axes), threads=settings.cores // workers)
+    if settings.bfloat16 and len(images) >= _LEAST_IMAGES:
+        reader = faster(reader, model, list(axes), Placement(workers, settings.cores), prepare(images[0]))
+        release_memory()  # of the session
+
+    def measure(image: Sample) -> dict[str, Float64]:
+        values = reader.read(prepare(image))
+        return {name: equalization.channel_extremes(values[name], axis) for name, axis in axes.items()}
+
+    largest: dict[str, Float64] = {}
+    with thread_pool(workers) as pool, progress_bar(len(images), "channel ranges", "img", span=(0, 0.95)) as progress:
+        for found in pool.map(measure, images):
+            for name, seen in found.items():
+                largest[name] = np.maximum(largest.get(name, 0.0), seen)
+            progress.update()
+    reader.close()
+    return largest

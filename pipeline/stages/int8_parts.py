@@ -53,8 +53,7 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
     ranges = json.loads((inputs["thresholds"] / THRESHOLDS).read_text(encoding="utf-8"))
     means = None
     if settings.bias_correction:
-        observers, images = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
-        means = {name: sums / images for name, sums in observers.mean_sums.items()}
+        means = ObserverSet.load(inputs["calibrate"] / OBSERVERS)[0].means()
     elif pixels.are_input_of(float32):  # see there: without it, the mean pixel would go through weights as they were
         means = {pixels.PIXELS: pixels.mean_input(float32, settings.mean)}
     placed = json.loads((inputs["place"] / PLACEMENT).read_text(encoding="utf-8")) if "place" in inputs else {}

@@ -1,0 +1,71 @@
+"""Counting of bfloat16 values by their bits: the upper 16 bits of a float32, in uint16.
+
+Numbers from 0 up are ordered as their bits, also when read as int16; numbers below zero have the highest bit, and grow
+in magnitude with their bits. NaNs lie beyond Inf on either side.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.quant import qmath
+
+Halves = npt.NDArray[np.uint16]
+
+_SIGN = 0x8000
+_SHIFT = 16 - qmath.KEY_SHIFT  # bits of a key that bfloat16 does not have
+
+
+def keys(bits: Halves) -> qmath.Counts:
+    """Return the histogram bin of each value: int64 [n], as `qmath.float_keys` of the same values in float32."""
+    return bits.astype(np.int64) << _SHIFT
+
+
+def scan(bits: Halves, tails: tuple[int, int] | None) -> tuple[list[Halves], float, float]:
+    """Return the values of the tails, in pieces, and the least and the largest of all values.
+
+    Args:
+        bits: [n], n > 0.
+        tails: keys of the magnitudes where the tails begin, below and above zero; None looks for no tails.
+    """
+    low, high = map(_first_bits, tails or (qmath.BINS, qmath.BINS))
+    signed = bits.view(np.int16)
+    outside = []
+    last = int(bits.max())  # the lowest number where one is below zero
+    top = last if last < _SIGN else int(signed.max())
+    if top >= high:
+        outside.append(bits[signed >= high])
+    if last - _SIGN >= low:
+        outside.append(bits[bits >= low + _SIGN])
+    first = int(bits.min()) if last < _SIGN or top < 0 else 0
+    return outside, _value(first if last < _SIGN else last), _value(first if top < 0 else top)
+
+
+def inside(bits: Halves, tails: tuple[int, int]) -> Halves:
+    """Return the values that are not in the tails."""
+    low, high = map(_first_bits, tails)
+    found: Halves = bits[(bits.view(np.int16) < high) & (bits < low + _SIGN)]
+    return found
+
+
+def magnitudes(bits: Halves, axis: int) -> npt.NDArray[np.float64]:
+    """Return float64 [channels], the largest magnitude of each channel along an axis."""
+    axes = tuple(each for each in range(bits.ndim) if each != axis % bits.ndim)
+    first, last = bits.view(np.int16).max(axis=axes), bits.max(axis=axes)
+    # Numbers below zero are the largest in uint16, and the least in int16.
+    largest = np.maximum(np.maximum(first, 0), np.where(last >= _SIGN, last & (_SIGN - 1), 0)).astype(np.uint32)
+    found: npt.NDArray[np.float64] = (largest << np.uint32(16)).view(np.float32).astype(np.float64)
+    return found
+
+
+def _first_bits(key: int) -> int:
+    """Return the least bits of a number >= 0 whose key is `key` or more; beyond all numbers at most."""
+    return min(-(-key >> _SHIFT), _SIGN - 1)
+
+
+def _value(bits: int) -> float:
+    (value,) = struct.unpack("<f", struct.pack("<I", bits << 16))
+    return float(value)
