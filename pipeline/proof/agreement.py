@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.data.imagenet import Sample
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError
 from pipeline.host import isolated
 from pipeline.host.hardware import available_cores, saturates
+from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Batch, Runtime
 from pipeline.runtimes.executed import Executed, count_int8
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
@@ -65,6 +67,12 @@ def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False
 def make_noise(spec: PreprocessSpec) -> list[Batch]:
     """Return one batch of synthetic images, where a build has no others."""
     return [np.stack([preprocess.apply(spec, preprocess.synthetic(spec, seed)) for seed in range(_BATCH)])]
+
+
+def float32_answers(model: Path, images: Iterable[Prepared]) -> Float32:
+    """Return a float32 model's outputs for prepared images, [images, classes], in ONNX Runtime as it optimizes it."""
+    reader = ActivationReader(model, None, threads=available_cores())
+    return np.concatenate([reader.read(image)[reader.output].copy() for image in images])
 
 
 def run_exact(model: Path, batches: Sequence[Batch]) -> Answers:

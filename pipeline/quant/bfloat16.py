@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from pipeline.quant import qmath
 
+Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.uint16]
+Values = Float32 | Halves
 
 _SIGN = 0x8000
 _SHIFT = 16 - qmath.KEY_SHIFT  # bits of a key that bfloat16 does not have
@@ -22,6 +24,14 @@ _SHIFT = 16 - qmath.KEY_SHIFT  # bits of a key that bfloat16 does not have
 def keys(bits: Halves) -> qmath.Counts:
     """Return the histogram bin of each value: int64 [n], as `qmath.float_keys` of the same values in float32."""
     return bits.astype(np.int64) << _SHIFT
+
+
+def widen(values: Values) -> Float32:
+    """Return values as float32, in the same shape; what is float32 already is not copied."""
+    if values.dtype == np.float32:
+        return values.view(np.float32)
+    found: Float32 = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return found
 
 
 def scan(bits: Halves, tails: tuple[int, int] | None) -> tuple[list[Halves], float, float]:

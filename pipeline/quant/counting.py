@@ -11,9 +11,9 @@ import onnx
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
-from pipeline.quant import placement
-from pipeline.quant.observers import ObserverSet, Values
-from pipeline.runtimes.bfloat16 import as_float32
+from pipeline.quant import bfloat16, placement
+from pipeline.quant.bfloat16 import Values
+from pipeline.quant.observers import ObserverSet
 
 TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
 
@@ -79,33 +79,35 @@ class Counter:
     def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
         for values in images:
-            self.count(counts, values)
+            self.count(counts, values, averaged=False)
         counts.observers.set_tails()
 
-    def count(self, counts: Counts, values: Mapping[str, Values]) -> tuple[Float32, Means | None]:
-        """Count one image's tensors, those of `read`; return a copy of the output and the layers' mean inputs.
+    def count(self, counts: Counts, values: Mapping[str, Values], *, averaged: bool) -> tuple[Float32, Means | None]:
+        """Count one image's tensors, those of `read`; return a copy of the output, and the layers' mean inputs.
 
         Args:
-            values: float32, or bfloat16 as uint16, whose means are not taken.
+            values: float32, or bfloat16 as uint16 with the channels of [1, C, H, W] last.
+            averaged: whether the means are wanted.
 
         Raises:
             DataError: an activation holds NaN or Inf; it is named.
         """
         counts.observers.add({name: values[name] for name in self.observed}, self._never_negative)
-        output = as_float32(values[self._output]).copy()
-        means = {
-            name: _channel_means(values[name].view(np.float32), axis)
-            for name, axis in self._averaged.items()
-            if values[name].dtype == np.float32
-        }
-        return output, means if len(means) == len(self._averaged) else None
+        output = bfloat16.widen(values[self._output].copy())
+        if not averaged:
+            return output, None
+        return output, {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
 
 
-def _channel_means(values: Float32, axis: int) -> npt.NDArray[np.float64]:
+def _channel_means(values: Values, axis: int) -> npt.NDArray[np.float64]:
     """Return float64 [C], the mean of each channel of float32 [1, C, ...], or [1, ..., C] where the axis is the last.
+
+    Of bfloat16 [1, H, W, C] in any case.
 
     Summed in float32 by BLAS, in many partial sums: exact to six digits; float64 takes ten times as long.
     """
+    if values.dtype == np.uint16:
+        values, axis = bfloat16.widen(values), -1 if values.ndim == 4 else axis
     if axis == 1:
         rows = values.reshape(values.shape[1], -1)
         sums = rows @ np.ones(rows.shape[1], np.float32)

@@ -15,6 +15,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pipeline.onnx_models.graphs import attributes_of
+from pipeline.quant import bfloat16
+from pipeline.quant.bfloat16 import Values
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
 from pipeline.quant.neighbours import Pairs, weight_pairs
 
@@ -94,24 +96,26 @@ class Layer:
         """Of a group."""
         return int(self.weights.matrix.shape[1])
 
-    def columns(self, values: Float32, positions: int, random: np.random.Generator) -> Float32:
+    def columns(self, values: Values, positions: int, random: np.random.Generator) -> Float32:
         """Return what the layer multiplies its weights with: float32 [n, groups * inputs], a copy; n <= `positions`.
 
         Args:
-            values: float32 [1, C, H, W] of a convolution, else [1, ..., C]: one image's input of the layer.
+            values: float32 [1, C, H, W] of a convolution, else [1, ..., C]: one image's input of the layer. Or
+                bfloat16 as uint16, of a convolution [1, H, W, C].
         """
         if self.kernel is None:
-            rows: Float32 = values.reshape(-1, self.inputs)
-            return rows[_choose(len(rows), positions, random)]
+            rows = values.reshape(-1, self.inputs)
+            return bfloat16.widen(rows[_choose(len(rows), positions, random)])
         top, left, bottom, right = self.pads
-        padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
+        image_chw = np.moveaxis(values[0], -1, 0) if values.dtype == np.uint16 else values[0]
+        padded = np.pad(image_chw, ((0, 0), (top, bottom), (left, right)))
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(1, 2))
         windows = windows[:, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
         height, width = windows.shape[1:3]
         chosen = _choose(height * width, positions, random)
-        found: Float32 = windows[:, chosen // width, chosen % width].swapaxes(0, 1).reshape(len(chosen), -1)
-        return found
+        found = windows[:, chosen // width, chosen % width].swapaxes(0, 1).reshape(len(chosen), -1)
+        return bfloat16.widen(found)
 
 
 def _choose(count: int, positions: int, random: np.random.Generator) -> npt.NDArray[np.intp]:

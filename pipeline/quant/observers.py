@@ -21,6 +21,7 @@ from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError, DataError
 from pipeline.quant import bfloat16, qmath
 from pipeline.quant.arrays import read_arrays
+from pipeline.quant.bfloat16 import Values
 from pipeline.quant.qmath import Counts
 
 # Values counted at a time, a bound on the memory of their keys. Measured on random values: 2^15 to 2^18 are equal.
@@ -31,8 +32,6 @@ _CHUNK = 1 << 18
 _SAMPLES, _LEAST_SAMPLES = 1 << 20, 1 << 11
 _TAIL_SHARE = 0.001  # of the values of the images that the tails are set by, at either end
 _SCANNED = 1 << 16  # values scanned at a time: they stay in the cache
-
-Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
 
 @dataclass

@@ -24,15 +24,19 @@ class ActivationReader:
     If ONNX Runtime allocates the outputs of each pass, page faults take a fifth of the pass.
     """
 
-    def __init__(self, model: onnx.ModelProto | Path, names: Sequence[str], *, threads: int) -> None:
+    def __init__(self, model: onnx.ModelProto | Path, names: Sequence[str] | None, *, threads: int) -> None:
         """Open a model (unchanged when this returns) to read the tensors `names`, each call on `threads` cores.
+
+        Without names, its output is read.
 
         Of a file, no more is kept in memory than the session needs: half of what a model that stays loaded takes.
         """
         if isinstance(model, Path):
             model = onnx.load(model)
         self._input = model.graph.input[0].name
-        self._fetched = [name for name in dict.fromkeys(names) if name != self._input]
+        self.output = model.graph.output[0].name
+        wanted = [self.output] if names is None else names
+        self._fetched = [name for name in dict.fromkeys(wanted) if name != self._input]
         serialized, tensors = serialize(model, self._fetched)
         del model
         options = onnxruntime.SessionOptions()

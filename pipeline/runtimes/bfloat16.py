@@ -27,6 +27,7 @@ Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.uint16]  # bfloat16 by its bits
 Image = npt.NDArray[np.float32 | np.uint8]  # [C, H, W]
 
+LEAST_IMAGES = 32  # that are worth opening a model for bfloat16 too
 # Of the norm of a tensor, what bfloat16 may change of it. A ResNet's tensors change by .002 to .01.
 _LARGEST_SHARE = 0.05
 

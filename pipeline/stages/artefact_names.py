@@ -16,7 +16,8 @@ CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
 CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
 OBSERVERS = "observers.npz"  # calibrate: ObserverSet; round: this and the next of its own images
-OUTPUTS = "outputs.npy"  # calibrate: float32 [images, classes], the float32 model's answers in the order of the list
+# calibrate: float32 [images, classes], the model's answers in the order of the list; in bfloat16, where that is faster
+OUTPUTS = "outputs.npy"
 THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
 PLACEMENT = "placement.json"  # place: whether gates stay float32

@@ -1,8 +1,7 @@
 """Calibrate: one pass over the calibration images, counting every activation that will be quantized.
 
 Rounding's images come first: where weights are rounded by second order, that stage has counted them in its own pass.
-Those whose answers the proof compares come next. These are read in float32; the others in bfloat16, on CPUs that
-multiply it: ranges do not depend on the last bits, and it takes half the time.
+CPUs that multiply bfloat16 compute in it: ranges do not depend on the last bits, and it takes half the time.
 
 The outcome does not depend on the calibration mode or the percentile; those only choose thresholds from it.
 """
@@ -30,14 +29,13 @@ from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
 from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
-from pipeline.onnx_models import classifier
 from pipeline.proof import agreement
 from pipeline.quant import pixels
 from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
 from pipeline.runtimes import bfloat16
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Placement
-from pipeline.runtimes.bfloat16 import Image, Reader, faster
+from pipeline.runtimes.bfloat16 import LEAST_IMAGES, Image, Reader, faster
 from pipeline.stages.artefact_names import (
     CALIBRATION,
     CLASSES,
@@ -67,7 +65,7 @@ Float32 = npt.NDArray[np.float32]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     preprocess: PreprocessSpec
-    bfloat16: bool  # allowed for images that only ranges are taken of
+    bfloat16: bool  # allowed for the activations
     cores: int = unkeyed()  # they divide the images among them; the counts are the same
 
 
@@ -77,32 +75,36 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the observers and the float32 outputs; resumes from what an interrupted run left in `out`."""
+    """Write the observers and the outputs; resumes from what an interrupted run left in `out`."""
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [sample.source for sample in samples]
     counted = inputs.get("round")
-    collect(settings, float32_model(inputs), images, out, counted)
-    outputs = np.load(out / OUTPUTS)
+    raw = collect(settings, float32_model(inputs), images, out, counted)
     if float32_model(inputs).parent != inputs["export"]:
-        _check_against_export(inputs["export"] / MODEL, settings.preprocess, images, outputs)
-    write_notes(out, find_doubts(samples, outputs, read_classes(inputs["calibset"] / CLASSES)))
+        _check_against_export(inputs["export"] / MODEL, float32_model(inputs), settings.preprocess, images, raw)
+    write_notes(out, find_doubts(samples, np.load(out / OUTPUTS), read_classes(inputs["calibset"] / CLASSES)))
 
 
-def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[ImageSource], outputs: Float32) -> None:
-    """Raise DataError unless the model that was calibrated computes what the exported one does.
+def _check_against_export(
+    exported: Path, path: Path, spec: PreprocessSpec, images: Sequence[ImageSource], raw: bool
+) -> None:
+    """Raise DataError unless the model that was calibrated, at `path`, computes what the exported one does.
 
     Later stages are compared with the calibrated model only, so an error of the stages between the two, or a stale
     artefact, would go unnoticed.
     """
-    checked = choose_evenly(len(images), _CHECKED_IMAGES)
-    batch = np.stack([preprocess.load(spec, images[index].content(), raw=False) for index in checked])
-    expected = classifier.run(onnx.load(model), batch.astype(np.float32, copy=False))
+    checked = [images[index].content() for index in choose_evenly(len(images), _CHECKED_IMAGES)]
+
+    def answers(model: Path, raw: bool) -> Float32:
+        return agreement.float32_answers(model, (preprocess.load(spec, image, raw=raw) for image in checked))
+
+    expected = answers(exported, False)
     largest = float(np.abs(expected).max())
-    error = outputs[list(checked)] - expected
+    error = answers(path, raw) - expected
     difference = float(np.abs(error).max())
     if not np.linalg.norm(error) <= _LARGEST_SHARE * np.linalg.norm(expected):
         raise DataError(
-            f"{model}: the model made of it for int8 differs by {difference:.2g} on outputs of up to {largest:.2g}, "
+            f"{exported}: the model made of it for int8 differs by {difference:.2g} on outputs of up to {largest:.2g}, "
             "which it must not; delete .cache/ in the workspace; or --set backend.quantize.pixel_input=false "
             "and --set backend.quantize.equalization=false, and report this"
         )
@@ -110,8 +112,8 @@ def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[Im
 
 def collect(
     settings: Settings, model_file: Path, images: Sequence[ImageSource], out: Path, counted: Path | None = None
-) -> None:
-    """Do what `run` does, with any float32 model and any images.
+) -> bool:
+    """Do what `run` does, with any float32 model and any images; return whether the model reads pixels.
 
     Args:
         counted: the artefact of a stage that has counted the first of `_order` already.
@@ -127,12 +129,12 @@ def collect(
     found = Counts.load(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, counter.observed, len(images))
     resumed_at = 0 if found is None else found.images
     counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
-    order, in_float32 = _order(len(images))
+    order = _order(len(images))
 
     def prepare(index: int) -> Image:
         return preprocess.load(settings.preprocess, images[index].content(), raw=raw)
 
-    _Pass(settings, model_file, counter, prepare, order, out).count(counts, in_float32)
+    _Pass(settings, model_file, counter, prepare, order, out).count(counts)
     outputs = np.concatenate(counts.outputs)
     counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
     counts.save(out / OBSERVERS, out / OUTPUTS)
@@ -147,6 +149,7 @@ def collect(
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(out / FIGURES, figures)
+    return raw
 
 
 @dataclass(frozen=True)
@@ -164,21 +167,20 @@ class _Pass:
     def workers(self) -> int:
         return min(self.settings.cores, _MAX_WORKERS)
 
-    def count(self, counts: Counts, in_float32: int) -> None:
-        """Count all images, the first of them in float32."""
+    def count(self, counts: Counts) -> None:
+        """Count the images that are not in `counts` yet."""
         if counts.images == len(self.order):
             return
         cores = self.settings.cores
         with progress_bar(len(self.order), "calibrate", "img", done=counts.images, span=(0, 1)) as progress:
             reader: Reader = ActivationReader(self.model_file, self.counter.read, threads=cores // self.workers)
-            if not counts.images:
-                self._set_tails(counts, reader)
-            self._count(counts, reader, in_float32, progress.update)
-            if self.settings.bfloat16 and counts.images < len(self.order):
+            if self.settings.bfloat16 and len(self.order) >= LEAST_IMAGES:
                 placement = Placement(self.workers, cores)
                 reader = faster(reader, self.model_file, self.counter.read, placement, self.prepare(self.order[0]))
                 release_memory()  # of the session
-            self._count(counts, reader, len(self.order), progress.update)
+            if not counts.images:
+                self._set_tails(counts, reader)
+            self._count(counts, reader, progress.update)
             reader.close()
 
     def _set_tails(self, counts: Counts, reader: Reader) -> None:
@@ -186,19 +188,19 @@ class _Pass:
         chosen = choose_evenly(len(first), TAIL_IMAGES)
         self.counter.set_tails(counts, (reader.read(self.prepare(first[index])) for index in chosen))
 
-    def _count(self, counts: Counts, reader: Reader, until: int, advance: Callable[[], object]) -> None:
-        """Count the images that are not in `counts` yet, up to a position in the order, saving on the way."""
+    def _count(self, counts: Counts, reader: Reader, advance: Callable[[], object]) -> None:
+        averaged = set(self.order[:FITTING_IMAGES])
 
         def count(index: int) -> tuple[Float32, Means | None]:
-            return self.counter.count(counts, reader.read(self.prepare(index)))
+            return self.counter.count(counts, reader.read(self.prepare(index)), averaged=index in averaged)
 
         saved = time.perf_counter()
         with (
             threadpool_limits(1, user_api="blas"),  # each thread here has its own image
             thread_pool(self.workers) as pool,
         ):
-            for start in range(counts.images, until, _ROUND):
-                for output, means in pool.map(count, self.order[start : min(start + _ROUND, until)]):
+            for start in range(counts.images, len(self.order), _ROUND):
+                for output, means in pool.map(count, self.order[start : start + _ROUND]):
                     counts.add(output, means)
                     advance()
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:
@@ -206,15 +208,10 @@ class _Pass:
                     saved = time.perf_counter()
 
 
-def _order(images: int) -> tuple[list[int], int]:
-    """Return the indices of the list in the order in which they are counted, and how many of them in float32.
-
-    Those come first that rounding counts, and then those whose answers the proof compares.
-    """
-    fitted = choose_evenly(images, FITTING_IMAGES)
-    proven = [index for index in agreement.choose(images) if index not in fitted]
-    first = [*fitted, *proven]
-    return [*first, *(index for index in range(images) if index not in set(first))], len(first)
+def _order(images: int) -> list[int]:
+    """Return the indices of the list in the order in which they are counted: those first that rounding counts."""
+    first = choose_evenly(images, FITTING_IMAGES)
+    return [*first, *(index for index in range(images) if index not in first)]
 
 
 def _first_counts(counted: Path | None, names: Sequence[str], images: int) -> Counts | None:

@@ -22,13 +22,12 @@ from pipeline.quant import equalization, gate_scaling, pixels, placement
 from pipeline.runtimes import bfloat16
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Placement
-from pipeline.runtimes.bfloat16 import Image, Reader, faster
+from pipeline.runtimes.bfloat16 import LEAST_IMAGES, Image, Reader, faster
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
 _MAX_WORKERS = 8  # threads that each run one image at a time and hold its activations
-_LEAST_IMAGES = 32  # that are worth compiling the model for bfloat16
 
 Float64 = npt.NDArray[np.float64]
 
@@ -91,7 +90,7 @@ def _largest(
     """
     workers = min(settings.cores, _MAX_WORKERS)
     reader: Reader = ActivationReader(model, list(axes), threads=settings.cores // workers)
-    if settings.bfloat16 and len(images) >= _LEAST_IMAGES:
+    if settings.bfloat16 and len(images) >= LEAST_IMAGES:
         reader = faster(reader, model, list(axes), Placement(workers, settings.cores), prepare(images[0]))
         release_memory()  # of the session
 

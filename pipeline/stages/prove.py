@@ -6,13 +6,12 @@ published.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
@@ -34,7 +33,7 @@ from pipeline.stages.artefact_names import (
     CLASSES,
     GIVEN,
     MODEL,
-    OUTPUTS,
+    float32_model,
     read_scores,
     write_notes,
 )
@@ -83,7 +82,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     precision = settings.precision.value
     model = inputs["quantize" if "quantize" in inputs else "convert"] / MODEL
     checked = _checked(settings, inputs)
-    if "calibset" in inputs and "calibrate" not in inputs:  # which looks at the labels of all images
+    if "calibset" in inputs and "quantize" not in inputs:  # which looks at the labels of all images
         listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
         shown = [listed[index] for index in agreement.choose(len(listed))]
         write_notes(out, find_doubts(shown, checked.expected, read_classes(inputs["calibset"] / CLASSES)))
@@ -134,8 +133,9 @@ def _checked(settings: Settings, inputs: Mapping[str, Path]) -> _Checked:
         batches = agreement.prepare([listed[index] for index in chosen], settings.preprocess, raw=raw)
     else:
         batches = agreement.make_noise(settings.preprocess)
-    if "calibrate" in inputs:
-        return _Checked(batches, np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)[chosen], scores)
+    if "quantize" in inputs:
+        expected = agreement.float32_answers(float32_model(inputs), itertools.chain.from_iterable(batches))
+        return _Checked(batches, expected, scores)
     float32 = agreement.run_exact(inputs["export"] / MODEL, batches)
     if float32.outputs is None:
         raise DataError(f"{inputs['export'] / MODEL}: the float32 model cannot be computed: it {float32.reason}")

@@ -26,6 +26,7 @@ from pipeline.errors import ArtefactError
 from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
 from pipeline.quant import pixels
+from pipeline.quant.bfloat16 import Values
 from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
 from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.graphs import activation_shapes
@@ -44,7 +45,10 @@ from pipeline.quant.rounding import (
     write_rounded,
 )
 from pipeline.quant.work import COLLECTING, measure_network, rounding_work
+from pipeline.runtimes import bfloat16
 from pipeline.runtimes.activations import ActivationReader
+from pipeline.runtimes.base import Placement
+from pipeline.runtimes.bfloat16 import LEAST_IMAGES, Image, Reader, faster
 from pipeline.stages.artefact_names import CALIBRATION, FIGURES, OBSERVERS, OUTPUTS, WEIGHTS, float32_model
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
@@ -60,7 +64,7 @@ _SECONDS_BETWEEN_SAVES = 10.0
 # Layers that are rounded at once, each of which may take 340 MB; further cores share the work within a layer.
 _AT_ONCE = 2
 
-Held = Covariance | GroupCovariance | list[Float32]  # of a layer's inputs: covariances, or each image's activation
+Held = Covariance | GroupCovariance | list[Values]  # of a layer's inputs: covariances, or each image's activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ class Settings:
     per_channel: bool  # a scale per output channel, or one per tensor
     images: int  # at most this many calibration images are used
     positions: int  # of each image's output pixels; of fewer images than `images`, more of each
+    bfloat16: bool  # allowed for the activations
     cores: int = unkeyed()  # they divide the work within an image, and the layers among them
 
     @property
@@ -84,6 +89,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         per_channel=cfg.backend.quantize.quantize_per_channel,
         images=FITTING_IMAGES,
         positions=POSITIONS,
+        bfloat16=bfloat16.is_usable(),
         cores=available_cores(),
     )
 
@@ -234,15 +240,22 @@ def _collect(
     raw, counter = pixels.are_input_of(model), Counter(model)
     del model
     wanted = [layer.source for layer in layers] + (counter.read if counting else [])
-    reader = ActivationReader(path, wanted, threads=settings.cores)
+    reader: Reader = ActivationReader(path, wanted, threads=settings.cores)
     held: dict[str, Held] = {}
     for layer in layers:
         size = sizes[layer.name]
         held[layer.name] = [] if size.activations < size.covariance else _covariance(layer)
     random = np.random.default_rng(_SEED)
 
-    def read(image: Sample) -> Mapping[str, Float32]:
-        return reader.read(preprocess.load(settings.preprocess, image.source.content(), raw=raw))
+    def prepare(image: Sample) -> Image:
+        return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
+
+    if settings.bfloat16 and len(images) >= LEAST_IMAGES:
+        reader = faster(reader, path, wanted, Placement(1, settings.cores), prepare(images[0]))
+        release_memory()  # of the session
+
+    def read(image: Sample) -> Mapping[str, Values]:
+        return reader.read(prepare(image))
 
     counts = Counts(counter.observed, counting.listed if counting else 1)
     if counting:
@@ -250,7 +263,7 @@ def _collect(
     with thread_pool(settings.workers) as pool:
         for image in images:
             values = read(image)
-            counted = pool.submit(counter.count, counts, values) if counting else None
+            counted = pool.submit(counter.count, counts, values, averaged=True) if counting else None
             summed = []
             for layer in layers:
                 some = held[layer.name]
@@ -267,6 +280,7 @@ def _collect(
             advance()
     if counting:
         counts.save(counting.out / OBSERVERS, counting.out / OUTPUTS)
+    reader.close()
     return held
 
 
@@ -320,7 +334,7 @@ def _round(settings: Settings, layer: Layer, held: Held) -> Rounded:
     return replace(rounded, mean_error=mean_error(matrix, rounded.weights, scales, means))
 
 
-def _round_wide(layer: Layer, held: list[Float32], scales: Float32, positions: int) -> Rounded:
+def _round_wide(layer: Layer, held: list[Values], scales: Float32, positions: int) -> Rounded:
     """Round the weights of a layer with too many inputs for one covariance."""
     means = []
 

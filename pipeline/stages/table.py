@@ -95,7 +95,7 @@ _RANGED = (*_GIVEN, "calibrate", "thresholds")
 _QUANTIZED = (*_RANGED, "round", "place")
 
 
-_PROVEN = ("calibset", "export", "calibrate", "quantize", "convert")
+_PROVEN = (*_GIVEN, "quantize", "convert")
 
 
 _PACKED = (
@@ -127,9 +127,9 @@ STAGES: tuple[Stage[Any], ...] = (
         version=15,
     ),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
-    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=7),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=8),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
-    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=9),
+    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=10),
     Stage(
         "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=11
     ),
@@ -138,7 +138,7 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=5),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=13),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
-    Stage("prove", _PROVEN, prove.take_settings, prove.run, version=2),
+    Stage("prove", _PROVEN, prove.take_settings, prove.run, version=3),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),
     Stage("package", _PACKED, package.take_settings, package.run, version=2),
 )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from pipeline.artefacts import write_json
@@ -26,6 +25,7 @@ from pipeline.errors import BackendError, DataError
 from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
 from pipeline.learn.ranking import measure_costs
+from pipeline.proof import agreement
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.proof.search_journal import Change, Journal, Step
 from pipeline.quant import pixels
@@ -36,7 +36,7 @@ from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose
 from pipeline.stages import int8_parts
-from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, OUTPUTS, float32_model, read_scores
+from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, float32_model, read_scores
 from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
@@ -67,7 +67,6 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     float32 = onnx.load(float32_model(inputs))
     parts = int8_parts.load(settings.parts, inputs, float32)
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    outputs = np.load(inputs["calibrate"] / OUTPUTS, allow_pickle=False)
     if goal.max_drop is not None and any(image.class_index is None for image in listed):
         raise DataError("accuracy.max_drop: the calibration images have no labels; set accuracy.min_agreement instead")
     journal = Journal(out / _JOURNAL)
@@ -79,7 +78,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
     judged = _judged(len(listed))
     samples = [listed[index] for index in judged]
-    judge = Judge([load(each) for each in samples], outputs[judged], samples, read_scores(inputs["export"]))
+    images = [load(each) for each in samples]
+    expected = agreement.float32_answers(float32_model(inputs), images)
+    judge = Judge(images, expected, samples, read_scores(inputs["export"]))
 
     def make(changes: Sequence[Change]) -> onnx.ModelProto:
         in_float = {each.activation for each in changes if not each.split}
