@@ -6,7 +6,9 @@ in magnitude with their bits. NaNs lie beyond Inf on either side.
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,9 @@ Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.uint16]
 Values = Float32 | Halves
 
+NO_TAILS = (qmath.BINS, qmath.BINS)  # keys beyond all numbers
 _SIGN = 0x8000
+_ROWS = 16  # values that are looked at only where the largest of them is of the tails
 _SHIFT = 16 - qmath.KEY_SHIFT  # bits of a key that bfloat16 does not have
 
 
@@ -34,24 +38,42 @@ def widen(values: Values) -> Float32:
     return found
 
 
-def scan(bits: Halves, tails: tuple[int, int] | None) -> tuple[list[Halves], float, float]:
+def scan(bits: Halves, tails: tuple[int, int]) -> tuple[list[Halves], float, float]:
     """Return the values of the tails, in pieces, and the least and the largest of all values.
+
+    The least is 0 where none is below zero: no range depends on it then.
 
     Args:
         bits: [n], n > 0.
-        tails: keys of the magnitudes where the tails begin, below and above zero; None looks for no tails.
+        tails: keys of the magnitudes where the tails begin, below and above zero.
     """
-    low, high = map(_first_bits, tails or (qmath.BINS, qmath.BINS))
-    signed = bits.view(np.int16)
-    outside = []
-    last = int(bits.max())  # the lowest number where one is below zero
-    top = last if last < _SIGN else int(signed.max())
-    if top >= high:
-        outside.append(bits[signed >= high])
-    if last - _SIGN >= low:
-        outside.append(bits[bits >= low + _SIGN])
-    first = int(bits.min()) if last < _SIGN or top < 0 else 0
-    return outside, _value(first if last < _SIGN else last), _value(first if top < 0 else top)
+    low, high = map(_first_bits, tails)
+    outside: list[Halves] = []
+    least, most = 0.0, -math.inf
+    for grid in _grids(bits):
+        # The largest of each column: few columns hold a value of the tails, so that the grid is read once or twice.
+        unsigned = grid.max(axis=0)
+        last = int(unsigned.max())  # the lowest number where one is below zero
+        signed = unsigned.view(np.int16) if last < _SIGN else grid.view(np.int16).max(axis=0)
+        top = int(signed.max())
+        if top >= high:
+            found = grid[:, np.flatnonzero(signed >= high)]
+            outside.append(found[found.view(np.int16) >= high])
+        if last - _SIGN >= low:
+            found = grid[:, np.flatnonzero(unsigned >= low + _SIGN)]
+            outside.append(found[found >= low + _SIGN])
+        least = min(least, _value(last) if last >= _SIGN else 0.0)
+        most = max(most, _value(top if top >= 0 else int(grid.min())))
+    return outside, least, most
+
+
+def _grids(bits: Halves) -> Iterator[Halves]:
+    """Yield values in rows, and what is left in rows of one."""
+    whole = bits.size // _ROWS * _ROWS
+    if whole:
+        yield bits[:whole].reshape(_ROWS, -1)
+    if whole < bits.size:
+        yield bits[whole:, None]
 
 
 def inside(bits: Halves, tails: tuple[int, int]) -> Halves:

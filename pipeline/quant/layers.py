@@ -107,15 +107,21 @@ class Layer:
             rows = values.reshape(-1, self.inputs)
             return bfloat16.widen(rows[_choose(len(rows), positions, random)])
         top, left, bottom, right = self.pads
-        image_chw = np.moveaxis(values[0], -1, 0) if values.dtype == np.uint16 else values[0]
-        padded = np.pad(image_chw, ((0, 0), (top, bottom), (left, right)))
+        last = values.dtype == np.uint16  # channels
+        rows, columns = (0, 1) if last else (1, 2)
+        pads = [(0, 0), (0, 0), (0, 0)]
+        pads[rows], pads[columns] = (top, bottom), (left, right)
+        padded = np.pad(values[0], pads) if any(self.pads) else values[0]
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=(1, 2))
-        windows = windows[:, :: self.strides[0], :: self.strides[1], :: self.dilations[0], :: self.dilations[1]]
-        height, width = windows.shape[1:3]
+        height, width = (
+            (padded.shape[axis] - span) // step + 1
+            for axis, span, step in zip((rows, columns), spans, self.strides, strict=True)
+        )
         chosen = _choose(height * width, positions, random)
-        found = windows[:, chosen // width, chosen % width].swapaxes(0, 1).reshape(len(chosen), -1)
-        return bfloat16.widen(found)
+        down = (chosen // width * self.strides[0])[:, None, None] + np.arange(0, spans[0], self.dilations[0])[:, None]
+        across = (chosen % width * self.strides[1])[:, None, None] + np.arange(0, spans[1], self.dilations[1])
+        found = np.moveaxis(padded[down, across], -1, 1) if last else np.moveaxis(padded[:, down, across], 0, 1)
+        return bfloat16.widen(np.ascontiguousarray(found).reshape(len(chosen), -1))
 
 
 def _choose(count: int, positions: int, random: np.random.Generator) -> npt.NDArray[np.intp]:

@@ -98,13 +98,14 @@ class Observer:
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
     def _add_halves(self, bits: bfloat16.Halves, stride: int) -> None:
-        inner = bits
         if self.tails == (0, 0) or stride == 1:
-            (outside, lowest, highest), stride = bfloat16.scan(bits, None), 1
+            inner, stride = bits, 1
+            _, lowest, highest = bfloat16.scan(bits, bfloat16.NO_TAILS)
+            exact = []
         else:
             outside, lowest, highest = bfloat16.scan(bits, self.tails)
             inner = bfloat16.inside(bits[::stride].copy(), self.tails)
-        exact = [bfloat16.keys(values) for values in outside]
+            exact = [bfloat16.keys(values) for values in outside]
         with self._lock:
             np.add.at(self.counts, bfloat16.keys(inner), stride)
             for keys in exact:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +16,30 @@ import onnxruntime
 from pipeline.runtimes.sessions import serialize
 
 Float32 = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.uint16]  # bfloat16 by its bits, the upper half of a float32
+Image = npt.NDArray[np.float32 | np.uint8]  # [C, H, W]
 
 onnxruntime.set_default_logger_severity(4)  # some warnings ignore the setting of a session
+
+
+class Arithmetic(Enum):
+    """What the activations of a float32 model are computed in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Reader(Protocol):
+    """Gives the tensors of one image by name; threads may read at once."""
+
+    @property
+    def arithmetic(self) -> Arithmetic: ...
+
+    def read(self, image: Image) -> Mapping[str, Float32 | Halves]:
+        """Run a prepared image [C, H, W]; the tensors are the thread's buffers, which its next call overwrites."""
+
+    def close(self) -> None:
+        """Free the model; no thread reads any more."""
 
 
 class ActivationReader:
@@ -23,6 +47,8 @@ class ActivationReader:
 
     If ONNX Runtime allocates the outputs of each pass, page faults take a fifth of the pass.
     """
+
+    arithmetic = Arithmetic.FLOAT32
 
     def __init__(self, model: onnx.ModelProto | Path, names: Sequence[str] | None, *, threads: int) -> None:
         """Open a model (unchanged when this returns) to read the tensors `names`, each call on `threads` cores.
@@ -47,7 +73,7 @@ class ActivationReader:
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
         self._local = threading.local()
 
-    def read(self, image: npt.NDArray[np.float32 | np.uint8]) -> Mapping[str, Float32]:
+    def read(self, image: Image) -> Mapping[str, Float32]:
         """Run a prepared image [C, H, W]; return the tensors by name, float32 [1, ...], the model's input among them.
 
         They are the thread's buffers, which its next call overwrites.

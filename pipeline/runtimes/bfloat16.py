@@ -8,42 +8,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.errors import BackendError
-from pipeline.host.hardware import computes_bfloat16
 from pipeline.host.threads import wait_for_end
+from pipeline.runtimes.activations import Arithmetic, Float32, Halves, Image
 from pipeline.runtimes.base import Placement
 
 if TYPE_CHECKING:
     import openvino
 
-Float32 = npt.NDArray[np.float32]
-Halves = npt.NDArray[np.uint16]  # bfloat16 by its bits
-Image = npt.NDArray[np.float32 | np.uint8]  # [C, H, W]
-
-LEAST_IMAGES = 32  # that are worth opening a model for bfloat16 too
-# Of the norm of a tensor, what bfloat16 may change of it. A ResNet's tensors change by .002 to .01.
-_LARGEST_SHARE = 0.05
-
-
-class Reader(Protocol):
-    """Gives the tensors of one image by name; threads may read at once."""
-
-    def read(self, image: Image) -> Mapping[str, Float32 | Halves]:
-        """Run a prepared image [C, H, W]; the tensors are the thread's buffers, which its next call overwrites."""
-
-    def close(self) -> None:
-        """Free the model; no thread reads any more."""
-
 
 class Bfloat16Reader:
     """A model compiled by OpenVINO for bfloat16, with chosen activations as outputs; threads may read at once."""
+
+    arithmetic = Arithmetic.BFLOAT16
 
     def __init__(self, model: Path, names: Sequence[str], placement: Placement) -> None:
         """Compile a model to read the tensors `names`, its input among them or not.
@@ -58,8 +41,7 @@ class Bfloat16Reader:
             model, 1, placement, {"INFERENCE_PRECISION_HINT": "bf16"}, lambda network: _with_outputs(network, wanted)
         )
         self._input = compiled.inputs[0].get_any_name()
-        # By position: a tensor may have several names.
-        self._places = {name: place for place, name in enumerate(each for each in wanted if each != self._input)}
+        self._names = [name for name in wanted if name != self._input]  # in the order of the outputs
         self._compiled = compiled
         self._shape = tuple(compiled.inputs[0].shape)
         self._local, self._lock = threading.local(), threading.Lock()
@@ -71,25 +53,42 @@ class Bfloat16Reader:
         A tensor [1, C, H, W] is returned as [1, H, W, C], as OpenVINO computes it. The tensors are the thread's
         buffers, which its next call overwrites.
         """
-        batch = image[None].astype(np.float32, copy=False)
-        request = getattr(self._local, "request", None)
+        request: _Request | None = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._first_request()
-        request.infer([batch], share_inputs=True)
-        tensors = {name: request.get_output_tensor(place).data.view(np.uint16) for name, place in self._places.items()}
-        return {self._input: batch, **tensors}
+        request.batch[0] = image
+        request.infer.infer()
+        return request.tensors
 
-    def _first_request(self) -> openvino.InferRequest:
-        request = self._compiled.create_infer_request()
+    def _first_request(self) -> _Request:
+        import openvino
+
+        infer = self._compiled.create_infer_request()
+        batch = np.zeros(self._shape, np.float32)
+        infer.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
+        tensors: dict[str, Float32 | Halves] = {self._input: batch}
+        for name, output in zip(self._names, self._compiled.outputs, strict=True):
+            buffer = np.empty(tuple(output.shape), np.uint16)
+            infer.set_tensor(output, openvino.Tensor(buffer, output.shape, openvino.Type.bf16))
+            tensors[name] = buffer
         with self._lock:  # two threads that both made the first call to a fresh model hung once
-            request.infer([np.zeros(self._shape, np.float32)], share_inputs=True)
+            infer.infer()
             self._callers.add(threading.get_native_id())
-        return request
+        return _Request(infer, batch, tensors)
 
     def close(self) -> None:
         """Free the model, after the threads that have read ended: see `OpenVinoBackend.close`."""
         wait_for_end(self._callers)
         del self._compiled, self._local
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a thread computes with, and the buffers of its input and outputs."""
+
+    infer: openvino.InferRequest
+    batch: Float32
+    tensors: Mapping[str, Float32 | Halves]
 
 
 def _with_outputs(network: openvino.Model, names: Sequence[str]) -> openvino.Model:
@@ -111,39 +110,3 @@ def _with_outputs(network: openvino.Model, names: Sequence[str]) -> openvino.Mod
             steps.output(place).model().set_layout(openvino.Layout("NCHW"))
             steps.output(place).tensor().set_layout(openvino.Layout("NHWC"))
     return steps.build()
-
-
-def is_usable() -> bool:
-    """Tell whether this machine computes in bfloat16: its CPU does, and OpenVINO is installed."""
-    return computes_bfloat16() and find_spec("openvino") is not None
-
-
-def faster(exact: Reader, model: Path, names: Sequence[str], placement: Placement, image: Image) -> Reader:
-    """Return a reader in bfloat16 whose tensors of an image are those of float32 but for rounding; else `exact`.
-
-    Args:
-        exact: reads `names` of the model in float32.
-    """
-    try:
-        reader = Bfloat16Reader(model, names, placement)
-    except BackendError:
-        return exact
-    expected, found = exact.read(image), reader.read(image)
-    if all(_is_near(as_float32(found[name]), as_float32(expected[name])) for name in names):
-        return reader
-    reader.close()
-    return exact
-
-
-def as_float32(values: Float32 | Halves) -> Float32:
-    """Return values as float32, with the axis of channels where float32 models have it: [1, C, H, W]."""
-    if values.dtype == np.float32:
-        return values.view(np.float32)
-    widened = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.moveaxis(widened, -1, 1) if widened.ndim == 4 else widened
-
-
-def _is_near(found: Float32, expected: Float32) -> bool:
-    if found.shape != expected.shape:
-        return False
-    return bool(np.linalg.norm(found - expected) <= _LARGEST_SHARE * np.linalg.norm(expected))

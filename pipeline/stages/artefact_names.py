@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.artefacts import write_json
 from pipeline.onnx_models.scores import Scores
+from pipeline.runtimes.activations import Arithmetic
 
 MODEL = "model.onnx"  # export, pixels, equalize, arrange: float32; quantize: int8; convert: float16 or float32
 GIVEN = "given.json"  # export: how the float32 model answers beside the file, or the network, that it was made of
@@ -19,6 +20,7 @@ OBSERVERS = "observers.npz"  # calibrate: ObserverSet; round: this and the next 
 # calibrate: float32 [images, classes], the model's answers in the order of the list; in bfloat16, where that is faster
 OUTPUTS = "outputs.npy"
 THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
+ARITHMETIC = "arithmetic.json"  # equalize, round: what they read activations in, which later stages do too
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
 PLACEMENT = "placement.json"  # place: whether gates stay float32
 ISLANDS = "islands.json"  # tune: the activations that stay float32, and what each trial bought
@@ -44,6 +46,18 @@ def read_batch(export: Path) -> int | None:
     """Return how many images the exported model takes at a time; None: any number."""
     batch: int | None = json.loads((export / SCORES).read_text(encoding="utf-8")).get("batch")
     return batch
+
+
+def write_arithmetic(out: Path, arithmetic: Arithmetic) -> None:
+    write_json(out / ARITHMETIC, arithmetic.value)
+
+
+def read_arithmetic(inputs: Mapping[str, Path]) -> Arithmetic | None:
+    """Return what an earlier stage read activations in; None where none did."""
+    for path in (inputs[stage] / ARITHMETIC for stage in ("equalize", "round") if stage in inputs):
+        if path.is_file():
+            return Arithmetic(json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def write_notes(out: Path, lines: Sequence[str]) -> None:

@@ -26,24 +26,21 @@ from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_c
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
 from pipeline.data.sources import ImageSource
-from pipeline.errors import DataError
-from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
+from pipeline.host.hardware import available_cores, peak_memory_mib, reset_peak_memory
 from pipeline.host.threads import thread_pool
-from pipeline.proof import agreement
 from pipeline.quant import pixels
 from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
-from pipeline.runtimes import bfloat16
-from pipeline.runtimes.activations import ActivationReader
+from pipeline.runtimes.activations import Arithmetic, Image, Reader
 from pipeline.runtimes.base import Placement
-from pipeline.runtimes.bfloat16 import LEAST_IMAGES, Image, Reader, faster
+from pipeline.runtimes.readers import computes_bfloat16, open_reader, preferred
 from pipeline.stages.artefact_names import (
     CALIBRATION,
     CLASSES,
     FIGURES,
-    MODEL,
     OBSERVERS,
     OUTPUTS,
     float32_model,
+    read_arithmetic,
     write_notes,
 )
 from pipeline.stages.settings import unkeyed
@@ -53,9 +50,6 @@ _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
 # Threads that each run one image at a time and count its activations, so that no thread waits for another. Each holds
 # the activations of its image, 105 MB for wide_resnet50_2 at 256 px; further cores share the work within an image.
 _MAX_WORKERS = 8
-_CHECKED_IMAGES = 4
-# Relative to the outputs' norm. Sums in another order differ by 1e-5, and by more where the network itself rounds.
-_LARGEST_SHARE = 3e-2
 _ROUND = 32  # images between two checks whether it is time to save
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -71,49 +65,27 @@ class Settings:
 
 def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
-    return Settings(preprocess=cfg.preprocess, bfloat16=bfloat16.is_usable(), cores=available_cores())
+    return Settings(preprocess=cfg.preprocess, bfloat16=computes_bfloat16(), cores=available_cores())
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the observers and the outputs; resumes from what an interrupted run left in `out`."""
     samples = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [sample.source for sample in samples]
-    counted = inputs.get("round")
-    raw = collect(settings, float32_model(inputs), images, out, counted)
-    if float32_model(inputs).parent != inputs["export"]:
-        _check_against_export(inputs["export"] / MODEL, float32_model(inputs), settings.preprocess, images, raw)
+    arithmetic = preferred(settings.bfloat16, len(images), read_arithmetic(inputs))
+    collect(settings, float32_model(inputs), images, out, arithmetic, inputs.get("round"))
     write_notes(out, find_doubts(samples, np.load(out / OUTPUTS), read_classes(inputs["calibset"] / CLASSES)))
 
 
-def _check_against_export(
-    exported: Path, path: Path, spec: PreprocessSpec, images: Sequence[ImageSource], raw: bool
-) -> None:
-    """Raise DataError unless the model that was calibrated, at `path`, computes what the exported one does.
-
-    Later stages are compared with the calibrated model only, so an error of the stages between the two, or a stale
-    artefact, would go unnoticed.
-    """
-    checked = [images[index].content() for index in choose_evenly(len(images), _CHECKED_IMAGES)]
-
-    def answers(model: Path, raw: bool) -> Float32:
-        return agreement.float32_answers(model, (preprocess.load(spec, image, raw=raw) for image in checked))
-
-    expected = answers(exported, False)
-    largest = float(np.abs(expected).max())
-    error = answers(path, raw) - expected
-    difference = float(np.abs(error).max())
-    if not np.linalg.norm(error) <= _LARGEST_SHARE * np.linalg.norm(expected):
-        raise DataError(
-            f"{exported}: the model made of it for int8 differs by {difference:.2g} on outputs of up to {largest:.2g}, "
-            "which it must not; delete .cache/ in the workspace; or --set backend.quantize.pixel_input=false "
-            "and --set backend.quantize.equalization=false, and report this"
-        )
-
-
 def collect(
-    settings: Settings, model_file: Path, images: Sequence[ImageSource], out: Path, counted: Path | None = None
-) -> bool:
-    """Do what `run` does, with any float32 model and any images; return whether the model reads pixels.
+    settings: Settings,
+    model_file: Path,
+    images: Sequence[ImageSource],
+    out: Path,
+    arithmetic: Arithmetic | None,
+    counted: Path | None = None,
+) -> None:
+    """Do what `run` does, with any float32 model and any images.
 
     Args:
         counted: the artefact of a stage that has counted the first of `_order` already.
@@ -134,7 +106,7 @@ def collect(
     def prepare(index: int) -> Image:
         return preprocess.load(settings.preprocess, images[index].content(), raw=raw)
 
-    _Pass(settings, model_file, counter, prepare, order, out).count(counts)
+    _Pass(settings.cores, model_file, arithmetic, counter, prepare, order, out).count(counts)
     outputs = np.concatenate(counts.outputs)
     counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
     counts.save(out / OBSERVERS, out / OUTPUTS)
@@ -149,15 +121,15 @@ def collect(
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(out / FIGURES, figures)
-    return raw
 
 
 @dataclass(frozen=True)
 class _Pass:
     """A pass over the images, as far as they are not counted yet; no model is opened where all are."""
 
-    settings: Settings
+    cores: int
     model_file: Path
+    arithmetic: Arithmetic | None
     counter: Counter
     prepare: Callable[[int], Image]  # of an index of the list
     order: Sequence[int]
@@ -165,19 +137,16 @@ class _Pass:
 
     @property
     def workers(self) -> int:
-        return min(self.settings.cores, _MAX_WORKERS)
+        return min(self.cores, _MAX_WORKERS)
 
     def count(self, counts: Counts) -> None:
         """Count the images that are not in `counts` yet."""
         if counts.images == len(self.order):
             return
-        cores = self.settings.cores
+        placement = Placement(self.workers, self.cores)
         with progress_bar(len(self.order), "calibrate", "img", done=counts.images, span=(0, 1)) as progress:
-            reader: Reader = ActivationReader(self.model_file, self.counter.read, threads=cores // self.workers)
-            if self.settings.bfloat16 and len(self.order) >= LEAST_IMAGES:
-                placement = Placement(self.workers, cores)
-                reader = faster(reader, self.model_file, self.counter.read, placement, self.prepare(self.order[0]))
-                release_memory()  # of the session
+            image = self.prepare(self.order[0])
+            reader = open_reader(self.model_file, self.counter.read, placement, image, self.arithmetic)
             if not counts.images:
                 self._set_tails(counts, reader)
             self._count(counts, reader, progress.update)

@@ -16,14 +16,13 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
-from pipeline.host.hardware import available_cores, release_memory
+from pipeline.host.hardware import available_cores
 from pipeline.host.threads import thread_pool
 from pipeline.quant import equalization, gate_scaling, pixels, placement
-from pipeline.runtimes import bfloat16
-from pipeline.runtimes.activations import ActivationReader
+from pipeline.runtimes.activations import Image, Reader
 from pipeline.runtimes.base import Placement
-from pipeline.runtimes.bfloat16 import LEAST_IMAGES, Image, Reader, faster
-from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model
+from pipeline.runtimes.readers import computes_bfloat16, open_reader, preferred
+from pipeline.stages.artefact_names import CALIBRATION, FIGURES, MODEL, float32_model, write_arithmetic
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
@@ -47,7 +46,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         preprocess=cfg.preprocess,
         images=FITTING_IMAGES,
         strength=equalization.STRENGTH,
-        bfloat16=bfloat16.is_usable(),
+        bfloat16=computes_bfloat16(),
         cores=available_cores(),
     )
 
@@ -66,7 +65,14 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     def prepare(image: Sample) -> Image:
         return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
 
-    largest = _largest(settings, float32_model(inputs), axes, images, prepare)
+    largest: dict[str, Float64] = {}
+    if axes:
+        arithmetic = preferred(settings.bfloat16, len(images))
+        streams = Placement(min(settings.cores, _MAX_WORKERS), settings.cores)
+        reader = open_reader(float32_model(inputs), list(axes), streams, prepare(images[0]), arithmetic)
+        write_arithmetic(out, reader.arithmetic)
+        largest = _largest(reader, streams.streams, axes, images, prepare)
+        reader.close()
     model = onnx.load(float32_model(inputs))
     spread_of = equalization.equalize(model, largest)
     gates = gate_scaling.scale_gates(model, largest)
@@ -77,22 +83,13 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def _largest(
-    settings: Settings,
-    model: Path,
-    axes: Mapping[str, int],
-    images: Sequence[Sample],
-    prepare: Callable[[Sample], Image],
+    reader: Reader, workers: int, axes: Mapping[str, int], images: Sequence[Sample], prepare: Callable[[Sample], Image]
 ) -> dict[str, Float64]:
     """Return the largest magnitude of each channel of some tensors over the images.
 
     Args:
         axes: the axis of the channels, by the tensor's name.
     """
-    workers = min(settings.cores, _MAX_WORKERS)
-    reader: Reader = ActivationReader(model, list(axes), threads=settings.cores // workers)
-    if settings.bfloat16 and len(images) >= LEAST_IMAGES:
-        reader = faster(reader, model, list(axes), Placement(workers, settings.cores), prepare(images[0]))
-        release_memory()  # of the session
 
     def measure(image: Sample) -> dict[str, Float64]:
         values = reader.read(prepare(image))
@@ -104,5 +101,4 @@ def _largest(
             for name, seen in found.items():
                 largest[name] = np.maximum(largest.get(name, 0.0), seen)
             progress.update()
-    reader.close()
     return largest

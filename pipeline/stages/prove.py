@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.artefacts import write_json
 from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
 from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.imagenet import Sample
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
 from pipeline.errors import DataError
@@ -39,6 +43,11 @@ from pipeline.stages.artefact_names import (
 )
 
 _TIGHT_PERCENTILE = 99.99  # below it, ranges clip what networks need
+
+
+_CHECKED_IMAGES = 4  # that the exported model answers too
+# Relative to the outputs' norm. Sums in another order differ by 1e-5, and by more where the network itself rounds.
+_LARGEST_SHARE = 3e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +144,36 @@ def _checked(settings: Settings, inputs: Mapping[str, Path]) -> _Checked:
         batches = agreement.make_noise(settings.preprocess)
     if "quantize" in inputs:
         expected = agreement.float32_answers(float32_model(inputs), itertools.chain.from_iterable(batches))
+        if float32_model(inputs).parent != inputs["export"]:
+            images = [listed[index] for index in chosen[:_CHECKED_IMAGES]]
+            _check_against_export(inputs["export"] / MODEL, settings.preprocess, images, expected)
         return _Checked(batches, expected, scores)
     float32 = agreement.run_exact(inputs["export"] / MODEL, batches)
     if float32.outputs is None:
         raise DataError(f"{inputs['export'] / MODEL}: the float32 model cannot be computed: it {float32.reason}")
     return _Checked(batches, float32.outputs, scores)
+
+
+def _check_against_export(model: Path, spec: PreprocessSpec, images: Sequence[Sample], made: Float32) -> None:
+    """Raise DataError unless the model that was made of the exported one for int8 computes what that does.
+
+    The int8 model is compared with the former only, so an error of the stages between the two, or a stale artefact,
+    would go unnoticed.
+
+    Args:
+        made: answers of the model that was made, of these images and others that follow.
+    """
+    prepared = (preprocess.load(spec, image.source.content(), raw=False) for image in images)
+    expected = agreement.float32_answers(model, prepared)
+    largest = float(np.abs(expected).max())
+    error = made[: len(images)] - expected
+    difference = float(np.abs(error).max())
+    if not np.linalg.norm(error) <= _LARGEST_SHARE * np.linalg.norm(expected):
+        raise DataError(
+            f"{model}: the model made of it for int8 differs by {difference:.2g} on outputs of up to {largest:.2g}, "
+            "which it must not; delete .cache/ in the workspace; or --set backend.quantize.pixel_input=false "
+            "and --set backend.quantize.equalization=false, and report this"
+        )
 
 
 def _prove_exact(settings: Settings, checked: _Checked, exact: Answers) -> tuple[Figures | None, Finding]:

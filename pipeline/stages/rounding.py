@@ -45,11 +45,19 @@ from pipeline.quant.rounding import (
     write_rounded,
 )
 from pipeline.quant.work import COLLECTING, measure_network, rounding_work
-from pipeline.runtimes import bfloat16
-from pipeline.runtimes.activations import ActivationReader
+from pipeline.runtimes.activations import Arithmetic, Image
 from pipeline.runtimes.base import Placement
-from pipeline.runtimes.bfloat16 import LEAST_IMAGES, Image, Reader, faster
-from pipeline.stages.artefact_names import CALIBRATION, FIGURES, OBSERVERS, OUTPUTS, WEIGHTS, float32_model
+from pipeline.runtimes.readers import computes_bfloat16, open_reader, preferred
+from pipeline.stages.artefact_names import (
+    CALIBRATION,
+    FIGURES,
+    OBSERVERS,
+    OUTPUTS,
+    WEIGHTS,
+    float32_model,
+    read_arithmetic,
+    write_arithmetic,
+)
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
@@ -89,7 +97,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         per_channel=cfg.backend.quantize.quantize_per_channel,
         images=FITTING_IMAGES,
         positions=POSITIONS,
-        bfloat16=bfloat16.is_usable(),
+        bfloat16=computes_bfloat16(),
         cores=available_cores(),
     )
 
@@ -127,7 +135,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             else:
                 seen = functools.partial(progress.update, each.image)
                 counting = _Counting(len(listed), out) if number == 0 else None
-                held = _collect(settings, float32_model(inputs), some, sizes, images, counting, seen)
+                arithmetic = preferred(settings.bfloat16, len(images), read_arithmetic(inputs))
+                held = _collect(settings, float32_model(inputs), some, sizes, images, arithmetic, counting, seen)
                 release_memory()
                 for name in _round_in_turn(settings, some, held, found, partial):
                     progress.update(each.layers[name])
@@ -229,6 +238,7 @@ def _collect(
     layers: Sequence[Layer],
     sizes: Mapping[str, _Size],
     images: Sequence[Sample],
+    arithmetic: Arithmetic | None,
     counting: _Counting | None,
     advance: Callable[[], object],
 ) -> dict[str, Held]:
@@ -240,7 +250,6 @@ def _collect(
     raw, counter = pixels.are_input_of(model), Counter(model)
     del model
     wanted = [layer.source for layer in layers] + (counter.read if counting else [])
-    reader: Reader = ActivationReader(path, wanted, threads=settings.cores)
     held: dict[str, Held] = {}
     for layer in layers:
         size = sizes[layer.name]
@@ -250,9 +259,7 @@ def _collect(
     def prepare(image: Sample) -> Image:
         return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
 
-    if settings.bfloat16 and len(images) >= LEAST_IMAGES:
-        reader = faster(reader, path, wanted, Placement(1, settings.cores), prepare(images[0]))
-        release_memory()  # of the session
+    reader = open_reader(path, wanted, Placement(1, settings.cores), prepare(images[0]), arithmetic)
 
     def read(image: Sample) -> Mapping[str, Values]:
         return reader.read(prepare(image))
@@ -280,6 +287,7 @@ def _collect(
             advance()
     if counting:
         counts.save(counting.out / OBSERVERS, counting.out / OUTPUTS)
+        write_arithmetic(counting.out, reader.arithmetic)
     reader.close()
     return held
 

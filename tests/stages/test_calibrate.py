@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
 from PIL import Image
 
 from pipeline.building import build
@@ -187,7 +186,7 @@ def test_run_opens_no_session_when_rounding_counted_all_images(
     rounded = tmp_path / "inputs" / "round"
     rounded.mkdir()
     rounding.run(rounding.take_settings(make_config()), inputs, rounded)
-    monkeypatch.setattr(calibrate, "ActivationReader", None)
+    monkeypatch.setattr(calibrate, "open_reader", None)
     found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "out")
     assert found.observers["input"].counts.sum() == 22 * 3 * 32 * 32
 
@@ -250,19 +249,3 @@ def test_run_takes_images_of_any_size_and_mode(
     Image.new("L", (300, 37), 90).save(image)
     observers = run(make_config(), inputs, tmp_path / "out").observers
     assert observers["input"].counts.sum() == 22 * 3 * 32 * 32
-
-
-def test_run_refuses_a_model_that_computes_something_else(
-    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
-) -> None:
-    """As a faulty or stale stage between export and calibration would make it; all later checks build on this one."""
-    cfg = make_config("dataset.sampler.get_data_num=22")
-    model = onnx.load(inputs["export"] / "model.onnx")
-    (bias,) = [each for each in model.graph.initializer if each.name == model.graph.node[-1].input[2]]
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1), bias.name))
-    equalized = tmp_path / "inputs" / "equalize"
-    equalized.mkdir()
-    onnx.save(model, equalized / "model.onnx")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(DataError, match="the model made of it for int8 differs by 1 on outputs of up to "):
-        calibrate.run(calibrate.take_settings(cfg), {**inputs, "equalize": equalized}, tmp_path / "out")

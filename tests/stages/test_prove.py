@@ -98,6 +98,20 @@ def test_run_proves_the_file_and_every_runtime(
         assert each["executed"]["int8"] >= 1
 
 
+def test_run_refuses_a_float32_model_that_computes_something_else(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """As a faulty or stale stage between export and calibration would make it; the int8 model is compared with it."""
+    model = onnx.load(inputs["export"] / "model.onnx")
+    (bias,) = [each for each in model.graph.initializer if each.name == model.graph.node[-1].input[2]]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1), bias.name))
+    equalized = tmp_path / "inputs" / "equalize"
+    equalized.mkdir()
+    onnx.save(model, equalized / "model.onnx")
+    with pytest.raises(DataError, match="the model made of it for int8 differs by 1 on outputs of up to "):
+        run(make_config(), {**inputs, "equalize": equalized}, tmp_path / "out")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 @pytest.mark.parametrize(("on_images", "checked_on"), [(True, 20), (False, 8)])
@@ -114,9 +128,20 @@ def test_run_proves_float_models_on_what_images_there_are(
     assert all(each["executed"] is None for each in check["proof"]["runtimes"].values())
 
 
+def change_scores(path: Path, factor: float, added: Float32) -> None:
+    """Let a model give its scores times a factor, and something added."""
+    model = onnx.load(path)
+    output, constants = model.graph.output[0].name, {"factor": np.float32([[factor]]), "added": added}
+    for node in model.graph.node:
+        node.output[:] = ["given" if name == output else name for name in node.output]
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())
+    model.graph.node.append(onnx.helper.make_node("Mul", ["given", "factor"], ["multiplied"], "multiply"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["multiplied", "added"], [output], "add"))
+    onnx.save(model, path)
+
+
 def test_run_refuses_a_model_that_collapsed(make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path) -> None:
-    outputs = np.load(inputs["calibrate"] / "outputs.npy")
-    np.save(inputs["calibrate"] / "outputs.npy", -outputs)
+    change_scores(inputs["export"] / "model.onnx", -1.0, np.zeros((1, 4), np.float32))
     with pytest.raises(DataError) as caught:
         run(make_config(), inputs, tmp_path / "out")
     assert str(caught.value).startswith(
@@ -131,16 +156,8 @@ def test_run_is_suspicious_when_float32_gives_every_image_the_same_scores(
 ) -> None:
     """Nothing is lost then, but nothing was compared either."""
     scores = np.array([[4.0, -1.0, 0.5, 2.0]], np.float32)
-    path = inputs["quantize"] / "model.onnx"
-    model = onnx.load(path)
-    output, zero = model.graph.output[0].name, np.zeros((1, 4), np.float32)
-    for node in model.graph.node:
-        node.output[:] = ["varying" if name == output else name for name in node.output]
-    model.graph.initializer.extend([numpy_helper.from_array(zero, "zero"), numpy_helper.from_array(scores, "scores")])
-    model.graph.node.append(onnx.helper.make_node("Mul", ["varying", "zero"], ["nothing"], "nothing"))
-    model.graph.node.append(onnx.helper.make_node("Add", ["nothing", "scores"], [output], "same"))
-    onnx.save(model, path)
-    np.save(inputs["calibrate"] / "outputs.npy", np.tile(scores, (20, 1)))
+    for stage in ("export", "quantize"):
+        change_scores(inputs[stage] / "model.onnx", 0.0, scores)
     exact = run(make_config(), inputs, tmp_path / "out")["proof"]["exact"]
     assert (exact["verdict"], exact["same_answers"], exact["sqnr_db"]) == ("suspicious", 20, None)
     assert exact["cause"].startswith("float32 itself gives every image the same scores")

@@ -47,6 +47,7 @@ def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> bytes:
     out.mkdir(exist_ok=True)
     rounding.run(rounding.take_settings(cfg), inputs, out)
     assert sorted(path.name for path in out.iterdir()) == [
+        "arithmetic.json",
         "figures.json",
         "observers.npz",
         "outputs.npy",
@@ -322,7 +323,7 @@ def test_collect_holds_no_activations_that_take_more_than_a_covariance(
     images = read_calibration_list(inputs["calibset"] / "calibration.txt")
     layers = list(layers_of(model))
     sizes = rounding._sizes(layers, activation_shapes(model), len(images))
-    held = rounding._collect(settings, tmp_path / "model.onnx", layers, sizes, images, None, lambda: None)
+    held = rounding._collect(settings, tmp_path / "model.onnx", layers, sizes, images, None, None, lambda: None)
     assert isinstance(held["gemm0"], Covariance)
     assert isinstance(held["gemm1"], list)  # too wide for a covariance
     assert len(held["gemm1"]) == len(images)

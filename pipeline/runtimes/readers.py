@@ -1,0 +1,79 @@
+"""Which arithmetic the activations of a float32 model are read in, and opening a reader of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import BackendError
+from pipeline.host import hardware
+from pipeline.host.hardware import release_memory
+from pipeline.runtimes.activations import ActivationReader, Arithmetic, Float32, Halves, Image, Reader
+from pipeline.runtimes.base import Placement
+from pipeline.runtimes.bfloat16 import Bfloat16Reader
+
+_LEAST_IMAGES = 32  # that are worth opening a model for bfloat16 too
+# Of the norm of a tensor, what bfloat16 may change of it. Those of resnet18 change by .004 to .03, its logits by .04.
+_LARGEST_SHARE = 0.1
+
+
+def computes_bfloat16() -> bool:
+    """Tell whether this machine computes in bfloat16: its CPU does, and OpenVINO is installed."""
+    return hardware.computes_bfloat16() and find_spec("openvino") is not None
+
+
+def preferred(allowed: bool, images: int, found: Arithmetic | None = None) -> Arithmetic | None:
+    """Return what a number of images is to be read in; None: what `open_reader` finds.
+
+    Args:
+        allowed: whether bfloat16 is.
+        found: what was found of the same network before.
+    """
+    return found if allowed and images >= _LEAST_IMAGES else Arithmetic.FLOAT32
+
+
+def open_reader(
+    model: Path, names: Sequence[str], placement: Placement, image: Image, arithmetic: Arithmetic | None
+) -> Reader:
+    """Return a reader of a float32 model that is open for as many threads as the placement has streams.
+
+    Args:
+        image: a prepared image.
+        arithmetic: what to compute in; None: bfloat16, where the tensors of the image are those of float32 but for
+            rounding, else float32.
+    """
+    wanted = list(dict.fromkeys(names))
+    threads = placement.threads // placement.streams
+    if arithmetic is Arithmetic.FLOAT32:
+        return ActivationReader(model, wanted, threads=threads)
+    try:
+        reader = Bfloat16Reader(model, wanted, placement)
+    except BackendError:
+        return ActivationReader(model, wanted, threads=threads)
+    if arithmetic is Arithmetic.BFLOAT16:
+        return reader
+    exact = ActivationReader(model, wanted, threads=threads)
+    expected, found = exact.read(image), reader.read(image)
+    if all(_is_near(as_float32(found[name]), as_float32(expected[name])) for name in wanted):
+        exact.close()
+        release_memory()
+        return reader
+    reader.close()
+    return exact
+
+
+def as_float32(values: Float32 | Halves) -> Float32:
+    """Return values as float32, with the axis of channels where float32 models have it: [1, C, H, W]."""
+    if values.dtype == np.float32:
+        return values.view(np.float32)
+    widened = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.moveaxis(widened, -1, 1) if widened.ndim == 4 else widened
+
+
+def _is_near(found: Float32, expected: Float32) -> bool:
+    if found.shape != expected.shape:
+        return False
+    return bool(np.linalg.norm(found - expected) <= _LARGEST_SHARE * np.linalg.norm(expected))
