@@ -49,7 +49,7 @@ def _inspect(source: ImageSource, decodes: bool) -> Inspected:
     digest = hashlib.sha256(content).hexdigest()
     try:
         if decodes:
-            preprocess.decode(content)
+            preprocess.check(content)
     except DataError as err:
         reason = str(err)
         return Inspected(digest, reason if reason.startswith(str(source)) else f"{source}: {_without_size(reason)}")

@@ -57,6 +57,16 @@ def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORC
         return _to_chw(name, image, preprocess_as)
 
 
+def check(source: Path | bytes) -> None:
+    """Raise what `decode` raises for an image file, in half the time: the pixels stay where Pillow has them."""
+    name = _name_of(source)
+    with _decoding(name), _open(source) as image:
+        _check_pixels(name, image.width, image.height)
+        image.load()
+        if image.mode != "RGB":
+            _to_chw(name, image, PreprocessAs.TORCHVISION)
+
+
 def _name_of(source: Path | bytes) -> str:
     return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
 

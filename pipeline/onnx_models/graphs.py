@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
 
+from pipeline.runtimes.sessions import tensor_bytes
+
 Array = npt.NDArray[np.generic]
 
 
@@ -215,7 +217,7 @@ def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelPr
     for field in ("node", "input", "output", "value_info"):
         getattr(graph, field).extend(getattr(model.graph, field))
     for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= largest:
+        if tensor_bytes(tensor) <= largest:
             graph.initializer.append(tensor)
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))

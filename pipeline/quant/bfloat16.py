@@ -86,11 +86,12 @@ def inside(bits: Halves, tails: tuple[int, int]) -> Halves:
 def magnitudes(bits: Halves, axis: int) -> npt.NDArray[np.float64]:
     """Return float64 [channels], the largest magnitude of each channel along an axis."""
     axes = tuple(each for each in range(bits.ndim) if each != axis % bits.ndim)
-    first, last = bits.view(np.int16).max(axis=axes), bits.max(axis=axes)
-    # Numbers below zero are the largest in uint16, and the least in int16.
-    largest = np.maximum(np.maximum(first, 0), np.where(last >= _SIGN, last & (_SIGN - 1), 0)).astype(np.uint32)
-    found: npt.NDArray[np.float64] = (largest << np.uint32(16)).view(np.float32).astype(np.float64)
-    return found
+    largest: Halves = bits.max(axis=axes)
+    if int(largest.max(initial=0)) >= _SIGN:
+        # Numbers below zero are the largest in uint16, and the least in int16.
+        signed = bits.view(np.int16).max(axis=axes)
+        largest = np.maximum(np.maximum(signed, 0).view(np.uint16), np.where(largest >= _SIGN, largest - _SIGN, 0))
+    return widen(largest).astype(np.float64)
 
 
 def _first_bits(key: int) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import blas
+
+from pipeline.quant.bfloat16 import Values
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -14,6 +19,30 @@ _SMALL = 64  # inputs of a group
 _BLOCK = 256  # inputs whose products with those before them are computed at a time
 
 
+_local = threading.local()
+
+
+def _joined(pieces: Sequence[Values]) -> Float32:
+    """Return the rows of all pieces as float32, in a buffer of the thread that the next call overwrites.
+
+    Pages of new memory cost more time than the rows.
+    """
+    height, width = sum(map(len, pieces)), pieces[0].shape[1]
+    buffer: Float32 | None = getattr(_local, "buffer", None)
+    if buffer is None or buffer.size < height * width:
+        buffer = _local.buffer = np.empty(height * width, np.float32)
+    joined = buffer[: height * width].reshape(height, width)
+    start = 0
+    for piece in pieces:
+        rows = joined[start : start + len(piece)]
+        if piece.dtype == np.uint16:
+            np.left_shift(piece, np.uint32(16), out=rows.view(np.uint32), dtype=np.uint32)
+        else:
+            rows[...] = piece
+        start += len(piece)
+    return joined
+
+
 class Covariance:
     """The covariance of a layer's inputs, accumulated batch by batch."""
 
@@ -21,18 +50,18 @@ class Covariance:
         self._products = np.zeros((inputs, inputs), np.float32)
         self._sums = np.zeros(inputs, np.float64)
         self._shift: Float32 | None = None  # near the means: sums of large squares would lose the variances
-        self._pending: list[Float32] = []
+        self._pending: list[Values] = []
         self._count = 0
 
-    def add(self, columns: Float32) -> None:
-        """Add float32 [n, inputs]."""
+    def add(self, columns: Values) -> None:
+        """Add float32 [n, inputs], or bfloat16 as uint16; they are kept until there are enough for a product."""
         self._pending.append(columns)
         if sum(map(len, self._pending)) >= min(_ROWS, len(self._sums)):
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
-            columns = np.concatenate(self._pending)
+            columns = _joined(self._pending)
             self._pending.clear()
             if self._shift is None:
                 self._shift = columns.mean(axis=0)
@@ -75,11 +104,11 @@ class GroupCovariance:
         self._products = np.zeros((groups, inputs, inputs), np.float32)
         self._sums = np.zeros((groups, 1, inputs), np.float64)
         self._shift: Float32 | None = None  # near the means, as in `Covariance`
-        self._pending: list[Float32] = []
+        self._pending: list[Values] = []
         self._count = 0
 
-    def add(self, columns: Float32) -> None:
-        """Add float32 [n, groups * inputs]."""
+    def add(self, columns: Values) -> None:
+        """Add float32 [n, groups * inputs], or bfloat16 as uint16."""
         self._pending.append(columns)
         # Small products are not worth the threads that BLAS would share longer ones among.
         if self._products.shape[2] <= _SMALL or sum(map(len, self._pending)) >= _ROWS:
@@ -88,7 +117,7 @@ class GroupCovariance:
     def _flush(self) -> None:
         if self._pending:
             groups, inputs = self._products.shape[:2]
-            rows = np.concatenate(self._pending).reshape(-1, groups, inputs)
+            rows = _joined(self._pending).reshape(-1, groups, inputs)
             columns = np.ascontiguousarray(rows.transpose(1, 0, 2))  # or the product below is no BLAS one
             if self._shift is None:
                 self._shift = columns.mean(axis=1, keepdims=True)

@@ -15,7 +15,6 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from pipeline.onnx_models.graphs import attributes_of
-from pipeline.quant import bfloat16
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
 from pipeline.quant.neighbours import Pairs, weight_pairs
@@ -96,8 +95,10 @@ class Layer:
         """Of a group."""
         return int(self.weights.matrix.shape[1])
 
-    def columns(self, values: Values, positions: int, random: np.random.Generator) -> Float32:
-        """Return what the layer multiplies its weights with: float32 [n, groups * inputs], a copy; n <= `positions`.
+    def columns(self, values: Values, positions: int, random: np.random.Generator) -> Values:
+        """Return what the layer multiplies its weights with, [n, groups * inputs] of the type of `values`, a copy.
+
+        n is `positions` at most.
 
         Args:
             values: float32 [1, C, H, W] of a convolution, else [1, ..., C]: one image's input of the layer. Or
@@ -105,7 +106,8 @@ class Layer:
         """
         if self.kernel is None:
             rows = values.reshape(-1, self.inputs)
-            return bfloat16.widen(rows[_choose(len(rows), positions, random)])
+            chosen_rows: Values = rows[_choose(len(rows), positions, random)]
+            return chosen_rows
         top, left, bottom, right = self.pads
         last = values.dtype == np.uint16  # channels
         rows, columns = (0, 1) if last else (1, 2)
@@ -121,7 +123,8 @@ class Layer:
         down = (chosen // width * self.strides[0])[:, None, None] + np.arange(0, spans[0], self.dilations[0])[:, None]
         across = (chosen % width * self.strides[1])[:, None, None] + np.arange(0, spans[1], self.dilations[1])
         found = np.moveaxis(padded[down, across], -1, 1) if last else np.moveaxis(padded[:, down, across], 0, 1)
-        return bfloat16.widen(np.ascontiguousarray(found).reshape(len(chosen), -1))
+        flat: Values = np.ascontiguousarray(found).reshape(len(chosen), -1)
+        return flat
 
 
 def _choose(count: int, positions: int, random: np.random.Generator) -> npt.NDArray[np.intp]:

@@ -20,6 +20,7 @@ from pipeline.quant.layers import weights_of
 from pipeline.quant.placement import NORM, QUANTIZED_OPS
 from pipeline.quant.qmath import Range
 from pipeline.quant.scales import check_finite, fit_to_bias
+from pipeline.runtimes.sessions import tensor_bytes
 
 _LEVELS = 255  # steps of a uint8 activation
 _LARGE = 1 << 20  # bytes of weights that the quantizer is spared
@@ -86,7 +87,7 @@ def _with_stand_ins(float32: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in float32.graph.initializer:
         node = layers.get(tensor.name)
         rank = len(tensor.dims)
-        if node is None or tensor.ByteSize() < _LARGE or (rank != 2 and node.op_type != "Conv"):
+        if node is None or tensor_bytes(tensor) < _LARGE or (rank != 2 and node.op_type != "Conv"):
             graph.initializer.append(tensor)
             continue
         axis = 0 if node.op_type == "Conv" or attributes_of(node).get("transB", 0) else 1

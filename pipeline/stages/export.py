@@ -27,6 +27,7 @@ from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, write_classes
 from pipeline.errors import ConfigError, DataError
+from pipeline.host.hardware import release_memory
 from pipeline.models import libraries, zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import SINGLE, Given, check_given, compare, with_own_rounding
@@ -185,8 +186,11 @@ def export(
 
     row = zoo.find_model(settings.type.value, settings.model or "")
     network = _network(row, settings, fit_on, num_classes or len(imagenet_classes()))
+    expected = exporter.run_network(network, images_nchw)
     model = exporter.export(row, network, settings.chw, settings.input_name)
-    expected, made = exporter.run_network(network, images_nchw), classifier.run_in_chunks(model, images_nchw)
+    del network  # before a session holds its weights too
+    release_memory()
+    made = classifier.run_in_chunks(model, images_nchw)
     tolerance = with_own_rounding(SINGLE, model, images_nchw, expected, made)
     exporter.check_outputs(expected, made, tolerance.good)
     checked = images_nchw[:_CHECKED_IMAGES]

@@ -49,7 +49,7 @@ class _Misfit:
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
-    """Copy `state` into `network`; every name and shape must fit.
+    """Give the tensors of `state` to `network`, which shares their memory; every name and shape must fit.
 
     A state dict with PaddlePaddle's `_mean` and `_variance` in its batch norms has the weights of its linear layers as
     [in, out].
@@ -74,8 +74,9 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     for name, entry in entries.items():
         if entry.name in state:
             _check_float(path, entry.name, state[entry.name], loaded[name])
-            loaded[name] = state[entry.name].T if entry.transposed else state[entry.name]
-    network.load_state_dict(loaded, strict=True)
+            value = state[entry.name].T.contiguous() if entry.transposed else state[entry.name]
+            loaded[name] = value.to(loaded[name].dtype)
+    network.load_state_dict(loaded, strict=True, assign=True)
 
 
 def _dense(path: Path, name: str, tensor: Tensor) -> Tensor:
