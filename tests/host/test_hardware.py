@@ -189,3 +189,26 @@ def test_release_memory_gives_back_what_small_blocks_took() -> None:
 
 def _resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize(
+    ("flags", "cap", "computes"),
+    [
+        ("avx2 avx512f avx512_bf16", "", True),
+        ("avx2 amx_bf16", "", True),
+        ("avx2 avx512f avx512_vnni", "", False),
+        ("avx2 avx512_bf16", "AVX2", False),
+        ("avx2 avx512_bf16", "AVX512_CORE_VNNI", False),
+        ("avx2 avx512_bf16", "AVX512_CORE_BF16", True),
+        ("avx2 avx512_bf16", "AVX10_1_512_AMX", True),
+    ],
+)
+@pytest.mark.parametrize("variable", ["INT8_PIPELINE_MAX_ISA", "ONEDNN_MAX_CPU_ISA"])
+def test_computes_bfloat16_obeys_the_cpu_and_what_restricts_it(
+    flags: str, cap: str, computes: bool, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("INT8_PIPELINE_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(variable, cap)
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: {"flags": flags})
+    assert hardware.computes_bfloat16() is computes
