@@ -58,10 +58,13 @@ from pathlib import Path
 from pipeline.data.sources import ImageSource
 from pipeline.host.hardware import available_cores
 from pipeline.packages.package import open_package
-from pipeline.stages.calibrate import collect
+from pipeline.runtimes.readers import computes_bfloat16, preferred
+from pipeline.stages.calibrate import Settings, collect
 model, package, out, *images = map(Path, sys.argv[1:])
 sources = [ImageSource(path.parent.absolute(), path.name) for path in images]
-collect(model, open_package(package).preprocess(), sources, out, cores=available_cores())
+spec, bfloat16 = open_package(package).preprocess(), computes_bfloat16()
+settings = Settings(preprocess=spec, bfloat16=bfloat16, cores=available_cores())
+collect(settings, model, sources, out, preferred(bfloat16, len(sources)))
 """
 
 _OPENCV = """

@@ -21,6 +21,7 @@ from pipeline.prepare import frontends
 from pipeline.prepare import inputs as build_inputs
 from pipeline.proof import speed
 from pipeline.quant.work import measure_network
+from pipeline.runtimes.readers import computes_bfloat16
 from pipeline.stages.artefact_names import FIGURES, MODEL, NOTES, read_notes
 from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
 from pipeline.stages.settings import settings_key
@@ -138,6 +139,7 @@ def _work(cfg: BuildConfig, exported: Path | None) -> BuildWork:
         trial_s=speed.budget_seconds(),
         tuning_s=60 * cfg.accuracy.budget_minutes if cfg.accuracy else 0.0,
         cores=available_cores(),
+        bfloat16=computes_bfloat16(),
     )
 
 

@@ -13,7 +13,7 @@ from pipeline.quant.rounding import BLOCK, WIDEST
 
 # Of a multiply-accumulate of rounding: what one takes when a runtime infers, activations are counted and covariances
 # are summed. Measured on resnet18.
-COLLECTING = 3.0
+COLLECTING = 2.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class BuildWork:
     trial_s: float
     tuning_s: float  # that the search for accuracy may take
     cores: int
+    bfloat16: bool  # activations are read in it; else in float32
 
 
 def _round(work: BuildWork) -> float:
@@ -43,22 +44,27 @@ def _round(work: BuildWork) -> float:
     return 0.002e-9 * (_fitting(work) * collecting + network.rounding)
 
 
+def _reading(work: BuildWork, preparing: float) -> float:
+    """Return what reading the activations of an image takes, beside what preparing and counting it does."""
+    return preparing + (0.0028e-9 if work.bfloat16 else 0.0055e-9) * work.network.macs
+
+
 def _fitting(work: BuildWork) -> int:
     return min(work.images, FITTING_IMAGES)
 
 
 _SECONDS: Mapping[str, Callable[[BuildWork], float]] = {
     "sample": lambda work: 3.0,
-    "calibset": lambda work: 0.3 + 0.003 * work.images,
+    "calibset": lambda work: 0.2 + 0.0006 * work.images,
     "image2npz": lambda work: 0.5 + 0.004 * work.evaluation_images,
     "export": lambda work: (
-        0.9 + 0.18e-6 * work.network.params + (0.0005e-9 * work.images * work.network.macs if work.makes_weights else 0)
+        0.6 + 0.1e-6 * work.network.params + (0.0005e-9 * work.images * work.network.macs if work.makes_weights else 0)
     ),
     "pixels": lambda work: 0.03e-6 * work.network.params,
-    "equalize": lambda work: _fitting(work) * (0.003 + 0.0075e-9 * work.network.macs),
+    "equalize": lambda work: 0.035e-6 * work.network.params + _fitting(work) * _reading(work, 0.0012),
     "arrange": lambda work: 0.15e-6 * work.network.params,
     # Without the images that rounding has counted.
-    "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * (0.0025 + 0.0055e-9 * work.network.macs),
+    "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * _reading(work, 0.0022),
     "thresholds": lambda work: 0.5,
     "round": _round,
     # Gates, which are measured both ways, are not known before the export; most networks have none.
