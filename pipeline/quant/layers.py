@@ -104,27 +104,34 @@ class Layer:
             values: float32 [1, C, H, W] of a convolution, else [1, ..., C]: one image's input of the layer. Or
                 bfloat16 as uint16, of a convolution [1, H, W, C].
         """
+        found: Values
         if self.kernel is None:
             rows = values.reshape(-1, self.inputs)
-            chosen_rows: Values = rows[_choose(len(rows), positions, random)]
-            return chosen_rows
+            found = rows[_choose(len(rows), positions, random)]
+            return found
+        windows = self._windows(values[0], values.dtype == np.uint16, positions, random)
+        found = np.ascontiguousarray(windows).reshape(len(windows), -1)
+        return found
+
+    def _windows(self, image: Values, last: bool, positions: int, random: np.random.Generator) -> Values:
+        """Return what the kernel covers at some positions, [n, C, height, width] of the kernel.
+
+        Args:
+            image: [C, H, W], or if `last` [H, W, C].
+        """
+        assert self.kernel is not None
         top, left, bottom, right = self.pads
-        last = values.dtype == np.uint16  # channels
-        rows, columns = (0, 1) if last else (1, 2)
-        pads = [(0, 0), (0, 0), (0, 0)]
-        pads[rows], pads[columns] = (top, bottom), (left, right)
-        padded = np.pad(values[0], pads) if any(self.pads) else values[0]
+        pads = [(top, bottom), (left, right)]
+        if any(self.pads):
+            image = np.pad(image, [*pads, (0, 0)] if last else [(0, 0), *pads])
+        sizes = image.shape[:2] if last else image.shape[1:]
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
-        height, width = (
-            (padded.shape[axis] - span) // step + 1
-            for axis, span, step in zip((rows, columns), spans, self.strides, strict=True)
-        )
-        chosen = _choose(height * width, positions, random)
-        down = (chosen // width * self.strides[0])[:, None, None] + np.arange(0, spans[0], self.dilations[0])[:, None]
-        across = (chosen % width * self.strides[1])[:, None, None] + np.arange(0, spans[1], self.dilations[1])
-        found = np.moveaxis(padded[down, across], -1, 1) if last else np.moveaxis(padded[:, down, across], 0, 1)
-        flat: Values = np.ascontiguousarray(found).reshape(len(chosen), -1)
-        return flat
+        height, width = ((size - span) // step + 1 for size, span, step in zip(sizes, spans, self.strides, strict=True))
+        chosen = _choose(height * width, positions, random)[:, None, None]
+        down = chosen // width * self.strides[0] + np.arange(0, spans[0], self.dilations[0])[:, None]
+        across = chosen % width * self.strides[1] + np.arange(0, spans[1], self.dilations[1])
+        found: Values = np.moveaxis(image[down, across], -1, 1) if last else np.moveaxis(image[:, down, across], 0, 1)
+        return found
 
 
 def _choose(count: int, positions: int, random: np.random.Generator) -> npt.NDArray[np.intp]:

@@ -26,7 +26,7 @@ def halves(shape: tuple[int, ...], low: float = -9.0) -> Halves:
 
 def test_widen_gives_the_numbers_whose_upper_bits_they_are() -> None:
     bits = np.array([0x3F80, 0xC000, 0x0000, 0x7F80, 0x3F81], np.uint16)
-    np.testing.assert_array_equal(bfloat16.widen(bits), np.float32([1.0, -2.0, 0.0, np.inf, 1.0078125]))
+    np.testing.assert_array_equal(bfloat16.widen(bits), np.array([1.0, -2.0, 0.0, np.inf, 1.0078125], np.float32))
 
 
 def test_keys_are_those_of_the_same_values_in_float32() -> None:
@@ -39,7 +39,10 @@ def test_keys_are_those_of_the_same_values_in_float32() -> None:
 def test_scan_finds_the_tails_and_the_extremes(size: int, low: float) -> None:
     bits = halves((size,), low)
     values = bfloat16.widen(bits)
-    tails = (int(qmath.float_keys(np.float32([4.1]))[0]), int(qmath.float_keys(np.float32([5.2]))[0]))
+    tails = (
+        int(qmath.float_keys(np.array([4.1], np.float32))[0]),
+        int(qmath.float_keys(np.array([5.2], np.float32))[0]),
+    )
     below, above = -qmath.magnitude(tails[0]), qmath.magnitude(tails[1])
     outside, lowest, highest = bfloat16.scan(bits, tails)
     found = np.sort(bfloat16.widen(np.concatenate([*outside, np.zeros(0, np.uint16)])))

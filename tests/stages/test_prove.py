@@ -131,7 +131,7 @@ def test_run_proves_float_models_on_what_images_there_are(
 def change_scores(path: Path, factor: float, added: Float32) -> None:
     """Let a model give its scores times a factor, and something added."""
     model = onnx.load(path)
-    output, constants = model.graph.output[0].name, {"factor": np.float32([[factor]]), "added": added}
+    output, constants = model.graph.output[0].name, {"factor": np.array([[factor]], np.float32), "added": added}
     for node in model.graph.node:
         node.output[:] = ["given" if name == output else name for name in node.output]
     model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in constants.items())

@@ -19,6 +19,7 @@ from pipeline.config.build_file import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
+from pipeline.quant.bfloat16 import Values
 from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.layers import Layer, layers_of
@@ -233,7 +234,7 @@ def test_run_reads_more_positions_of_each_image_when_there_are_fewer_images(
     rows: list[int] = []
 
     class Watched(Layer):
-        def columns(self, values: Float32, positions: int, random: np.random.Generator) -> Float32:
+        def columns(self, values: Values, positions: int, random: np.random.Generator) -> Values:
             rows.append(positions)
             return super().columns(values, positions, random)
 
