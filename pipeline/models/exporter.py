@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import DataError, PipelineError
+from pipeline.host.hardware import release_memory
 from pipeline.models import zoo
 from pipeline.models.torch_threads import one_thread
 from pipeline.onnx_models import classifier
@@ -28,21 +29,23 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     The TorchScript exporter is used on purpose: it names nodes by module path and keeps GlobalAveragePool one operator,
     which both runtimes compute in int8. The newer one numbers its nodes, emits ReduceMean and needs onnxscript.
     """
-    stream = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode(), one_thread():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        torch.onnx.export(
-            network.eval(),
-            (torch.zeros(1, *chw),),
-            stream,  # type: ignore[arg-type]  # the TorchScript exporter writes to streams too
-            dynamo=False,
-            input_names=[input_name],
-            output_names=["output"],
-            dynamic_axes={input_name: {0: "N"}, "output": {0: "N"}},
-            opset_version=classifier.OPSET,
-        )
-    return onnx.load_from_string(stream.getvalue())
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        path = Path(folder) / "network.onnx"  # in memory it would be there once more, beside what torch holds of it
+        with warnings.catch_warnings(), torch.inference_mode(), one_thread():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            torch.onnx.export(
+                network.eval(),
+                (torch.zeros(1, *chw),),
+                str(path),
+                dynamo=False,
+                input_names=[input_name],
+                output_names=["output"],
+                dynamic_axes={input_name: {0: "N"}, "output": {0: "N"}},
+                opset_version=classifier.OPSET,
+            )
+        release_memory()
+        return onnx.load(path)
 
 
 def export(row: zoo.Model, network: nn.Module, chw: tuple[int, int, int], input_name: str = "input") -> onnx.ModelProto:

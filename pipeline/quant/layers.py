@@ -104,16 +104,18 @@ class Layer:
             values: float32 [1, C, H, W] of a convolution, else [1, ..., C]: one image's input of the layer. Or
                 bfloat16 as uint16, of a convolution [1, H, W, C].
         """
-        found: Values
+        found: npt.NDArray[Any]
         if self.kernel is None:
-            rows = values.reshape(-1, self.inputs)
+            rows: npt.NDArray[Any] = values.reshape(-1, self.inputs)
             found = rows[_choose(len(rows), positions, random)]
             return found
         windows = self._windows(values[0], values.dtype == np.uint16, positions, random)
         found = np.ascontiguousarray(windows).reshape(len(windows), -1)
         return found
 
-    def _windows(self, image: Values, last: bool, positions: int, random: np.random.Generator) -> Values:
+    def _windows(
+        self, image: npt.NDArray[Any], last: bool, positions: int, random: np.random.Generator
+    ) -> npt.NDArray[Any]:
         """Return what the kernel covers at some positions, [n, C, height, width] of the kernel.
 
         Args:
@@ -130,7 +132,9 @@ class Layer:
         chosen = _choose(height * width, positions, random)[:, None, None]
         down = chosen // width * self.strides[0] + np.arange(0, spans[0], self.dilations[0])[:, None]
         across = chosen % width * self.strides[1] + np.arange(0, spans[1], self.dilations[1])
-        found: Values = np.moveaxis(image[down, across], -1, 1) if last else np.moveaxis(image[:, down, across], 0, 1)
+        found: npt.NDArray[Any] = (
+            np.moveaxis(image[down, across], -1, 1) if last else np.moveaxis(image[:, down, across], 0, 1)
+        )
         return found
 
 

@@ -47,22 +47,26 @@ def open_reader(
     """
     wanted = list(dict.fromkeys(names))
     threads = placement.threads // placement.streams
-    if arithmetic is Arithmetic.FLOAT32:
-        return ActivationReader(model, wanted, threads=threads)
-    try:
-        reader = Bfloat16Reader(model, wanted, placement)
-    except BackendError:
-        return ActivationReader(model, wanted, threads=threads)
-    if arithmetic is Arithmetic.BFLOAT16:
-        return reader
-    exact = ActivationReader(model, wanted, threads=threads)
-    expected, found = exact.read(image), reader.read(image)
-    if all(_is_near(as_float32(found[name]), as_float32(expected[name])) for name in wanted):
+    expected: dict[str, Float32] = {}
+    if arithmetic is None:  # one model at a time: both would take the memory of both
+        exact = ActivationReader(model, wanted, threads=threads)
+        expected = {name: tensor.copy() for name, tensor in exact.read(image).items()}
         exact.close()
         release_memory()
-        return reader
-    reader.close()
-    return exact
+    reader = None if arithmetic is Arithmetic.FLOAT32 else _open_bfloat16(model, wanted, placement)
+    if reader is not None:
+        found = reader.read(image) if expected else {}
+        if all(_is_near(as_float32(found[name]), expected[name]) for name in wanted if expected):
+            return reader
+        reader.close()
+    return ActivationReader(model, wanted, threads=threads)
+
+
+def _open_bfloat16(model: Path, names: Sequence[str], placement: Placement) -> Bfloat16Reader | None:
+    try:
+        return Bfloat16Reader(model, names, placement)
+    except BackendError:
+        return None
 
 
 def as_float32(values: Float32 | Halves) -> Float32:

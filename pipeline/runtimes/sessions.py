@@ -34,7 +34,7 @@ _LARGE = 1 << 20
 def tensor_bytes(tensor: TensorProto) -> int:
     """Return the size of a tensor's values, by its type and shape: `ByteSize` serializes it to tell."""
     size: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * size
+    return int(math.prod(tensor.dims)) * size
 
 
 def serialize(model: onnx.ModelProto, outputs: Sequence[str] = ()) -> tuple[bytes, dict[str, onnxruntime.OrtValue]]:
