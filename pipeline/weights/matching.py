@@ -98,8 +98,8 @@ def _check_float(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
     if wanted.is_floating_point() and not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DataError(
-            f"{path}: tensor {name} is {kind}, not float: packed or quantized weights; give the checkpoint of the float "
-            "network"
+            f"{path}: tensor {name} is {kind}, not float: packed or quantized weights; give the checkpoint of the "
+            "float network"
         )
 
 
