@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import pytest
 
-pytest.importorskip("fastapi", reason="serve's packages are not installed: pip install '.[serve]'")
+pytest.importorskip("grpc", reason="serve's packages are not installed: pip install '.[serve]'")
 import grpc
 from grpc._cython import cygrpc
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("fastapi", reason="serve's packages are not installed: pip install '.[serve]'")
+pytest.importorskip("grpc", reason="serve's packages are not installed: pip install '.[serve]'")
 import grpc
 
 if TYPE_CHECKING:
