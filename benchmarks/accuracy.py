@@ -28,7 +28,8 @@ from judging import BATCH, EXACT, RUNTIMES, STREAMS, Models, Row, evaluate
 from peer_tools import PEERS, make_by_peer, read_interpreters, rows_of
 from quantizers import EITHER, ROWS, Made, Task, float32_model, make_ours
 
-from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.build_file import load_build_file
 from pipeline.data.imagenet import Sample, list_dataset, list_images
 from pipeline.errors import BackendError, ConfigError
 from pipeline.host import hardware

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.imagenet import Sample

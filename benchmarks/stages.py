@@ -21,7 +21,8 @@ from typing import Any
 from common import exit_code
 
 from pipeline import building
-from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place

@@ -26,7 +26,8 @@ from PIL import Image
 from torch import nn
 from zoo_forms import ESNet, ShuffleNetV1, YoloV5Classifier, YoloV11Classifier
 
-from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import Frontend, Precision
 from pipeline.data import preprocess
 from pipeline.data.imagenet import list_dataset

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.data.sources import scan
 from pipeline.errors import ArtefactError, ConfigError, DataError

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.building import Built, build
-from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.build_file import load_build_file
 from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.data import preprocess
 from pipeline.models import exporter

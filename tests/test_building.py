@@ -20,7 +20,8 @@ from PIL import Image
 from pipeline.artefacts import verify, write_manifest
 from pipeline.building import build, check, plan
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
 from pipeline.data.labels import imagenet_classes
 from pipeline.errors import ConfigError, DataError

@@ -16,7 +16,7 @@ from run_fixtures import REPOSITORY
 
 from pipeline.artefacts import write_manifest
 from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.packages.package import Package, open_package
 from pipeline.runtimes.base import Runtime

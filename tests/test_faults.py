@@ -22,7 +22,7 @@ import pytest
 from run_fixtures import FOLDER, NAME, REPOSITORY, RunCommand, TinyWorkspace, read_local_datalist
 
 from pipeline.artefacts import is_published
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 
 pytestmark = pytest.mark.slow
 

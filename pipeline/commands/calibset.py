@@ -27,7 +27,7 @@ def add_calibset(commands: Any) -> None:
 
 
 def _calibset(args: argparse.Namespace) -> None:
-    from pipeline.config.build_config import ClassOrder
+    from pipeline.config.choices import ClassOrder
     from pipeline.data.calibration_list import write_calibration_list
     from pipeline.data.imagenet import list_dataset
     from pipeline.stages.calibset import choose

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.commands.flags import add_command
 
 if TYPE_CHECKING:
-    from pipeline.config.build_file import BuildConfig
+    from pipeline.config.build_config import BuildConfig
 
 
 def add_config(commands: Any) -> None:

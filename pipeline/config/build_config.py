@@ -10,59 +10,17 @@ from pathlib import Path
 
 from pipeline.config.choices import (
     GRAPH_FILES,
-    BackendType,
-    BackgroundClass,
-    CalibrateMode,
-    ClassOrder,
-    DatasetType,
-    ExtraOp,
     Frontend,
     Precision,
-    Target,
-    WeightRounding,
 )
 from pipeline.config.schema import Document, Fault, raise_faults
 from pipeline.config.sections import (
     AUTO,
-    AccuracyConfig,
-    BackendConfig,
-    DatasetConfig,
-    EvaluationConfig,
-    FrontendConfig,
-    GraphConfig,
-    QuantizeConfig,
-    SamplerConfig,
     Sections,
-    WorkspaceConfig,
     declaration,
 )
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
 from pipeline.errors import ConfigError
-
-__all__ = [
-    "AUTO",
-    "GRAPH_FILES",
-    "AccuracyConfig",
-    "BackendConfig",
-    "BackendType",
-    "BackgroundClass",
-    "BuildConfig",
-    "CalibrateMode",
-    "ClassOrder",
-    "DatasetConfig",
-    "DatasetType",
-    "EvaluationConfig",
-    "ExtraOp",
-    "Frontend",
-    "FrontendConfig",
-    "GraphConfig",
-    "Precision",
-    "QuantizeConfig",
-    "SamplerConfig",
-    "Target",
-    "WeightRounding",
-    "WorkspaceConfig",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

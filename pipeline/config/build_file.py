@@ -6,61 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.build_config import (
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import (
     GRAPH_FILES,
-    AccuracyConfig,
-    BackendConfig,
-    BackgroundClass,
-    BuildConfig,
-    CalibrateMode,
-    ClassOrder,
-    DatasetConfig,
-    EvaluationConfig,
-    ExtraOp,
     Frontend,
-    FrontendConfig,
-    GraphConfig,
     Precision,
-    QuantizeConfig,
-    SamplerConfig,
     Target,
-    WeightRounding,
-    WorkspaceConfig,
 )
 from pipeline.config.dataset_section import read_dataset
-from pipeline.config.documents import apply_override, find_data_file, find_file, parse_yaml, read_text, shown_path
+from pipeline.config.documents import apply_override, find_file, parse_yaml, read_text, shown_path
 from pipeline.config.input_size import is_side, with_size
 from pipeline.config.keys import declarations, read_keys
 from pipeline.config.kinds import MAX_SIDE
 from pipeline.config.paddleclas import apply_overrides, is_override, is_paddleclas, to_build_document
 from pipeline.config.schema import MISSING, Document, Fault, Section, raise_faults, shown
-from pipeline.config.sections import Sections, declared_keys
+from pipeline.config.sections import (
+    AccuracyConfig,
+    BackendConfig,
+    FrontendConfig,
+    Sections,
+    declared_keys,
+)
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.errors import ConfigError
-
-__all__ = [
-    "GRAPH_FILES",
-    "AccuracyConfig",
-    "BackendConfig",
-    "BackgroundClass",
-    "BuildConfig",
-    "CalibrateMode",
-    "ClassOrder",
-    "DatasetConfig",
-    "EvaluationConfig",
-    "ExtraOp",
-    "Frontend",
-    "FrontendConfig",
-    "GraphConfig",
-    "Precision",
-    "QuantizeConfig",
-    "SamplerConfig",
-    "Target",
-    "WeightRounding",
-    "WorkspaceConfig",
-    "find_data_file",
-    "load_build_file",
-]
 
 BUILD_FOLDER = "build_configs"
 SECTIONS = tuple(name for name, _ in declarations(Sections))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipeline.config.build_config import ClassOrder
+from pipeline.config.choices import ClassOrder
 from pipeline.errors import DataError
 
 _NUMBERED = re.compile(r"([^0-9]*)([0-9]+)(.*)", re.DOTALL)

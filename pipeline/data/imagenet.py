@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.build_config import ClassOrder
+from pipeline.config.choices import ClassOrder
 from pipeline.data.class_tree import LABELS_KEY, LIST_NAMES, find_class_tree, folder_of, list_names, list_tree_classes
 from pipeline.data.image_kinds import ANY, count_kinds, describe, list_spellings
 from pipeline.data.labels import (

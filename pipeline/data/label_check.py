@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.build_config import ClassOrder
+from pipeline.config.choices import ClassOrder
 from pipeline.data.class_order import other_order, shown
 from pipeline.data.imagenet import Sample
 from pipeline.data.labels import ClassInfo

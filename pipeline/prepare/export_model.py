@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import whole_file
-from pipeline.config.build_config import AUTO
+from pipeline.config.sections import AUTO
 from pipeline.data.sample import sample_image
 from pipeline.errors import ConfigError
 from pipeline.models import exporter, libraries, zoo

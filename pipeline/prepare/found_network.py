@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pipeline.config.build_config import AUTO
+from pipeline.config.sections import AUTO
 from pipeline.data.labels import imagenet_classes
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import libraries, zoo

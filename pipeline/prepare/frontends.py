@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.build_config import AUTO
-from pipeline.config.build_file import GRAPH_FILES, BuildConfig, Frontend, FrontendConfig
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import GRAPH_FILES, Frontend
+from pipeline.config.sections import AUTO, FrontendConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import zoo
 from pipeline.onnx_models import classifier

@@ -11,7 +11,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from pipeline.config.build_config import AUTO, BuildConfig, Frontend, Precision
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import Frontend, Precision
+from pipeline.config.sections import AUTO
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import DataError

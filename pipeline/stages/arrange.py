@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.quant import placement
 from pipeline.quant.channel_order import order_channels
 from pipeline.quant.layers import weights_of

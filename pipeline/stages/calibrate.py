@@ -19,7 +19,7 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.build_file import BuildConfig, ClassOrder, Precision
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import ClassOrder, Precision
 from pipeline.data import class_order, inspection
 from pipeline.data.calibration_list import write_calibration_list
 from pipeline.data.imagenet import Dataset, Sample, list_dataset

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.config.build_file import BuildConfig, Precision
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import Precision
 from pipeline.quant.float16 import to_float16
 from pipeline.stages.artefact_names import MODEL
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.config.build_config import Frontend, FrontendConfig
+from pipeline.config.choices import Frontend
+from pipeline.config.sections import FrontendConfig
 from pipeline.data.calibration_list import FITTING_IMAGES
 from pipeline.errors import is_our_bug
 from pipeline.models import zoo

@@ -12,14 +12,10 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import file_digest, write_json
-from pipeline.config.build_config import AUTO
-from pipeline.config.build_file import (
-    BackgroundClass,
-    BuildConfig,
-    ExtraOp,
-    Frontend,
-)
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import BackgroundClass, ExtraOp, Frontend
 from pipeline.config.published import recorded_preprocess
+from pipeline.config.sections import AUTO
 from pipeline.config.spec_comparison import describe, difference
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess

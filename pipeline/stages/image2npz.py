@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.build_file import BuildConfig, ClassOrder
-from pipeline.config.choices import PreprocessAs
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import ClassOrder, PreprocessAs
 from pipeline.data import inspection
 from pipeline.data.conversion import convert
 from pipeline.data.imagenet import Dataset, list_dataset

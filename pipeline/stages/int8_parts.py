@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import Triple
 from pipeline.quant import pixels, placement, qdq
 from pipeline.quant.assemble import Parts

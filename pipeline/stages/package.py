@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision, Target
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import CalibrateMode, Precision, Target
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.host.hardware import instruction_sets
 from pipeline.packages import package as packages

@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import BackendError
 from pipeline.host import hardware, isolated
 from pipeline.packages.choice import machine

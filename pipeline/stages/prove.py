@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig, CalibrateMode, Precision
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import CalibrateMode, Precision
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
 from pipeline.quant.classifier import find_classifier

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pipeline.config.build_file import BuildConfig, Precision, WeightRounding
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import Precision, WeightRounding
 from pipeline.prepare import frontends
 from pipeline.proof import speed
 from pipeline.stages import (

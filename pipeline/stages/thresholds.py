@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig, CalibrateMode
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import CalibrateMode
 from pipeline.quant import qmath, search
 from pipeline.quant.observers import Observer, ObserverSet
 from pipeline.quant.pixels import LIMIT, PIXELS

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import BackendError
 from pipeline.host import hardware, isolated
 from pipeline.packages.choice import machine

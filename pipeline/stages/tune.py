@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 
 from pipeline.artefacts import write_json
-from pipeline.config.build_file import AccuracyConfig, BuildConfig
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.sections import AccuracyConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.build_config import BuildConfig, CalibrateMode, ExtraOp, Frontend, Precision, WeightRounding
+from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
-from pipeline.config.choices import PreprocessAs
+from pipeline.config.choices import CalibrateMode, ExtraOp, Frontend, Precision, PreprocessAs, WeightRounding
 from pipeline.config.vdsp import ColourOrder, NormType, ResizeFilter, ResizeMode, load_vdsp
 from pipeline.errors import ConfigError
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.build_config import ClassOrder
+from pipeline.config.choices import ClassOrder
 from pipeline.data.class_order import arrange, by_number, note, other_order
 from pipeline.errors import DataError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.build_config import ClassOrder
+from pipeline.config.choices import ClassOrder
 from pipeline.data.ground_truth import find_ground_truth
 from pipeline.data.imagenet import ClassInfo, imagenet_classes, list_dataset, read_label_list
 from pipeline.data.labels import classes_of, read_classes, validation_label, write_classes

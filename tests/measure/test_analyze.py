@@ -13,7 +13,7 @@ from conftest import FinishedBuild
 
 from pipeline.building import build
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.packages.package import open_package
 from pipeline.runtimes.opening import installed_runtimes
 from pipeline.stages import tune

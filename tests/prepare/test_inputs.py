@@ -13,8 +13,9 @@ import torch
 
 from pipeline import building
 from pipeline.commands.cli import main
-from pipeline.config.build_config import AUTO, BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
+from pipeline.config.sections import AUTO
 from pipeline.errors import DataError, PipelineError
 from pipeline.models import zoo
 from pipeline.prepare import inputs

@@ -19,8 +19,8 @@ from PIL import Image
 
 from pipeline.building import build
 from pipeline.commands.cli import main
-from pipeline.config.build_config import AUTO
 from pipeline.config.build_file import load_build_file
+from pipeline.config.sections import AUTO
 from pipeline.data.imagenet import list_dataset
 from pipeline.models import exporter, libraries, zoo
 from pipeline.packages.package import open_package

@@ -18,7 +18,7 @@ from PIL import Image
 from run_fixtures import TinyWorkspace
 
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import npz
 from pipeline.measure import bench
 from pipeline.measure.evaluate import evaluate

@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline import Classifier
 from pipeline.building import build
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import npz, preprocess
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier as onnx_classifier

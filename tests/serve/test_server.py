@@ -34,7 +34,7 @@ from serve_fixtures import Server, command, encoded, running
 
 from pipeline.artefacts import write_json, write_manifest
 from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.packages.package import open_package
 from pipeline.run.predict import Classifier

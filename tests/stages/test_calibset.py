@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list, write_calibration_list
 from pipeline.data.imagenet import Dataset, Sample, list_dataset, make_sample

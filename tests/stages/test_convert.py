@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.stages import calibset, convert, export
 
 MakeConfig = Callable[..., BuildConfig]

@@ -6,7 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.config.build_config import Frontend, FrontendConfig
+from pipeline.config.choices import Frontend
+from pipeline.config.sections import FrontendConfig
 from pipeline.models import cost, zoo
 from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
 from pipeline.stages.table import STAGES

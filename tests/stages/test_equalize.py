@@ -13,7 +13,7 @@ import torch
 from conftest import FinishedBuild
 from torch import nn
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.models import exporter
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from pipeline import building
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.onnx_models import classifier
 from pipeline.prepare import frontends

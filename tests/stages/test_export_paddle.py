@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.building import build, check
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.errors import ConfigError
 from pipeline.packages.package import open_package

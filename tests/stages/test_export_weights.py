@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from pipeline import building
-from pipeline.config.build_config import AUTO, Frontend, FrontendConfig
 from pipeline.config.build_file import load_build_file
+from pipeline.config.choices import Frontend
+from pipeline.config.sections import AUTO, FrontendConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.host import user_cache
 from pipeline.models import exporter, zoo

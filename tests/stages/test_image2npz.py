@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import DataError
 from pipeline.stages import image2npz
 from pipeline.stages.artefact_names import read_notes

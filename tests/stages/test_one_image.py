@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.onnx_models import classifier
 from pipeline.packages.formats import Format, TritonBackend, Wanted, write

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.host import isolated
 from pipeline.models import exporter
 from pipeline.proof import speed

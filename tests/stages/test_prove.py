@@ -18,7 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.errors import DataError
 from pipeline.host import hardware, isolated

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import pytest
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.quant import qdq
 from pipeline.stages import calibrate, calibset, export, quantize, thresholds

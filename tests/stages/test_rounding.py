@@ -15,7 +15,7 @@ import small_graphs
 import torch
 
 from pipeline.building import build
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list

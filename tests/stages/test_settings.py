@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.stages import settings as module
 from pipeline.stages.settings import ImageTree, InputFile, settings_key, unkeyed

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import ArtefactError
 from pipeline.quant.observers import ObserverSet
 from pipeline.stages import thresholds

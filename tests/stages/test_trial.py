@@ -10,7 +10,7 @@ import pytest
 from pipeline.artefacts import read_manifest
 from pipeline.building import build, check
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.errors import ConfigError
 from pipeline.packages.choice import machine, runtime_for
 from pipeline.packages.package import open_package

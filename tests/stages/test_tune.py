@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from pipeline.building import Built, build
-from pipeline.config.build_file import AccuracyConfig, BuildConfig
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.sections import AccuracyConfig
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.errors import ConfigError
 from pipeline.host import isolated

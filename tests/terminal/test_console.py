@@ -11,7 +11,7 @@ import pytest
 from run_fixtures import IMAGES, TinyWorkspace
 
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig
+from pipeline.config.build_config import BuildConfig
 from pipeline.terminal import console
 
 MakeConfig = Callable[..., BuildConfig]

@@ -15,7 +15,8 @@ from torch import nn
 
 from pipeline.building import build
 from pipeline.commands.cli import main
-from pipeline.config.build_file import BuildConfig, load_build_file
+from pipeline.config.build_config import BuildConfig
+from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError, DataError
 from pipeline.onnx_models import classifier
 from pipeline.packages.package import open_package
