@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,22 +19,17 @@ from threadpoolctl import threadpool_limits
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
-from pipeline.data.imagenet import Sample
 from pipeline.errors import ArtefactError
 from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
-from pipeline.quant import pixels
 from pipeline.quant.bfloat16 import Values
-from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
-from pipeline.quant.covariance import Covariance, GroupCovariance
+from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.int8_weights import scales_of
 from pipeline.quant.layers import Layer, layers_of, mapped
 from pipeline.quant.rounding import (
     BLOCK,
-    WIDEST,
     Float32,
     Rounded,
     mean_error,
@@ -45,18 +40,14 @@ from pipeline.quant.rounding import (
     write_rounded,
 )
 from pipeline.quant.work import COLLECTING, measure_network, rounding_work
-from pipeline.runtimes.activations import Arithmetic, Image
-from pipeline.runtimes.base import Placement
-from pipeline.runtimes.readers import computes_bfloat16, open_reader, preferred
+from pipeline.runtimes.readers import computes_bfloat16, preferred
+from pipeline.stages import rounding_inputs
 from pipeline.stages.artefact_names import (
     CALIBRATION,
     FIGURES,
-    OBSERVERS,
-    OUTPUTS,
     WEIGHTS,
     float32_model,
     read_arithmetic,
-    write_arithmetic,
 )
 from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
@@ -64,15 +55,10 @@ from pipeline.terminal.progress import progress_bar
 # Output positions of each image, of FITTING_IMAGES images. Measured on resnet18: twice as many gain 0.05 dB of the
 # scores' SQNR, half lose 0.2.
 POSITIONS = 32
-_SEED = 0
-# Bytes of layers' inputs in memory at once: all of wide_resnet50_2 take 0.8 GB. Further layers wait for another pass.
-_MEMORY = 1 << 30
 _LARGE = 64 << 20  # bytes of weights that wait in a file: those of the fully connected layers of a VGG
 _SECONDS_BETWEEN_SAVES = 10.0
 # Layers that are rounded at once, each of which may take 340 MB; further cores share the work within a layer.
 _AT_ONCE = 2
-
-Held = Covariance | GroupCovariance | list[Values]  # of a layer's inputs: covariances, or each image's activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +100,11 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     settings = replace(settings, positions=settings.positions * settings.images // len(images))
     model = onnx.load(float32_model(inputs))
     layers = [mapped(layer, out, _LARGE) for layer in layers_of(model)]
-    sizes = _sizes(layers, activation_shapes(model), len(images))
+    sizes = rounding_inputs.sizes_of(layers, activation_shapes(model), len(images))
     macs = measure_network(model).macs
     del model
     rounded: dict[str, Rounded] = {}
-    passes = list(_passes(layers, sizes))
+    passes = list(rounding_inputs.passes(layers, sizes))
     work = [_Work.of(some, macs, settings.positions) for some in passes]
     total = sum(each.image * len(images) + sum(each.layers.values()) for each in work)
     with (
@@ -134,9 +120,17 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
                 progress.update(each.image * len(images))
             else:
                 seen = functools.partial(progress.update, each.image)
-                counting = _Counting(len(listed), out) if number == 0 else None
+                counting = rounding_inputs.Counting(len(listed), out) if number == 0 else None
                 arithmetic = preferred(settings.bfloat16, len(images), read_arithmetic(inputs))
-                held = _collect(settings, float32_model(inputs), some, sizes, images, arithmetic, counting, seen)
+                reading = rounding_inputs.Reading(
+                    float32_model(inputs),
+                    settings.preprocess,
+                    arithmetic,
+                    settings.positions,
+                    settings.cores,
+                    settings.workers,
+                )
+                held = rounding_inputs.collect(reading, some, sizes, images, counting, seen)
                 release_memory()
                 for name in _round_in_turn(settings, some, held, found, partial):
                     progress.update(each.layers[name])
@@ -181,121 +175,10 @@ def _resume(partial: Path, layers: Sequence[Layer]) -> dict[str, Rounded]:
     return found if list(found) == [layer.name for layer in layers[: len(found)]] else {}
 
 
-@dataclass(frozen=True)
-class _Size:
-    """Return the memory of a layer's inputs over all images, in bytes, in the smaller of both forms."""
-
-    covariance: int
-    activations: int
-
-    @property
-    def least(self) -> int:
-        return min(self.covariance, self.activations)
-
-
-def _sizes(layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]], images: int) -> dict[str, _Size]:
-    sizes = {}
-    for layer in layers:
-        values = math.prod(shapes.get(layer.source, ())[1:])  # of an image; 0 or 1 where that is not known
-        covariance = 4 * layer.groups * layer.inputs**2
-        activations = 4 * images * values if values > 1 else covariance
-        sizes[layer.name] = _Size(covariance, min(activations, covariance - 1) if _is_wide(layer) else activations)
-    return sizes
-
-
-def _outgrows(layer: Layer, activations: int) -> bool:
-    """Tell whether the activations of all images, in bytes, take more than a covariance: shapes do not tell how many
-    rows the products of an attention network have for an image, since its tokens lie in the axis of the batch."""
-    return not _is_wide(layer) and activations > 4 * layer.groups * layer.inputs**2
-
-
-def _passes(layers: Sequence[Layer], sizes: Mapping[str, _Size]) -> Iterator[list[Layer]]:
-    """Yield the layers in groups whose inputs fit the memory, in graph order."""
-    group: list[Layer] = []
-    held = 0
-    for layer in layers:
-        size = sizes[layer.name].least
-        if group and held + size > _MEMORY:
-            yield group
-            group, held = [], 0
-        group.append(layer)
-        held += size
-    if group:
-        yield group
-
-
-@dataclass(frozen=True)
-class _Counting:
-    """What the first pass counts for the calibration."""
-
-    listed: int  # images of the whole list
-    out: Path  # folder for the counts
-
-
-def _collect(
-    settings: Settings,
-    path: Path,
-    layers: Sequence[Layer],
-    sizes: Mapping[str, _Size],
-    images: Sequence[Sample],
-    arithmetic: Arithmetic | None,
-    counting: _Counting | None,
-    advance: Callable[[], object],
-) -> dict[str, Held]:
-    """Return the covariance or the activations of each layer's inputs over the images.
-
-    The model is loaded only for this: factoring covariances later needs more memory than anything else here.
-    """
-    model = onnx.load(path)
-    raw, counter = pixels.are_input_of(model), Counter(model)
-    del model
-    wanted = [layer.source for layer in layers] + (counter.read if counting else [])
-    held: dict[str, Held] = {}
-    for layer in layers:
-        size = sizes[layer.name]
-        held[layer.name] = [] if size.activations < size.covariance else _covariance(layer)
-    random = np.random.default_rng(_SEED)
-
-    def prepare(image: Sample) -> Image:
-        return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
-
-    reader = open_reader(path, wanted, Placement(1, settings.cores), prepare(images[0]), arithmetic)
-
-    def read(image: Sample) -> Mapping[str, Values]:
-        return reader.read(prepare(image))
-
-    counts = Counts(counter.observed, counting.listed if counting else 1)
-    if counting:
-        counter.set_tails(counts, (read(images[index]) for index in choose_evenly(len(images), TAIL_IMAGES)))
-    with thread_pool(settings.workers) as pool:
-        for image in images:
-            values = read(image)
-            counted = pool.submit(counter.count, counts, values, averaged=True) if counting else None
-            summed = []
-            for layer in layers:
-                some = held[layer.name]
-                if some == [] and _outgrows(layer, len(images) * values[layer.source].nbytes):
-                    some = held[layer.name] = _covariance(layer)
-                if isinstance(some, list):
-                    some.append(values[layer.source].copy())
-                else:
-                    summed.append((some, layer.columns(values[layer.source], settings.positions, random)))
-            summed.sort(key=lambda each: each[1].shape[1], reverse=True)  # so that no thread is left with a wide one
-            list(pool.map(lambda each: each[0].add(each[1]), summed))
-            if counted is not None:
-                counts.add(*counted.result())
-            advance()
-    if counting:
-        counts.save(counting.out / OBSERVERS, counting.out / OUTPUTS)
-        write_arithmetic(counting.out, reader.arithmetic)
-    reader.close()
-    return held
-
-
 def _round_in_turn(
     settings: Settings,
     layers: Sequence[Layer],
-    held: dict[str, Held],
+    held: dict[str, rounding_inputs.Held],
     found: dict[str, Rounded],
     partial: Path,
 ) -> Iterator[str]:
@@ -316,23 +199,15 @@ def _round_in_turn(
     write_rounded(partial, found)
 
 
-def _covariance(layer: Layer) -> Covariance | GroupCovariance:
-    return Covariance(layer.inputs) if layer.groups == 1 else GroupCovariance(layer.groups, layer.inputs)
-
-
-def _is_wide(layer: Layer) -> bool:
-    return layer.groups == 1 and layer.inputs > WIDEST
-
-
-def _round(settings: Settings, layer: Layer, held: Held) -> Rounded:
+def _round(settings: Settings, layer: Layer, held: rounding_inputs.Held) -> Rounded:
     """Round a layer's weights, consuming what is held of its inputs."""
     matrix, pairs = layer.weights.matrix, layer.weights.pairs
     scales = scales_of(matrix, pairs, per_channel=settings.per_channel)
-    if _is_wide(layer):
+    if rounding_inputs.is_wide(layer):
         assert isinstance(held, list)
         return _round_wide(layer, held, scales, settings.positions)
     if isinstance(held, list):
-        seen, random = _covariance(layer), np.random.default_rng(_SEED)
+        seen, random = rounding_inputs.covariance_of(layer), np.random.default_rng(rounding_inputs.SEED)
         while held:
             seen.add(layer.columns(held.pop(0), settings.positions, random))
     else:
@@ -347,7 +222,7 @@ def _round_wide(layer: Layer, held: list[Values], scales: Float32, positions: in
     means = []
 
     def covariance(block: slice) -> Float32:
-        random = np.random.default_rng(_SEED)
+        random = np.random.default_rng(rounding_inputs.SEED)
         columns = [layer.columns(values, positions, random)[:, block] for values in held]
         seen = Covariance(columns[0].shape[1])
         for some in columns:

@@ -24,7 +24,7 @@ from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.layers import Layer, layers_of
 from pipeline.quant.rounding import read_rounded, write_rounded
-from pipeline.stages import calibset, export, rounding
+from pipeline.stages import calibset, export, rounding, rounding_inputs
 from pipeline.terminal.whole import Whole, whole_work
 
 MakeConfig = Callable[..., BuildConfig]
@@ -61,21 +61,21 @@ def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> bytes:
 def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The layers of each pass over the images; raises in the pass of number `fail_at`, of those not yet seen."""
     seen: list[list[str]] = []
-    collect = rounding._collect
+    collect = rounding_inputs.collect
 
-    def watched(settings: Any, model: Any, layers: Any, *rest: Any) -> Any:
+    def watched(reading: Any, layers: Any, *rest: Any) -> Any:
         seen.append([layer.name for layer in layers])
-        return collect(settings, model, layers, *rest)
+        return collect(reading, layers, *rest)
 
-    monkeypatch.setattr(rounding, "_collect", watched)
-    monkeypatch.setattr(rounding, "_MEMORY", SOME_PASSES)
+    monkeypatch.setattr(rounding_inputs, "collect", watched)
+    monkeypatch.setattr(rounding_inputs, "_MEMORY", SOME_PASSES)
     yield seen
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
     """Let the next run end in the middle of a pass over the images, as Ctrl-C would; `at` counts from 1."""
     advanced: list[int] = []
-    collect: Callable[..., Any] = rounding._collect
+    collect: Callable[..., Any] = rounding_inputs.collect
     columns = 0
 
     def cut_short(*arguments: Any) -> Any:
@@ -91,7 +91,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
 
         return collect(*arguments[:-1], stop)
 
-    monkeypatch.setattr(rounding, "_collect", cut_short)
+    monkeypatch.setattr(rounding_inputs, "collect", cut_short)
 
 
 def test_run_rounds_every_layer_and_better_than_to_the_nearest(
@@ -130,7 +130,7 @@ def test_run_measures_the_inputs_of_every_layer(
     model = onnx.load(inputs["export"] / "model.onnx")
     layers = list(layers_of(model))
     order = [layer.name for layer in layers]
-    monkeypatch.setattr(rounding, "Covariance", Watched)
+    monkeypatch.setattr(rounding_inputs, "Covariance", Watched)
     run(make_config(), inputs, tmp_path / "out")
     sources = list(dict.fromkeys(layer.source for layer in layers if layer.source != "input"))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sources)
@@ -209,7 +209,7 @@ def test_run_rounds_layer_by_layer_when_there_is_memory_for_no_more(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first layer's pass reads the model's input and nothing else."""
-    monkeypatch.setattr(rounding, "_MEMORY", 1)
+    monkeypatch.setattr(rounding_inputs, "_MEMORY", 1)
     run(make_config(), inputs, tmp_path / "out")
     assert len(read_rounded(tmp_path / "out" / "weights.npz")) == 7
 
@@ -221,8 +221,10 @@ def test_run_rounds_alike_whether_covariances_or_activations_are_held(
     """Of all positions: which are drawn is another matter."""
     monkeypatch.setattr(rounding, "POSITIONS", 1 << 20)
     written: list[object] = []
-    for size in (rounding._Size(covariance=1, activations=2), rounding._Size(covariance=2, activations=1)):
-        monkeypatch.setattr(rounding, "_sizes", lambda layers, *_, size=size: {each.name: size for each in layers})
+    for size in (rounding_inputs.Size(covariance=1, activations=2), rounding_inputs.Size(covariance=2, activations=1)):
+        monkeypatch.setattr(
+            rounding_inputs, "sizes_of", lambda layers, *_, size=size: {each.name: size for each in layers}
+        )
         written.append(run(make_config(), inputs, tmp_path / f"out{len(written)}"))
     assert written[0] == written[1]
 
@@ -323,8 +325,9 @@ def test_collect_holds_no_activations_that_take_more_than_a_covariance(
     settings = rounding.take_settings(make_config())
     images = read_calibration_list(inputs["calibset"] / "calibration.txt")
     layers = list(layers_of(model))
-    sizes = rounding._sizes(layers, activation_shapes(model), len(images))
-    held = rounding._collect(settings, tmp_path / "model.onnx", layers, sizes, images, None, None, lambda: None)
+    sizes = rounding_inputs.sizes_of(layers, activation_shapes(model), len(images))
+    reading = rounding_inputs.Reading(tmp_path / "model.onnx", settings.preprocess, None, settings.positions, 1, 1)
+    held = rounding_inputs.collect(reading, layers, sizes, images, None, lambda: None)
     assert isinstance(held["gemm0"], Covariance)
     assert isinstance(held["gemm1"], list)  # too wide for a covariance
     assert len(held["gemm1"]) == len(images)

@@ -1,0 +1,165 @@
+"""What rounding needs of the layers' inputs: their covariances, or the activations where those take less memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import preprocess
+from pipeline.data.calibration_list import choose_evenly
+from pipeline.data.imagenet import Sample
+from pipeline.host.threads import thread_pool
+from pipeline.quant import pixels
+from pipeline.quant.bfloat16 import Values
+from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
+from pipeline.quant.covariance import Covariance, GroupCovariance
+from pipeline.quant.layers import Layer
+from pipeline.quant.rounding import WIDEST
+from pipeline.runtimes.activations import Arithmetic, Image
+from pipeline.runtimes.base import Placement
+from pipeline.runtimes.readers import open_reader
+from pipeline.stages.artefact_names import OBSERVERS, OUTPUTS, write_arithmetic
+
+SEED = 0
+# Bytes of layers' inputs in memory at once: all of wide_resnet50_2 take 0.8 GB. Further layers wait for another pass.
+_MEMORY = 1 << 30
+
+Held = Covariance | GroupCovariance | list[Values]  # of a layer's inputs: covariances, or each image's activation
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the activations of images are read."""
+
+    model: Path  # float32
+    preprocess: PreprocessSpec
+    arithmetic: Arithmetic | None  # what an earlier stage has found; None: not known
+    positions: int  # of each image's output pixels
+    cores: int
+    workers: int  # threads that each sum the covariance of a layer
+
+
+@dataclass(frozen=True)
+class Size:
+    """The memory of a layer's inputs over all images, in bytes, in either form."""
+
+    covariance: int
+    activations: int
+
+    @property
+    def least(self) -> int:
+        return min(self.covariance, self.activations)
+
+
+def sizes_of(layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]], images: int) -> dict[str, Size]:
+    """Return the memory that each layer's inputs would take, by name; `shapes` are those of activations."""
+    sizes = {}
+    for layer in layers:
+        values = math.prod(shapes.get(layer.source, ())[1:])  # of an image; 0 or 1 where that is not known
+        covariance = 4 * layer.groups * layer.inputs**2
+        activations = 4 * images * values if values > 1 else covariance
+        sizes[layer.name] = Size(covariance, min(activations, covariance - 1) if is_wide(layer) else activations)
+    return sizes
+
+
+def _outgrows(layer: Layer, activations: int) -> bool:
+    """Tell whether the activations of all images, in bytes, take more than a covariance: shapes do not tell how many
+    rows the products of an attention network have for an image, since its tokens lie in the axis of the batch."""
+    return not is_wide(layer) and activations > 4 * layer.groups * layer.inputs**2
+
+
+def passes(layers: Sequence[Layer], sizes: Mapping[str, Size]) -> Iterator[list[Layer]]:
+    """Yield the layers in groups whose inputs fit the memory, in graph order."""
+    group: list[Layer] = []
+    held = 0
+    for layer in layers:
+        size = sizes[layer.name].least
+        if group and held + size > _MEMORY:
+            yield group
+            group, held = [], 0
+        group.append(layer)
+        held += size
+    if group:
+        yield group
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What the first pass counts for the calibration."""
+
+    listed: int  # images of the whole list
+    out: Path  # folder for the counts
+
+
+def collect(
+    reading: Reading,
+    layers: Sequence[Layer],
+    sizes: Mapping[str, Size],
+    images: Sequence[Sample],
+    counting: Counting | None,
+    advance: Callable[[], object],
+) -> dict[str, Held]:
+    """Return the covariance or the activations of each layer's inputs over the images.
+
+    The model is loaded only for this: factoring covariances later needs more memory than anything else here.
+    """
+    model = onnx.load(reading.model)
+    raw, counter = pixels.are_input_of(model), Counter(model)
+    del model
+    wanted = [layer.source for layer in layers] + (counter.read if counting else [])
+    held: dict[str, Held] = {}
+    for layer in layers:
+        size = sizes[layer.name]
+        held[layer.name] = [] if size.activations < size.covariance else covariance_of(layer)
+    random = np.random.default_rng(SEED)
+
+    def prepare(image: Sample) -> Image:
+        return preprocess.load(reading.preprocess, image.source.content(), raw=raw)
+
+    reader = open_reader(reading.model, wanted, Placement(1, reading.cores), prepare(images[0]), reading.arithmetic)
+
+    def read(image: Sample) -> Mapping[str, Values]:
+        return reader.read(prepare(image))
+
+    counts = Counts(counter.observed, counting.listed if counting else 1)
+    if counting:
+        counter.set_tails(counts, (read(images[index]) for index in choose_evenly(len(images), TAIL_IMAGES)))
+    with thread_pool(reading.workers) as pool:
+        for image in images:
+            values = read(image)
+            counted = pool.submit(counter.count, counts, values, averaged=True) if counting else None
+            summed = []
+            for layer in layers:
+                some = held[layer.name]
+                if some == [] and _outgrows(layer, len(images) * values[layer.source].nbytes):
+                    some = held[layer.name] = covariance_of(layer)
+                if isinstance(some, list):
+                    some.append(values[layer.source].copy())
+                else:
+                    summed.append((some, layer.columns(values[layer.source], reading.positions, random)))
+            summed.sort(key=lambda each: each[1].shape[1], reverse=True)  # so that no thread is left with a wide one
+            list(pool.map(lambda each: each[0].add(each[1]), summed))
+            if counted is not None:
+                counts.add(*counted.result())
+            advance()
+    if counting:
+        counts.save(counting.out / OBSERVERS, counting.out / OUTPUTS)
+        write_arithmetic(counting.out, reader.arithmetic)
+    reader.close()
+    return held
+
+
+def covariance_of(layer: Layer) -> Covariance | GroupCovariance:
+    """Return the covariance of a layer's inputs, of no rows yet."""
+    return Covariance(layer.inputs) if layer.groups == 1 else GroupCovariance(layer.groups, layer.inputs)
+
+
+def is_wide(layer: Layer) -> bool:
+    """Tell whether a layer has too many inputs for one covariance."""
+    return layer.groups == 1 and layer.inputs > WIDEST
