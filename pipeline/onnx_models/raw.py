@@ -5,6 +5,7 @@ ONNX Runtime runs the file itself with all optimizations off; where it cannot lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _LOAD_ERRORS = (*RUNTIME_ERRORS, *FILE_ERRORS)
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _CHUNK = 4  # images at a time, where the file's batch is free: without optimizations, tensors do not share memory
 _REFERENCE_IMAGES = 4  # limit for the reference evaluator, which is slow
+_MOST_BYTES = 1 << 30  # of an input: a file may fix any batch
 _MOST_TENSORS = 4000  # limit of tensors compared to find the operator that changed
 
 
@@ -81,6 +83,7 @@ class RawFile:
         found = []
         for start in range(0, len(images_nchw), size):
             chunk = images_nchw[start : start + size]
+            self._check_size(size * chunk[0].nbytes)
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], (self.batch or len(chunk)) - len(chunk), axis=0)])
             outputs = self._outputs(padded)
             found.append(outputs[: len(chunk)])
@@ -122,8 +125,15 @@ class RawFile:
                 feed[value.name] = np.ascontiguousarray(layout).astype(kind)
             else:
                 dims = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
+                self._check_size(math.prod(dims) * kind.itemsize)
                 feed[value.name] = np.zeros(dims, kind)
         return feed
+
+    def _check_size(self, size: int) -> None:
+        if size > _MOST_BYTES:
+            raise DataError(
+                f"its input takes {size} bytes with the sizes that it fixes, more than is tried (a batch of 1 will do)"
+            )
 
     def _run(self, outputs: list[str], feed: dict[str, Array]) -> list[Array]:
         try:

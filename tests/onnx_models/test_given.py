@@ -169,6 +169,14 @@ def test_raw_file_runs_a_fixed_batch_whatever_the_number_of_images(tmp_path: Pat
     np.testing.assert_allclose(RawFile(path, None).answers(IMAGES), RawFile(free, None).answers(IMAGES), atol=1e-6)
 
 
+def test_check_given_is_suspicious_of_a_batch_that_no_memory_holds(tmp_path: Path) -> None:
+    nodes = [node("Conv", "x w", "c"), *flat(node("GlobalAveragePool", "c", "a"))]
+    path = save(tmp_path / "m.onnx", nodes, 17, {"w": WEIGHT}, dims=(1 << 40, *CHW))
+    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    assert given.verdict == "suspicious"
+    assert "more than is tried (a batch of 1 will do)" in str(given.cause)
+
+
 def test_raw_file_feeds_images_in_the_files_own_layout_and_type(tmp_path: Path) -> None:
     nodes = flat(node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "a"))
     half: Float32 = WEIGHT.astype(np.float16).astype(np.float32)
