@@ -141,10 +141,10 @@ class _Pass:
 
     def count(self, counts: Counts) -> None:
         """Count the images that are not in `counts` yet."""
-        if counts.images == len(self.order):
-            return
         placement = Placement(self.workers, self.cores)
         with progress_bar(len(self.order), "calibrate", "img", done=counts.images, span=(0, 1)) as progress:
+            if counts.images == len(self.order):
+                return
             image = self.prepare(self.order[0])
             reader = open_reader(self.model_file, self.counter.read, placement, image, self.arithmetic)
             if not counts.images:

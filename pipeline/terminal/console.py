@@ -87,7 +87,8 @@ def _print(text: str, file: TextIO | None = None) -> None:
         if _status:
             sys.stderr.write(_ERASE)
             sys.stderr.flush()
-        print(_style.prefix + text, file=file, flush=True)
+        # In one write: another process may print at the same time.
+        print(f"{_style.prefix}{text}\n", end="", file=file, flush=True)
         if _status:
             sys.stderr.write(_status)
             sys.stderr.flush()
@@ -166,4 +167,4 @@ def event(kind: str, **facts: object) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     if _style.prefix and "text" in facts:
         facts["text"] = f"{_style.prefix}{facts['text']}"
-    print(json.dumps({"time": now, "event": kind, **facts}), file=sys.stderr, flush=True)
+    print(json.dumps({"time": now, "event": kind, **facts}) + "\n", end="", file=sys.stderr, flush=True)

@@ -265,8 +265,9 @@ def test_faults_of_workers_are_a_line(tiny_workspace_master: TinyWorkspace) -> N
         asked = [*command(tiny_workspace_master.package), "--workers", "2", *flags]
         done = subprocess.run(asked, capture_output=True, text=True, env=environment, timeout=60)
         assert done.returncode == 2
-        (line,) = [line for line in done.stderr.splitlines() if "sample weights" not in line]
-        return line
+        lines = [line for line in done.stderr.splitlines() if "sample weights" not in line]
+        assert len(lines) == 1, done.stderr
+        return lines[0]
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

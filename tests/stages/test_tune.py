@@ -176,11 +176,11 @@ def test_search_goes_on_after_the_last_trial_when_it_was_interrupted(
     figures = judge.Judge.figures
     judged: list[int] = []
 
-    def interrupted(self: Any, candidate: Any, plain: Any) -> judge.CandidateFigures:
+    def interrupted(self: Any, candidate: Any, plain: Any, **options: Any) -> judge.CandidateFigures:
         judged.append(1)
         if len(judged) == 3:
             raise KeyboardInterrupt
-        return figures(self, candidate, plain)
+        return figures(self, candidate, plain, **options)
 
     monkeypatch.setattr(judge.Judge, "figures", interrupted)
     with pytest.raises(KeyboardInterrupt):
