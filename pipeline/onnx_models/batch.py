@@ -76,9 +76,9 @@ def _free(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Kno
     elif node.op_type == "Resize":
         changed = _free_resize(graph, names, node, known.constants, known.batch)
     elif node.op_type == "Expand" and node.input[1] in known.constants:
-        return free_expand(graph, names, node, known.shapes, known.constants, known.batch)
+        return free_expand(graph, names, node, known)
     elif node.op_type == "Concat":
-        changed = free_concat(graph, names, node, known.shapes, known.constants, known.batch)
+        changed = free_concat(graph, names, node, known)
     elif node.op_type == "Gather" and node.input[1] in known.constants:
         changed = _free_gather(graph, names, node, known)
     elif node.op_type == "Slice":

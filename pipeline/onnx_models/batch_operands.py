@@ -85,44 +85,30 @@ def free_constants(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, k
     return changed
 
 
-def free_expand(
-    graph: onnx.GraphProto,
-    names: Names,
-    node: onnx.NodeProto,
-    shapes: dict[str, list[int | str | None]],
-    constants: dict[str, onnx.TensorProto],
-    batch: int,
-) -> bool:
+def free_expand(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Known) -> bool:
     """Let an Expand of an activation keep the batch axis: a size of 1 there keeps the source's."""
-    source, values = shapes.get(node.input[0], []), numpy_helper.to_array(constants[node.input[1]]).tolist()
+    source, values = known.shapes.get(node.input[0], []), numpy_helper.to_array(known.constants[node.input[1]]).tolist()
     axis = free_axis(source)
     if axis is None:
         return False
     aligned = axis + len(values) - len(source)
-    if batch == 1 or aligned < 0 or values[aligned] != batch:
+    if known.batch == 1 or aligned < 0 or values[aligned] != known.batch:
         return False
     values[aligned] = 1
     node.input[1] = integers_tensor(graph, names, f"{node.output[0]}_shape", values)
     return True
 
 
-def free_concat(
-    graph: onnx.GraphProto,
-    names: Names,
-    node: onnx.NodeProto,
-    shapes: dict[str, list[int | str | None]],
-    constants: dict[str, onnx.TensorProto],
-    batch: int,
-) -> bool:
+def free_concat(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, known: Known) -> bool:
     """Repeat constants that are joined to an activation, such as a transformer's class token, for every image."""
-    joined = [shapes.get(name, []) for name in node.input]
+    joined = [known.shapes.get(name, []) for name in node.input]
     activation = next((name for name, shape in zip(node.input, joined, strict=True) if is_batched(shape)), None)
     changed = False
     for position, name in enumerate(node.input):
-        if activation is None or name not in constants:
+        if activation is None or name not in known.constants:
             continue
-        values = numpy_helper.to_array(constants[name])
-        alike = values.ndim > 1 and len(values) == batch and (values == values[:1]).all()
+        values = numpy_helper.to_array(known.constants[name])
+        alike = values.ndim > 1 and len(values) == known.batch and (values == values[:1]).all()
         if not alike or integer(node, "axis", 0) % values.ndim == 0:
             continue
         node.input[position] = _repeat(graph, names, node, activation, values[:1])

@@ -44,8 +44,6 @@ from pipeline.stages.artefact_names import (
 )
 
 _TIGHT_PERCENTILE = 99.99  # below it, ranges clip what networks need
-
-
 _CHECKED_IMAGES = 4  # that the exported model answers too
 # Relative to the outputs' norm. Sums in another order differ by 1e-5, and by more where the network itself rounds.
 _LARGEST_SHARE = 3e-2

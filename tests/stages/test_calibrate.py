@@ -23,6 +23,8 @@ from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qmath
 from pipeline.quant.observers import ObserverSet
+from pipeline.runtimes import readers
+from pipeline.runtimes.readers import computes_bfloat16
 from pipeline.stages import calibrate, calibset, export, rounding
 
 MakeConfig = Callable[..., BuildConfig]
@@ -89,6 +91,27 @@ def test_run_counts_what_a_slow_reference_counts(
     outputs = np.load(tmp_path / "out" / "outputs.npy")
     expected = np.concatenate([answer[0] for answer in answers])
     assert classifier.relative_error(expected, outputs) < 1e-5
+
+
+@pytest.mark.skipif(not computes_bfloat16(), reason="this CPU does not compute in bfloat16")
+def test_run_counts_in_bfloat16_nearly_what_it_counts_in_float32(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = run(make_config(), inputs, tmp_path / "float32")  # 22 images are too few for bfloat16
+    monkeypatch.setattr(readers, "_LEAST_IMAGES", 1)
+    found = run(make_config(), inputs, tmp_path / "bfloat16")
+    assert list(found.observers) == list(exact.observers)
+    rounded = 0
+    for name, observer in found.observers.items():
+        wanted = exact.observers[name]
+        assert observer.counts.sum() == wanted.counts.sum()
+        largest = max(wanted.highest, -wanted.lowest)
+        assert (observer.lowest, observer.highest) == pytest.approx((wanted.lowest, wanted.highest), abs=0.03 * largest)
+        assert np.abs(np.cumsum(observer.counts) - np.cumsum(wanted.counts)).max() <= 0.03 * wanted.counts.sum(), name
+        rounded += not np.array_equal(observer.counts, wanted.counts)
+    assert rounded >= len(found.observers) - 1  # all but the input, which stays float32
+    for name, mean in found.means().items():
+        assert np.linalg.norm(mean - exact.means()[name]) <= 0.02 * np.linalg.norm(exact.means()[name])
 
 
 def test_run_writes_its_figures_and_leaves_no_partial(
