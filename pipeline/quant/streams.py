@@ -198,9 +198,10 @@ class WeightEditor:
         kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
-        self._graph.initializer.extend(
-            numpy_helper.from_array(values.astype(np.float32), name) for name, values in self._values.items()
-        )
+        self._known.clear()
+        for name in list(self._values):  # one by one: together they take twice the memory of the model
+            values = self._values.pop(name).astype(np.float32)
+            self._graph.initializer.append(numpy_helper.from_array(values, name))
 
 
 def multiply_inputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float64) -> None:

@@ -16,7 +16,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
-from pipeline.host.hardware import available_cores
+from pipeline.host.hardware import available_cores, release_memory
 from pipeline.host.threads import thread_pool
 from pipeline.quant import equalization, gate_scaling, pixels, placement
 from pipeline.runtimes.activations import Image, Reader
@@ -76,8 +76,13 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     model = onnx.load(float32_model(inputs))
     spread_of = equalization.equalize(model, largest)
     gates = gate_scaling.scale_gates(model, largest)
-    onnx.checker.check_model(model)
-    onnx.save(model, out / MODEL)
+    compact = onnx.ModelProto()
+    compact.CopyFrom(model)
+    del model  # which keeps the weights that were replaced; saving takes four times the model's size
+    release_memory()
+    onnx.save(compact, out / MODEL)
+    del compact
+    onnx.checker.check_model(str(out / MODEL))  # a model in memory would be serialized for it
     widest = round(max(spread_of.values(), default=1.0), 1)
     write_json(out / FIGURES, {"streams": len(spread_of), "widest": widest, "gates": len(gates)})
 
