@@ -183,3 +183,15 @@ def test_every_flag_in_a_message_is_one_of_its_readers_command(module: str) -> N
 )
 def test_wrong_flags_finds_what_a_command_does_not_have(text: str, module: str, wrong: list[str]) -> None:
     assert wrong_flags(text, module) == wrong
+
+
+def test_no_message_leaves_the_number_of_a_noun_open() -> None:
+    paddleclas = {"id(s)", "score(s)", "label_name(s)"}  # its programs' words, printed to the letter
+    found = {
+        f"{module}: {word}"
+        for module, path in MODULES.items()
+        for _, text in literals(path)
+        for word in re.findall(r"\w+\(e?s\)", text)
+        if word not in paddleclas
+    }
+    assert found == set()  # terminal.counts says `1 image`, `2 images`

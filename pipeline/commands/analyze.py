@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.commands.flags import RUNTIMES, add_command, check_json_path, count, print_json, sayer
 from pipeline.errors import ConfigError
+from pipeline.terminal.counts import counted
 
 
 def add_analyze(commands: Any) -> None:
@@ -43,7 +44,7 @@ def _analyze(args: argparse.Namespace) -> None:
         raise ConfigError(f"--{'runtime' if args.runtime else 'batch'}: is of --time; add that, or leave it out")
     package = open_package(args.model)
     say = sayer(args.json)
-    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    say(package.heading)
     if args.time:
         from pipeline.measure import layer_times
         from pipeline.packages.choice import runtime_for
@@ -53,7 +54,10 @@ def _analyze(args: argparse.Namespace) -> None:
         times = layer_times.measure(package, runtime, args.batch or 1)
         say(
             "\n".join(
-                [f"{runtime.value}, {args.batch or 1} image(s) a request", *layer_times.describe(times, args.top)]
+                [
+                    f"{runtime.value}, {counted(args.batch or 1, 'image')} a request",
+                    *layer_times.describe(times, args.top),
+                ]
             )
         )
         print_json(args.json, layer_times.as_dict(times))

@@ -155,7 +155,7 @@ def _compare_with_documents(args: argparse.Namespace) -> None:
     limit = Limit(Limit.duration_s if args.duration is None else args.duration, args.iterations)
     found = documents.measure(package, args.runtime, limit)
     say = sayer(args.json)
-    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    say(package.heading)
     say("\n".join(found.lines()))
     print_json(args.json, found.as_dict())
 
@@ -176,7 +176,7 @@ def _sweep(args: argparse.Namespace) -> None:
     package = open_package(args.model)
     check_shape(package, args.shape)
     say = sayer(args.json)
-    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    say(package.heading)
     found = sweep.sweep(package, runtime, args.max_latency, args.duration or sweep.SECONDS)
     say("\n".join(sweep.describe(found)))
     say(f"kept in {sweep.remember(package, found)}: bench without --runtime, -b and -i takes it from there")

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.commands.flags import add_command
 from pipeline.errors import PipelineError
+from pipeline.terminal.counts import counted
 
 
 def add_doctor(commands: Any) -> None:
@@ -28,5 +29,5 @@ def _doctor(args: argparse.Namespace) -> None:
     print("\n".join(map(str, findings)))
     faults = doctor.faults(findings)
     if faults:
-        raise PipelineError(f"this machine is not fit: {faults} fault(s) to fix, see above")
+        raise PipelineError(f"this machine is not fit: {counted(faults, 'fault')} to fix, see above")
     print("this machine is fit")

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.commands.flags import add_command, count
 from pipeline.errors import ConfigError
 from pipeline.terminal import console
+from pipeline.terminal.counts import counted
 
 
 def add_token(commands: Any) -> None:
@@ -34,7 +35,7 @@ def _token(args: argparse.Namespace) -> None:
         raise ConfigError("--days: is of a new token; leave it out with --revoke")
     if args.revoke:
         removed = tokens.revoke(args.tokens, args.name)
-        console.step(f"{args.tokens}: {removed} token(s) of {args.name} removed")
+        console.step(f"{args.tokens}: {counted(removed, 'token')} of {args.name} removed")
         return
     token = tokens.make_token(args.tokens, args.name, args.days)
     console.note(f"{args.tokens}: the hash of a token of {args.name} added; the token, shown this once:")

@@ -32,6 +32,7 @@ from pipeline.host.cluster_worker import Deaths, Fault, Open, Success, answer_ch
 from pipeline.host.hardware import available_cores
 from pipeline.host.processes import sigint_held_back
 from pipeline.terminal import console
+from pipeline.terminal.counts import counted
 
 INSTALL = "pip install 'ray[data]>=2.60'"
 _LEAST_RAY = (2, 60)  # the oldest that was tested; 2.50 has no `ray.data.TaskPoolStrategy`
@@ -145,7 +146,7 @@ class Nodes:
         return min(self._cores)
 
     def __str__(self) -> str:
-        return f"{len(self._cores)} node(s), {sum(self._cores)} cores"
+        return f"{counted(len(self._cores), 'node')}, {counted(sum(self._cores), 'core')}"
 
     def run(
         self,
@@ -201,7 +202,7 @@ class Nodes:
                 if isinstance(outcome, Fault):
                     raise outcome.kind(outcome.text)
                 if outcome.deaths:
-                    console.note(f"{outcome.deaths} worker(s) or node(s) of the cluster died; the work is done again")
+                    console.note(f"workers or nodes of the cluster died ({outcome.deaths}); the work is done again")
                 yield outcome.answer
 
 
@@ -227,8 +228,8 @@ def _while_there_is_room(cores: int) -> Iterator[None]:
         if not lost.is_set():
             raise
         raise BackendError(
-            f"--engine ray: no node with {cores} core(s) is left; what is done is kept, add nodes and run the same "
-            "command again"
+            f"--engine ray: no node with {counted(cores, 'core')} is left; what is done is kept, add nodes and run "
+            "the same command again"
         ) from None
     finally:
         over.set()

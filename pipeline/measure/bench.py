@@ -87,7 +87,7 @@ def bench(
     load, found = choose_load(package, batch=batch, instances=instances, processes=processes, runtime=runtime)
     result = BenchResult(package=package, load=load, notes=(*notes, *found), cluster=cluster)
     answers = _find_answers(package, datalist, results)
-    say(f"package {package.prefix}{' (sample weights, sample images)' if package.uses_sample else ''}")
+    say(package.heading)
     for note in result.notes:
         say(f"note: {note}")
     limit = Limit(Limit.duration_s if duration is None else duration, iterations)
@@ -96,7 +96,8 @@ def bench(
     if answers is not None:
         accuracy_run = run_accuracy(package, load, spec, *answers, cluster)
         if accuracy_run is not None:
-            say("\n".join(describe(accuracy_run, "from npz to results", cluster)))
+            shown = result.speed if speed else None
+            say("\n".join(describe(accuracy_run, "from npz to results", cluster, shown)))
         say(f"results in {answers[1]}/")
         result = replace(result, accuracy_run=accuracy_run, results=answers[1])
     return result

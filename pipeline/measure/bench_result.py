@@ -12,6 +12,7 @@ from pipeline.host.cluster import Cluster
 from pipeline.measure.load import Load
 from pipeline.packages.package import Package
 from pipeline.run.performance import Performance
+from pipeline.terminal.counts import counted
 
 
 @dataclass(frozen=True)
@@ -87,22 +88,39 @@ class BenchResult:
         }
 
 
-def describe(measured: Performance, title: str, cluster: Cluster | None = None) -> list[str]:
-    """Return the lines that the command prints."""
-    here = f"{hardware.cpu_name()}, {hardware.available_cores()} cores, " + (
-        ", ".join(hardware.instruction_sets()) or "no int8 instructions known"
-    )
-    worker = measured.workers[0]
-    streams = sum(w["streams"] for w in measured.workers)
-    threads = sum(w["threads"] for w in measured.workers)
+def describe(
+    measured: Performance, title: str, cluster: Cluster | None = None, shown: Performance | None = None
+) -> list[str]:
+    """Return the lines that the command prints.
+
+    Args:
+        measured: a run.
+        title: what it measured.
+        cluster: where it computed, in place of this machine.
+        shown: the run that was described just before, here; what both ran on is not said again.
+    """
     latency = "  ".join(f"{name} {value:.1f}" for name, value in measured.latency_ms.items())
     lines = [
         f"{title}: {measured.throughput:.1f} images/s ({measured.images} images in {measured.seconds:.1f} s)",
         f"latency of a request, ms: {latency}",
-        f"ran on {worker['runtime']} {worker['version']}, {len(measured.workers)} process(es), {streams} stream(s), "
-        f"{threads} thread(s); {cluster or here}",
     ]
+    ran_on = _ran_on(measured, cluster)
+    if shown is None or ran_on != _ran_on(shown):
+        lines.append(ran_on)
     if measured.stage_seconds:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in measured.stage_seconds.items())
         lines.append(f"thread seconds in: {spent} (infer includes waiting for a stream)")
     return lines
+
+
+def _ran_on(measured: Performance, cluster: Cluster | None = None) -> str:
+    """Return runtime, processes, streams and threads of a run, and the machine."""
+    sets = ", ".join(hardware.instruction_sets()) or "no int8 instructions known"
+    here = f"{hardware.cpu_name()}, {counted(hardware.available_cores(), 'core')}, {sets}"
+    worker = measured.workers[0]
+    streams = sum(each["streams"] for each in measured.workers)
+    threads = sum(each["threads"] for each in measured.workers)
+    return (
+        f"ran on {worker['runtime']} {worker['version']}, {counted(len(measured.workers), 'process', 'processes')}, "
+        f"{counted(streams, 'stream')}, {counted(threads, 'thread')}; {cluster or here}"
+    )

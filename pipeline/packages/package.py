@@ -53,6 +53,11 @@ class Package:
         return self.folder / self.name
 
     @property
+    def heading(self) -> str:
+        """The line that a command begins its figures with."""
+        return f"package {self.prefix}{' (sample weights, sample images)' if self.uses_sample else ''}"
+
+    @property
     def model(self) -> Path:
         return self.folder / f"{self.name}.onnx"
 

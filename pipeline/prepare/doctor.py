@@ -17,6 +17,7 @@ from pipeline.config.documents import find_data_file
 from pipeline.errors import PipelineError
 from pipeline.host import hardware
 from pipeline.host.user_cache import cache_folder
+from pipeline.terminal.counts import counted
 
 _GIB = 1 << 30
 _LEAST_MEMORY = 4 * _GIB  # a build of wide_resnet50_2 took 3 GiB
@@ -60,7 +61,7 @@ def _python() -> Iterator[Finding]:
 
 def _cpu() -> Iterator[Finding]:
     sets, cores = hardware.instruction_sets(), hardware.available_cores()
-    yield Finding(State.OK, f"{hardware.cpu_name()}, {cores} core(s) for this process, {', '.join(sets)}")
+    yield Finding(State.OK, f"{hardware.cpu_name()}, {counted(cores, 'core')} for this process, {', '.join(sets)}")
     if cores < (os.cpu_count() or 1):
         yield Finding(
             State.NOTE, f"{os.cpu_count()} cores in all", "affinity or a container's quota leaves the others out"

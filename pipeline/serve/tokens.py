@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.artefacts import whole_file
 from pipeline.errors import ConfigError
 from pipeline.terminal import console
+from pipeline.terminal.counts import counted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -130,7 +131,7 @@ class Tokens:
         except ConfigError as err:
             console.warning(f"{err}; the tokens known before stay")
         else:
-            console.step(f"{self._path}: read again, {len(self._entries)} token(s)")
+            console.step(f"{self._path}: read again, {counted(len(self._entries), 'token')}")
 
 
 def read_tokens(path: Path) -> tuple[Entry, ...]:

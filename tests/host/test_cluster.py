@@ -64,7 +64,7 @@ def join(home: Path, *address: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed: pip install 'ray[data]'")
 def test_connect_joins_a_cluster_with_a_token_when_it_is_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert join(home).startswith("joined 1 node(s)")
+    assert join(home).startswith("joined 1 node, ")
     assert not (home / ".ray" / "auth_token").exists()
     (home / ".ray" / "auth_token").write_text("7" * 64)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -82,7 +82,7 @@ def test_connect_joins_a_cluster_with_a_token_when_it_is_the_same(home: Path, mo
             while "Ray runtime started" not in log.read_text():
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
-            assert join(home, f"127.0.0.1:{port}") == "joined 1 node(s), 1 cores"
+            assert join(home, f"127.0.0.1:{port}") == "joined 1 node, 1 core"
             monkeypatch.setenv("RAY_AUTH_TOKEN", "8" * 64)
             text = join(home, f"127.0.0.1:{port}")
             assert text.startswith(f"--address 127.0.0.1:{port}: cannot be joined")

@@ -135,6 +135,15 @@ def test_describe_says_rate_latency_and_what_it_ran_on(tiny: TinyWorkspace, tmp_
     assert lines[3].startswith("thread seconds in: read ")
 
 
+def test_bench_says_once_what_both_runs_ran_on(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    said: list[str] = []
+    bench.bench(tiny.package, runtime="onnxruntime", iterations=4, results=tmp_path / "out", say=said.append)
+    lines = "\n".join(said).splitlines()
+    assert [line.partition(":")[0] for line in lines if " images/s" in line] == ["performance", "from npz to results"]
+    (ran_on,) = [line for line in lines if line.startswith("ran on")]
+    assert ", 1 process, 1 stream, " in ran_on
+
+
 def test_run_comparison_measures_both_models_in_turn(tiny: TinyWorkspace) -> None:
     compared = bench.run_comparison(tiny.package, load(batch=2), SPEC, Limit(iterations=6))
     assert [figures.images for figures in (*compared.package, *compared.float32)] == [12] * 6

@@ -81,7 +81,7 @@ def test_command_prints_and_writes_them(
     arguments = ["analyze", "--time", "--runtime", "onnxruntime", "-b", "4", "--top", "3"]
     assert main([*arguments, "--json", str(tmp_path / "times.json")]) == 0
     out = capsys.readouterr().out
-    assert "onnxruntime, 4 image(s) a request" in out
+    assert "onnxruntime, 4 images a request" in out
     assert Work.INT8.value in out
     rows = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))
     assert {row["work"] for row in rows} >= {Work.INT8.value}

@@ -14,6 +14,7 @@ from pipeline.commands.cli import main
 from pipeline.host import hardware
 from pipeline.prepare import doctor
 from pipeline.prepare.doctor import State
+from pipeline.terminal.counts import counted
 
 
 def lines(findings: list[doctor.Finding], state: State) -> list[str]:
@@ -25,7 +26,7 @@ def test_doctor_finds_this_machine_fit(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert f"ok    Python {platform.python_version()}" in printed
     assert f"onnxruntime {metadata.version('onnxruntime')}" in printed
-    assert f"{hardware.available_cores()} core(s) for this process" in printed
+    assert f"{counted(hardware.available_cores(), 'core')} for this process" in printed
     assert printed.endswith("this machine is fit\n")
 
 
@@ -72,7 +73,7 @@ def test_doctor_names_a_library_that_does_not_import(
     printed, errors = capsys.readouterr()
     version = metadata.version("onnx")
     assert f"FAULT onnx: {version} does not import (libfoo.so: cannot open shared object file); run: pip" in printed
-    assert errors == "error: this machine is not fit: 1 fault(s) to fix, see above\n"
+    assert errors == "error: this machine is not fit: 1 fault to fix, see above\n"
 
 
 @pytest.mark.parametrize(

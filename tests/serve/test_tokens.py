@@ -47,7 +47,7 @@ def test_token_command_revokes_all_of_a_name(tmp_path: Path, capsys: pytest.Capt
     path.chmod(0o640)
     alice = [make_token(path, "alice", None) for _ in range(2)]
     assert main(["token", "alice", "--tokens", str(path), "--revoke"]) == 0
-    assert "2 token(s) of alice removed" in capsys.readouterr().out
+    assert "2 tokens of alice removed" in capsys.readouterr().out
     tokens = Tokens(path)
     assert tokens.owner(f"bearer {bob}") == "bob"
     assert [fault(tokens, f"Bearer {token}") for token in alice] == ["the token is not known"] * 2
