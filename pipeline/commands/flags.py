@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.config.kinds import Switch
 from pipeline.config.sections import declaration, declared_keys
@@ -148,6 +149,28 @@ def print_json(path: Path | None, value: object) -> None:
             write_json(path, value)
         except OSError as err:
             raise ConfigError(f"--json {path}: cannot be written ({err.strerror}); give another") from None
+
+
+@contextmanager
+def open_output(flag: str, path: Path) -> Iterator[IO[str]]:
+    """Yield standard output for `-`, else a file that appears when it is complete.
+
+    Raises:
+        ConfigError: it cannot be written; the message names the flag.
+    """
+    from pipeline.artefacts import whole_file
+
+    if is_standard_output(path):
+        yield sys.stdout
+        return
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: is a folder; give a file")
+    try:
+        # Names that are not UTF-8 hold lone surrogates; replaced by backslashes, they become JSON escapes.
+        with whole_file(path) as scratch, scratch.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            yield stream
+    except OSError as err:
+        raise ConfigError(f"{flag} {path}: cannot be written ({err.strerror}); give another") from None
 
 
 def add_key_flag(parser: argparse.ArgumentParser, key: str, *names: str, **more: Any) -> None:

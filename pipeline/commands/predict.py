@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import (
     RUNTIMES,
@@ -19,7 +17,7 @@ from pipeline.commands.flags import (
     check_json_path,
     cluster_of,
     count,
-    is_standard_output,
+    open_output,
     read_local_path,
     read_location,
 )
@@ -33,18 +31,22 @@ if TYPE_CHECKING:
     from pipeline.run.answer import Skip
     from pipeline.run.predict import Classifier
     from pipeline.run.prediction import Prediction
+    from pipeline.run.prediction_writers import Form, Write
 
 
 _TOPK = 5
 
 
-class Form(Enum):
-    """What the lines look like: ours, or those of a program of PaddleClas."""
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What is asked: of the flags and, where they say nothing, of a config of PaddleClas."""
 
-    PLAIN = "plain"
-    PREDICT_CLS = "predict_cls"  # deploy/python/predict_cls.py: the base name of the file first
-    INFER = "infer"  # tools/infer.py: a list of dictionaries a batch
-    PIP = "pip"  # the command of the pip package
+    images: Sequence[Location]
+    package: Package | Path | None  # None: the one built last
+    topk: int
+    batch: int  # 0: what suits the machine
+    form: Form
+    names: Mapping[int, str]  # class names in place of the package's
 
 
 def add_predict(commands: Any) -> None:
@@ -100,8 +102,8 @@ def _predict(args: argparse.Namespace) -> None:
 
     check_json_path(args.json)
     cluster = cluster_of(args)
-    names = _take_config(args)
-    paths = find_images(args.images)
+    asked = _read_request(args)
+    paths = find_images(asked.images)
     bad: list[str] = []
 
     def skip(name: str, reason: Exception) -> None:
@@ -114,17 +116,17 @@ def _predict(args: argparse.Namespace) -> None:
     # Lines that appear one by one on a terminal show progress already.
     shows_lines = args.json is None and args.csv is None and sys.stdout.isatty()
     with (
-        Classifier(args.model, runtime=args.runtime, batch=args.batch) as classifier,
-        _writer(args) as write,
+        Classifier(asked.package, runtime=args.runtime, batch=asked.batch) as classifier,
+        _writer(args, asked) as write,
         progress_bar(len(paths), "predict", "img", shown=not shows_lines) as progress,
     ):
         for note in classifier.notes:
             console.warning(f"note: {note}")
         if classifier.package.uses_sample:
             console.warning("sample weights, sample images: the answers to photos mean nothing")
-        with closing(_predictions(cluster, classifier, paths, args.topk, skip)) as predictions:
+        with closing(_predictions(cluster, classifier, paths, asked.topk, skip)) as predictions:
             for prediction in predictions:
-                write(prediction.renamed(names))
+                write(prediction.renamed(asked.names))
                 progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
@@ -133,40 +135,58 @@ def _predict(args: argparse.Namespace) -> None:
         _end_with_bad(len(bad), len(paths), accepted=args.skip_bad)
 
 
-def _take_config(args: argparse.Namespace) -> Mapping[int, str]:
-    """Set package, images, topk, batch and form, where no flag does, to what a config of PaddleClas says.
+def _read_request(args: argparse.Namespace) -> _Request:
+    """Return what the flags ask for.
 
-    Returns:
-        The class names that it gives, by index.
+    Raises:
+        ConfigError: no images are named, or flags that exclude each other are given.
     """
-    images = [*args.images, *([] if args.infer_imgs is None else [args.infer_imgs])]
-    names: Mapping[int, str] = {}
-    args.form = Form.PLAIN if args.infer_imgs is None else Form.PREDICT_CLS
     if args.config is not None:
-        from pipeline.config.paddleclas import read_infer_config
-
-        if args.model_name is not None:
-            raise ConfigError(
-                f"--model_name {args.model_name}: {args.config} names a network too; leave one of them out"
-            )
-        said = read_infer_config(args.config, args.set)
-        images = images or [read_location(image) for image in said.images]
-        args.topk, args.batch = args.topk or said.topk, args.batch or said.batch
-        args.form = Form.INFER if said.trains else Form.PREDICT_CLS
-        args.model = args.model or _package_of_config(args)
-        names = _read_names(said.class_names)
+        asked = _read_config(args)
     elif args.set:
         raise ConfigError(f"-o {args.set[0]}: overrides a config of PaddleClas; give one by -c FILE")
-    if args.model_name is not None:
-        from pipeline.packages.origin import open_package_of
+    else:
+        asked = _read_flags(args)
+    if not asked.images:
+        raise ConfigError("predict: no images; name files or folders")
+    return asked
 
+
+def _images(args: argparse.Namespace) -> list[Location]:
+    return [*args.images, *([] if args.infer_imgs is None else [args.infer_imgs])]
+
+
+def _read_flags(args: argparse.Namespace) -> _Request:
+    from pipeline.packages.origin import open_package_of
+    from pipeline.run.prediction_writers import Form
+
+    package, form = args.model, Form.PLAIN if args.infer_imgs is None else Form.PREDICT_CLS
+    if args.model_name is not None:
         if args.model is not None:
             raise ConfigError(f"--model_name {args.model_name}: -m {args.model} names a package; leave one of them out")
-        args.model, args.form = open_package_of(args.model_name), Form.PIP
-    if not images:
-        raise ConfigError("predict: no images; name files or folders")
-    args.images, args.topk, args.batch = images, args.topk or _TOPK, args.batch or 0
-    return names
+        package, form = open_package_of(args.model_name), Form.PIP
+    return _Request(
+        images=_images(args), package=package, topk=args.topk or _TOPK, batch=args.batch or 0, form=form, names={}
+    )
+
+
+def _read_config(args: argparse.Namespace) -> _Request:
+    """Return what a config of PaddleClas asks for; flags win over it."""
+    from pipeline.config.class_map import read_class_map
+    from pipeline.config.paddleclas import read_infer_config
+    from pipeline.run.prediction_writers import Form
+
+    if args.model_name is not None:
+        raise ConfigError(f"--model_name {args.model_name}: {args.config} names a network too; leave one of them out")
+    said = read_infer_config(args.config, args.set)
+    return _Request(
+        images=_images(args) or [read_location(image) for image in said.images],
+        package=args.model or _package_of_config(args),
+        topk=args.topk or said.topk or _TOPK,
+        batch=args.batch or said.batch or 0,
+        form=Form.INFER if said.trains else Form.PREDICT_CLS,
+        names=read_class_map(said.class_names),
+    )
 
 
 def _package_of_config(args: argparse.Namespace) -> Package:
@@ -184,23 +204,6 @@ def _package_of_config(args: argparse.Namespace) -> Package:
     if note is not None:
         console.warning(f"note: {note}")
     return package
-
-
-def _read_names(path: Path | None) -> Mapping[int, str]:
-    """Return the class names of a config's class_id_map_file, lines `index name`; none where it is not here."""
-    if path is None:
-        return {}
-    if not path.is_file():
-        console.note(f"{path} (class_id_map_file) is not here: class names are the package's")
-        return {}
-    names = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        index, _, name = line.partition(" ")
-        if line.strip() and not index.isdecimal():
-            raise DataError(f"{path}:{number}: expected an index and a name, got {line[:80]!r}")
-        if line.strip():
-            names[int(index)] = name
-    return names
 
 
 def _end_with_bad(bad: int, images: int, *, accepted: bool) -> None:
@@ -222,70 +225,16 @@ def _predictions(
 
 
 @contextmanager
-def _writer(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
+def _writer(args: argparse.Namespace, asked: _Request) -> Iterator[Write]:
     """Yield what writes one prediction in the form that the flags ask for."""
-    from pipeline.run.prediction import COLUMNS
+    from pipeline.run.prediction_writers import write_csv, write_json_list, write_lines
 
-    if args.json is None and args.csv is None:
-        with _lines(args) as write_line:
-            yield write_line
-    elif args.csv is not None:
-        with _output("--csv", args.csv) as stream:
-            table = csv.writer(stream, lineterminator="\n")
-            table.writerow(COLUMNS)
-            yield lambda prediction: table.writerows(prediction.as_rows())
-    else:
-        with _output("--json", args.json) as stream:
-            begun = False
-
-            def write(prediction: Prediction) -> None:
-                nonlocal begun
-                stream.write(",\n" if begun else "[\n")
-                stream.write(json.dumps(prediction.as_dict(), ensure_ascii=False))
-                begun = True
-
+    if args.csv is not None:
+        with open_output("--csv", args.csv) as stream, write_csv(stream) as write:
             yield write
-            stream.write("\n]\n" if begun else "[]\n")
-
-
-@contextmanager
-def _lines(args: argparse.Namespace) -> Iterator[Callable[[Prediction], None]]:
-    """Yield what prints a prediction in the form of the program whose flags were used."""
-    if args.form is Form.PIP:
-        yield lambda found: print(
-            ", ".join(f"{key}: {value}" for key, value in found.as_paddleclas().items()), flush=True
-        )
-        print("Predict complete!")
-    elif args.form is Form.INFER:
-        batch: list[dict[str, Any]] = []
-
-        def write(prediction: Prediction) -> None:
-            batch.append(prediction.as_paddleclas(command="infer"))
-            if len(batch) == max(args.batch, 1):
-                print(batch, flush=True)
-                batch.clear()
-
-        yield write
-        if batch:
-            print(batch)
+    elif args.json is not None:
+        with open_output("--json", args.json) as stream, write_json_list(stream) as write:
+            yield write
     else:
-        base_name = args.form is Form.PREDICT_CLS
-        yield lambda found: print(found.as_text(base_name=base_name), flush=True)
-
-
-@contextmanager
-def _output(flag: str, path: Path) -> Iterator[IO[str]]:
-    """Yield standard output for `-`, else a file that appears when it is complete."""
-    from pipeline.artefacts import whole_file
-
-    if is_standard_output(path):
-        yield sys.stdout
-        return
-    if path.is_dir():
-        raise ConfigError(f"{flag} {path}: is a folder; give a file")
-    try:
-        # Names that are not UTF-8 hold lone surrogates; replaced by backslashes, they become JSON escapes.
-        with whole_file(path) as scratch, scratch.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            yield stream
-    except OSError as err:
-        raise ConfigError(f"{flag} {path}: cannot be written ({err.strerror}); give another") from None
+        with write_lines(asked.form, max(asked.batch, 1)) as write:
+            yield write

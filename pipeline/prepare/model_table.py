@@ -98,7 +98,7 @@ def latency_lines(models: Sequence[Model]) -> list[str]:
             lines.append(f"{model.name:21} {gpu:27} " + " ".join(f"{ms:9.3f}" for ms in row))
     if len(lines) == 1:
         raise ConfigError("models --latency: the documents give latencies of PaddleClas's networks only")
-    return [*lines, "`bench` with -b 1, 4 or 8 measures a package here at the same batch sizes"]
+    return [*lines, "`bench --documents` sets the latencies of a package on this machine beside them"]
 
 
 def as_json(models: Sequence[Model]) -> str:
