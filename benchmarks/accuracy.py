@@ -113,7 +113,7 @@ TITLES = "model|images|seconds|CPU s|MiB|runtime|top-1 %|drop|p|agree|KL|SQNR dB
 LEGEND = (
     "images: of the calibration; seconds, CPU s, MiB (peak): of what made the model, - where part was done before",
     "drop (points), exact McNemar p, same answers, KL divergence (nats), logit SQNR: against float32 in openvino",
-    f"x: times as fast as float32 in openvino, batch {BATCH}, {STREAMS} streams, in turn, medians of all rounds",
+    f"x: over float32 in openvino by CPU time, batch {BATCH}, {STREAMS} streams, in turn, medians of all rounds",
 )
 
 

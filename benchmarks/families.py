@@ -51,7 +51,7 @@ FAMILIES = {  # family: library, name there
 }
 ROWS = "ours,ort-minmax,nncf,nncf-transformer"
 ACCURACY = Path(__file__).resolve().parent / "accuracy.py"
-TITLES = ("network", "model", "runtime", "same answers", "KL", "SQNR, dB", "over float32 there")
+TITLES = ("network", "model", "runtime", "same answers", "KL", "SQNR, dB", "over float32 there", "CPU s", "MiB")
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def measure(network: Network, args: argparse.Namespace, out: Path) -> dict[str, 
 def lines(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield a row of the table for each model and runtime.
 
-    Speeds are over float32 in the same runtime, each as a ratio to float32 in OpenVINO that ran in turn with it.
+    Speeds are by CPU time over float32 in the same runtime, each from a ratio to float32 in OpenVINO that ran in turn.
     """
+    costs = {cost["name"]: cost for cost in found["made"]}
     float32 = {row["runtime"]: row["times_float32"] for row in found["rows"] if row["name"] == "float32"}
     for row in found["rows"]:
         if row["name"] != "float32":
@@ -131,7 +132,9 @@ def lines(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
             times = row["times_float32"]
             speed = "-" if times is None else f"{times / float32[row['runtime']]:.2f}x"
-            yield name, row["name"], row["runtime"], same, f"{row['kl']:.4f}", sqnr, speed
+            cost = costs[row["name"]]
+            spent = ("-" if cost[key] is None else f"{cost[key]:.0f}" for key in ("cpu_seconds", "peak_memory_mib"))
+            yield name, row["name"], row["runtime"], same, f"{row['kl']:.4f}", sqnr, speed, *spent
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -40,6 +40,20 @@ RUNTIMES = (*(runtime.value for runtime in EITHER), OWN, EXACT)
 Models = dict[str, tuple[Path, tuple[Runtime, ...]]]  # name: file, what can run it
 
 
+@dataclass(frozen=True)
+class Rate:
+    """The throughput of a burst."""
+
+    per_s: float  # images
+    per_cpu_s: float | None = None  # images by CPU time, which other processes take none of; None: not known
+
+    def over(self, other: Rate) -> float:
+        """Return how many times as fast it is as another, by CPU time where that of both is known."""
+        if self.per_cpu_s is None or other.per_cpu_s is None:
+            return self.per_s / other.per_s
+        return self.per_cpu_s / other.per_cpu_s
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One model in one runtime, beside float32 in OpenVINO."""
@@ -86,22 +100,24 @@ def answer(backend: Backend, prepared: dict[str, Batch], what: str) -> Float32:
     return np.concatenate(outputs)
 
 
-def images_per_second(backend: Backend, prepared: dict[str, Batch]) -> float:
+def measure_rate(backend: Backend, prepared: dict[str, Batch]) -> Rate:
     """Return the throughput of one burst: each stream's own rate, so that how they end together does not count."""
 
     images = prepared[backend.input.dtype]
     batch = np.ascontiguousarray(np.resize(images[:BATCH], (BATCH, *images.shape[1:])))
 
-    def one_stream(_: int) -> float:
+    def one_stream(_: int) -> tuple[float, int]:
         begun, done = time.perf_counter(), 0
         while (spent := time.perf_counter() - begun) < BURST_S:
             backend.infer(batch)
             done += len(batch)
-        return done / spent
+        return done / spent, done
 
     streams = backend.placement.streams
+    begun = time.process_time()
     with ThreadPoolExecutor(streams) as pool:
-        return sum(pool.map(one_stream, range(streams)))
+        rates, counts = zip(*pool.map(one_stream, range(streams)), strict=True)
+    return Rate(sum(rates), sum(counts) / (time.process_time() - begun))
 
 
 @dataclass(frozen=True)
@@ -114,14 +130,13 @@ class Judge:
     reference: Backend
     rounds: int  # of the throughput
 
-    def rates(self, backend: Backend) -> list[tuple[float, float]]:
-        """Return images a second of a model and of float32, measured in turn."""
+    def rates(self, backend: Backend) -> list[tuple[Rate, Rate]]:
+        """Return the throughput of a model and of float32, measured in turn."""
         return [
-            (images_per_second(backend, self.images), images_per_second(self.reference, self.images))
-            for _ in range(self.rounds)
+            (measure_rate(backend, self.images), measure_rate(self.reference, self.images)) for _ in range(self.rounds)
         ]
 
-    def compare(self, name: str, runtime: str, found: Float32, rates: Sequence[tuple[float, float]] = ()) -> Row:
+    def compare(self, name: str, runtime: str, found: Float32, rates: Sequence[tuple[Rate, Rate]] = ()) -> Row:
         divergence = Divergence()
         divergence.add(self.expected, found)
         truth, wanted, given = self.truth, self.expected.argmax(axis=1), found.argmax(axis=1)
@@ -138,8 +153,8 @@ class Judge:
             agreeing=int((wanted == given).sum()),
             kl=divergence.kl,
             sqnr_db=divergence.sqnr_db if divergence.noise else None,
-            images_per_s=median(rate for rate, _ in rates) if rates else None,
-            times_float32=median(rate / float32 for rate, float32 in rates) if rates else None,
+            images_per_s=median(rate.per_s for rate, _ in rates) if rates else None,
+            times_float32=median(rate.over(float32) for rate, float32 in rates) if rates else None,
         )
 
 
@@ -176,8 +191,8 @@ def evaluate_elsewhere(name: str, model: Path, judge: Judge, args: argparse.Name
         except BackendError as err:
             print(f"{name} is left out: {err}", file=sys.stderr)
             return []
-        float32 = [images_per_second(judge.reference, judge.images) for _ in range(judge.rounds)]
-        return [judge.compare(name, PEERS[name].runtime, found, [(rate, each) for each in float32])]
+        float32 = [measure_rate(judge.reference, judge.images) for _ in range(judge.rounds)]
+        return [judge.compare(name, PEERS[name].runtime, found, [(Rate(rate), each) for each in float32])]
     if EXACT not in args.runtimes or model.suffix != ".onnx":
         return []
     with open_backend(Runtime.ONNXRUNTIME, model, batch=BATCH, placement=place(1, 1)) as backend:
