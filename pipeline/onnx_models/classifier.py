@@ -77,6 +77,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     pooling.use_pool_over_map(model)
     pooling.use_pool_over_channels(model)
     pooling.pad_before_means(model)
+    pooling.convolve_dilated_means(model)
     clips.use_clips(model)
     sigmoids.use_sigmoids(model)
     pads.fold_pads(model)

@@ -14,10 +14,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from pipeline.onnx_models.graphs import Names, integer, integers, integers_tensor, remove_attributes, shapes_of, text
+from pipeline.onnx_models.graphs import (
+    Names,
+    add_constant,
+    integer,
+    integers,
+    integers_tensor,
+    remove_attributes,
+    shapes_of,
+    text,
+    without_weights,
+)
 
 _SPATIAL = (2, 3)
 
@@ -155,9 +167,67 @@ def _pooled(node: onnx.NodeProto, axis: int, size: int) -> int:
     return -((span - size) // (integers(node, "strides") or [1] * (axis + 1))[axis]) + 1
 
 
+def convolve_dilated_means(model: onnx.ModelProto) -> int:
+    """Rewrite each AveragePool with gaps in its window as a depthwise convolution, in place; return how many.
+
+    Between quantizers ONNX Runtime makes an int8 pool of it, which knows no gaps, and does not open the model. Where
+    padding does not count, the mean is multiplied by what its share of the window lacks.
+
+    Args:
+        model: of opset 19 or later, input [N, C, H, W]; pools of maps whose size shape inference does not find, or
+            whose size is rounded up, are left as they are.
+    """
+    names, shapes, written = Names(model), shapes_of(model), 0
+    for node in [node for node in model.graph.node if node.op_type == "AveragePool"]:
+        gaps, window = integers(node, "dilations") or [], integers(node, "kernel_shape") or []
+        shape = shapes.get(node.input[0], [])
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        fixed = len(shape) == 4 and len(sizes) == 3 and text(node, "auto_pad", "NOTSET") == "NOTSET"
+        if set(gaps) <= {1} or not fixed or integer(node, "ceil_mode", 0):
+            continue
+        weights = np.full((sizes[0], 1, *window), 1 / math.prod(window), np.float32)
+        weights_name = add_constant(model.graph, names, f"{node.name}_weights", weights)
+        lacking = _lacking(node, sizes[1:])
+        target = node.output[0]
+        mean = target if lacking is None else names.free(f"{target}_of_window")
+        settings: dict[str, Any] = {
+            name: found for name in ("dilations", "kernel_shape", "pads", "strides") if (found := integers(node, name))
+        }
+        made = [helper.make_node("Conv", [node.input[0], weights_name], [mean], node.name, group=sizes[0], **settings)]
+        if lacking is not None:
+            factors = add_constant(model.graph, names, f"{node.name}_factors", lacking)
+            made.append(helper.make_node("Mul", [mean, factors], [target], names.free(f"{node.name}_scaling")))
+        at = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        for each in reversed(made):
+            model.graph.node.insert(at, each)
+        written += 1
+    return written
+
+
+def _lacking(node: onnx.NodeProto, sizes: Sequence[int]) -> npt.NDArray[np.float32] | None:
+    """Return by what the mean over the whole window of a pool is to be multiplied, [height, width]; None: by 1.
+
+    Args:
+        sizes: height and width of what the pool reads.
+    """
+    pads = integers(node, "pads") or [0] * 4
+    if integer(node, "count_include_pad", 0) or not any(pads):
+        return None
+    shares = []
+    for axis, size in enumerate(sizes):
+        kernel, gap = (integers(node, "kernel_shape") or [])[axis], (integers(node, "dilations") or [])[axis]
+        stride = (integers(node, "strides") or [1, 1])[axis]
+        starts = np.arange(-pads[axis], size + pads[axis + 2] - (kernel - 1) * gap, stride)
+        places = starts[:, None] + gap * np.arange(kernel)
+        shares.append(((places >= 0) & (places < size)).mean(axis=1))
+    found: npt.NDArray[np.float32] = (1 / np.outer(*shares)).astype(np.float32)
+    return found
+
+
 def float32_ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Return the number of axes of every float32 activation for which shape inference finds it."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     kinds = {
         value.name: value.type.tensor_type
         for value in (*graph.input, *graph.value_info, *graph.output)

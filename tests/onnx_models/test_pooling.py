@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from pipeline.quant import qdq
 from pipeline.runtimes import float_form
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.executed import count_int8
+from pipeline.runtimes.opening import installed_runtimes
 
 
 def mean(made: Builder, x: str, axes: list[int], opset: int, keepdims: int) -> str:
@@ -98,6 +100,38 @@ def test_pad_before_means_gives_the_values_of_torch(opset: int, kernel: int, str
     onnx.checker.check_model(model, full_check=True)
     expected = torch.nn.functional.avg_pool2d(torch.from_numpy(images()), kernel, stride, pad, ceil_mode=True).numpy()
     np.testing.assert_allclose(run_exact(model, images()), expected, rtol=1e-5, atol=1e-6)
+
+
+DILATED = [
+    {"kernel_shape": [3, 3], "dilations": [2, 2]},
+    {"kernel_shape": [2, 3], "dilations": [3, 1], "strides": [2, 1], "pads": [1, 0, 0, 1]},
+    {"kernel_shape": [3, 3], "dilations": [2, 2], "pads": [2, 2, 2, 2], "strides": [3, 3]},
+    {"kernel_shape": [3, 3], "dilations": [2, 2], "pads": [2, 2, 2, 2], "count_include_pad": 1},
+]
+
+
+@pytest.mark.parametrize("attributes", DILATED, ids=str)
+def test_load_makes_a_convolution_of_a_mean_with_gaps_which_every_runtime_opens_in_int8(
+    attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    made = Builder()
+    x = made.op("AveragePool", made.op("Relu", made.conv("x", 3, 8)), **attributes)
+    given = made.model(made.gemm(made.pooled(made.op("Relu", made.conv(x, 8, 8))), 8, 5), opset=19)
+    onnx.save(given, tmp_path / "given.onnx")
+    model = classifier.load(tmp_path / "given.onnx", (3, SIDE, SIDE))
+    assert kinds_of(model, "AveragePool") == []
+    expected = run_exact(given, images())
+    np.testing.assert_allclose(run_exact(model, images()), expected, rtol=1e-5, atol=1e-6)
+    onnx.save(qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True), tmp_path / "int8.onnx")
+    for runtime in installed_runtimes():
+        assert sqnr_db(expected, run_in(runtime, tmp_path / "int8.onnx", images())) > 25
+
+
+def test_convolve_dilated_means_leaves_means_without_gaps_and_of_unknown_places() -> None:
+    made = Builder()
+    plain = made.op("AveragePool", "x", kernel_shape=[3, 3], dilations=[1, 1])
+    model = made.model(made.op("AveragePool", plain, kernel_shape=[2, 2], dilations=[2, 2], ceil_mode=1), None, 19)
+    assert pooling.convolve_dilated_means(model) == 0
 
 
 @pytest.mark.parametrize(("kind", "more"), [("GlobalMaxPool", {}), *(("ReduceMax", {"keepdims": k}) for k in (0, 1))])
