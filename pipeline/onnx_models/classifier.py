@@ -8,8 +8,6 @@ the steps are in the modules that it imports.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +15,17 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.errors import DataError
+from pipeline.host.hardware import release_memory
 from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, sigmoids, signature, slices
 from pipeline.onnx_models import batch as onnx_batch
 from pipeline.onnx_models import files as onnx_files
 from pipeline.onnx_models.files import check, files
+from pipeline.onnx_models.folding import fold
 from pipeline.onnx_models.forms import cut_class
 from pipeline.onnx_models.opsets import OPSET
 from pipeline.onnx_models.raw import RawFile
 from pipeline.onnx_models.run import MIXED, check_batch, relative_error, run, run_each, run_in_chunks
 from pipeline.onnx_models.scores import find_scores
-from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, write_folded
 
 __all__ = [
     "OPSET",
@@ -64,14 +63,15 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     forms.to_float32(model)
     branches.inline_branches(model, path)
     # Transposes stay until the batch is free: for one image, its axis could be confused with any other of size 1.
-    model = _fold(model, path, without=("TransposeOptimizer",))
+    model = fold(model, path, without=("TransposeOptimizer",))
     forms.name_nodes(model)
     # Only now reshapes of weights are folded away, and shapes computed from constants are known.
     signature.declare_shapes(model, chw)
     onnx_batch.keep_batch_in_squeezes(model)
     axes.name_all_axes(model, batch)
     onnx_batch.free_batch(model, batch)
-    model = _fold(model, path)
+    model = fold(model, path)
+    release_memory()  # of the model before, for sessions
     forms.name_nodes(model)
     pooling.use_global_pooling(model)
     pooling.use_pool_over_map(model)
@@ -92,31 +92,6 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     _check_freed(model, path, chw, batch)
     forms.name_nodes(model)
     return model
-
-
-def _fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onnx.ModelProto:
-    """Fold batch norms and constants with ONNX Runtime's basic optimizations, which use standard operators only.
-
-    Args:
-        without: names of optimizers that are left out.
-    """
-    forms.rename_fused_shapes(model)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "folded.onnx"
-        try:
-            write_folded(model.SerializeToString(), target, without)
-        except RUNTIME_ERRORS as err:
-            reason = str(err).strip().partition("\n")[0]
-            raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
-        except FILE_ERRORS:
-            raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None
-        folded = onnx.load(target)
-    # ONNX Runtime declares its own domains whether they are used or not.
-    standard = [opset for opset in folded.opset_import if opset.domain == ""]
-    del folded.opset_import[:]
-    folded.opset_import.extend(standard)
-    forms.rename_fused_shapes(folded)
-    return folded
 
 
 def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:

@@ -18,7 +18,7 @@ from onnx import TensorProto, external_data_helper, inliner, numpy_helper
 from pipeline.errors import DataError
 from pipeline.onnx_models import forms, opsets, upgrades
 from pipeline.onnx_models.fused import split_fused
-from pipeline.onnx_models.graphs import graphs_of, sort_nodes
+from pipeline.onnx_models.graphs import check_model, graphs_of, sort_nodes
 from pipeline.onnx_models.norms import spell_out_group_norms
 
 _STANDARD = ("", "ai.onnx")
@@ -71,7 +71,7 @@ def read(path: Path) -> onnx.ModelProto:
         spell_out_group_norms(model, opsets.version_of(model))
         opsets.lower(model, path)
         forms.name_nodes(model)
-        onnx.checker.check_model(model)
+        check_model(model)
     except (onnx.checker.ValidationError, OSError, ValueError, TypeError) as err:
         raise _invalid(path, err) from None
     return model

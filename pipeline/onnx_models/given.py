@@ -120,6 +120,7 @@ def check_given(path: Path, output: str | None, model: onnx.ModelProto, images_n
     except DataError as err:
         cause = f"{err}: nothing shows that the float32 model means the same; export the network again with opset 17"
         return Given("file", 0, 0, None, 0.0, 0.0, "suspicious", cause)
+    file.close()
     found = run_in_chunks(model, images)
     tolerance = with_own_rounding(HALF if file.is_half else SINGLE, model, images, expected, found)
     if expected.shape != found.shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from onnx import AttributeProto, helper, numpy_helper
 from pipeline.runtimes.sessions import tensor_bytes
 
 Array = npt.NDArray[np.generic]
+_LARGE = 1 << 20  # bytes
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -207,8 +208,35 @@ def remove_unused(graph: onnx.GraphProto) -> None:
         graph.initializer.extend(copies)
 
 
-def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelProto:
-    """Return a copy whose initializers of more than `largest` bytes are inputs, since shape inference copies them."""
+def check_model(model: onnx.ModelProto) -> None:
+    """Raise what onnx's checker finds, without what it takes for large weights: it serializes the whole model.
+
+    Raises:
+        ValidationError: a node, a type or a tensor is invalid.
+        ValueError: a large tensor holds another number of values than its shape says.
+    """
+    large = [tensor for tensor in model.graph.initializer if is_large(tensor)]
+    onnx.checker.check_model(without_weights(model, names={tensor.name for tensor in large}))
+    for tensor in large:
+        numpy_helper.to_array(tensor)
+
+
+def is_large(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a tensor is worth some trouble for the sake of memory; one of an invalid type is not."""
+    try:
+        return tensor_bytes(tensor) >= _LARGE
+    except KeyError:
+        return False
+
+
+def without_weights(
+    model: onnx.ModelProto, largest: int = 1024, *, names: Collection[str] | None = None
+) -> onnx.ModelProto:
+    """Return a copy whose initializers of more than `largest` bytes are inputs, since shape inference copies them.
+
+    Args:
+        names: of the initializers that are to be inputs in the place of those.
+    """
     light = onnx.ModelProto()
     light.ir_version = max(model.ir_version, 4)
     light.opset_import.extend(model.opset_import)
@@ -217,7 +245,7 @@ def without_weights(model: onnx.ModelProto, largest: int = 1024) -> onnx.ModelPr
     for field in ("node", "input", "output", "value_info"):
         getattr(graph, field).extend(getattr(model.graph, field))
     for tensor in model.graph.initializer:
-        if tensor_bytes(tensor) <= largest:
+        if tensor_bytes(tensor) <= largest if names is None else tensor.name not in names:
             graph.initializer.append(tensor)
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))

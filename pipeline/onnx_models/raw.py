@@ -56,7 +56,7 @@ class RawFile:
         self.runner = "ONNX Runtime"
         path = with_tensors_beside(path)
         try:
-            self._session = open_session(str(path), optimized=False)
+            self._session = open_session(str(path), optimized=False, prepacked=False)
         except _LOAD_ERRORS as err:
             self.runner = "onnx's reference evaluator"
             reason = str(err).strip().partition("\n")[0]
@@ -67,6 +67,10 @@ class RawFile:
                     f"neither ONNX Runtime ({reason}) nor onnx's reference evaluator ({_line(reference_err)}) loads "
                     "the file as it is"
                 ) from None
+
+    def close(self) -> None:
+        """Release what running the file took; `first_change` can still be asked."""
+        self._session = self._reference = None
 
     @property
     def most_images(self) -> int | None:

@@ -34,7 +34,7 @@ def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32], *, optimiz
     """
     outputs: list[Float32] = []
     try:
-        session = open_session(model, optimized=optimized)
+        session = open_session(model, optimized=optimized, prepacked=False)
         name, alone = model.graph.input[0].name, takes_one_image(model)
         for batch_nchw in batches_nchw:
             parts = np.split(batch_nchw, len(batch_nchw)) if alone else [batch_nchw]

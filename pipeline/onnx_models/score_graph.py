@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from pipeline.onnx_models.graphs import makers_of
+from pipeline.onnx_models.graphs import makers_of, without_weights
 
 CLOSE = 1e-3  # an epsilon that is added to scores, or that they are clipped at
 COPIES = frozenset({"Identity", "Dropout", "Cast", "QuantizeLinear", "DequantizeLinear"})  # output: the first input
@@ -82,7 +82,7 @@ class Graph:
 
     @cached_property
     def _shapes(self) -> dict[str, list[int | None]]:
-        graph = onnx.shape_inference.infer_shapes(self._model, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(without_weights(self._model), data_prop=True).graph
         kinds = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
         return {
             name: [axis.dim_value if axis.HasField("dim_value") else None for axis in kind.shape.dim]

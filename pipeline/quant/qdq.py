@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.onnx_models.graphs import makers_of, without_weights
+from pipeline.onnx_models.graphs import check_model, makers_of, without_weights
 from pipeline.quant import activations, pixels
 from pipeline.quant.float_layers import keep_in_float
 from pipeline.quant.float_parts import float_parts
@@ -68,7 +68,7 @@ def insert_qdq(
     if pixels.are_input_of(quantized):
         pixels.take_uint8(quantized)
     quantized.producer_name = "int8-classifier-pipeline"
-    onnx.checker.check_model(quantized)
+    check_model(quantized)
     return quantized
 
 

@@ -17,9 +17,12 @@ from onnx import numpy_helper
 
 from pipeline.onnx_models.graphs import attributes_of
 from pipeline.quant.graphs import activation_shapes, constants
+from pipeline.runtimes.sessions import tensor_bytes
 
 Float64 = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 
+_LARGE = 64 << 20  # bytes of weights that are changed in float32: fully connected layers, which would double the memory
 NORM = "BatchNormalization"
 _SPATIAL_ONLY = frozenset({"Flatten", "Reshape", "Squeeze", "ReduceMean"})  # of a pooled map: channels stay axis 1
 _LINEAR = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Add"})
@@ -181,13 +184,15 @@ class WeightEditor:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph
         self._known = constants(model)
-        self._values: dict[str, Float64] = {}
+        self._values: dict[str, Floats] = {}
 
-    def own(self, node: onnx.NodeProto, position: int) -> Float64:
-        """Return the node's own copy of an input's values, to be changed in place."""
+    def own(self, node: onnx.NodeProto, position: int) -> Floats:
+        """Return the node's own copy of an input's values, to be changed in place: float64, or large ones float32."""
         name = node.input[position]
         if name not in self._values:
-            values = numpy_helper.to_array(self._known[name]).astype(np.float64)
+            tensor = self._known[name]
+            kind = np.float64 if tensor_bytes(tensor) < _LARGE else np.float32
+            values = numpy_helper.to_array(tensor).astype(kind)
             name = node.input[position] = f"{node.name}.own_{position}"
             self._values[name] = values
         return self._values[name]
@@ -200,8 +205,11 @@ class WeightEditor:
         self._graph.initializer.extend(kept)
         self._known.clear()
         for name in list(self._values):  # one by one: together they take twice the memory of the model
-            values = self._values.pop(name).astype(np.float32)
-            self._graph.initializer.append(numpy_helper.from_array(values, name))
+            values = self._values.pop(name).astype(np.float32, copy=False)
+            tensor = self._graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=values.shape)
+            content = values.tobytes()
+            del values
+            tensor.raw_data = content
 
 
 def multiply_inputs(editor: WeightEditor, node: onnx.NodeProto, factors: Float64) -> None:

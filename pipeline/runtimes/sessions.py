@@ -64,7 +64,7 @@ def serialize(model: onnx.ModelProto, outputs: Sequence[str] = ()) -> tuple[byte
 
 
 def open_session(
-    model: str | bytes | onnx.ModelProto, *, optimized: bool = True, threads: int | None = None
+    model: str | bytes | onnx.ModelProto, *, optimized: bool = True, threads: int | None = None, prepacked: bool = True
 ) -> onnxruntime.InferenceSession:
     """Open a model on the CPU.
 
@@ -72,11 +72,15 @@ def open_session(
         model: path of a file, or a model, serialized or not.
         optimized: False computes each node of the file as it stands.
         threads: None leaves the number to ONNX Runtime.
+        prepacked: False leaves large weights as they lie: a few images need no faster ones, and while those are made,
+            a VGG is in memory once more.
 
     Raises:
         RUNTIME_ERRORS, FILE_ERRORS: ONNX Runtime does not load it.
     """
     options = _options()
+    if not prepacked:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimized:

@@ -10,6 +10,7 @@ import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
+from pipeline.onnx_models.graphs import check_model
 from pipeline.quant import placement
 from pipeline.quant.channel_order import order_channels
 from pipeline.quant.layers import weights_of
@@ -34,6 +35,6 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     readers = {node.name for node in model.graph.node if sources.get(node.input[0]) in in_float}
     layers = {weights.layer for weights in weights_of(model)} - readers
     changed = order_channels(model, layers)
-    onnx.checker.check_model(model)
+    check_model(model)
     onnx.save(model, out / MODEL)
     write_json(out / FIGURES, {"streams": changed})

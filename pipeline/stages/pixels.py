@@ -11,6 +11,7 @@ import onnx
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import Triple
+from pipeline.onnx_models.graphs import check_model
 from pipeline.quant import pixels
 from pipeline.stages.artefact_names import FIGURES, MODEL
 
@@ -32,6 +33,6 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     obstacle = pixels.obstacle(model, settings.mean)
     if obstacle is None:
         pixels.fold_normalisation(model, settings.mean, settings.std)
-        onnx.checker.check_model(model)
+        check_model(model)
     onnx.save(model, out / MODEL)
     write_json(out / FIGURES, {"input": "uint8 pixels" if obstacle is None else f"float32, since {obstacle}"})

@@ -128,7 +128,7 @@ STAGES: tuple[Stage[Any], ...] = (
         version=16,
     ),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
-    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=8),
+    Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=9),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
     Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=10),
     Stage(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
 from pipeline.onnx_models import classifier
-from pipeline.quant import placement, qdq
+from pipeline.quant import placement, qdq, streams
 from pipeline.quant.equalization import channel_extremes, equalize, scaled_tensors
 from pipeline.quant.qmath import max_range
 from pipeline.quant.streams import FACTORS, find_streams
@@ -141,6 +141,15 @@ def test_equalize_changes_no_answer_but_the_weights(name: str, request: pytest.F
     assert_same_answers(model, after)
     assert len(spread) >= 3
     assert all(ratio > 1.2 for ratio in spread.values()), spread
+
+
+def test_equalize_changes_no_answer_when_it_changes_weights_in_float32_as_large_ones(
+    residual: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_LARGE", 0)
+    after, spread = equalized(residual)
+    assert max(spread.values()) > 1.5
+    assert_same_answers(residual, after)
 
 
 def test_equalize_changes_no_answer_of_the_fitted_network(tiny_model: onnx.ModelProto, batch_nchw: Float32) -> None:
