@@ -50,6 +50,7 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         float_layers=parts.float_layers,
         float_activations=parts.float_activations,
         gates_in_float=parts.gates_in_float,
+        installed_later=parts.rounded.keys(),
     )
     rounded = {name: (each.weights, each.scales) for name, each in parts.rounded.items()}
     installed = install_weights(model, float32, rounded)

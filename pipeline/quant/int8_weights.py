@@ -6,7 +6,7 @@ saturates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,9 +80,15 @@ def bound_pairs(rounded: npt.NDArray[Any], steps: Float32, pairs: Pairs) -> Int8
             found[row, place] -= np.sign(found[row, place])
 
 
-def round_all_to_nearest(int8: onnx.ModelProto, float32: onnx.ModelProto) -> None:
-    """Round the weights of a QDQ model again, in place: the tool that made it does not bound pairs."""
+def round_all_to_nearest(int8: onnx.ModelProto, float32: onnx.ModelProto, without: Collection[str] = ()) -> None:
+    """Round the weights of a QDQ model again, in place: the tool that made it does not bound pairs.
+
+    Args:
+        without: names of layers that `install_weights` is called for.
+    """
     for weights, tensor, scales in quantized_weights(int8, float32):
+        if weights.layer in without:
+            continue
         values = round_to_nearest(weights.matrix, scales, weights.pairs)
         tensor.CopyFrom(numpy_helper.from_array(weights.as_stored(values), tensor.name))
 
@@ -107,7 +113,7 @@ def install_weights(
     """Replace the weights of a QDQ model by rounded ones, in place.
 
     Layers in float are left out, and outputs whose scale differs from the one they were rounded with: ONNX Runtime
-    widens it where a bias would not fit beside very small weights. Those outputs keep their nearest-rounded weights.
+    widens it where a bias would not fit beside very small weights. Those outputs get the nearest-rounded weights.
 
     Args:
         rounded: by layer int8 [outputs, inputs] and their scales, float32 [outputs] or [1].
@@ -121,8 +127,9 @@ def install_weights(
             continue
         values, wanted = rounded[weights.layer]
         outputs = np.broadcast_to(np.isclose(scales, wanted, rtol=_SAME_SCALE, atol=0), len(values))
-        nearest = weights.as_rows(numpy_helper.to_array(tensor))
-        chosen = np.where(outputs[:, None], values, nearest)
+        chosen = values
+        if not outputs.all():
+            chosen = np.where(outputs[:, None], values, round_to_nearest(weights.matrix, scales, weights.pairs))
         tensor.CopyFrom(numpy_helper.from_array(weights.as_stored(chosen), tensor.name))
         installed[weights.layer] = outputs
     return installed

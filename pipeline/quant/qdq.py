@@ -34,6 +34,7 @@ def insert_qdq(
     float_layers: Collection[str] = (),
     float_activations: Collection[str] = (),
     gates_in_float: bool = False,
+    installed_later: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return the int8 model: weights int8 symmetric (one scale an output channel, or one a tensor), activations uint8.
 
@@ -44,6 +45,7 @@ def insert_qdq(
         float_layers: names of nodes that stay float32.
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
         gates_in_float: leave what lies between convolutions and gates in float32, see `float_parts`.
+        installed_later: names of layers whose weights the caller has, for `install_weights`: they are not rounded here.
 
     Raises:
         DataError: a tensor has no range, or weights hold NaN or Inf.
@@ -64,7 +66,7 @@ def insert_qdq(
     _read_unquantized(quantized.graph, parts.nodes, float32)
     keep_in_float(quantized)
     activations.remove_redundant(quantized, excluded)
-    round_all_to_nearest(quantized, float32)
+    round_all_to_nearest(quantized, float32, installed_later)
     if pixels.are_input_of(quantized):
         pixels.take_uint8(quantized)
     quantized.producer_name = "int8-classifier-pipeline"
