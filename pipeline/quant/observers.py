@@ -32,21 +32,33 @@ _CHUNK = 1 << 18
 _SAMPLES, _LEAST_SAMPLES = 1 << 20, 1 << 11
 _TAIL_SHARE = 0.001  # of the values of the images that the tails are set by, at either end
 _SCANNED = 1 << 16  # values scanned at a time: they stay in the cache
+# Values of bfloat16 that wait until they are counted together: of an image there are some thousands of a tensor, and
+# the calls that count them would take as long as its scan.
+_WAITING = 1 << 16
 
 
 @dataclass
 class Observer:
     """Running statistics of one tensor; threads may add at once."""
 
-    counts: Counts = field(default_factory=lambda: np.zeros(qmath.BINS, np.int64))
     lowest: float = float("inf")
     highest: float = float("-inf")
     tails: tuple[int, int] = (0, 0)  # keys of the magnitudes where they begin, below and above zero; 0: all is tail
     samples: int = _SAMPLES  # values counted of a batch outside the tails, about; smaller batches are counted whole
+    _counted: Counts = field(default_factory=lambda: np.zeros(qmath.BINS, np.int64), repr=False)
+    _waiting: dict[int, list[bfloat16.Halves]] = field(default_factory=dict, repr=False)  # by how much each counts
+    _values: int = field(default=0, repr=False)  # that wait
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(self, values: Values, *, never_negative: bool = False) -> None:
-        """Count a float32 array of any shape; C-contiguous, or it is copied.
+    @property
+    def counts(self) -> Counts:
+        """The histogram of all values so far, int64 [BINS]; to be changed in place."""
+        with self._lock:
+            self._count_waiting()
+        return self._counted
+
+    def add(self, values: Values, *, never_negative: bool = False) -> bool:
+        """Count an array of any shape; C-contiguous, or it is copied. Return whether all values so far are finite.
 
         Args:
             values: float32, or bfloat16 as uint16.
@@ -55,21 +67,21 @@ class Observer:
         """
         stride = _stride(values.size, self.samples)
         if values.dtype == np.uint16:
-            self._add_halves(np.ascontiguousarray(values, np.uint16).reshape(-1), stride)
-            return
+            return self._add_halves(np.ascontiguousarray(values, np.uint16).reshape(-1), stride)
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if self.tails != (0, 0) and stride > 1:
             self._add_sampled(flat, stride, never_negative)
-            return
+            return self._is_finite()
         keys = np.empty(min(_CHUNK, flat.size), np.int64)
         for start in range(0, flat.size, _CHUNK):
             chunk = flat[start : start + _CHUNK]
             found = qmath.float_keys(chunk, out=keys[: chunk.size])
             lowest, highest = float(chunk.min()), float(chunk.max())
             with self._lock:
-                np.add.at(self.counts, found, 1)  # a nanosecond a value; bincount would fill and add all bins
+                np.add.at(self._counted, found, 1)  # a nanosecond a value; bincount would fill and add all bins
                 self.lowest = min(self.lowest, lowest)
                 self.highest = max(self.highest, highest)
+        return self._is_finite()
 
     def _add_sampled(self, flat: npt.NDArray[np.float32], stride: int, never_negative: bool) -> None:
         low, high = -qmath.magnitude(self.tails[0]), qmath.magnitude(self.tails[1])
@@ -92,25 +104,39 @@ class Observer:
         inner = qmath.float_keys(sampled[(sampled > low) & (sampled < high)])
         exact = [qmath.float_keys(values) for values in outside]
         with self._lock:
-            np.add.at(self.counts, inner, stride)
+            np.add.at(self._counted, inner, stride)
             for keys in exact:
-                np.add.at(self.counts, keys, 1)
+                np.add.at(self._counted, keys, 1)
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
 
-    def _add_halves(self, bits: bfloat16.Halves, stride: int) -> None:
+    def _is_finite(self) -> bool:
+        # The extremes would not show it: Python's min() and max() ignore a NaN.
+        return qmath.count_not_finite(self._counted) == 0
+
+    def _add_halves(self, bits: bfloat16.Halves, stride: int) -> bool:
         if self.tails == (0, 0) or stride == 1:
             inner, stride = bits, 1
-            _, lowest, highest = bfloat16.scan(bits, bfloat16.NO_TAILS)
-            exact = []
+            outside, lowest, highest = bfloat16.scan(bits, bfloat16.NO_TAILS)
         else:
+            inner = bits[::stride]
             outside, lowest, highest = bfloat16.scan(bits, self.tails)
-            inner = bfloat16.inside(bits[::stride].copy(), self.tails)
-            exact = [bfloat16.keys(values) for values in outside]
         with self._lock:
-            np.add.at(self.counts, bfloat16.keys(inner), stride)
-            for keys in exact:
-                np.add.at(self.counts, keys, 1)
+            self._waiting.setdefault(stride, []).append(inner.copy())
+            self._waiting.setdefault(1, []).extend(outside)
+            self._values += inner.size + sum(map(len, outside))
+            if self._values >= _WAITING:
+                self._count_waiting()
             self.lowest, self.highest = min(self.lowest, lowest), max(self.highest, highest)
+        return math.isfinite(lowest) and math.isfinite(highest)
+
+    def _count_waiting(self) -> None:
+        for stride, pieces in self._waiting.items():
+            bits = np.concatenate([*pieces, np.empty(0, np.uint16)])
+            if stride > 1:
+                bits = bfloat16.inside(bits, self.tails)
+            np.add.at(self._counted, bfloat16.keys(bits), stride)
+        self._waiting.clear()
+        self._values = 0
 
 
 @lru_cache(maxsize=1024)
@@ -163,9 +189,7 @@ class ObserverSet:
             DataError: a tensor holds NaN or Inf; it is named.
         """
         for name, tensor in values.items():
-            self.observers[name].add(tensor, never_negative=name in never_negative)
-            # The extremes would not show it: Python's min() and max() ignore a NaN.
-            if qmath.count_not_finite(self.observers[name].counts):
+            if not self.observers[name].add(tensor, never_negative=name in never_negative):
                 raise DataError(
                     f"activation {name}: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
                 )
@@ -181,8 +205,9 @@ class ObserverSet:
             "extremes": np.array([[o.lowest, o.highest] for o in self.observers.values()], np.float64),
         }
         for index, observer in enumerate(self.observers.values()):
-            used = np.flatnonzero(observer.counts).astype(np.uint32)
-            arrays[f"keys_{index}"], arrays[f"counts_{index}"] = used, observer.counts[used]
+            counts = observer.counts
+            used = np.flatnonzero(counts).astype(np.uint32)
+            arrays[f"keys_{index}"], arrays[f"counts_{index}"] = used, counts[used]
         arrays["mean_names"] = np.array(list(self.mean_sums))
         for index, sums in enumerate(self.mean_sums.values()):
             arrays[f"mean_sums_{index}"] = sums

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -73,17 +75,33 @@ def test_observer_counts_bfloat16_as_the_same_values_in_float32(low: float) -> N
             observer.counts[:] = 0
 
 
+def test_observer_counts_what_waits_when_threads_add_at_once() -> None:
+    """Before and after so many values wait that they are counted."""
+    bits = halves((40_000,))
+    once, at_once = Observer(samples=2048), Observer(samples=2048)
+    for observer in (once, at_once):
+        observer.add(bits)
+        observer.tails = qmath.tail_keys(observer.counts, 0.01)
+        observer.counts[:] = 0
+    once.add(bits)
+    for times in (3, 200):
+        at_once.counts[:] = 0
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda _: at_once.add(bits), range(times)))
+        np.testing.assert_array_equal(at_once.counts, times * once.counts)
+
+
 @pytest.mark.parametrize("bad", [0x7F80, 0xFF80, 0x7FC0, 0xFFC0])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_observer_counts_what_is_not_finite_in_bfloat16(bad: int, sampled: bool) -> None:
     bits = halves((50_000,))
     seen = Observer(samples=100)
-    seen.add(bits)
+    assert seen.add(bits)
     if sampled:
         seen.tails = qmath.tail_keys(seen.counts, 0.01)
     assert qmath.count_not_finite(seen.counts) == 0
     bits[33_333] = bad
-    seen.add(bits)
+    assert not seen.add(bits)
     assert qmath.count_not_finite(seen.counts) == 1
 
 
