@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _LONGEST_S = 1.0
 _STEP_S = 0.001
@@ -21,6 +25,20 @@ def thread_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what the function returns of each item, in order; a thread of the pool computes the next one meanwhile.
+
+    `Executor.map` would compute all of them, which then wait in memory.
+    """
+    coming: Future[R] | None = None
+    for item in items:
+        present, coming = coming, pool.submit(function, item)
+        if present is not None:
+            yield present.result()
+    if coming is not None:
+        yield coming.result()
 
 
 def wait_for_end(native_ids: Iterable[int]) -> None:

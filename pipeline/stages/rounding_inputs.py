@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly
 from pipeline.data.imagenet import Sample
-from pipeline.host.threads import thread_pool
+from pipeline.host.threads import one_ahead, thread_pool
 from pipeline.quant import pixels
 from pipeline.quant.bfloat16 import Values
-from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts
+from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Float32, Means
 from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.layers import Layer
 from pipeline.quant.rounding import WIDEST
@@ -97,6 +98,41 @@ class Counting:
     out: Path  # folder for the counts
 
 
+class _Inputs:
+    """What is held of the layers' inputs, image by image."""
+
+    def __init__(self, layers: Sequence[Layer], sizes: Mapping[str, Size], positions: int, images: int) -> None:
+        self._layers, self._positions, self._images = layers, positions, images
+        self._random = np.random.default_rng(SEED)
+        self.held: dict[str, Held] = {}
+        for layer in layers:
+            size = sizes[layer.name]
+            self.held[layer.name] = [] if size.activations < size.covariance else covariance_of(layer)
+
+    def take(self, tensors: Mapping[str, Values]) -> list[Values]:
+        """Return a copy of what is to be held of an image, layer by layer; to be called in the order of the images."""
+        return [self._take(layer, tensors[layer.source]) for layer in self._layers]
+
+    def _take(self, layer: Layer, values: Values) -> Values:
+        if self.held[layer.name] == [] and _outgrows(layer, self._images * values.nbytes):
+            self.held[layer.name] = covariance_of(layer)
+        whole = isinstance(self.held[layer.name], list)
+        taken: Values = values.copy() if whole else layer.columns(values, self._positions, self._random)
+        return taken
+
+    def add(self, taken: Sequence[Values], pool: Executor) -> None:
+        """Hold what `take` returned; the pool's threads each sum the covariance of a layer."""
+        summed = []
+        for layer, some in zip(self._layers, taken, strict=True):
+            held = self.held[layer.name]
+            if isinstance(held, list):
+                held.append(some)
+            else:
+                summed.append((held, some))
+        summed.sort(key=lambda each: each[1].shape[1], reverse=True)  # so that no thread is left with a wide one
+        list(pool.map(lambda each: each[0].add(each[1]), summed))
+
+
 def collect(
     reading: Reading,
     layers: Sequence[Layer],
@@ -113,46 +149,38 @@ def collect(
     raw, counter = pixels.are_input_of(model), Counter(model)
     del model
     wanted = [layer.source for layer in layers] + (counter.read if counting else [])
-    held: dict[str, Held] = {}
-    for layer in layers:
-        size = sizes[layer.name]
-        held[layer.name] = [] if size.activations < size.covariance else covariance_of(layer)
-    random = np.random.default_rng(SEED)
+    inputs = _Inputs(layers, sizes, reading.positions, len(images))
 
     def prepare(image: Sample) -> Image:
         return preprocess.load(reading.preprocess, image.source.content(), raw=raw)
 
-    reader = open_reader(reading.model, wanted, Placement(1, reading.cores), prepare(images[0]), reading.arithmetic)
-
-    def read(image: Sample) -> Mapping[str, Values]:
-        return reader.read(prepare(image))
-
+    # An image is read beside the sums of the one before, on as few cores as those leave: threads that share an image
+    # take up to half as much CPU time again.
+    placement = Placement(1, max(1, reading.cores - reading.workers))
+    reader = open_reader(reading.model, wanted, placement, prepare(images[0]), reading.arithmetic)
     counts = Counts(counter.observed, counting.listed if counting else 1)
-    if counting:
-        counter.set_tails(counts, (read(images[index]) for index in choose_evenly(len(images), TAIL_IMAGES)))
-    with thread_pool(reading.workers) as pool:
-        for image in images:
-            values = read(image)
-            counted = pool.submit(counter.count, counts, values, averaged=True) if counting else None
-            summed = []
-            for layer in layers:
-                some = held[layer.name]
-                if some == [] and _outgrows(layer, len(images) * values[layer.source].nbytes):
-                    some = held[layer.name] = covariance_of(layer)
-                if isinstance(some, list):
-                    some.append(values[layer.source].copy())
-                else:
-                    summed.append((some, layer.columns(values[layer.source], reading.positions, random)))
-            summed.sort(key=lambda each: each[1].shape[1], reverse=True)  # so that no thread is left with a wide one
-            list(pool.map(lambda each: each[0].add(each[1]), summed))
+
+    def set_tails() -> None:
+        chosen = choose_evenly(len(images), TAIL_IMAGES)
+        counter.set_tails(counts, (reader.read(prepare(images[index])) for index in chosen))
+
+    def see(image: Sample) -> tuple[list[Values], tuple[Float32, Means | None] | None]:
+        values = reader.read(prepare(image))
+        return inputs.take(values), counter.count(counts, values, averaged=True) if counting else None
+
+    with thread_pool(1) as ahead, thread_pool(reading.workers) as pool:
+        if counting:
+            ahead.submit(set_tails).result()
+        for taken, counted in one_ahead(ahead, see, images):
+            inputs.add(taken, pool)
             if counted is not None:
-                counts.add(*counted.result())
+                counts.add(*counted)
             advance()
     if counting:
         counts.save(counting.out / OBSERVERS, counting.out / OUTPUTS)
         write_arithmetic(counting.out, reader.arithmetic)
     reader.close()
-    return held
+    return inputs.held
 
 
 def covariance_of(layer: Layer) -> Covariance | GroupCovariance:
