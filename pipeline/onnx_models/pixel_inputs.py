@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from pipeline.onnx_models.graphs import Names, add_constant, constants_of, integer
 
-_PIXEL_SCALES = (1 / 300, 1 / 100)  # from one to the other: what a network scales pixels of 0 to 255 by
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image, as Pillow and OpenCV have it (ITU-R 601-2)
-_CHANNELS = 3
 
 
 def read_luminance(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None:
@@ -55,34 +53,3 @@ def read_dequantized(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None
         place = list(graph.node).index(node)
         graph.node.insert(place, helper.make_node("Sub", [image.name, first], [above_zero], names.free(above_zero)))
         node.CopyFrom(helper.make_node("Mul", [above_zero, factor], node.output, node.name))
-
-
-def takes_pixels(model: onnx.ModelProto) -> bool:
-    """Tell whether a file's one image input is of pixels from 0 to 255, which the network then normalises itself.
-
-    It is where its type is uint8, or where all that reads it, casts and Transposes left aside, scales it by about
-    1/255 or 1/127.5, as Keras's Rescaling layers do.
-    """
-    constants = constants_of(model.graph)
-    inputs = [value for value in model.graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        return False
-    return inputs[0].type.tensor_type.elem_type == TensorProto.UINT8 or _is_scaled(model.graph, inputs[0].name)
-
-
-def _is_scaled(graph: onnx.GraphProto, name: str) -> bool:
-    constants = constants_of(graph)
-    readers = [node for node in graph.node if name in node.input]
-    if len(readers) == 1 and readers[0].op_type in ("Cast", "Transpose", "Identity"):
-        return _is_scaled(graph, readers[0].output[0])
-    factors = []
-    for node in readers:
-        others = [each for each in node.input if each != name]
-        if node.op_type not in ("Mul", "Div") or len(others) != 1 or others[0] not in constants:
-            return False
-        values = numpy_helper.to_array(constants[others[0]]).astype(np.float64)
-        if node.op_type == "Div" and (node.input[0] != name or not values.all()):
-            return False
-        factors += list((1 / values if node.op_type == "Div" else values).reshape(-1)[:_CHANNELS])
-    low, high = _PIXEL_SCALES
-    return bool(factors) and all(low <= factor <= high for factor in factors)

@@ -15,6 +15,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import libraries, zoo
 from pipeline.models.recipe import Recipe
 from pipeline.models.zoo import Model
+from pipeline.onnx_models import input_units
+from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.records import read_records
 from pipeline.weights import paddle_inference, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of
@@ -44,7 +46,7 @@ class FoundNetwork:
     recipe: Recipe | None  # how images are prepared, where somebody recorded it
     labels: tuple[str, ...] | None  # of the classes, where a file names them
     note: str
-    takes_pixels: bool = False  # 0 to 255, and normalises them itself
+    unit: InputUnit | None = None  # of the images that it normalises itself; None: it takes normalised ones
 
 
 def find_network(wanted: Wanted) -> FoundNetwork:
@@ -203,7 +205,7 @@ def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
 def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     import onnx
 
-    from pipeline.onnx_models import pixel_inputs, signature
+    from pipeline.onnx_models import signature
 
     try:
         model = onnx.load(weights, load_external_data=False)
@@ -224,9 +226,9 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     }
     shown = f"{height} px" if height == width else f"{height}x{width} px"
     note = f"{weights}: input {name!r}, {shown}"
-    pixels = pixel_inputs.takes_pixels(model)
-    note += ", pixels of 0 to 255 that the network normalises itself" if pixels else ""
-    return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, pixels)
+    unit = input_units.unit_of(model)
+    note += f", {unit.value} that the network normalises itself" if unit else ""
+    return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, unit)
 
 
 def _outputs_of(model: onnx.ModelProto) -> int | None:

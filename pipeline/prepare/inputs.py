@@ -18,7 +18,8 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import DataError
 from pipeline.models import zoo
-from pipeline.onnx_models import files, pixel_inputs, signature
+from pipeline.onnx_models import files, input_units, signature
+from pipeline.onnx_models.input_units import InputUnit
 from pipeline.terminal import console
 
 
@@ -65,13 +66,20 @@ def check_model(cfg: BuildConfig) -> None:
     if frontend.type is not Frontend.ONNX or frontend.checkpoint is None:
         return
     model: onnx.ModelProto = files.structure(frontend.checkpoint)
-    if pixel_inputs.takes_pixels(model) and not is_plain(cfg.preprocess):
+    unit = input_units.unit_of(model)
+    if unit is InputUnit.PIXELS and not is_plain(cfg.preprocess):
         is_uint8 = any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for value in model.graph.input)
-        does = "its input is uint8: the network casts and normalises" if is_uint8 else "the network scales"
+        does = "its input is uint8: the network casts and normalises" if is_uint8 else "the network normalises"
         raise DataError(
             f"{frontend.checkpoint}: {does} its pixels itself, and process_ops normalise them too; set Normalize to "
             "{mean: [0, 0, 0], std: [1, 1, 1], div255: false} there, or export the network without "
             f"{'the Cast and ' if is_uint8 else ''}the normalisation"
+        )
+    if unit is InputUnit.SHARES and not (np.allclose(cfg.preprocess.mean, 0) and np.allclose(cfg.preprocess.std, 1)):
+        console.warning(
+            f"note: {frontend.checkpoint}: the network begins with a normalisation of images of 0 to 1, and "
+            "process_ops normalise them too; where it was not trained so, set Normalize to {mean: [0, 0, 0], std: "
+            "[1, 1, 1]}"
         )
     signature.choose_output(model, frontend.checkpoint, frontend.output)
     signature.take_input(model, frontend.checkpoint, frontend.chw)

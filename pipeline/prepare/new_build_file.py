@@ -17,12 +17,14 @@ from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.recipe import Numbers, Recipe
+from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
 
 _MEAN: Numbers = (0.485, 0.456, 0.406)
 _STD: Numbers = (0.229, 0.224, 0.225)
 _NO_MEAN: Numbers = (0.0, 0.0, 0.0)
-_NO_STD: Numbers = (1 / 255, 1 / 255, 1 / 255)  # of a 0..1 image: pixels as they are
+# Of a 0..1 image, for networks that normalise it themselves.
+_NO_STD: dict[InputUnit, Numbers] = {InputUnit.PIXELS: (1 / 255, 1 / 255, 1 / 255), InputUnit.SHARES: (1.0, 1.0, 1.0)}
 _CALIBRATION = 1000
 _RESIZE = 256 / 224  # shorter side over the crop, as ImageNet's networks are measured
 
@@ -182,8 +184,10 @@ def _recipe(given: Given, network: FoundNetwork) -> tuple[list[dict[str, object]
     """Return `process_ops`, and a line that says where each of its numbers is from."""
     height, width = network.hw
     recipe, said = network.recipe, ""
-    if network.takes_pixels and given.mean is None and given.std is None:
-        given = replace(given, mean=_NO_MEAN, std=_NO_STD)
+    flags = [flag for flag, value in (("--mean", given.mean), ("--std", given.std)) if value is not None]
+    by_itself = network.unit is not None and not flags
+    if network.unit is not None and by_itself:
+        given = replace(given, mean=_NO_MEAN, std=_NO_STD[network.unit])
     if recipe is None:
         square = height == width
         resize = round(height * _RESIZE) if square else (height, width)
@@ -194,14 +198,14 @@ def _recipe(given: Given, network: FoundNetwork) -> tuple[list[dict[str, object]
             said = f"{shown}, ImageNet's mean and std: change them in the file where the network was trained otherwise"
             said += "" if given.mean is None and given.std is None else " (--mean and --std go together)"
         else:
-            said = f"{shown}; mean and std as given"
+            said = f"{shown}; mean and std {'are in the network' if by_itself else 'as given'}"
     else:
         own = recipe.crop_hw
         recipe = recipe.sized(height) if height == width else replace(recipe, crop_hw=network.hw, resize=network.hw)
         recipe = replace(recipe, mean=given.mean or recipe.mean, std=given.std or recipe.std)
         said = f"{recipe}: from {recipe.source}"
         said += "" if own == network.hw else f", whose size is {own[0]}"
-        flags = [flag for flag, value in (("--mean", given.mean), ("--std", given.std)) if value is not None]
+        said += "; the network has mean and std itself" if by_itself else ""
         said += f"; {' and '.join(flags)} as given" if flags else ""
     ops = recipe.process_ops()
     if not recipe.interpolation:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pipeline.building import build
@@ -402,6 +403,51 @@ def test_init_and_build_a_network_of_pixels(
     does = (
         "its input is uint8: the network casts and normalises"
         if kind == onnx.TensorProto.UINT8
-        else "the network scales"
+        else "the network normalises"
     )
     assert f"net.onnx: {does} its pixels itself, and process_ops normalise them too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "written", "said"),
+    [
+        (123.7, 58.4, {"mean": [0.0] * 3, "std": [1.0] * 3, "div255": False}, "pixels of 0 to 255"),
+        (0.485, 0.229, {"mean": [0.0] * 3, "std": [1.0] * 3}, "images of 0 to 1"),
+    ],
+)
+def test_init_leaves_a_normalisation_to_the_network_that_begins_with_it(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mean: float,
+    std: float,
+    written: dict[str, object],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(save_onnx(Path("net.onnx")))
+    for node in model.graph.node:
+        node.input[:] = ["normal" if name == "pixel_values" else name for name in node.input]
+    for name, value in (("mean", mean), ("std", std)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.full((3, 1, 1), value, np.float32), name))
+    model.graph.node.insert(0, onnx.helper.make_node("Div", ["above", "std"], ["normal"], "div"))
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", ["pixel_values", "mean"], ["above"], "sub"))
+    onnx.save(model, "net.onnx")
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "pets"]) == 0
+    out = capsys.readouterr().out
+    assert f"32 px, {said} that the network normalises itself" in out
+    assert "CenterCrop 32; mean and std are in the network" in out
+    ops = yaml.safe_load(Path("x.yaml").read_text(encoding="utf-8"))["dataset"]["process_ops"]
+    assert next(op for op in ops if op["type"] == "Normalize") == {"type": "Normalize", **written}
+    given = ["--mean", ".5,.5,.5", "--std", ".5,.5,.5"]
+    assert main(["init", "y.yaml", "--weights", "net.onnx", "--dataset", "pets", *given]) == 0
+    assert "CenterCrop 32; mean and std as given" in capsys.readouterr().out
+    code = main(["build", "y.yaml", "--dry-run"])
+    found = capsys.readouterr().err
+    if said.startswith("pixels"):
+        assert code == 2
+        assert "net.onnx: the network normalises its pixels itself, and process_ops normalise them too" in found
+    else:
+        assert code == 0
+        assert "net.onnx: the network begins with a normalisation of images of 0 to 1, and process_ops nor" in found
