@@ -3,7 +3,7 @@
 The zoo is a checkout of Vastai/VastModelZOO, of which build files and vdsp_params files are read and nothing else. Its
 checkpoints are not used: the networks are made anew, with weights fitted to the embedded sample (`zoo_networks.py`,
 which says what stands for each). So the figures say what quantization costs such weights, and whether a file builds,
-not how accurate the zoo's networks are.
+not how accurate the zoo's networks are. Build files of the same network and preprocessing share it: DIR/networks.
 
     python benchmarks/zoo.py VastModelZOO --out zoo_runs --markdown zoo.md
     python benchmarks/zoo.py VastModelZOO --out zoo_runs resnet 'vgg/*vgg'    # folders, names or folder/name
@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 from common import exit_code
+from zoo_table import cells, markdown
 
 from pipeline.data.imagenet import list_dataset
 from pipeline.data.sample import SAMPLE_CLASSES, write_sample
@@ -52,7 +53,6 @@ VDSP = {  # the file beside a build file without preprocessing
 }
 KEPT = "result.json"
 UNTRIED = {"outcome": "not tried"}
-TITLES = ("build file", "network", "outcome", "exact", "OpenVINO", "ONNX Runtime", "CPU s")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def make_network(entry: Entry, args: argparse.Namespace, folder: Path, changes: 
         "--images",
         str(images),
         "--out",
-        str(folder),
+        str(args.out / "networks"),
     ]
     log = folder / "network.log"
     code, *_ = call([*command, *(part for each in changes for part in ("--set", each))], log)
@@ -226,7 +226,7 @@ def measure(entry: Entry, args: argparse.Namespace) -> dict[str, Any]:
         (folder / "network.h5").touch()  # refused whatever it holds
         result |= build(entry, args, folder, folder / "network.h5", [])
     else:
-        result["changes"] = changes = entry.changes(args.most_images)
+        result["changes"] = changes = [*entry.changes(args.most_images), *args.set]
         result |= make_network(entry, args, folder, changes)
         if "file" in result:
             result |= build(entry, args, folder, Path(result["file"]), changes)
@@ -234,43 +234,8 @@ def measure(entry: Entry, args: argparse.Namespace) -> dict[str, Any]:
             result |= judge(entry, args, folder)
     if not args.keep:
         shutil.rmtree(folder / "workspace", ignore_errors=True)
-        for path in folder.glob("network.*[xt]"):
-            path.unlink()
     (folder / KEPT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
-
-
-def figures(found: Mapping[str, Any] | None, images: int) -> str:
-    if not found:
-        return "-"
-    if found["sqnr_db"] is None:
-        return f"{found['same']}/{images}, no noise"
-    return f"{found['same']}/{images}, {max(found['kl'], 0):.4f}, {found['sqnr_db']:.1f} dB"
-
-
-def cells(result: Mapping[str, Any]) -> list[str]:
-    """Return a row of the table: same answers, KL and SQNR of the logits beside float32."""
-    outcome = result["outcome"]
-    if result.get("dtype") != "int8" and outcome == "built":
-        outcome = f"built, {result['dtype']}"
-    if "why" in result:
-        outcome += f": {result['why'].removeprefix('error: ').partition('; ')[0]}"  # advice follows
-    exact = result.get("exact") or {}
-    inside = {"same": exact.get("same_answers"), "kl": exact.get("kl"), "sqnr_db": exact.get("sqnr_db")}
-    measured = result.get("evaluation") or {}
-    return [
-        result["key"],
-        result.get("form", "-"),
-        outcome,
-        figures(inside, exact["images"]) if "images" in exact else "-",
-        *(figures(measured.get(name), measured.get("images", 0)) for name in ("openvino", "onnxruntime")),
-        str(result.get("cpu_seconds", "-")),
-    ]
-
-
-def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    rows = [list(TITLES), ["---"] * len(TITLES), *map(cells, results)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -289,8 +254,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("wanted", nargs="*", metavar="NAME", help="folders, names or folder/name, in patterns (all)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("zoo_runs"), help="results (%(default)s)")
     parser.add_argument("--most-images", type=int, metavar="N", default=1000, help="for calibration (%(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all builds, as of `build`")
     parser.add_argument("--python", default=sys.executable, help="with torch, torchvision, timm and onnxsim (this one)")
-    parser.add_argument("--keep", action="store_true", help="keep networks and packages")
+    parser.add_argument("--keep", action="store_true", help="keep packages")
     parser.add_argument("--kept", action="store_true", help="the table of earlier results; nothing is run")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, build by build")
     return parser

@@ -10,8 +10,10 @@ own, since it may want another environment than the builds: pip install torch to
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from pipeline.data.imagenet import list_dataset
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.libraries import fuse
-from pipeline.weights.sample_weights import fit_sample_weights
+from pipeline.weights.sample_weights import SMOOTH, fit_sample_weights
 
 OPSET = 11  # of the zoo's documents
 SIMPLIFIED = "_sim"  # part of the name of checkpoints that went through onnxsim
@@ -188,7 +190,9 @@ def fit(network: nn.Module, cfg: BuildConfig, images: Path) -> None:
         pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
         return preprocess.apply(cfg.preprocess, pixels)
 
-    fit_sample_weights(network, prepare, [(Path(str(each.source)), each.class_index or 0) for each in listed])
+    fit_sample_weights(
+        network, prepare, [(Path(str(each.source)), each.class_index or 0) for each in listed], norm_bias=SMOOTH
+    )
 
 
 def write(network: nn.Module, cfg: BuildConfig, stem: Path) -> Path:
@@ -210,7 +214,7 @@ def write(network: nn.Module, cfg: BuildConfig, stem: Path) -> Path:
             output_names=["output"],
             opset_version=OPSET,
         )
-    if cfg.frontend.checkpoint is not None and SIMPLIFIED in cfg.frontend.checkpoint.stem:
+    if is_simplified(cfg):
         import onnx
         from onnxsim import simplify
 
@@ -221,6 +225,31 @@ def write(network: nn.Module, cfg: BuildConfig, stem: Path) -> Path:
     return path
 
 
+def is_simplified(cfg: BuildConfig) -> bool:
+    return cfg.frontend.checkpoint is not None and SIMPLIFIED in cfg.frontend.checkpoint.stem
+
+
+def stem_of(form: Form, cfg: BuildConfig) -> str:
+    """Return a file name of all that a network depends on: build files that agree in it share the network."""
+    given = (form.says, cfg.frontend.type, cfg.frontend.chw, cfg.frontend.input_name, is_simplified(cfg))
+    words = repr((*given, cfg.backend.dtype, cfg.preprocess))
+    return f"{form.says.replace(' ', '_').replace('/', '_')}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+
+
+def make(form: Form, cfg: BuildConfig, args: argparse.Namespace) -> Path:
+    """Return the file of the network; one that an earlier run made is taken."""
+    stem = args.out / stem_of(form, cfg)
+    for path in args.out.glob(f"{stem.name}.*"):
+        if path.suffix in (".onnx", ".pt"):
+            return path
+    args.out.mkdir(parents=True, exist_ok=True)
+    network = form.make(form.classes, cfg.frontend.chw[1:]).eval()
+    fit(network, cfg, args.images)
+    with tempfile.TemporaryDirectory(dir=args.out) as scratch:
+        path = write(fuse(network), cfg, Path(scratch) / stem.name)
+        return path.rename(args.out / path.name)
+
+
 def run(args: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     import timm
@@ -229,10 +258,7 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     cfg = load_build_file(args.build_file, args.set)
     form = form_of(args.build_file)
-    network = form.make(form.classes, cfg.frontend.chw[1:]).eval()
-    fit(network, cfg, args.images)
-    path = write(fuse(network), cfg, args.out / "network")
-    print(json.dumps({"file": str(path), "form": form.says}))
+    print(json.dumps({"file": str(make(form, cfg, args)), "form": form.says}))
 
 
 def main(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ from types import ModuleType
 import onnx
 import pytest
 
+from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError
 from pipeline.onnx_models import classifier
 
@@ -105,6 +106,23 @@ def test_measure_says_how_keras_files_are_exported(zoo: ModuleType, tmp_path: Pa
     found = zoo.measure(zoo.entries(tmp_path, [])[0], options)
     assert found["outcome"] == "refused"
     assert "convert the model by tf2onnx" in found["why"]
+
+
+def test_make_shares_a_network_between_files_that_agree_in_all_it_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = import_script(monkeypatch, "zoo_networks")
+    form = networks.Form("a form", lambda classes, hw: pytest.fail("made again"))
+    changes = {"percentile": "max", "mean: [0.5": "mean: [0.25", "net.onnx": "net_sim.onnx"}
+    texts = [BUILD_FILE, *(BUILD_FILE.replace(old, new) for old, new in changes.items())]
+    stems = []
+    for index, text in enumerate(texts):
+        cfg = load_build_file(write(tmp_path, "vgg", f"file_{index}", text))
+        stems.append(networks.stem_of(form, cfg))
+        (tmp_path / f"{stems[-1]}.onnx").touch()
+        assert networks.make(form, cfg, argparse.Namespace(out=tmp_path)) == tmp_path / f"{stems[-1]}.onnx"
+    assert stems[0] == stems[1]
+    assert len(set(stems)) == 3
 
 
 # Parameters of 1000 classes, in millions, as the papers and the tables of their code bases give them.
