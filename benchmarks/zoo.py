@@ -3,7 +3,8 @@
 The zoo is a checkout of Vastai/VastModelZOO, of which build files and vdsp_params files are read and nothing else. Its
 checkpoints are not used: the networks are made anew, with weights fitted to the embedded sample (`zoo_networks.py`,
 which says what stands for each). So the figures say what quantization costs such weights, and whether a file builds,
-not how accurate the zoo's networks are. Build files of the same network and preprocessing share it: DIR/networks.
+not how accurate the zoo's networks are. Build files of the same network and preprocessing share it
+(DIR/networks) and a workspace, so that later ones run only the stages in which they differ.
 
     python benchmarks/zoo.py VastModelZOO --out zoo_runs --markdown zoo.md
     python benchmarks/zoo.py VastModelZOO --out zoo_runs resnet 'vgg/*vgg'    # folders, names or folder/name
@@ -169,12 +170,18 @@ def make_network(entry: Entry, args: argparse.Namespace, folder: Path, changes: 
     return found
 
 
+def workspace_of(args: argparse.Namespace, network: Path) -> Path:
+    """Return the workspace of a network: build files that share it share the stages that do not differ."""
+    found: Path = args.out / "workspaces" / network.stem
+    return found
+
+
 def build(
     entry: Entry, args: argparse.Namespace, folder: Path, network: Path, changes: Sequence[str]
 ) -> dict[str, Any]:
     """Return what came of a build."""
     command = [sys.executable, "-m", "pipeline", "build", str(entry.path), "--weights", str(network)]
-    command += ["--output", str(folder / "workspace")]
+    command += ["--output", str(workspace_of(args, network))]
     if (entry.text.get("dataset") or {}).get("path"):
         command += ["--dataset", str(images_of(entry, args.out, "calibration"))]
     log = folder / "build.log"
@@ -185,14 +192,15 @@ def build(
     return {"outcome": "built", **spent}
 
 
-def judge(entry: Entry, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def judge(entry: Entry, args: argparse.Namespace, network: Path) -> dict[str, Any]:
     """Return how far a package is from float32: as its build found, and in runtimes on other images."""
     from judging import evaluate
     from quantizers import EITHER
 
     from pipeline.packages.package import open_package, packages_in
 
-    package = open_package(next(packages_in(folder / "workspace")))
+    built = packages_in(workspace_of(args, network))
+    package = open_package(next(path for path in built if path.name.startswith(f"{entry.text['name']}-")))
     proof = package.report()["proof"]
     found = {"exact": proof["exact"], "runtimes": proof["runtimes"]}
     if package.precision != "int8":
@@ -200,6 +208,8 @@ def judge(entry: Entry, args: argparse.Namespace, folder: Path) -> dict[str, Any
     images = images_of(entry, args.out, "evaluation")
     samples = list_dataset(images, "any", None, [known.id for known in package.classes()]).samples
     options = argparse.Namespace(rounds=0, runtimes=[each.value for each in EITHER], peer=[], peer_options="")
+    count = min(args.evaluation_images, len(samples))
+    samples = [samples[index * len(samples) // count] for index in range(count)]
     rows = evaluate({"ours": (package.model, EITHER)}, package, samples, options)
     figures = {row.runtime: {"same": row.agreeing, "kl": row.kl, "sqnr_db": row.sqnr_db} for row in rows}
     return {**found, "evaluation": {"images": len(samples), **figures}}
@@ -231,9 +241,7 @@ def measure(entry: Entry, args: argparse.Namespace) -> dict[str, Any]:
         if "file" in result:
             result |= build(entry, args, folder, Path(result["file"]), changes)
         if result["outcome"] == "built":
-            result |= judge(entry, args, folder)
-    if not args.keep:
-        shutil.rmtree(folder / "workspace", ignore_errors=True)
+            result |= judge(entry, args, Path(result["file"]))
     (folder / KEPT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
@@ -246,6 +254,8 @@ def run(args: argparse.Namespace) -> None:
         print(" | ".join(cells(results[-1])), flush=True)
         if args.markdown is not None:
             args.markdown.write_text(markdown(results), encoding="utf-8")
+    if not (args.keep or args.kept):
+        shutil.rmtree(args.out / "workspaces", ignore_errors=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -254,6 +264,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("wanted", nargs="*", metavar="NAME", help="folders, names or folder/name, in patterns (all)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("zoo_runs"), help="results (%(default)s)")
     parser.add_argument("--most-images", type=int, metavar="N", default=1000, help="for calibration (%(default)s)")
+    parser.add_argument(
+        "--evaluation-images", type=int, metavar="N", default=EVALUATION_IMAGES, help="others, at most (%(default)s)"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all builds, as of `build`")
     parser.add_argument("--python", default=sys.executable, help="with torch, torchvision, timm and onnxsim (this one)")
     parser.add_argument("--keep", action="store_true", help="keep packages")

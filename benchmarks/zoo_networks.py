@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from zoo_forms import ESNet, ShuffleNetV1, YoloV5Classifier, YoloV11Classifier
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import Frontend, Precision
+from pipeline.config.vdsp import NormType
 from pipeline.data import preprocess
 from pipeline.data.imagenet import list_dataset
 from pipeline.errors import ConfigError
@@ -232,7 +233,10 @@ def is_simplified(cfg: BuildConfig) -> bool:
 def stem_of(form: Form, cfg: BuildConfig) -> str:
     """Return a file name of all that a network depends on: build files that agree in it share the network."""
     given = (form.says, cfg.frontend.type, cfg.frontend.chw, cfg.frontend.input_name, is_simplified(cfg))
-    words = repr((*given, cfg.backend.dtype, cfg.preprocess))
+    spec = cfg.preprocess
+    mean, std = (tuple(round(each, 6) for each in values) for values in (spec.mean, spec.std))
+    same = replace(spec, mean=mean, std=std, norm=NormType.DIV255_MINUSMEAN_DIVSTD)  # however the file writes them
+    words = repr((*given, cfg.backend.dtype, same))
     return f"{form.says.replace(' ', '_').replace('/', '_')}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
 
