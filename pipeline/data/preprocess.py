@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.data.bilinear_cv import bilinear_cv
+from pipeline.data.opening import check_pixels, decoding, opened
 from pipeline.data.pillow_resize import FILTERS, resize_and_crop
-from pipeline.errors import DataError, is_our_bug
+from pipeline.errors import DataError
 
 Pixels = NDArray[np.uint8]
 Prepared = NDArray[np.float32 | np.uint8]
@@ -49,30 +48,18 @@ def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORC
         uint8 [3, H, W], RGB, C-contiguous.
 
     Raises:
-        DataError: the file is missing, is no image, is cut short, or has more pixels than `Image.MAX_IMAGE_PIXELS`
-            (Pillow itself only warns up to twice that number).
+        DataError: as `opening.opened`; the file is damaged or cut short.
     """
-    name = _name_of(source)
-    with _decoding(name), _open(source) as image:
-        return _to_chw(name, image, preprocess_as)
+    with opened(source) as image:
+        return _to_chw(image, preprocess_as)
 
 
 def check(source: Path | bytes) -> None:
     """Raise what `decode` raises for an image file, in half the time: the pixels stay where Pillow has them."""
-    name = _name_of(source)
-    with _decoding(name), _open(source) as image:
-        _check_pixels(name, image.width, image.height)
+    with opened(source) as image:
         image.load()
         if image.mode != "RGB":
-            _to_chw(name, image, PreprocessAs.TORCHVISION)
-
-
-def _name_of(source: Path | bytes) -> str:
-    return str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-
-
-def _open(source: Path | bytes) -> Image.Image:
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+            _to_chw(image, PreprocessAs.TORCHVISION)
 
 
 def from_pillow(image: Image.Image, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:
@@ -88,31 +75,12 @@ def from_pillow(image: Image.Image, preprocess_as: PreprocessAs = PreprocessAs.T
     Raises:
         DataError: as `decode`.
     """
-    with _decoding("image"):
-        return _to_chw("image", image, preprocess_as)
+    with decoding("image"):
+        check_pixels("image", image.width, image.height)
+        return _to_chw(image, preprocess_as)
 
 
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Turn what Pillow raises into a DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file") from error
-    except UnidentifiedImageError as error:  # whose own text names a buffer by its address
-        raise DataError(f"{name}: cannot be decoded as an image: it is of no format that Pillow knows") from error
-    # Pillow's decoders meet a damaged file with a dozen exception types (struct.error, SyntaxError, zlib.error, ...).
-    except Exception as error:
-        if is_our_bug(error):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
-
-
-def _to_chw(name: str, image: Image.Image, preprocess_as: PreprocessAs) -> Pixels:
-    _check_pixels(name, image.width, image.height)
+def _to_chw(image: Image.Image, preprocess_as: PreprocessAs) -> Pixels:
     image_hwc = _rgb(image)
     if preprocess_as is PreprocessAs.PADDLECLAS and image.format in _TURNED_FORMATS:
         image_hwc = _turned(image_hwc, lambda: _exif_chunk(image))
@@ -175,15 +143,11 @@ def _finish(spec: PreprocessSpec, cropped_chw: Pixels, *, raw: bool) -> Prepared
 
 def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool) -> Prepared:
     """Decode an image file and `prepare` it, with the same result in less time: see `_resized_by_pillow`."""
-    name = _name_of(source)
-    with _decoding(name), _open(source) as image:
-        _check_pixels(name, image.width, image.height)
+    with opened(source) as image:
         cropped = _resized_by_pillow(spec, image)
-        return (
-            prepare(spec, _to_chw(name, image, spec.preprocess_as), raw=raw)
-            if cropped is None
-            else (_finish(spec, cropped, raw=raw))
-        )
+        if cropped is None:
+            return prepare(spec, _to_chw(image, spec.preprocess_as), raw=raw)
+        return _finish(spec, cropped, raw=raw)
 
 
 def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels | None:
@@ -197,7 +161,10 @@ def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels | Non
     image.load()
     full_hw, corner = _window(spec, image.height, image.width)
     cropped = resize_and_crop(image, spec.filter, full_hw, corner, spec.crop_hw)
-    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+    pixels_chw = np.empty((3, *spec.crop_hw), np.uint8)
+    for plane, band in zip(pixels_chw, "RGB", strict=True):  # in half the time of all three and then turning axes
+        plane[...] = np.frombuffer(cropped.tobytes("raw", band), np.uint8).reshape(plane.shape)
+    return pixels_chw
 
 
 def _cropped(spec: PreprocessSpec, image_chw: Pixels) -> Pixels:
@@ -226,16 +193,10 @@ def resized_hw(spec: PreprocessSpec, height: int, width: int) -> tuple[int, int]
     return int(size * height / width), size
 
 
-def _check_pixels(name: str, width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise DataError(f"{name}: {width} x {height} is more than {limit} pixels")
-
-
 def _window(spec: PreprocessSpec, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the size of an image after the resize, and the top left corner of the crop in it."""
     full_hw = resized_hw(spec, height, width)
-    _check_pixels("image after Resize", full_hw[1], full_hw[0])
+    check_pixels("image after Resize", full_hw[1], full_hw[0])
     tall, wide = spec.crop_hw
     if tall > full_hw[0] or wide > full_hw[1]:
         raise DataError(f"image: {height} x {width} is smaller than the crop {tall} x {wide} [height x width]")

@@ -1,0 +1,103 @@
+"""Image files opened by Pillow: of the kinds that are read here, and within limits of memory and time."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import DataError, is_our_bug
+
+# The kinds of `image_kinds.IMAGE_SUFFIXES`, the frequent ones first. Pillow tells a file by its content and would also
+# hand it to other programs (EPS), or to decoders of formats that no camera and no browser writes.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+# Each scan of a JPEG goes over the whole image, however few bytes it has. Encoders write some 10.
+_MOST_SCANS = 100
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # those that end what a scan holds
+_TILE = (322, 323)  # TIFF's tags of a tile's width and height
+
+
+@contextmanager
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """Yield an image that is not decoded yet; what Pillow raises in the body becomes a DataError.
+
+    Args:
+        source: a file, or its bytes.
+
+    Raises:
+        DataError: the file is missing or no image; it, or a tile of it, has more pixels than `Image.MAX_IMAGE_PIXELS`
+            (Pillow itself only warns up to twice that number); it is a JPEG of more than 100 scans.
+    """
+    name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
+    with decoding(name), _open(source) as image:
+        check_pixels(name, image.width, image.height)
+        if image.format == "TIFF":
+            _check_tiles(name, image)
+        elif image.format in ("JPEG", "MPO"):
+            _check_scans(name, source)
+        yield image
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(each for each in _FORMATS if each in Image.OPEN)  # Pillow before 11.3 has no AVIF
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Turn what Pillow raises into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    except UnidentifiedImageError as error:  # whose own text names a buffer by its address
+        raise DataError(f"{name}: cannot be decoded as an image: it is of no format that is read here") from error
+    # Pillow's decoders meet a damaged file with a dozen exception types (struct.error, SyntaxError, zlib.error, ...).
+    except Exception as error:
+        if is_our_bug(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
+
+
+def check_pixels(name: str, width: int, height: int) -> None:
+    """Raise DataError for more pixels than `Image.MAX_IMAGE_PIXELS`."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise DataError(f"{name}: {width} x {height} is more than {limit} pixels")
+
+
+def _check_tiles(name: str, image: Image.Image) -> None:
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, 0) for tag in _TILE)
+    check_pixels(f"{name}: tile", int(width), int(height))
+
+
+def _check_scans(name: str, source: Path | bytes) -> None:
+    content = source.read_bytes() if isinstance(source, Path) else source
+    # More markers may also be of other files within this one: a film, or pictures of a preview.
+    if content.count(_SCAN) > _MOST_SCANS and count_scans(content) > _MOST_SCANS:
+        raise DataError(f"{name}: a JPEG of more than {_MOST_SCANS} scans, which would take long to decode")
+
+
+def count_scans(content: bytes) -> int:
+    """Return the scans of a JPEG's first image."""
+    at, scans = 2, 0  # behind the marker of its start
+    while (found := _MARKER.search(content, at)) is not None and found[1] != b"\xd9":
+        size = int.from_bytes(content[found.end() : found.end() + 2], "big")
+        at = found.end() + size
+        scans += found[1] == _SCAN[1:]
+    return scans
