@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from pipeline.errors import ConfigError, DataError
 from pipeline.onnx_models.graphs import check_model, makers_of, without_weights
 from pipeline.quant import activations, pixels
+from pipeline.quant.addends import put_wider_first
 from pipeline.quant.float_layers import keep_in_float
 from pipeline.quant.float_parts import float_parts
 from pipeline.quant.graphs import WEIGHTED, constants, weighted_nodes
@@ -66,6 +67,7 @@ def insert_qdq(
     _read_unquantized(quantized.graph, parts.nodes, float32)
     keep_in_float(quantized)
     activations.remove_redundant(quantized, excluded)
+    put_wider_first(quantized)
     round_all_to_nearest(quantized, float32, installed_later)
     if pixels.are_input_of(quantized):
         pixels.take_uint8(quantized)
