@@ -91,6 +91,11 @@ def inside(bits: Halves, tails: tuple[int, int]) -> Halves:
     return found
 
 
+def is_low(bits: Halves, key: int) -> npt.NDArray[np.bool_]:
+    """Tell of each value whether it is in the lower tail, which begins at the magnitude of this key; -0.0 counts."""
+    return bits >= _first_bits(key) + _SIGN
+
+
 def magnitudes(bits: Halves, axis: int) -> npt.NDArray[np.float64]:
     """Return float64 [channels], the largest magnitude of each channel along an axis."""
     axes = tuple(each for each in range(bits.ndim) if each != axis % bits.ndim)

@@ -12,6 +12,7 @@ import onnx
 from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
 from pipeline.quant import bfloat16, placement
+from pipeline.quant.addends import find_addends
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.observers import ObserverSet
 
@@ -74,7 +75,9 @@ class Counter:
         self._output = model.graph.output[0].name
         self._averaged = placement.layer_inputs(model)
         self._never_negative = placement.never_negative(model)
-        self.read = [*self.observed, *self._averaged, self._output]  # names of the tensors that `count` needs
+        self._addends = find_addends(model, self.observed)
+        others = [addend.other for addend in self._addends.values()]
+        self.read = [*self.observed, *self._averaged, *others, self._output]  # names of the tensors that `count` needs
 
     def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
@@ -93,6 +96,9 @@ class Counter:
             DataError: an activation holds NaN or Inf; it is named.
         """
         counts.observers.add({name: values[name] for name in self.observed}, self._never_negative)
+        for name, addend in self._addends.items():
+            if values[name].shape == values[addend.other].shape:
+                counts.observers.observers[name].raise_lowest(values[name], values[addend.other], addend.needed)
         output = bfloat16.widen(values[self._output].copy())
         if not averaged:
             return output, None

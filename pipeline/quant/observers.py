@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError, DataError
 from pipeline.quant import bfloat16, qmath
 from pipeline.quant.arrays import read_arrays
-from pipeline.quant.bfloat16 import Values
+from pipeline.quant.bfloat16 import Float32, Values
 from pipeline.quant.qmath import Counts
 
 # Values counted at a time, a bound on the memory of their keys. Measured on random values: 2^15 to 2^18 are equal.
@@ -82,6 +82,26 @@ class Observer:
                 self.lowest = min(self.lowest, lowest)
                 self.highest = max(self.highest, highest)
         return self._is_finite()
+
+    def raise_lowest(self, values: Values, others: Values, needed: Callable[[Float32, Float32], Float32]) -> None:
+        """Count the values of the lower tail that `add` has counted as what they may be raised to.
+
+        Args:
+            values: as they were added.
+            others: of the same dtype and shape.
+            needed: of some values and others, float32 [n], what values may be raised to.
+        """
+        flat, beside = values.reshape(-1), others.reshape(-1)
+        if values.dtype == np.uint16:
+            low = np.flatnonzero(bfloat16.is_low(flat.view(np.uint16), self.tails[0]))
+            old = bfloat16.keys(flat[low].view(np.uint16))
+        else:
+            low = np.flatnonzero(flat <= -qmath.magnitude(self.tails[0]))
+            old = qmath.float_keys(flat[low].view(np.float32))
+        new = qmath.float_keys(needed(bfloat16.widen(flat[low]), bfloat16.widen(beside[low])))
+        with self._lock:
+            np.subtract.at(self.counts, old, 1)
+            np.add.at(self.counts, new, 1)
 
     def _add_sampled(self, flat: npt.NDArray[np.float32], stride: int, never_negative: bool) -> None:
         low, high = -qmath.magnitude(self.tails[0]), qmath.magnitude(self.tails[1])

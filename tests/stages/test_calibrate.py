@@ -22,6 +22,7 @@ from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qmath
+from pipeline.quant.addends import find_addends
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes import readers
 from pipeline.runtimes.readers import computes_bfloat16
@@ -68,6 +69,8 @@ def test_run_counts_what_a_slow_reference_counts(
     model = onnx.load(inputs["export"] / "model.onnx")
     names = placement.observed_tensors(model)
     assert list(found.observers) == names
+    raised = find_addends(model, names)  # whose values below zero are counted as tests/quant/test_addends.py says
+    assert raised
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     images = prepared_images(inputs, spec)
@@ -79,7 +82,8 @@ def test_run_counts_what_a_slow_reference_counts(
         assert observer.highest == pytest.approx(wanted.max(), rel=1e-4)
         counts = np.bincount(qmath.float_keys(wanted.reshape(-1)), minlength=qmath.BINS)
         assert observer.counts.sum() == wanted.size
-        assert np.abs(counts - observer.counts).sum() <= 0.01 * wanted.size, name
+        compared = slice(1, qmath.BINS // 2) if name in raised else slice(None)
+        assert np.abs(counts - observer.counts)[compared].sum() <= 0.01 * wanted.size, name
     np.testing.assert_array_equal(
         found.observers["input"].counts, np.bincount(qmath.float_keys(images.reshape(-1)), minlength=qmath.BINS)
     )
