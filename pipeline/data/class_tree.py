@@ -38,7 +38,7 @@ def find_class_tree(
         return bases.pop()
     if not require_labels:
         return None
-    splits = sorted({folder.split("/")[0] for folder in folders} & _SPLITS)
+    splits = find_splits(images) or sorted({folder.split("/")[0] for folder in folders} & _SPLITS)
     if len(splits) > 1:
         raise DataError(f"{listing.root}: holds {' and '.join(splits)}; give one of them, {listing.root}/{splits[-1]}")
     flat = [image for image in images if folder_of(image.name) in ("", *bases)]
@@ -48,6 +48,29 @@ def find_class_tree(
         " move them into class folders (data_prep/valprep.sh does it for ILSVRC2012_img_val),"
         f" or give a list of all labels by {LABELS_KEY}"
     )
+
+
+def find_splits(images: Sequence[ImageSource]) -> list[str]:
+    """Return the folders that each hold folders of the same classes, as train and val do, sorted; none or several."""
+    classes = _folders_by_base(images)
+    splits = sorted(base for base, names in classes.items() if base and len(names) > 1)
+    shared = set.intersection(*(classes[base] for base in splits)) if splits else set()
+    return splits if len(splits) > 1 and 2 * len(shared) > min(len(classes[base]) for base in splits) else []
+
+
+def find_inner_folder(images: Sequence[ImageSource]) -> str | None:
+    """Return the one name of all folders with images, which lie below others, as `images`; None of any other layout."""
+    classes = _folders_by_base(images)
+    inner = set().union(*classes.values())
+    return inner.pop() if len(classes) > 1 and "" not in classes and len(inner) == 1 else None
+
+
+def _folders_by_base(images: Sequence[ImageSource]) -> dict[str, set[str]]:
+    """Return the names of the folders with images, by the folder below the root that they lie in."""
+    found: dict[str, set[str]] = {}
+    for folder in {folder_of(image.name) for image in images}:
+        found.setdefault(folder_of(folder), set()).add(folder.rpartition("/")[2])
+    return found
 
 
 def _is_class_folder(listing: Listing, folder: str, classes: Sequence[ClassInfo] | None) -> bool:

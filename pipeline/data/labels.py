@@ -255,11 +255,16 @@ def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
             continue
         fields = line.rsplit(None, 1)
         if len(fields) != 2 or not _is_number(fields[1]):
-            fields = [field.strip().strip('"') for field in line.rsplit(";" if ";" in line else ",", 1)]
-        if number == 1 and len(fields) == 2 and fields[1].isalpha():  # the header of a table
-            continue
+            sign = next((sign for sign in ";," if sign in line), "\t")
+            fields = [field.strip().strip('"') for field in line.rsplit(sign, 1)]
+        if number == 1 and len(fields) == 2 and (fields[1].isalpha() or all(map(str.isidentifier, fields))):
+            continue  # the header of a table
         if len(fields) != 2 or not _is_number(fields[1]):
-            raise DataError(f"{path}:{number}: expected 'name index', found {line[:80]!r}")
+            last = re.split(r"[\s,;]+", line.strip().strip('"'))[-1]
+            advice = f": {last!r} is no number; number the classes from 0, in the order of the network's outputs"
+            raise DataError(
+                f"{path}:{number}: expected 'name index', found {line[:80]!r}{advice if last.isidentifier() else ''}"
+            )
         name = fields[0].strip().rstrip(",;").strip('"').replace("\\", "/")  # as Windows writes folders
         yield LabelLine(number, name, int(fields[1]))
 

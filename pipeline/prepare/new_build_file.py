@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
-from pipeline.data import class_order
+from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import ConfigError, DataError
@@ -112,11 +112,19 @@ def written_to(out: Path, given: Path, document: Mapping[str, object]) -> Iterat
 
 
 def _list(given: Given, path: Path, classes: int | None) -> Dataset:
-    """Return the images; those without any label are taken too, since calibration needs none."""
+    """Return the images; those without any label are taken too, since calibration needs none.
+
+    Raises:
+        DataError: the images cannot be listed, or lie in class folders of several sets, as train and val.
+    """
     found = list_dataset(path, given.suffix, given.val_label, class_count=classes, require_labels=False)
-    if any(sample.class_index is not None for sample in found.samples):
+    if any(sample.class_index is not None for sample in found.samples) or _splits_of(found):
         return list_dataset(path, given.suffix, given.val_label, class_count=classes)
     return found
+
+
+def _splits_of(dataset: Dataset) -> list[str]:
+    return class_tree.find_splits([sample.source for sample in dataset.samples])
 
 
 def _of_images(
@@ -139,6 +147,11 @@ def _of_images(
             notes.append(f"{order}; build measures which it is")
     else:
         notes = [f"{images} {what} without labels in {path}: enough to calibrate, not to measure accuracy"]
+        inner = class_tree.find_inner_folder([sample.source for sample in dataset.samples])
+        if inner is not None:
+            notes.append(
+                f"all lie in folders {inner!r}: where those above are the classes, move the images up into them"
+            )
         if network.classes is not None:
             section = {**section, "num_classes": network.classes}
     sampler: dict[str, object] = {} if given.suffix == ANY else {"suffix": given.suffix}

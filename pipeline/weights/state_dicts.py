@@ -81,7 +81,8 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     taken, notes = _choose(path, found, key)
     tensors, prefix = _strip(_without_training_parts(taken.tensors))
     kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
-    dropped = sorted(set(taken.tensors) - {prefix + name for name in kept})
+    taken_tensors = {id(tensor) for tensor in kept.values()}  # names differ by more than the prefix
+    dropped = sorted(name for name, tensor in taken.tensors.items() if id(tensor) not in taken_tensors)
     if dropped:
         notes.append(f"{path}: tensors other than weights were left out: {shorten(dropped)}")
     entries = loaded if isinstance(loaded, Mapping) else {}

@@ -123,6 +123,16 @@ def test_list_dataset_asks_for_a_split_when_the_root_holds_two(tmp_path: Path) -
     assert len(list_dataset(tmp_path / "train").samples) == 2
 
 
+@pytest.mark.parametrize("splits", [("train", "valid", "test"), ("Training", "Testing")])
+def test_list_dataset_asks_for_a_split_when_several_hold_the_same_class_folders(
+    tmp_path: Path, splits: tuple[str, ...]
+) -> None:
+    make_files(tmp_path, *(f"{split}/{name}/1.png" for split in splits for name in ("ant", "bee", "cat")))
+    shown = " and ".join(sorted(splits))
+    assert error_of(tmp_path) == f"{tmp_path}: holds {shown}; give one of them, {tmp_path}/{max(splits)}"
+    assert len(list_dataset(tmp_path / splits[0]).classes) == 3
+
+
 def test_list_dataset_knows_the_labels_of_official_validation_images(tmp_path: Path) -> None:
     make_files(tmp_path, "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
     assert [sample.class_index for sample in list_dataset(tmp_path).samples] == [65, 970]
@@ -262,7 +272,11 @@ def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Pat
     ("text", "message"),
     [
         ("a.JPEG 1\nb.JPEG\n", "{}:2: expected 'name index', found 'b.JPEG'"),
-        ("a.JPEG 1\nb.JPEG x\n", "{}:2: expected 'name index', found 'b.JPEG x'"),
+        (
+            "a.JPEG 1\nb.JPEG x\n",
+            "{}:2: expected 'name index', found 'b.JPEG x': 'x' is no number; number the classes from 0, in the order "
+            "of the network's outputs",
+        ),
         ("a.JPEG 1\nb.JPEG -1\n", "{}:2: expected 'name index', found 'b.JPEG -1'"),
         ("\n\n", "{}: holds no labels, expected lines 'name index'"),
         ("b.JPEG 1000\n", "{}:1: class index 1000, expected 0 to 999 (1000 classes); indices count from 0"),
@@ -296,6 +310,8 @@ def test_list_dataset_refuses_file_names_that_would_break_lists(tmp_path: Path) 
     "lines",
     [
         ["file,label", "a b.png,0", "c.png,12"],
+        ["image_id,class_id", "a b,0", "c,12"],
+        ["image_id\tclass_id", "a b\t0", "c\t12"],
         ["a b.png,0", "c.png,12"],
         ['"a b.png",0', '"c.png",12'],
         ["a b.png, 0", "c.png, 12"],

@@ -451,3 +451,29 @@ def test_init_leaves_a_normalisation_to_the_network_that_begins_with_it(
     else:
         assert code == 0
         assert "net.onnx: the network begins with a normalisation of images of 0 to 1, and process_ops nor" in found
+
+
+def test_init_asks_for_a_split_where_several_hold_the_class_folders(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_onnx(Path("net.onnx"))
+    for split in ("train", "val"):
+        shutil.copytree(images, Path("data") / split)
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "data"]) == 2
+    root = Path("data").absolute()
+    assert f"{root}: holds train and val; give one of them, {root}/val" in capsys.readouterr().err
+
+
+def test_init_says_where_classes_are_a_folder_further_up(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Tiny ImageNet has them: train/n01443537/images/*.JPEG."""
+    monkeypatch.chdir(tmp_path)
+    save_onnx(Path("net.onnx"))
+    for name in CLASSES:
+        shutil.copytree(images / name, Path("data") / name / "images")
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "data"]) == 0
+    out = capsys.readouterr().out
+    assert "21 images (20 png, 1 JPEG) without labels in data: enough to calibrate, not to measure accuracy" in out
+    assert "all lie in folders 'images': where those above are the classes, move the images up into them" in out

@@ -149,7 +149,9 @@ WRAPPED = ["module._fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "model
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.", "backbone.", "classifier.", *WRAPPED])
 def test_choose_takes_off_the_prefix_that_all_weights_share(prefix: str) -> None:
-    assert_same(state_dicts.choose(PATH, prefixed(prefix, RAW), None).tensors, RAW)
+    chosen = state_dicts.choose(PATH, prefixed(prefix, RAW), None)
+    assert_same(chosen.tensors, RAW)
+    assert chosen.notes == ()
 
 
 def test_choose_keeps_weights_outside_the_prefix_so_that_loading_refuses_them() -> None:
@@ -161,7 +163,9 @@ def test_choose_keeps_weights_outside_the_prefix_so_that_loading_refuses_them() 
 def test_choose_takes_off_what_wrappers_of_parts_add(wrapper: str) -> None:
     """As of torch.compile of each block: only some names have it, and not at their beginning."""
     inner = {name.replace("1.", f"1.{wrapper}."): value for name, value in RAW.items()}
-    assert_same(state_dicts.choose(PATH, {"state_dict": prefixed("model.", inner)}, None).tensors, RAW)
+    chosen = state_dicts.choose(PATH, {"state_dict": prefixed("model.", inner)}, None)
+    assert_same(chosen.tensors, RAW)
+    assert chosen.notes == ()
 
 
 def test_choose_takes_off_data_parallel_around_the_convolutions() -> None:
