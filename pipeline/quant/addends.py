@@ -21,6 +21,7 @@ from onnx import numpy_helper
 
 from pipeline.onnx_models.graphs import makers_of, readers_of
 from pipeline.quant.graphs import constants
+from pipeline.quant.qmath import Range
 
 Float32 = npt.NDArray[np.float32]
 
@@ -65,6 +66,24 @@ def find_addends(model: onnx.ModelProto, observed: Collection[str]) -> dict[str,
             other = node.input[1] if name == node.input[0] else node.input[0]
             found[name] = Addend(other, both=len(cut) == 2)
     return found
+
+
+def added_within(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> frozenset[str]:
+    """Return the activations that OpenVINO adds up within the convolution that writes them, and so does not round.
+
+    Args:
+        model: float32.
+        ranges: of quantized activations; `put_wider_first` orders by them what the int8 model adds up.
+    """
+    makers, readers = makers_of(model.graph), readers_of(model.graph)
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "Add" and set(node.input) <= makers.keys():
+            written = [name for name in node.input if makers[name].op_type == "Conv" and len(readers[name]) == 1]
+            if all(name in ranges for name in written):
+                widths = [ranges[name].high - ranges[name].low for name in written]
+                found.update(written[at] for at in np.argsort(widths)[-1:])
+    return frozenset(found)
 
 
 def put_wider_first(model: onnx.ModelProto) -> None:

@@ -31,6 +31,7 @@ from pipeline.proof import agreement
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.proof.search_journal import Change, Journal, Step
 from pipeline.quant import pixels
+from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.equalization import channel_extremes
 from pipeline.quant.splitting import can_split, channels_to_split, split
@@ -92,6 +93,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
     def find() -> tuple[dict[str, float], dict[str, list[int]]]:
         costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)
+        if (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO:
+            exact = added_within(float32, parts.ranges)
+            costs = {name: cost for name, cost in costs.items() if name not in exact}
         costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
         return costs, _find_channels(float32, parts, list(costs), judge.images)
 

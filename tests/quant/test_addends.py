@@ -11,9 +11,9 @@ from small_graphs import Builder, images, ranges_seen, run_exact, run_in, sqnr_d
 
 from pipeline.onnx_models.graphs import makers_of
 from pipeline.quant import bfloat16, qdq
-from pipeline.quant.addends import Addend, find_addends
+from pipeline.quant.addends import Addend, added_within, find_addends
 from pipeline.quant.counting import Counter, Counts
-from pipeline.quant.qmath import percentile_range
+from pipeline.quant.qmath import Range, percentile_range
 from pipeline.runtimes.base import Runtime
 
 
@@ -88,6 +88,18 @@ def test_find_addends_finds_both_convolutions_of_a_projection() -> None:
     one, other = add.input
     found = find_addends(model, {one, other})
     assert found == {one: Addend(other, both=True), other: Addend(one, both=True)}
+
+
+def test_added_within_names_the_only_convolution_or_the_one_with_the_wider_range() -> None:
+    model, convolution, other = residual_block()
+    ranges = {convolution: Range(-1.0, 1.0), other: Range(0.0, 9.0)}
+    assert added_within(model, ranges) == {convolution}
+    assert added_within(residual_block(read_again=True)[0], ranges) == frozenset()
+    model = projection_block(1.0, 1.0)
+    (add,) = (node for node in model.graph.node if node.op_type == "Add")
+    one, two = add.input
+    assert added_within(model, {one: Range(-1.0, 3.0), two: Range(-2.0, 1.0)}) == {one}
+    assert added_within(model, {one: Range(-1.0, 1.0), two: Range(-2.0, 1.0)}) == {two}
 
 
 @pytest.mark.parametrize("both", [False, True])
