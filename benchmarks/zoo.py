@@ -161,6 +161,8 @@ def make_network(entry: Entry, args: argparse.Namespace, folder: Path, changes: 
         str(images),
         "--out",
         str(args.out / "networks"),
+        "--fit-images",
+        str(args.fit_images),
     ]
     log = folder / "network.log"
     code, *_ = call([*command, *(part for each in changes for part in ("--set", each))], log)
@@ -264,6 +266,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("wanted", nargs="*", metavar="NAME", help="folders, names or folder/name, in patterns (all)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("zoo_runs"), help="results (%(default)s)")
     parser.add_argument("--most-images", type=int, metavar="N", default=1000, help="for calibration (%(default)s)")
+    parser.add_argument(
+        "--fit-images", type=int, metavar="N", default=SAMPLE_CLASSES, help="that weights are fitted to (%(default)s)"
+    )
     parser.add_argument(
         "--evaluation-images", type=int, metavar="N", default=EVALUATION_IMAGES, help="others, at most (%(default)s)"
     )

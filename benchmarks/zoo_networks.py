@@ -34,6 +34,7 @@ from pipeline.config.choices import Frontend, Precision
 from pipeline.config.vdsp import NormType
 from pipeline.data import preprocess
 from pipeline.data.imagenet import list_dataset
+from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.libraries import fuse
@@ -181,11 +182,12 @@ def form_of(build_file: Path) -> Form:
     return NETWORKS[key]
 
 
-def fit(network: nn.Module, cfg: BuildConfig, images: Path) -> None:
-    """Fill a network with weights that tell the sample's classes apart; of float16 builds it keeps its own."""
+def fit(network: nn.Module, cfg: BuildConfig, images: Path, most: int) -> None:
+    """Fill a network with weights that tell up to `most` classes apart; of float16 builds it keeps its own."""
     if cfg.backend.dtype is not Precision.INT8:
         return
     listed = list_dataset(images, "any", None, None).samples
+    listed = listed[:: -(-len(listed) // most)]
 
     def prepare(image: Image.Image) -> Any:
         pixels = np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
@@ -230,25 +232,25 @@ def is_simplified(cfg: BuildConfig) -> bool:
     return cfg.frontend.checkpoint is not None and SIMPLIFIED in cfg.frontend.checkpoint.stem
 
 
-def stem_of(form: Form, cfg: BuildConfig) -> str:
+def stem_of(form: Form, cfg: BuildConfig, fitted: int = SAMPLE_CLASSES) -> str:
     """Return a file name of all that a network depends on: build files that agree in it share the network."""
     given = (form.says, cfg.frontend.type, cfg.frontend.chw, cfg.frontend.input_name, is_simplified(cfg))
     spec = cfg.preprocess
     mean, std = (tuple(round(each, 6) for each in values) for values in (spec.mean, spec.std))
     same = replace(spec, mean=mean, std=std, norm=NormType.DIV255_MINUSMEAN_DIVSTD)  # however the file writes them
-    words = repr((*given, cfg.backend.dtype, same))
+    words = repr((*given, cfg.backend.dtype, same, *([] if fitted == SAMPLE_CLASSES else [fitted])))
     return f"{form.says.replace(' ', '_').replace('/', '_')}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
 
 def make(form: Form, cfg: BuildConfig, args: argparse.Namespace) -> Path:
     """Return the file of the network; one that an earlier run made is taken."""
-    stem = args.out / stem_of(form, cfg)
+    stem = args.out / stem_of(form, cfg, args.fit_images)
     for path in args.out.glob(f"{stem.name}.*"):
         if path.suffix in (".onnx", ".pt"):
             return path
     args.out.mkdir(parents=True, exist_ok=True)
     network = form.make(form.classes, cfg.frontend.chw[1:]).eval()
-    fit(network, cfg, args.images)
+    fit(network, cfg, args.images, args.fit_images)
     with tempfile.TemporaryDirectory(dir=args.out) as scratch:
         path = write(fuse(network), cfg, Path(scratch) / stem.name)
         return path.rename(args.out / path.name)
@@ -270,6 +272,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("build_file", type=Path, metavar="BUILD_FILE", help="cv/classification/*/build_in/build/*.yaml")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", required=True, help="class folders that weights are fitted to"
+    )
+    parser.add_argument(
+        "--fit-images", type=int, metavar="N", default=SAMPLE_CLASSES, help="at most so many of them (%(default)s)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the network goes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `build`")
