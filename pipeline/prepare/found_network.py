@@ -17,7 +17,7 @@ from pipeline.models.recipe import Recipe
 from pipeline.models.zoo import Model
 from pipeline.onnx_models import input_units
 from pipeline.onnx_models.input_units import InputUnit
-from pipeline.prepare.records import read_records
+from pipeline.prepare.records import Records, read_metadata, read_records
 from pipeline.weights import paddle_inference, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of
 
@@ -213,6 +213,8 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
         raise DataError(f"{weights}: not an ONNX model ({' '.join(str(err).split())})") from None
     name, sizes = signature.describe_input(model, weights)
     beside = read_records(weights, wanted.size or (sizes[0] if sizes[0] == sizes[1] else None))
+    within = read_metadata(model, weights)
+    beside = Records(beside.recipe or within.recipe, beside.labels or within.labels)
     usual = beside.recipe.crop_hw if beside.recipe is not None else (None, None)
     height, width = (size or wanted.size or other for size, other in zip(sizes, usual, strict=True))
     if wanted.size is not None and (height, width) != (wanted.size, wanted.size):

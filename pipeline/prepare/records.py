@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
 from pipeline.models.recipe import Recipe, of_timm, of_transformers
+
+if TYPE_CHECKING:
+    import onnx
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -41,6 +45,37 @@ def read_records(model: Path, side: int | None) -> Records:
     elif config is not None and isinstance(config.get("pretrained_cfg"), dict):
         recipe = of_timm(config["pretrained_cfg"], str(_find(model, _CONFIG)[1]))
     return Records(recipe, _labels(config))
+
+
+def read_metadata(model: onnx.ModelProto, path: Path) -> Records:
+    """Return what an ONNX file says of itself, as Ultralytics' exporter has it write.
+
+    Raises:
+        ConfigError: its network is no classifier.
+    """
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    if said.get("author") != "Ultralytics" or "task" not in said:
+        return Records(None, None)
+    if said["task"] != "classify":
+        raise ConfigError(f"{path}: is Ultralytics' network for the task {said['task']!r}; wanted one for 'classify'")
+    size, names = _literal(said.get("imgsz")), _literal(said.get("names"))
+    is_size = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    recipe = None
+    if isinstance(size, list) and is_size:
+        # Its classifiers resize the shorter side to the input's, and take images of 0 to 1.
+        height, width = size
+        resize = height if height == width else (height, width)
+        source = f"Ultralytics' metadata in {path}"
+        recipe = Recipe((height, width), resize, "BILINEAR_PILLOW", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), source)
+    return Records(recipe, _labels({"id2label": names}))
+
+
+def _literal(text: str | None) -> object:
+    """Return the value that Python's notation says; None of anything else."""
+    try:
+        return ast.literal_eval(text or "None")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _find(model: Path, name: str) -> tuple[dict[str, Any] | None, Path]:

@@ -23,7 +23,8 @@ from pipeline.weights.tensor_reader import HostileError, read_tensors
 
 _PADDLE = ".pdparams"
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a checkpoint in parts
-_FOLDER = "is a folder; give the file of the weights in it"
+_SHARDS = ".distcp"  # suffix of the files of a distributed checkpoint; what they hold is in `.metadata` beside them
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", _PADDLE)
 _GIVE = "give the file by frontend.checkpoint (--weights of build and init, --pretrained_weights of export)"
 _AGAIN = "copy or download it again"
 
@@ -44,9 +45,7 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
         DataError: the file is missing, of another kind or damaged, or holds no tensors by name.
     """
     if path.is_dir():
-        is_tensorflow = (path / "saved_model.pb").is_file()
-        what = why_not_weights(path, FileKind.TENSORFLOW) if is_tensorflow else _FOLDER
-        raise DataError(f"{path}: {what}")
+        raise DataError(f"{path}: {_why_not_folder(path)}")
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint; {_GIVE}")
     try:
@@ -55,6 +54,8 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
             raise DataError(f"{path}: {why_not_weights(path, kind)}")
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror})") from None
+    if path.suffix == _SHARDS:
+        raise DataError(f"{path}: is a part of {_why_not_folder(path.parent).removeprefix('is ')}")
     part = _PART.search(path.name)
     if part and int(part[2]) > 1:
         raise DataError(
@@ -71,6 +72,26 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     for detail in chosen.details:
         console.detail(detail)
     return chosen.tensors
+
+
+def _why_not_folder(path: Path) -> str:
+    """Return what a folder in place of a checkpoint is, and what to do; completes a message that begins with it."""
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    if "saved_model.pb" in names:
+        return why_not_weights(path, FileKind.TENSORFLOW)
+    if any(name.endswith(_SHARDS) for name in names):
+        return (
+            "is a distributed checkpoint of PyTorch; make one file of it by python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pth and give that"
+        )
+    found = [name for name in names if name.endswith(".index.json")] or [name for name in names if _is_named(name)]
+    return f"is a folder; give the file of the weights in it{', ' if found else ''}{' or '.join(found[:3])}"
+
+
+def _is_named(name: str) -> bool:
+    """Tell whether a file in a folder is weights by its name; training keeps its own state beside them."""
+    training = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+    return name.endswith(_WEIGHTS) and not name.startswith(training)
 
 
 _Read = tuple[object, tuple[str, ...]]  # the content, and the types of objects that were skipped

@@ -137,7 +137,10 @@ def _load(path: str) -> tuple[Any, tuple[int, ...] | None]:
         try:
             network: Any = torch.jit.load(path, map_location="cpu").float().eval()  # type: ignore[no-untyped-call]
         except Exception as err:
-            raise DataError(f"torch {torch.__version__} cannot load this TorchScript file ({_line(err)})") from None
+            raise DataError(
+                f"torch {torch.__version__} cannot load this TorchScript file ({_line(err)}); save the network again "
+                "by this version of torch, without torch.jit.optimize_for_inference, or export it to ONNX"
+            ) from None
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         return network, None

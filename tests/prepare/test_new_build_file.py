@@ -477,3 +477,37 @@ def test_init_says_where_classes_are_a_folder_further_up(
     out = capsys.readouterr().out
     assert "21 images (20 png, 1 JPEG) without labels in data: enough to calibrate, not to measure accuracy" in out
     assert "all lie in folders 'images': where those above are the classes, move the images up into them" in out
+
+
+def save_ultralytics(path: Path, task: str = "classify") -> None:
+    """A file with the entries that its exporter writes, their values in Python's notation."""
+    model = onnx.load(save_onnx(path))
+    names = dict(enumerate(reversed(CLASSES)))
+    entries = {"author": "Ultralytics", "task": task, "imgsz": "[32, 32]", "names": str(names), "stride": "1"}
+    onnx.helper.set_model_props(model, entries)
+    onnx.save(model, path)
+
+
+def test_init_takes_size_range_and_order_of_classes_from_the_metadata_of_an_onnx_file(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_ultralytics(Path("best.onnx"))
+    assert main(["init", "x.yaml", "--weights", "best.onnx", "--dataset", "pets"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "Resize 32 (bilinear), CenterCrop 32, mean [0, 0, 0], std [1, 1, 1]: from Ultralytics' metadata in best" in out
+    )
+    spec = load_build_file("x.yaml").preprocess
+    assert (spec.mean, spec.std, spec.resize_hw, spec.crop_hw) == ((0, 0, 0), (1, 1, 1), (32, 32), (32, 32))
+    assert "the model's own order of the classes (eel, dog, cat, ...) is not that of the folders" in out
+    assert "eel/0.png 0\n" in Path("x.labels.txt").read_text(encoding="utf-8")
+
+
+def test_init_refuses_a_network_whose_metadata_name_another_task(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_ultralytics(Path("best.onnx"), "detect")
+    assert main(["init", "x.yaml", "--weights", "best.onnx", "--dataset", "pets"]) == 2
+    assert "best.onnx: is Ultralytics' network for the task 'detect'; wanted one for 'clas" in capsys.readouterr().err

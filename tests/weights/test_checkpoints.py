@@ -14,6 +14,8 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint
+import torch.distributed.checkpoint.format_utils
 from damaged import overwritten
 from torch import nn
 from weights_fixtures import State, assert_same
@@ -103,6 +105,24 @@ def test_read_state_dict_goes_by_the_content_whatever_the_suffix(
 
 def test_read_state_dict_says_so_when_it_is_given_a_folder(tmp_path: Path) -> None:
     assert error_of(tmp_path) == f"{tmp_path}: is a folder; give the file of the weights in it"
+    for name in ("config.json", "model.safetensors", "optimizer.pt", "training_args.bin"):  # as transformers' trainer
+        (tmp_path / name).touch()
+    assert error_of(tmp_path).endswith("give the file of the weights in it, model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_read_state_dict_names_the_program_that_joins_a_distributed_checkpoint(tmp_path: Path, state: State) -> None:
+    folder, joined = tmp_path / "step_100", tmp_path / "weights.pth"
+    torch.distributed.checkpoint.save({"model": state}, checkpoint_id=folder, no_dist=True)
+    advice = (
+        "a distributed checkpoint of PyTorch; make one file of it by python -m "
+        f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth and give that"
+    )
+    assert error_of(folder) == f"{folder}: is {advice}"
+    part = next(folder.glob("*.distcp"))
+    assert error_of(part) == f"{part}: is a part of {advice}"
+    torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, joined)
+    assert_same(checkpoints.read_state_dict(joined), state)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -1])
