@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -99,6 +100,35 @@ def encoded(index: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(draw(index).transpose(1, 2, 0)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def connect(server: Server) -> socket.socket:
+    """Connect to the server's REST port."""
+    host, port = server.http.split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def answer_of(connection: socket.socket | BinaryIO) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of the next answer; a status of 0 where the connection ends.
+
+    Args:
+        connection: where further answers may follow at once, a stream of it.
+    """
+    stream = connection.makefile("rb") if isinstance(connection, socket.socket) else connection
+    line = stream.readline()
+    if not line:
+        return 0, {}, b""
+    headers = {}
+    while (header := stream.readline().strip()) != b"":
+        key, _, value = header.decode().partition(":")
+        headers[key.lower()] = value.strip()
+    return int(line.split()[1]), headers, stream.read(int(headers.get("content-length", 0)))
+
+
+def request(body: bytes, *headers: str, path: str = f"/v2/models/{NAME}/classify") -> bytes:
+    """Return a POST request as it is sent."""
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def put(package: Package, folder: Path, *, shift: float = 0.0, name: str = NAME) -> None:

@@ -11,7 +11,7 @@ import orjson
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -42,6 +42,8 @@ class Calls:
                 raise HTTPException(405, headers={"allow": "POST"})
             answer = self._infer if call == "infer" else self._classify
             response = await answer(Request(scope, receive), name, version)
+        except ClientDisconnect:  # before its body was whole
+            return
         except Exception as err:
             known = respond_to(err)
             if known is None:

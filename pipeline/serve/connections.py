@@ -26,7 +26,9 @@ class _HeadWithBody(asyncio.Transport):
         self._begun = False
 
     def write(self, data: Any) -> None:
-        if not self._begun and self._cycle.response_started:  # else it is `100 Continue`
+        if self._transport.is_closing():  # the client has left; uvicorn tells only the newest of its requests
+            self._head = None
+        elif not self._begun and self._cycle.response_started:  # else it is `100 Continue`
             self._head, self._begun = data, True
         elif self._head is not None:
             self._transport.writelines([self._head, data])
@@ -47,20 +49,23 @@ class _HeadWithBody(asyncio.Transport):
 class Connection(HttpToolsProtocol):
     """A connection of HTTP/1.1.
 
-    A request's head must arrive within some seconds, and so must the rest of a body that is not read any more: uvicorn
-    waits for ever. A client that offers HTTP/2 (`curl --http2`: `Upgrade: h2c`) is answered over HTTP/1.1, as
-    RFC 9110 (7.8) allows: uvicorn with httptools would lose the body.
+    A request's head must arrive within some seconds, so must the rest of a body that is not read any more, and answers
+    must be taken in that time: uvicorn waits for ever. A client that closes its half of the connection still gets its
+    answer. A client that offers HTTP/2 (`curl --http2`: `Upgrade: h2c`) is answered over HTTP/1.1, as RFC 9110 (7.8)
+    allows: uvicorn with httptools would lose the body.
     """
 
     def __init__(self, *args: Any, patience: float, **kwargs: Any) -> None:
         """Prepare the connection.
 
         Args:
-            patience: s for a request's head, and for what is left of an unread body.
+            patience: s for a request's head, for what is left of an unread body, and until a full buffer of answers (64
+                KiB) has been taken by the client.
         """
         super().__init__(*args, **kwargs)
         self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None  # runs while answers wait for the client to take them
         self._head_size = self._silent = 0  # bytes of lines and headers, and bytes since the parser's last callback
         self._offers_upgrade = False
 
@@ -70,7 +75,24 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_waiting_for_reader()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for the answer that is under way; over TLS that is not possible."""
+        if self.scheme == "https" or self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        return True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_waiting_for_reader()
+        self._writing = self.loop.call_later(self._patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting_for_reader()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -152,6 +174,11 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
 
     def _timed_out(self) -> None:
         self._timer = None

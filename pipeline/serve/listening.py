@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -29,7 +31,24 @@ _MOST_METADATA = 64 * 1024  # bytes of a call's headers
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves signals to its caller."""
+    """Leaves signals to its caller, and gives clients so long for TLS's handshake as for the head of a request."""
+
+    def __init__(self, config: uvicorn.Config, patience: float) -> None:
+        super().__init__(config)
+        self._patience = patience
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on sockets. uvicorn's own leaves the minute that asyncio gives for a handshake."""
+        loop, config = asyncio.get_running_loop(), self.config
+        protocol = functools.partial(cast(Any, config.http_protocol_class), config, self.server_state, {})
+        seconds = self._patience if config.ssl is not None else None
+        self.servers = [
+            await loop.create_server(
+                protocol, sock=each, ssl=config.ssl, backlog=config.backlog, ssl_handshake_timeout=seconds
+            )
+            for each in sockets or []
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -40,7 +59,7 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
     """Return the server of an application.
 
     Args:
-        patience: s for the head of a request.
+        patience: s for the head of a request, and for TLS's handshake.
         certificates: None: without TLS.
     """
     config = uvicorn.Config(
@@ -55,7 +74,7 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
     )
     config.load()
     config.ssl = certificates.context if certificates is not None else None
-    return HttpServer(config)
+    return HttpServer(config, patience)
 
 
 def make_rpc_server(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from run_fixtures import NAME, TinyWorkspace
-from serve_fixtures import Server, encoded, running
+from serve_fixtures import Server, answer_of, connect, encoded, request, running
 
 grpc = pytest.importorskip("grpc", reason="serve's packages are not installed: pip install '.[serve]'")
 StatusCode = grpc.StatusCode
@@ -34,29 +34,6 @@ def server(tiny_workspace_master: TinyWorkspace) -> Iterator[Server]:
     flags = ["-b", "1", "-i", "1", "--max_body", "1", "--client_timeout", str(PATIENCE)]
     with running(tiny_workspace_master.package, *flags) as server:
         yield server
-
-
-def connect(server: Server) -> socket.socket:
-    host, port = server.http.split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
-
-
-def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body of the next answer; a status of 0 where the connection ends."""
-    stream = connection.makefile("rb")
-    line = stream.readline()
-    if not line:
-        return 0, {}, b""
-    headers = {}
-    while (header := stream.readline().strip()) != b"":
-        key, _, value = header.decode().partition(":")
-        headers[key.lower()] = value.strip()
-    return int(line.split()[1]), headers, stream.read(int(headers.get("content-length", 0)))
-
-
-def request(body: bytes, *headers: str, path: str = CLASSIFY) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def data_segments(connection: socket.socket) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import io
 import json
 import shutil
 import signal
+import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -25,7 +28,8 @@ from PIL import Image
 from run_fixtures import NAME, TinyWorkspace
 from serve_fixtures import Server, command, encoded, running
 
-from pipeline.serve.tokens import make_token
+from pipeline.errors import ConfigError
+from pipeline.serve.tokens import make_token, read_tokens
 
 if importlib.util.find_spec("kserve") is None:
     pytest.skip("serve's packages are not installed: pip install '.[serve]'", allow_module_level=True)
@@ -262,6 +266,50 @@ def test_a_new_token_is_known_and_a_revoked_one_not(guarded: Guarded) -> None:
     assert carol.ask("GET", "/v2")[0] == 401
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ("alice sha256:0\n", 0o600, "expected NAME sha256:HEX"),
+        ("\xff\n", 0o600, "it is no text"),
+        ("", 0o666, "others may write to it"),
+        (None, 0o600, "no such file"),
+    ],
+)
+def test_tokens_that_are_edited_badly_stay_as_they_were(
+    guarded: Guarded, text: str | None, mode: int, said: str
+) -> None:
+    before = guarded.tokens.read_bytes()
+    try:
+        if text is None:
+            guarded.tokens.unlink()
+        else:
+            guarded.tokens.write_bytes(before + text.encode("latin-1"))
+            guarded.tokens.chmod(mode)
+        time.sleep(1.1)
+        assert guarded.client.classify() == guarded.client.infer()
+        nobody = Client(guarded.client.server, guarded.client.trusts, token="guess")
+        assert nobody.ask("GET", "/v2")[0] == 401
+    finally:
+        guarded.tokens.write_bytes(before)
+        guarded.tokens.chmod(0o600)
+    with pytest.raises(ConfigError, match=said):
+        check_tokens(guarded.tokens, before, text, mode)
+    time.sleep(1.1)
+    assert guarded.client.classify() == guarded.client.infer()
+
+
+def check_tokens(path: Path, before: bytes, text: str | None, mode: int) -> None:
+    """Read such a file as the server does when it starts."""
+    other = path.with_name("other.txt")
+    if text is not None:
+        other.write_bytes(before + text.encode("latin-1"))
+        other.chmod(mode)
+    try:
+        read_tokens(other)
+    finally:
+        other.unlink(missing_ok=True)
+
+
 def test_the_log_says_who_asked_what_and_holds_no_image_and_no_token(guarded: Guarded) -> None:
     guarded.client.ask("POST", f"{CLASSIFY}?topk=2&secret=5", encoded(0))
     guarded.client.infer()
@@ -421,6 +469,68 @@ def test_clients_need_a_certificate_when_it_is_asked_for(
             with pytest.raises(InferenceServerException):
                 client.infer()
         assert friend.classify() == friend.infer()
+
+
+def test_a_renewal_under_load_loses_no_request(
+    tiny_workspace_master: TinyWorkspace, authority: Authority, tmp_path: Path
+) -> None:
+    pairs = [authority.pair(f"turn-{number}") for number in range(2)]
+    shown = Pair(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    def put(pair: Pair) -> None:
+        """Write both files one after the other, in parts, as programs that renew them do."""
+        for source, target in ((pair.certificate, shown.certificate), (pair.key, shown.key)):
+            with target.open("wb") as stream:
+                for part in (source.read_bytes()[:99], source.read_bytes()[99:]):
+                    stream.write(part)
+                    stream.flush()
+                    time.sleep(0.02)
+
+    put(pairs[0])
+    with serving(tiny_workspace_master, "--tls_cert", shown.certificate, "--tls_key", shown.key) as server:
+        client, over = Client(server, authority), threading.Event()
+
+        def ask(over_rest: bool) -> int:
+            count = 0
+            while not over.is_set():
+                if over_rest:
+                    client.classify()
+                else:
+                    client.infer()
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(ask, number % 2 == 0) for number in range(4)]
+            for turn in range(1, 7):
+                put(pairs[turn % 2])
+                server.process.send_signal(signal.SIGHUP)
+                time.sleep(0.4)
+            over.set()
+            assert all(each.result(60) > 0 for each in asking)
+
+
+def test_handshakes_that_trickle_or_do_not_come_end(tiny_workspace_master: TinyWorkspace, authority: Authority) -> None:
+    pair, patience = authority.pair("patient"), 1.5
+    flags: list[str | Path] = ["--tls_cert", pair.certificate, "--tls_key", pair.key, "--client_timeout", str(patience)]
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40)  # the start of one
+    with serving(tiny_workspace_master, *flags) as server:
+        addresses = [each.split(":") for each in (server.http, server.grpc) for _ in range(100)]
+        waiting = [socket.create_connection((host, int(port)), timeout=20) for host, port in addresses]
+        try:
+            assert Client(server, authority).classify() == Client(server, authority).infer()
+            begun = time.monotonic()
+            for number, connection in enumerate(waiting):
+                connection.sendall(hello[: number % 50])
+            for connection in waiting:
+                with contextlib.suppress(ConnectionResetError):
+                    while connection.recv(1 << 16):
+                        pass
+            assert time.monotonic() - begun < patience + 8
+        finally:
+            for connection in waiting:
+                connection.close()
+        assert Client(server, authority).classify() == Client(server, authority).infer()
 
 
 def test_a_server_whose_certificate_has_expired_is_not_trusted(
