@@ -89,9 +89,11 @@ def pair_costs(weights: npt.NDArray[np.floating]) -> Float64:
     cost = np.zeros((channels, channels))
     for sign in (1, -1):
         of_sign = np.maximum(sign * rows, 0)
-        for channel in range(channels):
-            # Of two weights whose sum exceeds 1, one exceeds a half.
-            some = of_sign[of_sign[:, channel] > 0.5]
+        # Of two weights whose sum exceeds 1, one exceeds a half. All are looked for at once: columns lie scattered.
+        of_channels, at = np.nonzero(np.ascontiguousarray((of_sign > 0.5).T))
+        firsts = np.searchsorted(of_channels, np.arange(channels + 1))
+        for channel in np.flatnonzero(np.diff(firsts)):
+            some = of_sign[at[firsts[channel] : firsts[channel + 1]]]
             some += some[:, channel : channel + 1].copy()
             some -= 1
             np.square(np.maximum(some, 0, out=some), out=some)
