@@ -102,7 +102,15 @@ def test_pages_name_only_commands_and_flags_that_exist(page: Path) -> None:
     flags = {flag for each in commands.values() for action in each._actions for flag in action.option_strings}
     flags |= {flag for action in parser._actions for flag in action.option_strings}
     scripts = "".join(read(path) for path in (ROOT / "benchmarks").glob("*.py"))
-    foreign = {"--quiet", "--no-deps", "--upgrade", "--constraint", "--editable", "--index-url"}  # pip
+    foreign = {
+        "--quiet",
+        "--no-deps",
+        "--upgrade",
+        "--constraint",
+        "--editable",
+        "--index-url",
+        "--extra-index-url",
+    }  # pip
     foreign |= {"--cacert", "--data-binary", "--generate", "--head", "--num-cpus", "--port", "--strict"}
     foreign |= {"--keras", "--opset", "--output"}  # tf2onnx
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - foreign:
@@ -126,6 +134,12 @@ def test_a_datalist_is_made_before_it_is_used(page: Path) -> None:
         pairs = dict(pairwise(words))
         made.add(pairs.get("--text_path", ""))
         assert pairs.get("--datalist", "") in made, shlex.join(words)
+
+
+@every_page
+def test_extras_are_installed_beside_the_tested_releases(page: Path) -> None:
+    for command in re.findall(r"pip install [^`\n]*'\.\[[^`\n]*", read(page)):
+        assert "--constraint constraints.txt" in command, command
 
 
 def test_commands_page_has_every_command() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import RUNTIMES, add_command, count
 from pipeline.errors import ConfigError
+from pipeline.host.extras import install_command
 
 if TYPE_CHECKING:
     from pipeline.serve.settings import Models, Settings, TlsFiles, Wanted
@@ -193,7 +194,7 @@ def _start(args: argparse.Namespace, wanted: Wanted, settings: Settings) -> None
 
 
 def _lacks(module: str) -> ConfigError:
-    return ConfigError(f"serve needs {module}, which is not installed; run: pip install '.[serve]'")
+    return ConfigError(f"serve needs {module}, which is not installed; run: {install_command('serve')}")
 
 
 def _models(args: argparse.Namespace) -> Models:

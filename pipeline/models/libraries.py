@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artefacts import whole_file
 from pipeline.errors import ConfigError, DataError
+from pipeline.host.extras import install_command
 from pipeline.models.recipe import Recipe, of_timm
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check(library: str, name: str, where: str) -> None:
         ConfigError: the library is not installed, or has no such network.
     """
     if not is_installed(library):
-        raise ConfigError(f"{where}: {name!r} needs {library} itself; run pip install '.[{library}]'")
+        raise ConfigError(f"{where}: {name!r} needs {library} itself; run: {install_command(library)}")
     architecture, _, tag = name.partition(".")
     if architecture not in names_of(library):
         near = difflib.get_close_matches(architecture, names_of(library), n=_NEAR)

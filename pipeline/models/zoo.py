@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+from pipeline.host.extras import install_command
 from pipeline.models import libraries
 from pipeline.models.addresses import address_of, digest_of
 
@@ -143,7 +144,7 @@ def _installed(library: str, name: str, where: str) -> Model:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]!r}?" if near else f" (without it: {', '.join(known)})"
         raise ConfigError(
-            f"{where}: {name!r} needs {library} itself, which is not installed: pip install '.[{library}]'{hint}"
+            f"{where}: {name!r} needs {library} itself, which is not installed; run: {install_command(library)}{hint}"
         )
     libraries.check(library, name, where)
     try:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from pipeline.host.extras import install_command
 from pipeline.serve.access import Visit
 from pipeline.terminal import console
 from pipeline.version import NAME, version
@@ -128,7 +129,9 @@ def open_tracing() -> Tracing | None:
     except ModuleNotFoundError as err:
         if not (err.name or "").startswith("opentelemetry"):
             raise
-        console.warning(f"{endpoint}: {err.name} is not installed, so there are no traces; pip install '.[otel]'")
+        console.warning(
+            f"{endpoint}: {err.name} is not installed, so there are no traces; run: {install_command('otel')}"
+        )
         return None
 
 

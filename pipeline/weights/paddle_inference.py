@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.host import isolated
+from pipeline.host.extras import install_command
 
 _PROGRAMS = (".json", ".pdmodel")  # the newer one first, where a folder holds both
 _PARAMETERS = ".pdiparams"
@@ -68,8 +69,8 @@ def check(path: Path) -> None:
     missing = [name for name in ("paddle2onnx", "paddle") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"{path}: is a PaddlePaddle inference model; converting it needs {' and '.join(missing)}: run "
-            "pip install '.[paddle]', or convert it elsewhere with paddle2onnx and give the .onnx file"
+            f"{path}: is a PaddlePaddle inference model; converting it needs {' and '.join(missing)}; run: "
+            f"{install_command('paddle')} (or convert it elsewhere with paddle2onnx and give the .onnx file)"
         )
 
 

@@ -594,7 +594,10 @@ def test_serve_without_its_extra_is_told_what_to_install(tmp_path: Path, lacking
         pytest.skip("serve's packages are not installed: pip install '.[serve]'")
     done = run_hiding(tmp_path / "hidden", (lacking,), "serve", "-m", "nothing")
     assert done.returncode == 2
-    assert done.stderr == f"error: serve needs {lacking}, which is not installed; run: pip install '.[serve]'\n"
+    assert (
+        done.stderr
+        == f"error: serve needs {lacking}, which is not installed; run: pip install -c constraints.txt -e '.[serve]'\n"
+    )
 
 
 def test_version_is_the_projects(main: RunHere) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError
+from pipeline.host.extras import install_command
 from pipeline.models import libraries, zoo
 
 REPO = Path(__file__).parents[2]
@@ -58,15 +59,15 @@ def test_find_model_gives_the_row_of_the_library() -> None:
         (
             "timm",
             "wide_resnet502",
-            "frontend.model: 'wide_resnet502' needs timm itself, which is not installed: pip install '.[timm]'; "
-            "did you mean 'wide_resnet50_2'?",
+            "frontend.model: 'wide_resnet502' needs timm itself, which is not installed; run: "
+            f"{install_command('timm')}; did you mean 'wide_resnet50_2'?",
         ),
         (
             "timm",
             "vgg",
-            "frontend.model: 'vgg' needs timm itself, which is not installed: pip install '.[timm]' (without it: "
-            "resnet18, resnet34, resnet50, resnet101, resnet152, resnet50c, resnet50d, wide_resnet50_2, "
-            "wide_resnet101_2)",
+            "frontend.model: 'vgg' needs timm itself, which is not installed; run: "
+            f"{install_command('timm')} (without it: resnet18, resnet34, resnet50, resnet101, resnet152, resnet50c, "
+            "resnet50d, wide_resnet50_2, wide_resnet101_2)",
         ),
     ],
 )

@@ -23,6 +23,7 @@ from pipeline.commands.cli import main
 from pipeline.config.build_file import load_build_file
 from pipeline.config.sections import AUTO
 from pipeline.data.imagenet import list_dataset
+from pipeline.host.extras import install_command
 from pipeline.models import exporter, libraries, zoo
 from pipeline.packages.package import open_package
 
@@ -108,7 +109,7 @@ def test_init_tells_networks_apart(
         (("--model", "timm/resnet34"), "w.pth: is not of timm/resnet34; it fits torchvision/resnet18, timm/resnet18"),
         (
             ("--model", "timm/resnet19"),
-            "--model: 'resnet19' needs timm itself, which is not installed: pip install '.[timm]'; did you mean",
+            f"needs timm itself, which is not installed; run: {install_command('timm')}; did you mean",
         ),
         (("--dataset", "nowhere"), "nowhere"),
         (("--dataset", "empty"), "empty: no images; give the folder of the images"),

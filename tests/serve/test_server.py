@@ -36,6 +36,7 @@ from pipeline.artefacts import write_json, write_manifest
 from pipeline.building import build
 from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
+from pipeline.host.extras import install_command
 from pipeline.packages.package import open_package
 from pipeline.run.predict import Classifier
 from pipeline.runtimes.base import Runtime
@@ -692,7 +693,7 @@ def test_faults_at_the_start_are_a_line(tiny_workspace_master: TinyWorkspace, tm
     assert "cannot be listened on" in fault("--host", "203.0.113.7", "--insecure")
     (tmp_path / "kserve.py").write_text("raise ModuleNotFoundError('hidden', name='kserve')")
     text = fault(PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
-    assert text == "error: serve needs kserve, which is not installed; run: pip install '.[serve]'"
+    assert text == f"error: serve needs kserve, which is not installed; run: {install_command('serve')}"
 
 
 def test_scores_of_sigmoids_are_given_as_they_are(tiny: TinyWorkspace, images: list[np.ndarray]) -> None:

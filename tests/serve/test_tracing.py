@@ -222,7 +222,7 @@ def test_the_server_says_what_is_missing_and_goes_on(tiny_workspace_master: Tiny
         _, said = process.communicate(timeout=60)
     pattern = (
         r"^OTEL_EXPORTER_OTLP_ENDPOINT: opentelemetry\.\S+ is not installed, so there are no traces; "
-        r"pip install '\.\[otel\]'$"
+        r"run: pip install -c constraints\.txt -e '\.\[otel\]'$"
     )
     assert re.search(pattern, said, re.MULTILINE), said
     assert said.endswith("fewer than the 8 images of a batch; give more\n")

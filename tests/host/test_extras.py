@@ -1,0 +1,34 @@
+"""extras.py: the advice installs what pyproject.toml has, and leaves torch alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.host.extras import install_command
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("extra", ["serve", "otel", "paddle", "timm", "torchvision"])
+def test_command_names_an_extra_that_exists_and_keeps_the_tested_releases(extra: str) -> None:
+    command = install_command(extra)
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    assert re.search(rf"^{extra} = ", extras, re.MULTILINE)
+    assert command.startswith("pip install -c constraints.txt ")
+    assert f"-e '.[{extra}]'" in command
+    assert (ROOT / "constraints.txt").is_file()
+
+
+@pytest.mark.parametrize("extra", ["timm", "torchvision"])
+def test_libraries_that_bring_torch_take_it_from_its_own_index(extra: str) -> None:
+    (index,) = re.findall(r"^TORCH_INDEX \?= (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"--extra-index-url {index} " in install_command(extra)
+
+
+def test_paddle2onnx_comes_without_the_onnx_it_asks_for() -> None:
+    assert install_command("paddle").endswith(" && pip install --no-deps paddle2onnx")
+    (needs,) = re.findall(r"^paddle = (.*)$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "paddle2onnx" not in needs
