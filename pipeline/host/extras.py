@@ -5,12 +5,14 @@ from __future__ import annotations
 # Libraries that want one release of torch: without PyTorch's own index pip takes those of CUDA, which do not load here.
 _BESIDE_TORCH = frozenset({"timm", "torchvision"})
 _TORCH_INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu "
-# paddle2onnx 2.1 asks for onnx up to 1.17, and converts with the release of constraints.txt as well.
-_WITHOUT_ITS_NEEDS = {"paddle": "paddle2onnx"}
+# paddle2onnx 2.1 asks for onnx up to 1.17, and converts with the release of constraints.txt as well: what the extra holds
+# is installed without what paddle2onnx asks for.
+_PADDLE = "pip install -c constraints.txt paddlepaddle packaging && pip install --no-deps paddle2onnx"
 
 
 def install_command(extra: str) -> str:
     """Return the command line that installs an extra and leaves the tested releases as they are."""
+    if extra == "paddle":
+        return _PADDLE
     index = _TORCH_INDEX if extra in _BESIDE_TORCH else ""
-    more = f" && pip install --no-deps {_WITHOUT_ITS_NEEDS[extra]}" if extra in _WITHOUT_ITS_NEEDS else ""
-    return f"pip install -c constraints.txt {index}-e '.[{extra}]'{more}"
+    return f"pip install -c constraints.txt {index}-e '.[{extra}]'"

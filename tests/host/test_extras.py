@@ -12,7 +12,7 @@ from pipeline.host.extras import install_command
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("extra", ["serve", "otel", "paddle", "timm", "torchvision"])
+@pytest.mark.parametrize("extra", ["serve", "otel", "timm", "torchvision"])
 def test_command_names_an_extra_that_exists_and_keeps_the_tested_releases(extra: str) -> None:
     command = install_command(extra)
     extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
@@ -28,7 +28,10 @@ def test_libraries_that_bring_torch_take_it_from_its_own_index(extra: str) -> No
     assert f"--extra-index-url {index} " in install_command(extra)
 
 
-def test_paddle2onnx_comes_without_the_onnx_it_asks_for() -> None:
-    assert install_command("paddle").endswith(" && pip install --no-deps paddle2onnx")
+def test_command_for_paddle_installs_what_the_extra_holds_and_keeps_the_tested_onnx() -> None:
     (needs,) = re.findall(r"^paddle = (.*)$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "paddle2onnx" not in needs
+    together, alone = install_command("paddle").split(" && ")
+    assert together.startswith("pip install -c constraints.txt ")
+    assert alone == "pip install --no-deps paddle2onnx"
+    names = re.findall(r'"([\w-]+)', needs)
+    assert sorted(names) == sorted([*together.split()[4:], alone.split()[-1]])
