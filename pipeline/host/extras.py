@@ -5,8 +5,8 @@ from __future__ import annotations
 # Libraries that want one release of torch: without PyTorch's own index pip takes those of CUDA, which do not load here.
 _BESIDE_TORCH = frozenset({"timm", "torchvision"})
 _TORCH_INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu "
-# paddle2onnx 2.1 asks for onnx up to 1.17, and converts with the release of constraints.txt as well: what the extra holds
-# is installed without what paddle2onnx asks for.
+# paddle2onnx 2.1 asks for onnx up to 1.17, and converts with the release of constraints.txt as well: it is installed
+# without what it asks for.
 _PADDLE = "pip install -c constraints.txt paddlepaddle packaging && pip install --no-deps paddle2onnx"
 
 
