@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from pipeline.commands.predict import add_predict
 from pipeline.commands.serve import add_serve
 from pipeline.commands.token import add_token
 from pipeline.errors import PipelineError
-from pipeline.terminal import console
+from pipeline.terminal import console, streams
 
 EXIT_FAULT = 2  # something the user can fix
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -57,6 +56,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         argv: the arguments; those of the process where none are given.
         parser: of another program that has one command, with the defaults that `make_parser` sets.
     """
+    streams.open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be of any bytes
@@ -83,8 +83,15 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         console.interrupted("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; Python would report it when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop_output()
         return EXIT_READER_GONE
+    except OSError:
+        unwritable = streams.unwritable_output()
+        if unwritable is None:
+            raise
+        console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
+        streams.drop_output()
+        return EXIT_FAULT
     return 0
 
 

@@ -42,6 +42,7 @@ class FileKind(Enum):
     ONNX = "ONNX model"
     TORCHSCRIPT = "TorchScript program"
     PROGRAM = "program of torch.export"
+    COMPILED = "package of AOTInductor"
     LFS = "Git LFS pointer"
     ANNEX = "git-annex pointer"
     HTML = "HTML page"
@@ -144,6 +145,8 @@ def _kind_of_zip(stream: IO[bytes]) -> FileKind:
     within = {name.partition("/")[2] for name in names}
     if any(name.startswith("code/") for name in within) or "constants.pkl" in within:
         return FileKind.TORCHSCRIPT
+    if any("/aotinductor/" in name for name in names):
+        return FileKind.COMPILED
     program = ("archive_format", "serialized_exported_program.json")
     if within & set(program) or set(names) & set(program):
         return FileKind.PROGRAM
@@ -207,6 +210,10 @@ _ADVICE = {
     FileKind.PROGRAM: (
         "is a program of torch.export (.pt2), code and weights in one; build it with frontend.type pytorch, as init "
         'writes, or save its weights by torch.save(torch.export.load(FILE).state_dict, "weights.pth")'
+    ),
+    FileKind.COMPILED: (
+        "is a package of AOTInductor, machine code made of a program; give the program itself, as torch.export.save "
+        "writes it, or export the network to ONNX"
     ),
     FileKind.LFS: "is a Git LFS pointer, the file itself is not here; run git lfs pull in its repository",
     FileKind.ANNEX: "is a git-annex pointer, the file itself is not here; run git annex get in its repository",

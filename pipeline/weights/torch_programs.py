@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ import numpy.typing as npt
 from pipeline.errors import DataError
 from pipeline.host import isolated
 from pipeline.weights.file_kinds import FileKind, kind_of
+
+if TYPE_CHECKING:
+    import torch
 
 KINDS = (FileKind.TORCHSCRIPT, FileKind.PROGRAM)
 TRUST = "its own code was run, in a process of its own; build only files of those whose code you would run"
@@ -107,7 +111,9 @@ def _convert(
         try:
             output = network(torch.zeros(batch, *chw))
         except Exception as err:  # of the network's own code
-            raise DataError(f"does not run on an image of {list(chw)} ({_line(err)}); give its own size") from None
+            kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32}
+            wanted = f"export it as float32, after model.float(), not {_names(kinds)}" if kinds else "give its own size"
+            raise DataError(f"does not run on an image of {list(chw)} ({_line(err)}); {wanted}") from None
         try:
             torch.onnx.export(
                 network,
@@ -162,6 +168,10 @@ def _load(path: str) -> tuple[Any, tuple[int, ...] | None]:
     if len(inputs) != 1:
         raise DataError(f"has {len(inputs)} inputs, wanted one, of images [N, 3, H, W]")
     return network, inputs[0]
+
+
+def _names(kinds: Collection[torch.dtype]) -> str:
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
 
 def _line(err: Exception) -> str:

@@ -670,3 +670,24 @@ def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: Tiny
         assert "Traceback" not in done.stderr, (line, done.stderr)
         assert done.returncode == 2, line
         assert "which is not installed; run: pip install " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (
+            "{} models resnet18 > /dev/full",
+            2,
+            "error: standard output: cannot be written (No space left on device); send",
+        ),
+        ("{} models resnet18 >&-", 0, ""),
+        ("{} models resnet18 >&- 2>&-", 0, ""),
+    ],
+)
+def test_a_standard_output_that_takes_nothing_is_no_traceback(line: str, code: int, said: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = f"{shlex.quote(sys.executable)} -m pipeline"
+    done = subprocess.run(
+        ["bash", "-c", line.format(program)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr[: len(said)], done.stderr.count("\n")) == (code, said, bool(said))

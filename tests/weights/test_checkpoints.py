@@ -14,8 +14,8 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint
 import torch.distributed.checkpoint.format_utils
+import torch.distributed.checkpoint.state_dict_saver
 from damaged import overwritten
 from torch import nn
 from weights_fixtures import State, assert_same
@@ -113,7 +113,7 @@ def test_read_state_dict_says_so_when_it_is_given_a_folder(tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_read_state_dict_names_the_program_that_joins_a_distributed_checkpoint(tmp_path: Path, state: State) -> None:
     folder, joined = tmp_path / "step_100", tmp_path / "weights.pth"
-    torch.distributed.checkpoint.save({"model": state}, checkpoint_id=folder, no_dist=True)
+    torch.distributed.checkpoint.state_dict_saver.save({"model": state}, checkpoint_id=folder, no_dist=True)
     advice = (
         "a distributed checkpoint of PyTorch; make one file of it by python -m "
         f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth and give that"

@@ -97,6 +97,13 @@ def arrays(path: Path) -> None:
         np.savez(stream, a=np.ones(3))
 
 
+def compiled(path: Path) -> None:
+    """Members as torch's aoti_compile_and_package writes them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data/aotinductor/model/c1.wrapper.so", "archive_format", "archive_version", "byteorder"):
+            archive.writestr(f"aoti/{name}", "pt2")
+
+
 FILES: list[tuple[Callable[[Path], None], FileKind]] = [
     (torch_file(), FileKind.TORCH),
     (torch_file(protocol=4), FileKind.TORCH),
@@ -122,6 +129,7 @@ FILES: list[tuple[Callable[[Path], None], FileKind]] = [
     (array, FileKind.NUMPY),
     (arrays, FileKind.NUMPY),
     (keras, FileKind.KERAS),
+    (compiled, FileKind.COMPILED),
     (content(b"\x08\x01\x12\x05abcde"), FileKind.TENSORFLOW),
     (content(b"\n\x1f\n\x05input\x12\x0bPlaceholder*\t\n\x05dtype\x12\x020\x01"), FileKind.TENSORFLOW),
     (content("ä" * 600), FileKind.TEXT),

@@ -82,6 +82,13 @@ def test_to_onnx_names_the_size_that_a_program_was_exported_for(tmp_path: Path) 
         torch_programs.to_onnx(tmp_path / "n.pt2", tmp_path / "n.onnx", (3, 48, 48))
 
 
+def test_to_onnx_asks_for_float32_where_a_program_computes_in_bfloat16(tmp_path: Path) -> None:
+    example = torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)
+    torch.export.save(torch.export.export(Small().eval().bfloat16(), (example,)), tmp_path / "n.pt2")
+    with pytest.raises(DataError, match=r"; export it as float32, after model.float\(\), not bfloat16$"):
+        torch_programs.to_onnx(tmp_path / "n.pt2", tmp_path / "n.onnx", (3, 32, 32))
+
+
 def test_to_onnx_says_why_torch_cannot_load_a_damaged_file(tmp_path: Path) -> None:
     save(tmp_path / "n.pt", "traced")
     with zipfile.ZipFile(tmp_path / "n.pt") as archive:
