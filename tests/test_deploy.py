@@ -191,6 +191,31 @@ def test_systemd_unit_verifies(tmp_path: Path) -> None:
     assert int(unit_lines("TimeoutStopSec")[0]) > args.drain + args.grace
 
 
+def linter(name: str) -> str:
+    """Return the path of a program of the extra `ci`, in this environment or elsewhere."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    return found or pytest.skip(f"no {name}: pip install '.[ci]'")
+
+
+def test_dockerfile_is_as_hadolint_wants_it(tmp_path: Path) -> None:
+    command = [linter("hadolint"), "--no-color"]
+    done = subprocess.run([*command, str(DEPLOY / "Dockerfile")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    (tmp_path / "Dockerfile").write_text("FROM python\n")
+    assert subprocess.run([*command, str(tmp_path / "Dockerfile")], capture_output=True, timeout=60).returncode == 1
+
+
+def test_kubernetes_manifests_have_no_keys_that_there_are_not(tmp_path: Path) -> None:
+    """By the schemas of Kubernetes; a kustomization is none of its resources."""
+    command = [linter("kubernetes-validate"), "--strict"]
+    files = [path for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) if path.name != "kustomization.yaml"]
+    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr + done.stdout
+    wrong = (DEPLOY / "kubernetes" / "service.yaml").read_text(encoding="utf-8").replace("targetPort", "targetPorts")
+    (tmp_path / "service.yaml").write_text(wrong, encoding="utf-8")
+    assert subprocess.run([*command, str(tmp_path / "service.yaml")], capture_output=True, timeout=120).returncode != 0
+
+
 def metric_names() -> set[str]:
     """Return what a scrape brings, of our own metrics and of the process, by the names of its samples."""
     pytest.importorskip("prometheus_client", reason="serve's packages are not installed: pip install '.[serve]'")
