@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from pipeline.data import preprocess
+from pipeline.data import opening, preprocess
 from pipeline.data.image_kinds import IMAGE_SUFFIXES
 from pipeline.data.opening import count_scans
 from pipeline.errors import DataError
@@ -81,7 +81,9 @@ def test_count_scans_counts_those_of_the_first_image_alone() -> None:
     assert count_scans(b"") == count_scans(b"\xff\xd8") == count_scans(b"\xff\xd8\xff\xff\xff\xda") - 1 == 0
 
 
-def test_a_jpeg_has_so_many_scans_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [1 << 20, 7])
+def test_a_jpeg_has_so_many_scans_and_no_more(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_PART", part)
     assert preprocess.decode(with_scans(90)).shape == (3, 24, 40)
     film = saved("JPEG") + b"\xff\xda" * 200  # as phones append one
     assert preprocess.decode(film).shape == (3, 24, 40)
