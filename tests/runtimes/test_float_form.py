@@ -9,7 +9,8 @@ import onnx
 import pytest
 from small_graphs import Builder, Float32, images, ranges_seen, run_exact, run_in, sqnr_db
 
-from pipeline.quant import qdq
+from pipeline.quant import placement, qdq
+from pipeline.quant.gate_scaling import gated_tensors, scale_gates
 from pipeline.runtimes import ort
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.float_form import CLIPPING, use_float_form
@@ -78,6 +79,20 @@ def test_answers_are_equal_where_no_quantizer_goes() -> None:
     assert operators(found).count("QuantizeLinear") == operators(int8).count("QuantizeLinear")
     batch = images(16, seed=8)
     np.testing.assert_array_equal(run_exact(found, batch), run_exact(int8, batch))
+
+
+def test_factors_that_scaled_channels_for_a_quantizer_go_with_it() -> None:
+    """Those before the depthwise convolution, which is float32; not those before the last, which is int8."""
+    model = gated()
+    ranges = np.array([100.0, *[1.0] * 7])
+    scaled = scale_gates(model, dict.fromkeys(gated_tensors(model, placement.observed_tensors(model)), ranges))
+    assert len(scaled) == 2
+    int8, batch = int8_of(model), images(16, seed=8)
+    found = changed(int8)
+    assert operators(int8).count("Mul") == 4
+    assert operators(found).count("Mul") == 3
+    assert sqnr_db(run_exact(gated(), batch), run_exact(found, batch)) > 25
+    assert sqnr_db(run_exact(int8, batch), run_exact(found, batch)) > 25
 
 
 def clipping_between_float_layers() -> onnx.ModelProto:
