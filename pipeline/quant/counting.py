@@ -16,6 +16,7 @@ from pipeline.quant.addends import find_addends
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.observers import ObserverSet
 
+_WIDENED = 1 << 16  # values of bfloat16 in float32 at a time
 TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
 
 Float32 = npt.NDArray[np.float32]
@@ -113,7 +114,8 @@ def _channel_means(values: Values, axis: int) -> npt.NDArray[np.float64]:
     Summed in float32 by BLAS, in many partial sums: exact to six digits; float64 takes ten times as long.
     """
     if values.dtype == np.uint16:
-        values, axis = bfloat16.widen(values), -1 if values.ndim == 4 else axis
+        last = values.ndim == 4 or axis != 1
+        return _row_means(values.reshape(-1, values.shape[-1]) if last else values.reshape(values.shape[1], -1).T)
     if axis == 1:
         rows = values.reshape(values.shape[1], -1)
         sums = rows @ np.ones(rows.shape[1], np.float32)
@@ -121,3 +123,13 @@ def _channel_means(values: Values, axis: int) -> npt.NDArray[np.float64]:
     rows = values.reshape(-1, values.shape[-1])
     sums = np.ones(len(rows), np.float32) @ rows
     return sums.astype(np.float64) / len(rows)
+
+
+def _row_means(rows: Values) -> npt.NDArray[np.float64]:
+    """Return float64 [C], the mean of rows [n, C] of bfloat16, widened some at a time: they stay in the cache."""
+    step = max(1, _WIDENED // rows.shape[1])
+    sums = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), step):
+        some = bfloat16.widen(rows[start : start + step])
+        sums += np.ones(len(some), np.float32) @ some
+    return sums / len(rows)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.quant import bfloat16, qmath
+from pipeline.quant import bfloat16, counting, qmath
 from pipeline.quant.covariance import Covariance, GroupCovariance
 from pipeline.quant.equalization import channel_extremes
 from pipeline.quant.layers import Layer, LayerWeights
@@ -146,3 +146,11 @@ def test_covariances_of_bfloat16_are_those_of_the_same_values_in_float32() -> No
             other.add(bfloat16.widen(bits[start : start + 50]))
         np.testing.assert_array_equal(one.means(), other.means())
         np.testing.assert_array_equal(one.result(), other.result())
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 301, 3), (1, 2, 2, 70_000), (1, 5, 40)])
+def test_channel_means_are_those_of_float32(shape: tuple[int, ...]) -> None:
+    """In one piece and in several."""
+    bits = halves(shape)
+    expected = bfloat16.widen(bits).astype(np.float64).reshape(-1, shape[-1]).mean(axis=0)
+    np.testing.assert_allclose(counting._channel_means(bits, -1), expected, rtol=1e-4, atol=1e-4)
