@@ -44,7 +44,7 @@ _CAPS = {  # what each value allows; other values allow everything
 # Of glibc's mallopt: the least bytes of a block that is mapped by itself, 32 MiB at most, and the bytes kept at the end
 # of the heap.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MAPPED, _KEPT = 32 << 20, 1 << 29
+_MAPPED, _KEPT = 32 << 20, 1 << 27
 
 _CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 

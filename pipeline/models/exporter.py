@@ -29,6 +29,7 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     The TorchScript exporter is used on purpose: it names nodes by module path and keeps GlobalAveragePool one operator,
     which both runtimes compute in int8. The newer one numbers its nodes, emits ReduceMean and needs onnxscript.
     """
+    release_memory()  # torch holds the weights four times while it exports them
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         path = Path(folder) / "network.onnx"  # in memory it would be there once more, beside what torch holds of it
         with warnings.catch_warnings(), torch.inference_mode(), one_thread():
