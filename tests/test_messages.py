@@ -135,7 +135,7 @@ def wrong_flags(text: str, module: str) -> list[str]:
         if all(name in FLAGS for name in named):
             said.add(flag)
             wrong += [f"{flag} of {name}" for name in named if flag not in FLAGS[name]]
-    for found in _FLAG.finditer(text):  # `bench --sweep`, `build with --target avx2`: a command line to type
+    for found in _FLAG.finditer(text):  # `bench --sweep`, `build with --weights auto`: a command line to type
         before = re.findall(r"\w+", text[: found.start()])[-2:]
         said |= {found[0] for command in before if found[0] in FLAGS.get(command, ())}
     row = readers_of(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import signal
 import sys
@@ -137,6 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m pipeline",
         description="Image classifiers in int8 on CPUs: build, bench, eval.",
         epilog="The vendor's words are understood too: vamc build and vamc compile for build, vamp for bench.",
+        # argparse makes no room for the indentation of commands: by two, the longest stood on a line of its own.
+        formatter_class=functools.partial(argparse.HelpFormatter, indent_increment=1),
     )
     parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
     # Without a command: the help.

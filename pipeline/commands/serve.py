@@ -68,8 +68,12 @@ def add_serve(commands: Any) -> None:
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1: for this machine only")
     parser.add_argument("--insecure", action="store_true", help="let other machines in without TLS or tokens")
-    parser.add_argument("--http_port", type=_port, default=8080, help="port of REST; 0: any that is free")
-    parser.add_argument("--grpc_port", type=_port, default=8081, help="port of gRPC; 0: any that is free")
+    parser.add_argument(
+        "--http_port", type=_port, default=8080, metavar="PORT", help="port of REST; 0: any that is free"
+    )
+    parser.add_argument(
+        "--grpc_port", type=_port, default=8081, metavar="PORT", help="port of gRPC; 0: any that is free"
+    )
     parser.add_argument("--max_body", type=count, default=64, metavar="MIB", help="largest request, in MiB")
     parser.add_argument("--max_pixels", type=count, default=64, metavar="MP", help="largest image, in megapixels")
     parser.add_argument(

@@ -26,7 +26,7 @@ class Key:
     default: Any  # REQUIRED: there is none
     flag: str | None = None  # of `build`, where the key has one
     metavar: str | None = None  # of the flag
-    flag_means: str | None = None  # where the flag sets only a part of the value
+    flag_means: str | None = None  # in place of `meaning`, where the flag sets one value or a part of it
     example: str | None = None  # a value, in YAML
     misspelt: str | None = None  # read where the key itself is absent, or on the command line
     also: str | None = None  # a second spelling

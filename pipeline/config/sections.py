@@ -104,7 +104,7 @@ class QuantizeConfig:
     percentile: float = key(
         99.9999,
         Number(above=50, most=100),
-        "share of an activation's values kept at either end, in %; of calibrate_mode `percentile`",
+        "the range leaves (100 - P)% of the values outside at either end; of calibrate_mode `percentile`",
         flag="--percentile",
         metavar="P",
         example="99.99",
@@ -154,8 +154,6 @@ class BackendConfig:
         Target.ANY,
         choice(Target),
         "accepted, without effect: packages are exact on every CPU",
-        flag="--target",
-        metavar="CPU",
     )
     compile: Mapping[str, object] = key({}, Unused(), "the vendor's hardware keys, reported and without effect")
     quantize: QuantizeConfig = section(
@@ -239,6 +237,8 @@ class DatasetConfig:
         "an image that cannot be decoded is replaced by another of its class (calibration) or left out (evaluation), "
         "and named; false: all of them are named in one error",
         flag="--skip_bad",
+        flag_means="an image that cannot be decoded is replaced by another of its class (calibration) or left out "
+        "(evaluation), and named",
     )
 
 

@@ -244,7 +244,7 @@ def fetch(library: str, name: str, folder: Path) -> Path:
     except Exception as err:  # of networks, hubs and hashes
         raise DataError(
             f"{library} cannot fetch the weights of {name} ({_line(err)}); check the network, or download them by "
-            "hand and give the file instead of auto"
+            "hand and give the file as the weights"
         ) from None
     try:
         folder.mkdir(parents=True, exist_ok=True)

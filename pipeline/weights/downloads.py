@@ -30,7 +30,7 @@ _TIMEOUT_S = 30.0  # without a byte
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # before each further attempt after a broken connection
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST_NAME = 255  # bytes of a file name, on the file systems in use
-_BY_HAND = "or download it by hand and give the file instead of auto"
+_BY_HAND = "or download it by hand and give the file as the weights"
 
 
 def _target(url: str, folder: Path) -> Path:

@@ -612,6 +612,7 @@ def test_no_command_shows_what_there_is(main: RunHere) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out == make_parser().format_help()
     assert "build" in done.out
+    assert re.search(r"^ +image2npz +decode images", done.out, re.MULTILINE)  # the longest name, and its line
 
 
 @pytest.mark.parametrize(
@@ -621,7 +622,7 @@ def test_no_command_shows_what_there_is(main: RunHere) -> None:
         ("--weights . --dataset .", "--weights .: is a folder, expected a file"),
         ("--weights auto --dataset gone", "--dataset gone: no such folder or tar file"),
         ("--set frontend.checkpoint=gone.pth --dataset .", "--set frontend.checkpoint: gone.pth: no such file"),
-        ("--weights auto --dataset . --target sse", "--target: expected one of any, vnni, avx2, got 'sse'"),
+        ("--weights auto --dataset . --percentile 30", "--percentile: must be in (50, 100], got 30"),
     ],
 )
 def test_a_wrong_flag_of_build_is_named_once(

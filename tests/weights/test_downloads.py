@@ -170,7 +170,7 @@ def test_download_says_how_to_go_on_when_every_connection_ends(server: Server, t
     server.cuts = [400_000, 0, 0]
     assert error_of(server, tmp_path) == (
         f"{server.url}: the connection broke after 400000 bytes (400000 of 1048576 bytes came); run the same command "
-        "again to resume, or download it by hand and give the file instead of auto"
+        "again to resume, or download it by hand and give the file as the weights"
     )
 
 
@@ -212,7 +212,7 @@ def test_download_removes_what_came_when_its_hash_is_another(server: Server, tmp
     found = hashlib.sha256(b"another file").hexdigest()[:8]
     assert error_of(server, tmp_path) == (
         f"{server.url}: sha256 is {found}, wanted {DIGEST[:8]}; what came is removed, as it was changed or damaged: "
-        "try again, or download it by hand and give the file instead of auto"
+        "try again, or download it by hand and give the file as the weights"
     )
     assert names(tmp_path) == []
 
@@ -222,7 +222,7 @@ def test_download_says_what_the_server_answered(server: Server, tmp_path: Path, 
     server.status = status
     assert error_of(server, tmp_path) == (
         f"{server.url}: the server answered {status} {reason}; try again later, or download it by hand and give the "
-        "file instead of auto"
+        "file as the weights"
     )
     assert names(tmp_path) == []
 
@@ -246,7 +246,7 @@ def test_download_says_what_to_do_when_there_is_no_network(server: Server, tmp_p
         downloads.download(url, DIGEST, tmp_path)
     assert str(caught.value) == (
         f"{url}: cannot be reached (Connection refused); check the network, or download it by hand and give the file "
-        "instead of auto"
+        "as the weights"
     )
     assert names(tmp_path) == []
 
