@@ -100,8 +100,9 @@ def describe(
         shown: the run that was described just before, here; what both ran on is not said again.
     """
     latency = "  ".join(f"{name} {value:.1f}" for name, value in measured.latency_ms.items())
+    images = counted(measured.images, "image")
     lines = [
-        f"{title}: {measured.throughput:.1f} images/s ({measured.images} images in {measured.seconds:.1f} s)",
+        f"{title}: {measured.throughput:.1f} images/s ({images} in {measured.seconds:.1f} s)",
         f"latency of a request, ms: {latency}",
     ]
     ran_on = _ran_on(measured, cluster)

@@ -12,6 +12,7 @@ from pipeline.measure.comparison import AnswerComparison
 from pipeline.measure.result_scores import TOP
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import Package
+from pipeline.terminal.counts import counted
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Evaluation:
     def as_lines(self) -> list[str]:
         """Return what `eval` prints."""
         runtime = self.facts.get("runtime", "another program")
-        lines = [f"{self.top1.count} images, answers of {runtime}, 95% intervals in brackets"]
+        lines = [f"{counted(self.top1.count, 'image')}, answers of {runtime}, 95% intervals in brackets"]
         if self.reference is not None:
             lines += self._top_lines("float32", self.reference.top1, self.reference.top5)
         lines += self._top_lines(self.precision, self.top1, self.top5)
@@ -105,7 +106,7 @@ class Evaluation:
             f"change in {', in '.join(changes)}",
             f"agreement      {reference.agreement}",
             f"flips    {reference.right_to_wrong} right to wrong, {reference.wrong_to_right} wrong to right, "
-            f"{len(reference.flips)} answers changed in all; exact McNemar p = {reference.p_value:.2g}",
+            f"{counted(len(reference.flips), 'answer')} changed in all; exact McNemar p = {reference.p_value:.2g}",
             f"scores   KL divergence {reference.divergence.kl:.5f} nats an image, logit SQNR "
             f"{reference.divergence.sqnr_db:.1f} dB",
         ]

@@ -20,6 +20,7 @@ from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import THRESHOLDS, Package
 from pipeline.reports import markup
 from pipeline.run import sweep
+from pipeline.terminal.counts import counted
 
 _THUMBNAIL = 128  # px, longer side
 _MOST_FLIPS = 200  # images shown; a page with more would be too large to load
@@ -79,7 +80,7 @@ def _comparison(evaluation: Evaluation, reference: AnswerComparison) -> Iterator
 
 def _flips(evaluation: Evaluation, reference: AnswerComparison) -> Iterator[str]:
     count = len(reference.flips)
-    yield f"<h2>{count} answers changed</h2>"
+    yield f"<h2>{counted(count, 'answer')} changed</h2>"
     if count > _MOST_FLIPS:
         yield f"<p>The first {_MOST_FLIPS} of them.</p>"
     yield '<div class="tiles">'

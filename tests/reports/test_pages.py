@@ -30,6 +30,7 @@ from pipeline.reports import sweep as reports_sweep
 from pipeline.run import sweep
 from pipeline.run.results import read_run
 from pipeline.runtimes.base import Runtime
+from pipeline.terminal.counts import counted
 
 MakeConfig = Callable[..., BuildConfig]
 
@@ -93,7 +94,7 @@ def test_report_says_what_the_evaluation_says_and_loads_nothing(
     assert evaluation.reference is not None
     words = " ".join(parsed.words)
     assert f"{evaluation.top1.percent:.2f}% (" in words
-    assert f"{len(evaluation.reference.flips)} answers changed" in words
+    assert f"{counted(len(evaluation.reference.flips), 'answer')} changed" in words
     assert len(parsed.addresses) == len(evaluation.reference.flips) > 0
     assert tiny.package.digest in words
     assert "Sample weights, sample images" in words
