@@ -154,6 +154,8 @@ class BackendConfig:
         Target.ANY,
         choice(Target),
         "accepted, without effect: packages are exact on every CPU",
+        flag="--target",
+        metavar="CPU",
     )
     compile: Mapping[str, object] = key({}, Unused(), "the vendor's hardware keys, reported and without effect")
     quantize: QuantizeConfig = section(

@@ -37,6 +37,7 @@ def shown(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, obje
         (("--num_images", "1500"), "dataset.sampler.get_data_num", 1500),
         (("--output", "elsewhere"), "workspace.path", "elsewhere"),
         (("--size", "224"), "frontend.shape", {"input": [1, 3, 224, 224]}),
+        (("--target", "avx2"), "backend.target", "avx2"),
     ],
 )
 def test_build_sets_the_key_when_its_flag_is_given(
@@ -64,6 +65,7 @@ def test_build_sets_the_key_when_its_flag_is_given(
         (("--num_images", "1e3"), "--num_images: expected an integer >= 1, got '1e3'"),
         (("--size", "0"), "--size: must be in 1..16384, got 0"),
         (("--size", "big"), "--size: must be in 1..16384, got 'big'"),
+        (("--target", "vni"), "--target: expected one of any, vnni, avx2, got 'vni'; did you mean 'vnni'?"),
         (("--output", ""), "--output: expected a path, got ''"),
     ],
 )

@@ -71,6 +71,7 @@ def test_flags_are_of_one_key_each() -> None:
             "--weights",
             "--size",
             "--percentile",
+            "--target",
             "--num_images",
             "--dataset",
             "--evaluation",
