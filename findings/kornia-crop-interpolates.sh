@@ -7,8 +7,8 @@
 # Behaviour: center_crop warps the picture by a matrix and samples it bilinearly. Where sizes differ by an odd number
 #   (one pixel more or less of a photograph's height) its middle is half a pixel off the grid, and every pixel is the
 #   mean of two or four: a blurred picture, in which fine detail is lost. augmentation.CenterCrop slices by default.
-#   antialias=True blurs with a Gaussian and then resizes without a filter, which differs from Pillow by several steps
-#   where torch's own does not. A set of photographs of even and odd heights is blurred in half of its pictures.
+#   antialias=True blurs with a Gaussian, as its docstring says, and resizes without a filter: many steps from Pillow,
+#   where torch is not. A set of photographs of even and odd heights is blurred in half of its pictures by the crop.
 # Output seen (steps of 255, largest): center_crop of 340 x 256 to 224 x 224 0.0, of 340 x 257 42, of 339 x 257 57;
 #   CenterCrop 0; shrinking beside Pillow: torch 0.9, kornia 19.2.
 set -eu
