@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.sections import AUTO
 from pipeline.data.labels import imagenet_classes
 from pipeline.errors import ConfigError, DataError
+from pipeline.host.extras import install_command
 from pipeline.models import libraries, zoo
 from pipeline.models.recipe import Recipe
 from pipeline.models.zoo import Model
@@ -161,7 +162,8 @@ def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, lis
     nearest = matching.describe_nearest(state)
     missing = [library for library in libraries.LIBRARIES if not libraries.is_installed(library)]
     advice = f"; {nearest}; save a state dict of the network alone" if nearest else ""
-    advice += f"; with {' or '.join(missing)} installed, theirs are tried too" if missing else ""
+    if missing:
+        advice += f"; with {' or '.join(missing)} installed ({install_command(missing[0])}), theirs are tried too"
     known = "of the table (`models` lists them)" + ("" if len(missing) == 2 else ", or of the libraries here")
     raise DataError(f"{weights}: fits no network {known}{advice}; or export it to ONNX and give that file")
 

@@ -115,6 +115,7 @@ def test_init_tells_networks_apart(
         (("--dataset", "empty"), "empty: no images; give the folder of the images"),
         (("--weights", "ten.pth"), "ten.pth: has 10 classes, but pets has 5"),
         (("--weights", "odd.pth"), "odd.pth: fits no network of the table"),
+        (("--weights", "odd.pth"), f"with timm or torchvision installed ({install_command('timm')}), theirs are tried"),
         (("--weights", "gone.onnx"), "error: --weights gone.onnx: no such file"),
         (("--weights", "gone.pth"), "error: --weights gone.pth: no such file"),
         (("--weights", "auto"), "error: --weights auto: give --model LIBRARY/NAME alone for the weights"),
