@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -232,14 +233,14 @@ def is_simplified(cfg: BuildConfig) -> bool:
     return cfg.frontend.checkpoint is not None and SIMPLIFIED in cfg.frontend.checkpoint.stem
 
 
-def stem_of(form: Form, cfg: BuildConfig, fitted: int = SAMPLE_CLASSES) -> str:
+def stem_of(form: Form, cfg: BuildConfig, fitted: int) -> str:
     """Return a file name of all that a network depends on: build files that agree in it share the network."""
     given = (form.says, cfg.frontend.type, cfg.frontend.chw, cfg.frontend.input_name, is_simplified(cfg))
     spec = cfg.preprocess
     mean, std = (tuple(round(each, 6) for each in values) for values in (spec.mean, spec.std))
     same = replace(spec, mean=mean, std=std, norm=NormType.DIV255_MINUSMEAN_DIVSTD)  # however the file writes them
-    words = repr((*given, cfg.backend.dtype, same, *([] if fitted == SAMPLE_CLASSES else [fitted])))
-    return f"{form.says.replace(' ', '_').replace('/', '_')}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+    words = repr((*given, cfg.backend.dtype, same, fitted))
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', form.says)}-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
 
 
 def make(form: Form, cfg: BuildConfig, args: argparse.Namespace) -> Path:

@@ -118,7 +118,7 @@ def test_make_shares_a_network_between_files_that_agree_in_all_it_depends_on(
     stems = []
     for index, text in enumerate(texts):
         cfg = load_build_file(write(tmp_path, "vgg", f"file_{index}", text))
-        stems.append(networks.stem_of(form, cfg))
+        stems.append(networks.stem_of(form, cfg, 1000))
         (tmp_path / f"{stems[-1]}.onnx").touch()
         assert (
             networks.make(form, cfg, argparse.Namespace(out=tmp_path, fit_images=1000))
