@@ -100,8 +100,8 @@ class Observer:
             old = qmath.float_keys(flat[low].view(np.float32))
         new = qmath.float_keys(needed(bfloat16.widen(flat[low]), bfloat16.widen(beside[low])))
         with self._lock:
-            np.subtract.at(self.counts, old, 1)
-            np.add.at(self.counts, new, 1)
+            np.subtract.at(self._counted, old, 1)  # where they may still wait to be counted
+            np.add.at(self._counted, new, 1)
 
     def _add_sampled(self, flat: npt.NDArray[np.float32], stride: int, never_negative: bool) -> None:
         low, high = -qmath.magnitude(self.tails[0]), qmath.magnitude(self.tails[1])
