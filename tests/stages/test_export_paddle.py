@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.building import build, check
 from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
 from pipeline.errors import ConfigError
+from pipeline.host.extras import install_command
 from pipeline.packages.package import open_package
 from pipeline.run.predict import Classifier
 
@@ -42,7 +44,7 @@ def test_check_names_the_extra_when_paddle2onnx_is_missing(make_config: MakeConf
     folder.mkdir()
     for name in ("inference.pdmodel", "inference.pdiparams"):
         (folder / name).write_bytes(b"-")
-    with pytest.raises(ConfigError, match=r"-e '\.\[paddle\]' && pip install --no-deps paddle2onnx"):
+    with pytest.raises(ConfigError, match=re.escape(install_command("paddle"))):
         check(make_paddle_config(make_config, folder))
 
 
