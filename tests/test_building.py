@@ -167,7 +167,7 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(
     [
         ("backend.quantize.percentile=99.0", ("thresholds", "place", "quantize", "prove", "package")),
         # So few values that 99.9999% of them are all: the same thresholds, hence the same model.
-        ("backend.quantize.calibrate_mode=max", ("thresholds", "package")),
+        ("backend.quantize.percentile=100", ("thresholds", "package")),
         (
             "backend.quantize.quantize_per_channel=false",
             ("round", "calibrate", "place", "quantize", "prove", "package"),
