@@ -404,9 +404,9 @@ def test_float_package_is_measured_and_scored_by_its_precision(
             "CenterCrop and Normalize, or give --set dataset.vdsp_params=FILE",
         ),
         (
-            ("frontend.type=keras",),
-            "--set frontend.type: keras files cannot be read; wanted onnx: convert the model by tf2onnx, then give "
-            "--set frontend.type=onnx --weights FILE.onnx",
+            ("frontend.type=tensorflow",),
+            "--set frontend.type: tensorflow files cannot be read; wanted onnx: convert the model by tf2onnx, then "
+            "give --set frontend.type=onnx --weights FILE.onnx",
         ),
     ],
 )

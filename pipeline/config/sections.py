@@ -45,13 +45,15 @@ class FrontendConfig:
         REQUIRED,
         choice(Frontend, fallback=Frontend.ONNX),
         "library of the network (`official`: iduta/iresnet), or `onnx` for a file that holds the whole network; "
-        "`pytorch`: TorchScript or a program of torch.export; the other words load and are refused at the build",
+        "`pytorch`: TorchScript or a program of torch.export; `keras`: a whole `.keras` or `.h5`; the other words load "
+        "and are refused at the build",
     )
     model: str | None = key(None, Text(), "name of the network, as `models` lists it; none for `onnx`")
     checkpoint: Path | None = key(
         None,
         PathTo(),
-        "PyTorch, safetensors, PaddlePaddle or ONNX file; `auto`: the one that the library publishes; null: the sample",
+        "PyTorch, safetensors, PaddlePaddle, Keras or ONNX file; `auto`: the one that the library publishes; null: the "
+        "sample",
         flag="--weights",
         metavar="FILE",
     )

@@ -44,7 +44,7 @@ _OWN_ROUNDING = 8.0
 class Given:
     """The float32 model's outputs compared with those of its origin: `given.json`."""
 
-    source: str  # "file" or "torch"
+    source: str  # "file", "torch" or "keras"
     images: int
     same_answers: int
     sqnr_db: float | None  # None: no difference

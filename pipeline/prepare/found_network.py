@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from pipeline.models.zoo import Model
 from pipeline.onnx_models import input_units
 from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.records import Records, read_metadata, read_records
-from pipeline.weights import paddle_inference, torch_programs
+from pipeline.weights import keras_models, paddle_inference, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def find_network(wanted: Wanted) -> FoundNetwork:
         return _from_paddle(wanted, wanted.weights)
     if torch_programs.is_program(wanted.weights):
         return _from_program(wanted, wanted.weights)
+    if keras_models.is_keras_model(wanted.weights):
+        return _from_keras(wanted, wanted.weights)
     return _from_checkpoint(wanted, wanted.weights)
 
 
@@ -178,14 +180,22 @@ def is_onnx(path: Path) -> bool:
 
 
 def _from_paddle(wanted: Wanted, weights: Path) -> FoundNetwork:
+    return _from_converted(wanted, weights, "paddle", paddle_inference.to_onnx)
+
+
+def _from_keras(wanted: Wanted, weights: Path) -> FoundNetwork:
+    return _from_converted(wanted, weights, "keras", keras_models.to_onnx)
+
+
+def _from_converted(wanted: Wanted, weights: Path, kind: str, to_onnx: Callable[[Path, Path], object]) -> FoundNetwork:
     with TemporaryDirectory(prefix="init-") as folder:
         converted = Path(folder) / "model.onnx"
-        paddle_inference.to_onnx(weights, converted)
+        to_onnx(weights, converted)
         try:
             found = _from_onnx(wanted, converted)
         except DataError as err:
             raise DataError(str(err).replace(str(converted), str(weights))) from err
-    section = {**found.section, "type": "paddle", "checkpoint": str(weights)}
+    section = {**found.section, "type": kind, "checkpoint": str(weights)}
     return replace(found, section=section, note=found.note.replace(str(converted), str(weights)))
 
 

@@ -17,19 +17,17 @@ from pipeline.config.sections import AUTO, FrontendConfig
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import zoo
 from pipeline.onnx_models import classifier
-from pipeline.weights import paddle_inference, published, torch_programs
+from pipeline.weights import keras_models, paddle_inference, published, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 
 # Frontends whose file holds the graph itself, and can be read here.
-WHOLE_MODELS = (Frontend.ONNX, Frontend.PADDLE, Frontend.PYTORCH)
-
-_BY_TF2ONNX = (Frontend.KERAS, Frontend.TENSORFLOW)
+WHOLE_MODELS = (Frontend.ONNX, Frontend.PADDLE, Frontend.PYTORCH, Frontend.KERAS)
 
 
 def check(frontend: FrontendConfig) -> None:
     """Raise ConfigError for a frontend that this version cannot export, before any work."""
     if frontend.type in GRAPH_FILES and frontend.type not in WHOLE_MODELS:
-        exporter = "tf2onnx" if frontend.type in _BY_TF2ONNX else "the exporter of its framework"
+        exporter = "tf2onnx" if frontend.type is Frontend.TENSORFLOW else "the exporter of its framework"
         raise ConfigError(
             f"frontend.type: {frontend.type.value} files cannot be read; wanted onnx: convert the model by {exporter}, "
             "then give --set frontend.type=onnx --weights FILE.onnx"
@@ -41,6 +39,8 @@ def check(frontend: FrontendConfig) -> None:
     if frontend.type is Frontend.PADDLE:
         if frontend.checkpoint is not None and frontend.checkpoint.exists():
             paddle_inference.check(frontend.checkpoint)
+    elif frontend.type is Frontend.KERAS:
+        _check_keras(frontend.checkpoint)
     elif frontend.type is Frontend.PYTORCH:
         _check_program(frontend.checkpoint)
     elif frontend.type is Frontend.ONNX:
@@ -76,6 +76,14 @@ def _check_program(checkpoint: Path | None) -> None:
         f"frontend.checkpoint: {checkpoint} holds weights alone, a frontend of type pytorch wants TorchScript or a "
         "program of torch.export; set frontend.type and frontend.model to the network's (init finds out which)"
     )
+
+
+def _check_keras(checkpoint: Path | None) -> None:
+    if checkpoint is None or not checkpoint.is_file():
+        return
+    if not keras_models.is_keras_model(checkpoint) and _kind_of(checkpoint) is FileKind.ONNX:
+        raise ConfigError(f"frontend.checkpoint: {checkpoint} is an ONNX model; set frontend.type to onnx")
+    keras_models.check(checkpoint)
 
 
 def _check_graph_file(checkpoint: Path | None) -> None:
@@ -137,6 +145,8 @@ def as_onnx(
         answers = None
         if kind is Frontend.PADDLE:
             paddle_inference.to_onnx(given, converted)
+        elif kind is Frontend.KERAS:
+            answers = keras_models.to_onnx(given, converted, chw[1:], images_nchw)
         else:
             answers = torch_programs.to_onnx(given, converted, chw, images_nchw)
         try:

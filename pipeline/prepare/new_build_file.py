@@ -135,7 +135,11 @@ def _of_images(
     labelled = dataset.samples[0].class_index is not None
     kinds = count_kinds(sample.source.name for sample in dataset.samples)
     what = f"{next(iter(kinds))} images" if len(kinds) == 1 else f"images ({describe(kinds)})"
-    if labelled and network.classes not in (None, classes) and section["type"] not in ("onnx", "paddle", "pytorch"):
+    if (
+        labelled
+        and network.classes not in (None, classes)
+        and section["type"] not in ("onnx", "paddle", "pytorch", "keras")
+    ):
         raise DataError(  # of whole models the build looks at the outputs
             f"{given.weights or given.model}: has {network.classes} classes, but {path} has {classes}; give the images "
             "that it was trained on"

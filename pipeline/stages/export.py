@@ -210,7 +210,8 @@ def _from_file(
     given = check_given(path, settings.output, model, images_nchw)
     if answers is not None:  # of the network itself, which says more than those of what it was converted to
         made = classifier.run_in_chunks(model, images_nchw)
-        given, _ = compare("torch", answers, made, with_own_rounding(SINGLE, model, images_nchw, answers, made))
+        source = "keras" if settings.type is Frontend.KERAS else "torch"
+        given, _ = compare(source, answers, made, with_own_rounding(SINGLE, model, images_nchw, answers, made))
     if settings.background is not None:
         classifier.cut_class(model, 0 if settings.background is BackgroundClass.FIRST else -1, found)
         found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)

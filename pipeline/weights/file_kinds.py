@@ -223,14 +223,16 @@ _ADVICE = {
     FileKind.COMPRESSED: "is compressed by {detail}; unpack it and give the file in it",
     FileKind.TAR: "is a tar archive; unpack it and give the checkpoint in it",
     FileKind.ZIP: "is a zip archive of {detail}; unpack it and give the checkpoint in it",
-    FileKind.HDF5: "is an HDF5 file, as Keras writes; export the model to ONNX (tf2onnx does) and give that file",
+    FileKind.HDF5: (
+        "is an HDF5 file, as Keras writes; a whole model (model.save) is built with frontend.type keras, as init writes"
+    ),
     FileKind.TFLITE: "is a TensorFlow Lite model; export the model to ONNX (tf2onnx does) and give that file",
     FileKind.OPENVINO: "is an OpenVINO model; give the ONNX file or the checkpoint that it was made of",
     FileKind.ORT: "is in ONNX Runtime's own format; give the .onnx file that it was made of",
     FileKind.NUMPY: (
         "is a NumPy file; save its arrays by safetensors.numpy.save_file, by the names that the network has in PyTorch"
     ),
-    FileKind.KERAS: "is a Keras model; export it to ONNX (model.export(FILE, format='onnx') does) and give that file",
+    FileKind.KERAS: "is a Keras model; build it with frontend.type keras, as init writes",
     FileKind.TENSORFLOW: "is a TensorFlow model; export it to ONNX (tf2onnx does) and give that file",
     FileKind.UNKNOWN: (
         "is no checkpoint, or not a whole one; wanted a PyTorch, safetensors or PaddlePaddle file, whatever its "
