@@ -153,9 +153,11 @@ def why(log: Path) -> str:
 def make_network(entry: Entry, args: argparse.Namespace, folder: Path, changes: Sequence[str]) -> dict[str, Any]:
     """Return the file of the network, and what stands for the zoo's, or why there is none."""
     images = images_of(entry, args.out, "calibration")
+    # A Keras network is made where it is built: both need the extra `keras`.
+    is_keras = entry.text["frontend"]["type"] == "keras"
     command = [
-        args.python,
-        str(HERE / "zoo_networks.py"),
+        sys.executable if is_keras else args.python,
+        str(HERE / ("zoo_keras.py" if is_keras else "zoo_networks.py")),
         str(entry.path),
         "--images",
         str(images),
@@ -234,16 +236,12 @@ def measure(entry: Entry, args: argparse.Namespace) -> dict[str, Any]:
     folder = args.out / entry.name
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"key": entry.key, "dtype": entry.text["backend"].get("dtype")}
-    if entry.text["frontend"]["type"] == "keras":
-        (folder / "network.h5").touch()  # refused whatever it holds
-        result |= build(entry, args, folder, folder / "network.h5", [])
-    else:
-        result["changes"] = changes = [*entry.changes(args.most_images), *args.set]
-        result |= make_network(entry, args, folder, changes)
-        if "file" in result:
-            result |= build(entry, args, folder, Path(result["file"]), changes)
-        if result["outcome"] == "built":
-            result |= judge(entry, args, Path(result["file"]))
+    result["changes"] = changes = [*entry.changes(args.most_images), *args.set]
+    result |= make_network(entry, args, folder, changes)
+    if "file" in result:
+        result |= build(entry, args, folder, Path(result["file"]), changes)
+    if result["outcome"] == "built":
+        result |= judge(entry, args, Path(result["file"]))
     (folder / KEPT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 

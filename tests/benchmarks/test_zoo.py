@@ -1,6 +1,7 @@
 """benchmarks/zoo: what of a build file of the vendor's zoo is set, its row of the table, and networks written here."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.config.build_file import load_build_file
 from pipeline.errors import ConfigError
+from pipeline.host.extras import install_command
 from pipeline.onnx_models import classifier
 
 torch = pytest.importorskip("torch", reason="pip install torch")
@@ -98,14 +100,14 @@ def test_measure_takes_what_is_kept(zoo: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_measure_gives_keras_files_no_network(zoo: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.skipif(importlib.util.find_spec("keras") is not None, reason="the extra `keras` is installed")
+def test_measure_names_the_extra_that_keras_networks_want(zoo: ModuleType, tmp_path: Path) -> None:
     write(tmp_path, "xception", "keras_xception", BUILD_FILE.replace("type: onnx", "type: keras"))
-    images = tmp_path / "out" / "images" / "calibration"
-    images.mkdir(parents=True)
-    options = argparse.Namespace(out=tmp_path / "out", most_images=50, keep=False)
+    (tmp_path / "out" / "images" / "calibration").mkdir(parents=True)
+    options = argparse.Namespace(out=tmp_path / "out", most_images=50, fit_images=50, set=[], python="", keep=False)
     found = zoo.measure(zoo.entries(tmp_path, [])[0], options)
-    assert found["outcome"] == "refused"
-    assert "is empty" in found["why"]
+    assert found["outcome"] == "no network"
+    assert f"making its network needs Keras; run: {install_command('keras')}" in found["why"]
 
 
 def test_make_shares_a_network_between_files_that_agree_in_all_it_depends_on(
