@@ -28,6 +28,7 @@ from pipeline.weights.file_kinds import FileKind, kind_of
 
 _DESCRIPTION = "config.json"  # of a .keras file, which is a zip
 _ATTRIBUTE = "model_config"  # the same in an .h5 file
+_TRAINING = "compile_config"  # loss and metrics, which are not loaded
 _CODE = ("Lambda", "__lambda__")  # classes whose configuration holds the bytes of a Python function
 _OPSET = 13  # the lowest with per-channel DequantizeLinear
 _SECONDS = 1800.0
@@ -124,12 +125,13 @@ def _check_layers(path: Path, description: str | bytes) -> None:
 
 
 def _objects_in(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object that a description tells to make, layers within layers too."""
+    """Yield every object that a description tells to make, layers within layers too; nothing of training."""
     if isinstance(value, dict):
         if isinstance(value.get("class_name"), str):
             yield value
-        for inner in value.values():
-            yield from _objects_in(inner)
+        for key, inner in value.items():
+            if key != _TRAINING:
+                yield from _objects_in(inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _objects_in(inner)

@@ -67,6 +67,14 @@ def test_check_refuses_code_and_names_its_layer(tmp_path: Path, found: dict[str,
         keras_models.check(write_zip(tmp_path / "n.keras", layer("Dense", module="keras.layers"), found))
 
 
+def test_check_passes_over_what_is_of_training_alone(tmp_path: Path) -> None:
+    trained = layer("Dense", module="keras.layers", compile_config={"loss": layer("MyLoss", module="mine.losses")})
+    try:
+        keras_models.check(write_zip(tmp_path / "n.keras", trained))
+    except ConfigError as err:
+        assert "converting it needs" in str(err)  # the extra, which is looked for last
+
+
 def test_check_says_what_it_wants_when_a_file_is_another(tmp_path: Path) -> None:
     (tmp_path / "n.h5").write_text("Entry not found")
     with pytest.raises(ConfigError, match=r"n.h5: expected a whole Keras model, .keras or .h5"):
