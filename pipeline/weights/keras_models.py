@@ -32,6 +32,7 @@ _TRAINING = "compile_config"  # loss and metrics, which are not loaded
 _CODE = ("Lambda", "__lambda__")  # classes whose configuration holds the bytes of a Python function
 _OPSET = 13  # the lowest with per-channel DequantizeLinear
 _SECONDS = 1800.0
+_LARGEST = 64 << 20  # bytes of a description; those of networks have some hundred kB
 _WHOLE = "build the network in Keras, load the weights, and give what model.save('model.keras') writes"
 _ELSEWHERE = "or convert it elsewhere with tf2onnx and give the .onnx file"
 
@@ -82,6 +83,8 @@ def _is_in_hdf5(path: Path) -> bool:
 def _read_zip(path: Path) -> str | bytes:
     try:
         with zipfile.ZipFile(path) as archive:
+            if (size := archive.getinfo(_DESCRIPTION).file_size) > _LARGEST:
+                raise ConfigError(f"{path}: its description of the layers has {size >> 20} MiB; wanted a Keras model")
             return archive.read(_DESCRIPTION)
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as err:
         raise ConfigError(f"{path}: cannot be unpacked ({err}); download it again") from err

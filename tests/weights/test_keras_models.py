@@ -53,6 +53,12 @@ def test_check_refuses_weights_alone(tmp_path: Path) -> None:
             keras_models.check(tmp_path / name)
 
 
+def test_check_refuses_a_description_beyond_all_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras_models, "_LARGEST", 10)
+    with pytest.raises(ConfigError, match=r"n\.keras: its description of the layers has 0 MiB; wanted a Keras model"):
+        keras_models.check(write_zip(tmp_path / "n.keras", layer("Dense")))
+
+
 @pytest.mark.parametrize(
     ("found", "fault"),
     [
