@@ -31,6 +31,7 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly, read_calibration_list
+from pipeline.host.hardware import keep_freed_memory
 from pipeline.packages.package import open_package
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.artefact_names import CALIBRATION, MODEL
@@ -138,6 +139,7 @@ def build_alone(config: str, settings: Sequence[str]) -> tuple[float, int]:
     spent: dict[str, Spent] = {}
     building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
     cfg = load_build_file(config, settings)
+    keep_freed_memory()  # as the command
     building.build(cfg)
     aside = sum(each.cpu for name, each in spent.items() if name in ASIDE)
     return cpu_seconds() - aside, cfg.dataset.sampler.get_data_num
@@ -155,6 +157,7 @@ def measure(cfg: BuildConfig, floor_images: int) -> tuple[Path, Path]:
     """Build, print what each stage takes and the floor; return the exported model and the package's prefix."""
     spent: dict[str, Spent] = {}
     building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
+    keep_freed_memory()  # as the command
     built = building.build(cfg)
     stages = built.stages
     whole = cpu_seconds()

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from common import exit_code
 from PIL import Image
+from zoo_arguments import read_arguments
 
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
 from pipeline.data.imagenet import list_dataset
-from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.errors import ConfigError
 from pipeline.host.extras import install_command
 
@@ -107,13 +107,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("build_file", type=Path, metavar="BUILD_FILE", help="cv/classification/*/build_in/build/*.yaml")
-    parser.add_argument("--images", type=Path, metavar="DIR", required=True, help="class folders, fitted to")
-    parser.add_argument("--fit-images", type=int, metavar="N", default=SAMPLE_CLASSES, help="at most (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the network goes")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `build`")
-    args = parser.parse_args(argv)
+    args = read_arguments(__doc__, argv)
     return exit_code(lambda: run(args))
 
 

@@ -27,6 +27,7 @@ import torch
 from common import exit_code
 from PIL import Image
 from torch import nn
+from zoo_arguments import read_arguments
 from zoo_forms import ESNet, ShuffleNetV1, YoloV5Classifier, YoloV11Classifier
 
 from pipeline.config.build_config import BuildConfig
@@ -35,7 +36,6 @@ from pipeline.config.choices import Frontend, Precision
 from pipeline.config.vdsp import NormType
 from pipeline.data import preprocess
 from pipeline.data.imagenet import list_dataset
-from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.errors import ConfigError
 from pipeline.models import zoo
 from pipeline.models.libraries import fuse
@@ -269,17 +269,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("build_file", type=Path, metavar="BUILD_FILE", help="cv/classification/*/build_in/build/*.yaml")
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", required=True, help="class folders that weights are fitted to"
-    )
-    parser.add_argument(
-        "--fit-images", type=int, metavar="N", default=SAMPLE_CLASSES, help="at most so many of them (%(default)s)"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the network goes")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `build`")
-    args = parser.parse_args(argv)
+    args = read_arguments(__doc__, argv)
     return exit_code(lambda: run(args))
 
 

@@ -15,7 +15,7 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.data.sources import scan
 from pipeline.errors import ArtefactError, ConfigError, DataError
-from pipeline.host.hardware import available_cores, keep_freed_memory, release_memory
+from pipeline.host.hardware import available_cores, release_memory
 from pipeline.onnx_models.files import structure
 from pipeline.prepare import frontends
 from pipeline.prepare import inputs as build_inputs
@@ -104,7 +104,6 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
         PipelineError: something the user can fix; finished stages are kept, and nothing incomplete is left.
     """
     begun = time.perf_counter()
-    keep_freed_memory()
     told = len(cfg.notices)
     cfg, found = _make_ready(cfg)
     for notice in cfg.notices[told:]:

@@ -60,6 +60,7 @@ def _build(args: argparse.Namespace) -> None:
         raise ConfigError("build: expected one build file, as build FILE or build -c FILE")
     cfg = load_build_file(args.config or args.config_file, args.set, extra=key_values(args))
     from pipeline.building import build, check, make_ready, plan
+    from pipeline.host.hardware import keep_freed_memory
     from pipeline.reports.summary import summarize
 
     if args.dry_run:
@@ -76,6 +77,7 @@ def _build(args: argparse.Namespace) -> None:
         print(resolved(cfg), end="")
         print("\n".join(f"# {line}" for line in (*plan(cfg), explain_name(cfg))))
         return
+    keep_freed_memory()  # here, since it holds for the whole process
     built = build(cfg, console.step)
     print("\n".join(summarize(built)))
     if "package" in built.ran:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _read_zip(path: Path) -> str | bytes:
             if (size := archive.getinfo(_DESCRIPTION).file_size) > _LARGEST:
                 raise ConfigError(f"{path}: its description of the layers has {size >> 20} MiB; wanted a Keras model")
             return archive.read(_DESCRIPTION)
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError) as err:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as err:  # RuntimeError: encrypted
         raise ConfigError(f"{path}: cannot be unpacked ({err}); download it again") from err
 
 

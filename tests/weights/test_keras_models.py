@@ -53,6 +53,18 @@ def test_check_refuses_weights_alone(tmp_path: Path) -> None:
             keras_models.check(tmp_path / name)
 
 
+def test_check_refuses_a_damaged_archive(tmp_path: Path) -> None:
+    path = tmp_path / "n.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Functional", "config": list(range(5000))}))
+        archive.writestr("model.weights.h5", HDF5)
+    content = bytearray(path.read_bytes())
+    content[60:200] = bytes(140)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"n\.keras: cannot be unpacked \(.*\); download it again"):
+        keras_models.check(path)
+
+
 def test_check_refuses_a_description_beyond_all_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras_models, "_LARGEST", 10)
     with pytest.raises(ConfigError, match=r"n\.keras: its description of the layers has 0 MiB; wanted a Keras model"):
