@@ -85,9 +85,19 @@ def _is_class_folder(listing: Listing, folder: str, classes: Sequence[ClassInfo]
 
 
 def list_tree_classes(
-    listing: Listing, images: Sequence[ImageSource], base: str, class_order: ClassOrder | None
+    listing: Listing,
+    images: Sequence[ImageSource],
+    base: str,
+    class_order: ClassOrder | None,
+    class_count: int | None = None,
 ) -> tuple[ClassInfo, ...]:
     """Return ImageNet's classes if all folders with images are its wnids, else the folder names in their order.
+
+    Networks that were trained on some classes of ImageNet alone, as of Imagenette, have as many outputs as there are
+    folders: those are the classes then.
+
+    Args:
+        class_count: of the network, if known.
 
     Raises:
         DataError: some are ImageNet's and others are not wnids, so the classes are ambiguous; or the order is numeric,
@@ -95,7 +105,8 @@ def list_tree_classes(
     """
     used = {image.folder for image in images}
     imagenet = {known.id for known in imagenet_classes()}
-    if used <= imagenet:
+    names = [name.rpartition("/")[2] for name in listing.folders if folder_of(name) == base]
+    if used <= imagenet and (class_count in (None, len(imagenet)) or class_count != len(names)):
         return imagenet_classes()
     strange = sorted(name for name in used - imagenet if not _looks_like_wnid(name))
     if used & imagenet and strange:
@@ -103,7 +114,6 @@ def list_tree_classes(
             f"{listing.root}: {len(used & imagenet)} folders are ImageNet classes, {len(strange)} are not"
             f" (first: {strange[0]}); move those away"
         )
-    names = [name.rpartition("/")[2] for name in listing.folders if folder_of(name) == base]
     return classes_of(arrange(names, class_order))
 
 

@@ -93,7 +93,8 @@ def list_dataset(
             `val_label.txt` and `val_list.txt` (`_label` and `_list` of either name) inside and beside itself.
         class_ids: the classes of the network in its order. Without them: ImageNet's where all class folders are its
             wnids, else the folder names in their order; for a list, those of `labels.classes_of_list`.
-        class_count: number of the network's classes, if known; used where a list has the labels.
+        class_count: number of the network's classes, if known; used where a list has the labels, and where folders are
+            wnids: as many of them as the network has classes are its classes, as of Imagenette.
         require_labels: False keeps images whose label is not known, with class_index None.
         class_order: of the folder names, where they are the classes; None: as text.
 
@@ -105,7 +106,10 @@ def list_dataset(
     classes = None if class_ids is None else classes_of(class_ids)
     tree = None if val_label is not None else find_class_tree(listing, images, classes, require_labels)
     if tree is not None:
-        return _from_tree(listing, images, tree, classes, require_labels, class_order)
+        if classes is None:
+            own = list_tree_classes(listing, images, tree, class_order, class_count)
+            return _from_tree(listing, images, own, require_labels, has_folder_classes=own != imagenet_classes())
+        return _from_tree(listing, images, classes, require_labels, has_folder_classes=False)
     labels_file = val_label if val_label is not None else _find_label_list(listing, images)
     lines = None if labels_file is None else read_label_lines(labels_file, None if classes is None else len(classes))
     if classes is None and labels_file is not None and lines is not None:
@@ -184,14 +188,11 @@ def _line_of(image: ImageSource, lines: Mapping[str, LabelLine]) -> LabelLine | 
 def _from_tree(
     listing: Listing,
     images: Sequence[ImageSource],
-    base: str,
-    classes: tuple[ClassInfo, ...] | None,
+    classes: tuple[ClassInfo, ...],
     require_labels: bool,
-    class_order: ClassOrder | None,
+    *,
+    has_folder_classes: bool,
 ) -> Dataset:
-    given = classes
-    if classes is None:
-        classes = list_tree_classes(listing, images, base, class_order)
     index_of = {known.id: index for index, known in enumerate(classes)}
     samples = [make_sample(image, index_of.get(image.folder)) for image in images]
     unknown = sorted({sample.folder for sample in samples} - index_of.keys())
@@ -201,7 +202,6 @@ def _from_tree(
             f"{listing.root}: {len(unknown)} folders with images are none of the {len(classes)} classes"
             f" ({first}); move them away, or give labels by {LABELS_KEY}"
         )
-    has_folder_classes = given is None and classes != imagenet_classes()
     return Dataset(listing.root, tuple(samples), classes, has_folder_classes)
 
 

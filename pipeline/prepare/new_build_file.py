@@ -14,7 +14,7 @@ from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
 from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
-from pipeline.data.imagenet import Dataset, list_dataset
+from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.recipe import Numbers, Recipe
 from pipeline.onnx_models.input_units import InputUnit
@@ -146,6 +146,8 @@ def _of_images(
         )
     if labelled:
         notes = [f"{images} {what} of {classes} classes in {path}"]
+        if dataset.has_folder_classes and dataset.classes[0].id in {known.id for known in imagenet_classes()}:
+            section = {**section, "num_classes": classes}  # without it, folders named so mean all of ImageNet
         order = class_order.note([known.id for known in dataset.classes]) if dataset.has_folder_classes else None
         if order is not None:
             notes.append(f"{order}; build measures which it is")

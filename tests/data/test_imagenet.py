@@ -66,6 +66,24 @@ def test_list_dataset_gives_imagenet_indices_when_folders_are_wnids(tmp_path: Pa
     assert dataset.known_labels() == {"n01440764/c": 0, "n01443537/a": 1, "n01443537/b": 1}
 
 
+@pytest.mark.parametrize(("count", "own"), [(2, True), (None, False), (1000, False), (3, False)])
+def test_list_dataset_takes_some_of_imagenets_folders_as_the_classes_when_the_network_has_as_many(
+    tmp_path: Path, count: int | None, own: bool
+) -> None:
+    """As Imagenette's ten."""
+    make_files(tmp_path, "n02979186/b.JPEG", "n01440764/a.JPEG", "n02979186/c.JPEG")
+    dataset = list_dataset(tmp_path, class_count=count)
+    first, second = ("n01440764", "n02979186") if own else ("n01440764", "n01443537")
+    assert [known.id for known in dataset.classes[:2]] == [first, second]
+    assert dataset.classes[0].name == "tench, Tinca tinca"
+    assert len(dataset.classes) == (2 if own else 1000)
+    assert dataset.known_labels() == {
+        "n01440764/a": 0,
+        "n02979186/b": 1 if own else 482,
+        "n02979186/c": 1 if own else 482,
+    }
+
+
 def test_list_dataset_keeps_one_class_apart_from_a_flat_folder(tmp_path: Path) -> None:
     assert list_dataset(make_files(tmp_path / "a", "n01443537/x.JPEG")).samples[0].class_index == 1
     own = list_dataset(make_files(tmp_path / "b", "cats/x.JPEG"))

@@ -91,6 +91,21 @@ def test_init_of_an_onnx_model_builds_and_names_the_classes(
     assert package.workspace_file("datalist") is not None
 
 
+def test_init_takes_folders_of_some_of_imagenets_classes_when_the_network_has_as_many(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wnids = ("n01440764", "n02102040", "n02979186", "n03000684", "n03028079")  # of Imagenette's
+    for folder, wnid in zip(sorted(images.iterdir()), wnids, strict=True):
+        folder.rename(images / wnid)
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    assert main(["init", "net.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
+    assert "of 5 classes in pets" in capsys.readouterr().out
+    cfg = load_build_file("net.yaml")
+    assert cfg.frontend.num_classes == 5
+    assert main(["build", "net.yaml", "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize(
     ("library", "name"), [("official", "iresnet18"), ("paddleclas", "ResNet18_vd"), ("timm", "resnet50d")]
 )
