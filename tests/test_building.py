@@ -650,5 +650,5 @@ def test_build_says_that_the_order_has_no_effect_when_labels_are_not_folders(
     lines: list[str] = []
     off = ("dataset.sampler.cover_classes=false", "dataset.class_order=text")
     with pytest.raises(ConfigError, match="1000 classes"):
-        build(make_config(*off, "frontend.num_classes=4"), lines.append)
+        build(make_config(*off, "frontend.num_classes=5"), lines.append)
     assert "note: dataset.class_order has no effect: the classes are ImageNet's, or labels come from a list" in lines
