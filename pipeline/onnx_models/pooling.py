@@ -175,7 +175,7 @@ def convolve_dilated_means(model: onnx.ModelProto) -> int:
 
     Args:
         model: of opset 19 or later, input [N, C, H, W]; pools of maps whose size shape inference does not find, or
-            whose size is rounded up, are left as they are.
+            whose size is rounded up, or with a window of padding alone, are left as they are.
     """
     names, shapes, written = Names(model), shapes_of(model), 0
     for node in [node for node in model.graph.node if node.op_type == "AveragePool"]:
@@ -185,9 +185,11 @@ def convolve_dilated_means(model: onnx.ModelProto) -> int:
         fixed = len(shape) == 4 and len(sizes) == 3 and text(node, "auto_pad", "NOTSET") == "NOTSET"
         if set(gaps) <= {1} or not fixed or integer(node, "ceil_mode", 0):
             continue
+        lacking = _lacking(node, sizes[1:])
+        if lacking is not None and not np.isfinite(lacking).all():
+            continue
         weights = np.full((sizes[0], 1, *window), 1 / math.prod(window), np.float32)
         weights_name = add_constant(model.graph, names, f"{node.name}_weights", weights)
-        lacking = _lacking(node, sizes[1:])
         target = node.output[0]
         mean = target if lacking is None else names.free(f"{target}_of_window")
         settings: dict[str, Any] = {
@@ -208,6 +210,8 @@ def convolve_dilated_means(model: onnx.ModelProto) -> int:
 def _lacking(node: onnx.NodeProto, sizes: Sequence[int]) -> npt.NDArray[np.float32] | None:
     """Return by what the mean over the whole window of a pool is to be multiplied, [height, width]; None: by 1.
 
+    Inf where a window holds nothing but padding.
+
     Args:
         sizes: height and width of what the pool reads.
     """
@@ -221,7 +225,8 @@ def _lacking(node: onnx.NodeProto, sizes: Sequence[int]) -> npt.NDArray[np.float
         starts = np.arange(-pads[axis], size + pads[axis + 2] - (kernel - 1) * gap, stride)
         places = starts[:, None] + gap * np.arange(kernel)
         shares.append(((places >= 0) & (places < size)).mean(axis=1))
-    found: npt.NDArray[np.float32] = (1 / np.outer(*shares)).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        found: npt.NDArray[np.float32] = (1 / np.outer(*shares)).astype(np.float32)
     return found
 
 

@@ -134,6 +134,13 @@ def test_convolve_dilated_means_leaves_means_without_gaps_and_of_unknown_places(
     assert pooling.convolve_dilated_means(model) == 0
 
 
+def test_convolve_dilated_means_leaves_a_window_of_padding_alone() -> None:
+    made = Builder()
+    point = made.op("GlobalAveragePool", made.conv("x", 3, 8))
+    whole = made.op("AveragePool", point, kernel_shape=[2, 2], dilations=[3, 3], pads=[2, 2, 2, 2])
+    assert pooling.convolve_dilated_means(made.model(whole, None, 19)) == 0
+
+
 @pytest.mark.parametrize(("kind", "more"), [("GlobalMaxPool", {}), *(("ReduceMax", {"keepdims": k}) for k in (0, 1))])
 def test_use_pool_over_map_gives_the_same_values(kind: str, more: dict[str, int]) -> None:
     made = Builder()
