@@ -7,7 +7,6 @@ features of a crop represent those of the whole image at a fraction of the cost.
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from pipeline.host.hardware import available_cores
 from pipeline.terminal.progress import progress_bar
+from pipeline.weights.residual_branches import branch_ends
 
 Prepare = Callable[[Image.Image], NDArray[np.float32]]  # RGB image -> float32 [3, H, W], the network's input
 
@@ -90,7 +90,7 @@ def fit_sample_weights(
 
 
 def _initialise(network: nn.Module, generator: torch.Generator, norm_bias: float) -> None:
-    ends = _branch_ends(network)
+    ends = branch_ends(network)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -105,36 +105,6 @@ def _initialise(network: nn.Module, generator: torch.Generator, norm_bias: float
     with torch.no_grad():
         for end in ends:
             end.weight.mul_((2 * len(ends)) ** -0.5)
-
-
-def _branch_ends(network: nn.Module) -> list[nn.BatchNorm2d | nn.Conv2d]:
-    """Return the last norm or convolution of each residual branch, the longer side of an addition."""
-    modules = dict(network.named_modules())
-    depth: dict[fx.Node, int] = {}
-    found: list[nn.BatchNorm2d | nn.Conv2d] = []
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception:  # networks of libraries that look at their input; they keep their branches as they are
-        return []
-    for node in traced.graph.nodes:
-        depth[node] = 1 + max((depth[source] for source in node.all_input_nodes), default=0)
-        if node.target in (operator.add, operator.iadd, torch.add):
-            longer = max(node.all_input_nodes, key=lambda source: depth[source])
-            found += _last_layers(longer, modules)
-    return list(dict.fromkeys(found))
-
-
-def _last_layers(node: fx.Node, modules: dict[str, nn.Module]) -> list[nn.BatchNorm2d | nn.Conv2d]:
-    """Return the norms or convolutions that make a value, through what has no weights; of joined values, of each."""
-    module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, (nn.BatchNorm2d, nn.Conv2d)):
-        return [module]
-    weightless = module is None or not any(True for _ in module.parameters())
-    if node.op not in ("call_module", "call_function", "call_method") or not weightless:
-        return []
-    if len(node.all_input_nodes) == 1 or node.target in (torch.cat, torch.concat):
-        return [end for source in node.all_input_nodes for end in _last_layers(source, modules)]
-    return []
 
 
 def _classifier(network: nn.Module) -> nn.Linear | nn.Conv2d:
