@@ -7,7 +7,7 @@ computes a ResNet in .55 of the CPU time of float32, and what it writes is half 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from pipeline.runtimes.base import Placement
 if TYPE_CHECKING:
     import openvino
 
+_CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
+
 
 class Bfloat16Reader:
     """A model compiled by OpenVINO for bfloat16, with chosen activations as outputs; threads may read at once."""
@@ -32,14 +34,19 @@ class Bfloat16Reader:
         """Compile a model to read the tensors `names`, its input among them or not.
 
         Raises:
-            BackendError: OpenVINO refuses the model, or does not have a tensor by its name.
+            BackendError: OpenVINO refuses the model, does not have a tensor by its name, or has one with two layouts.
         """
         from pipeline.runtimes.ov import compile_model
 
         wanted = list(dict.fromkeys(names))
-        compiled = compile_model(
-            model, 1, placement, {"INFERENCE_PRECISION_HINT": "bf16"}, lambda network: _with_outputs(network, wanted)
-        )
+        self.unmoved: frozenset[str] = frozenset()  # tensors of four axes, of which the last is that of channels anyway
+
+        def change(network: openvino.Model) -> openvino.Model:
+            outputs = _find(network, wanted)
+            self.unmoved = frozenset(name for name, output in outputs.items() if _has_rows(name, output))
+            return _with_outputs(network, outputs, self.unmoved)
+
+        compiled = compile_model(model, 1, placement, {"INFERENCE_PRECISION_HINT": "bf16"}, change)
         self._input = compiled.inputs[0].get_any_name()
         self._names = [name for name in wanted if name != self._input]  # in the order of the outputs
         self._compiled = compiled
@@ -50,8 +57,9 @@ class Bfloat16Reader:
     def read(self, image: Image) -> Mapping[str, Float32 | Halves]:
         """Run a prepared image [C, H, W]; return the tensors by name, uint16 [1, ...], and the input as float32.
 
-        A tensor [1, C, H, W] is returned as [1, H, W, C], as OpenVINO computes it. The tensors are the thread's
-        buffers, which its next call overwrites.
+        A tensor [1, C, H, W] is returned as [1, H, W, C], as OpenVINO computes it; of those that products with matrices
+        read (`unmoved`), the last axis is that of channels, and they are returned as they are. The tensors are the
+        thread's buffers, which its next call overwrites.
         """
         request: _Request | None = getattr(self._local, "request", None)
         if request is None:
@@ -91,22 +99,42 @@ class _Request:
     tensors: Mapping[str, Float32 | Halves]
 
 
-def _with_outputs(network: openvino.Model, names: Sequence[str]) -> openvino.Model:
-    """Return a network whose outputs are the tensors `names`, but for its input, in bfloat16 and with channels last."""
-    import openvino
-    from openvino.preprocess import PrePostProcessor
-
+def _find(network: openvino.Model, names: Sequence[str]) -> dict[str, openvino.Output]:
+    """Return the outputs of operators that are the tensors `names`, but for the network's input."""
     given = network.inputs[0].get_names()
     known = {name: output for node in network.get_ordered_ops() for output in node.outputs() for name in output.names}
     missing = [name for name in names if name not in known]
     if missing:
         raise BackendError(f"OpenVINO does not have the tensor {missing[0]}")
-    wanted = [known[name] for name in names if name not in given]
-    made = openvino.Model(wanted, network.get_parameters(), "activations")
+    return {name: known[name] for name in names if name not in given}
+
+
+def _has_rows(name: str, output: openvino.Output) -> bool:
+    """Tell whether a tensor has four axes, the last of them that of channels: a product with a matrix reads it.
+
+    Raises:
+        BackendError: a convolution, whose channels are axis 1, reads it too.
+    """
+    if len(output.get_partial_shape()) != 4:
+        return False
+    readers = {place.get_node().get_type_name() for place in output.get_target_inputs()}
+    if "MatMul" in readers and readers & _CONVOLUTIONS:
+        raise BackendError(f"a product with a matrix and a convolution read the tensor {name}")
+    return "MatMul" in readers
+
+
+def _with_outputs(
+    network: openvino.Model, wanted: Mapping[str, openvino.Output], unmoved: Collection[str]
+) -> openvino.Model:
+    """Return a network with these outputs, in bfloat16 and, but for those of `unmoved`, with channels last."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    made = openvino.Model(list(wanted.values()), network.get_parameters(), "activations")
     steps = PrePostProcessor(made)
-    for place, output in enumerate(wanted):
+    for place, (name, output) in enumerate(wanted.items()):
         steps.output(place).tensor().set_element_type(openvino.Type.bf16)
-        if len(output.get_partial_shape()) == 4:
+        if len(output.get_partial_shape()) == 4 and name not in unmoved:
             steps.output(place).model().set_layout(openvino.Layout("NCHW"))
             steps.output(place).tensor().set_layout(openvino.Layout("NHWC"))
     return steps.build()

@@ -56,7 +56,9 @@ def open_reader(
     reader = None if arithmetic is Arithmetic.FLOAT32 else _open_bfloat16(model, wanted, placement)
     if reader is not None:
         found = reader.read(image) if expected else {}
-        if all(_is_near(as_float32(found[name]), expected[name]) for name in wanted if expected):
+        moved = [name for name in found if name not in reader.unmoved]
+        near = (_is_near(as_float32(found[name], moved=name in moved), expected[name]) for name in wanted if expected)
+        if all(near):
             return reader
         reader.close()
     return ActivationReader(model, wanted, threads=threads)
@@ -69,12 +71,16 @@ def _open_bfloat16(model: Path, names: Sequence[str], placement: Placement) -> B
         return None
 
 
-def as_float32(values: Float32 | Halves) -> Float32:
-    """Return values as float32, with the axis of channels where float32 models have it: [1, C, H, W]."""
+def as_float32(values: Float32 | Halves, *, moved: bool = True) -> Float32:
+    """Return values as float32, with the axis of channels where float32 models have it: [1, C, H, W].
+
+    Args:
+        moved: whether it is the last of what bfloat16 has with four axes.
+    """
     if values.dtype == np.float32:
         return values.view(np.float32)
     widened = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.moveaxis(widened, -1, 1) if widened.ndim == 4 else widened
+    return np.moveaxis(widened, -1, 1) if moved and widened.ndim == 4 else widened
 
 
 def _is_near(found: Float32, expected: Float32) -> bool:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.helper as oh
 import pytest
+from onnx import numpy_helper
 
 from pipeline.quant import placement
 from pipeline.runtimes import readers
@@ -47,6 +49,45 @@ def test_open_reader_reads_in_bfloat16_what_float32_gives(path: Path, batch_nchw
         np.testing.assert_array_equal(tensors["input"], image[None])
         for name in names:
             assert np.linalg.norm(tensors[name] - expected[name]) <= 0.05 * np.linalg.norm(expected[name]), name
+
+
+def _swin_like(path: Path, *, beside_convolution: bool) -> Path:
+    """Write a network whose product with a matrix reads [N, H, W, C], H and C equal, as Swin's and ConvNeXt's do."""
+    random = np.random.default_rng(0)
+    nodes = [
+        oh.make_node("Conv", ["input", "kernel"], ["maps"]),
+        oh.make_node("Transpose", ["maps"], ["rows"], perm=[0, 2, 3, 1]),
+        oh.make_node("MatMul", ["maps" if beside_convolution else "rows", "matrix"], ["product"]),
+        oh.make_node("Conv", ["maps", "second"], ["other"]),
+        oh.make_node("GlobalAveragePool", ["other"], ["output"]),
+    ]
+    shapes = {"kernel": (16, 3, 1, 1), "matrix": (16, 8), "second": (4, 16, 1, 1)}
+    weights = [numpy_helper.from_array(random.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
+    given = oh.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["n", 3, 16, 16])
+    outputs = [oh.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("output", "product")]
+    graph = oh.make_graph(nodes, "rows", [given], outputs, weights)
+    onnx.save(oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@in_bfloat16
+def test_open_reader_keeps_the_order_of_what_a_matrix_product_reads(tmp_path: Path) -> None:
+    """Its channels are last already, of four axes too; those of a convolution are moved there."""
+    path = _swin_like(tmp_path / "swin.onnx", beside_convolution=False)
+    image = np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32)
+    reader = open_reader(path, ["rows", "maps"], Placement(1, 1), image, None)
+    assert reader.arithmetic is Arithmetic.BFLOAT16
+    exact, found = ActivationReader(path, ["rows"], threads=1).read(image)["rows"], reader.read(image)
+    for name in ("rows", "maps"):
+        assert np.linalg.norm(as_float32(found[name], moved=False) - exact) <= 0.02 * np.linalg.norm(exact), name
+    reader.close()
+
+
+@in_bfloat16
+def test_open_reader_reads_in_float32_when_a_product_and_a_convolution_read_the_same(tmp_path: Path) -> None:
+    path = _swin_like(tmp_path / "both.onnx", beside_convolution=True)
+    image = np.random.default_rng(1).normal(size=(3, 16, 16)).astype(np.float32)
+    assert open_reader(path, ["maps"], Placement(1, 1), image, None).arithmetic is Arithmetic.FLOAT32
 
 
 @in_bfloat16
