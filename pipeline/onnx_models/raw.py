@@ -17,6 +17,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from pipeline.errors import DataError
+from pipeline.host.hardware import release_memory
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
 from pipeline.onnx_models.pixel_inputs import LUMINANCE
@@ -45,23 +46,25 @@ class RawFile:
             DataError: neither ONNX Runtime nor onnx's reference evaluator loads it.
         """
         self.path = path
+        runnable = with_tensors_beside(path)
         structure = onnx.load(path, load_external_data=False)
         self.output = output or structure.graph.output[0].name
         self.is_half = _is_half(structure)
         constants = {tensor.name for tensor in structure.graph.initializer}
-        self._inputs = [value for value in structure.graph.input if value.name not in constants]
+        self._inputs = [_copied(value) for value in structure.graph.input if value.name not in constants]
         self._image, self._last, self._grey, self.batch = _image_input(structure, self._inputs)
+        del structure  # a session takes its memory again
+        release_memory()
         self._session: Any = None  # of ONNX Runtime, where it loads the file
         self._reference: ReferenceEvaluator | None = None
         self.runner = "ONNX Runtime"
-        path = with_tensors_beside(path)
         try:
-            self._session = open_session(str(path), optimized=False, prepacked=False)
+            self._session = open_session(str(runnable), optimized=False, prepacked=False)
         except _LOAD_ERRORS as err:
             self.runner = "onnx's reference evaluator"
             reason = str(err).strip().partition("\n")[0]
             try:
-                self._reference = ReferenceEvaluator(onnx.load(path))
+                self._reference = ReferenceEvaluator(onnx.load(runnable))
             except Exception as reference_err:  # it raises whatever its operators do
                 raise DataError(
                     f"neither ONNX Runtime ({reason}) nor onnx's reference evaluator ({_line(reference_err)}) loads "
@@ -189,6 +192,13 @@ def _outputs(model: onnx.ModelProto, names: Sequence[str], feed: dict[str, Array
     probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = open_session(probed, optimized=optimized)
     return list(session.run(list(names), feed))
+
+
+def _copied(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """Return a copy: a part of a model keeps all of it in memory."""
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(value)
+    return copy
 
 
 def _is_half(model: onnx.ModelProto) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from pipeline.artefacts import whole_file
 from pipeline.config.sections import AUTO
@@ -17,6 +16,7 @@ from pipeline.data.sample import sample_image
 from pipeline.errors import ConfigError
 from pipeline.models import exporter, libraries, zoo
 from pipeline.onnx_models import classifier
+from pipeline.onnx_models.saving import save_model
 from pipeline.weights import checkpoints, matching, published
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _write_onnx(
     model = exporter.export(row, network, (channels, height, width))
     error = exporter.check_against_torch(model, network, images_nchw)
     classifier.check_batch(model, images_nchw, weights)
-    onnx.save(model, out)
+    save_model(model, out)
     return error
 
 

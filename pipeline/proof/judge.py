@@ -24,6 +24,7 @@ from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
 from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
+from pipeline.onnx_models.saving import save_model
 from pipeline.onnx_models.scores import Scores
 from pipeline.quant.divergence import Divergence
 from pipeline.runtimes.base import Backend, Runtime
@@ -72,7 +73,7 @@ class Judge:
         placement = place(available_cores(), available_cores())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            onnx.save(model, path)
+            save_model(model, path)
             if self.runtime is None:
                 self.runtime = _surviving_runtime(path)
             else:

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from pipeline.onnx_models.graphs import attributes_of, makers_of, readers_of
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
+from pipeline.quant.neighbours import row_chunks
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -56,10 +57,7 @@ def correct_biases(
         if not graph.is_dequantized(node.input[1]):
             continue
         if correction is None or np.isnan(correction).any():
-            rounded = graph.dequantized(node.input[1])
-            assert rounded is not None, "it is dequantized"
-            error = numpy_helper.to_array(weights[layer.input[1]]).astype(np.float64) - rounded
-            by_means = _mean_error(layer, error, means[layer.input[0]])
+            by_means = _by_means(layer, weights[layer.input[1]], graph, node.input[1], means[layer.input[0]])
             correction = by_means if correction is None else np.where(np.isnan(correction), by_means, correction)
         if layer.op_type == "MatMul":
             is_added = graph.add_to_sum(readers[layer.output[0]][0].name, correction)
@@ -81,6 +79,28 @@ def _has_bias(
         return False
     outputs = weights[layer.input[1]].dims[1]
     return any(list(weights[name].dims) == [outputs] for name in after[0].input if name in weights)
+
+
+def _by_means(layer: onnx.NodeProto, float32: onnx.TensorProto, int8: Dequantized, name: str, mean: Float64) -> Float64:
+    """Return by how much rounding a layer's weights lowers its mean output: float64 [output channels].
+
+    Some outputs at a time: in float64, the weights of a wide layer take many times their memory.
+
+    Args:
+        float32: its weights.
+        name: of the same in the QDQ model.
+        mean: float64 [channels], its mean input.
+    """
+    stored = numpy_helper.to_array(float32)
+    axis = 0 if layer.op_type == "Conv" or attributes_of(layer).get("transB") else 1
+    found = np.empty(stored.shape[axis])
+    in_groups = attributes_of(layer).get("group", 1) > 1
+    for part in [slice(None)] if in_groups else row_chunks((len(found), stored.size // len(found))):
+        rounded = int8.dequantized(name, part, axis)
+        assert rounded is not None, "it is dequantized"
+        exact = stored[(slice(None),) * axis + (part,)].astype(np.float64)
+        found[part] = _mean_error(layer, exact - rounded, mean)
+    return found
 
 
 def _mean_error(layer: onnx.NodeProto, error: Float64, mean: Float64) -> Float64:
@@ -109,15 +129,22 @@ class Dequantized:
         maker = self._makers.get(name)
         return maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in self._constants
 
-    def dequantized(self, name: str) -> Float64 | None:
-        """Return the value of a dequantized constant, or None if `name` is none."""
+    def dequantized(self, name: str, part: slice = slice(None), along: int = 0) -> Float64 | None:
+        """Return the value of a dequantized constant, or None if `name` is none.
+
+        Args:
+            part: what of it, along an axis.
+        """
         if not self.is_dequantized(name):
             return None
         maker = self._makers[name]
-        values = numpy_helper.to_array(self._constants[maker.input[0]]).astype(np.float64)
+        stored = numpy_helper.to_array(self._constants[maker.input[0]])
         scale = self._scale(maker)
-        axis = next((each.i for each in maker.attribute if each.name == "axis"), 1)
-        return values * (scale.reshape([-1 if at == axis else 1 for at in range(values.ndim)]) if scale.ndim else scale)
+        if scale.ndim:
+            axis = next((each.i for each in maker.attribute if each.name == "axis"), 1) % stored.ndim
+            scale = scale.reshape([-1 if at == axis else 1 for at in range(stored.ndim)])
+            scale = scale[(slice(None),) * along + (part,)] if scale.shape[along] > 1 else scale
+        return stored[(slice(None),) * along + (part,)].astype(np.float64) * scale
 
     def constants_of(self, layer: str) -> list[Float32] | None:
         """Return a layer's weights and bias as float32, or None where it has none in int8."""

@@ -128,6 +128,8 @@ def split(model: onnx.ModelProto, parts: Parts, channels: Mapping[str, Sequence[
         channels: by activation those that get a second part, as of `channels_to_split`; an even number. The activations
             `can_split` and are quantized, with ranges from zero.
     """
+    if not channels:  # a copy takes the model's memory once more
+        return model, parts
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     del changed.graph.value_info[:]  # with shapes that no longer hold

@@ -200,9 +200,10 @@ class WeightEditor:
     def finish(self) -> None:
         """Store the changed weights in float32, and drop what no node reads any more."""
         used = {name for node in self._graph.node for name in node.input} - self._values.keys()
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+        tensors = self._graph.initializer
+        for index in reversed(range(len(tensors))):  # one by one: filling the list anew would copy those that stay
+            if tensors[index].name not in used:
+                del tensors[index]
         self._known.clear()
         for name in list(self._values):  # one by one: together they take twice the memory of the model
             values = self._values.pop(name).astype(np.float32, copy=False)

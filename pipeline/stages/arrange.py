@@ -11,6 +11,7 @@ import onnx
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.onnx_models.graphs import check_model
+from pipeline.onnx_models.saving import save_model
 from pipeline.quant import placement
 from pipeline.quant.channel_order import order_channels
 from pipeline.quant.layers import weights_of
@@ -36,5 +37,5 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     layers = {weights.layer for weights in weights_of(model)} - readers
     changed = order_channels(model, layers)
     check_model(model)
-    onnx.save(model, out / MODEL)
+    save_model(model, out / MODEL)
     write_json(out / FIGURES, {"streams": changed})

@@ -10,6 +10,7 @@ import onnx
 
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.choices import Precision
+from pipeline.onnx_models.saving import save_model
 from pipeline.quant.float16 import to_float16
 from pipeline.stages.artefact_names import MODEL
 
@@ -28,4 +29,4 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write the model."""
     float32 = inputs["export"] / MODEL
     model = onnx.load(float32)
-    onnx.save(to_float16(model) if settings.precision is Precision.FP16 else model, out / MODEL)
+    save_model(to_float16(model) if settings.precision is Precision.FP16 else model, out / MODEL)

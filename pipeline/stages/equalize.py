@@ -18,6 +18,8 @@ from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_c
 from pipeline.data.imagenet import Sample
 from pipeline.host.hardware import available_cores, release_memory
 from pipeline.host.threads import thread_pool
+from pipeline.onnx_models.graphs import check_model
+from pipeline.onnx_models.saving import save_model
 from pipeline.quant import equalization, gate_scaling, pixels, placement
 from pipeline.runtimes.activations import Image, Reader
 from pipeline.runtimes.base import Placement
@@ -73,16 +75,12 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         write_arithmetic(out, reader.arithmetic)
         largest = _largest(reader, streams.streams, axes, images, prepare)
         reader.close()
+        release_memory()
     model = onnx.load(float32_model(inputs))
     spread_of = equalization.equalize(model, largest)
     gates = gate_scaling.scale_gates(model, largest)
-    compact = onnx.ModelProto()
-    compact.CopyFrom(model)
-    del model  # which keeps the weights that were replaced; saving takes four times the model's size
-    release_memory()
-    onnx.save(compact, out / MODEL)
-    del compact
-    onnx.checker.check_model(str(out / MODEL))  # a model in memory would be serialized for it
+    check_model(model)
+    save_model(model, out / MODEL)
     widest = round(max(spread_of.values(), default=1.0), 1)
     write_json(out / FIGURES, {"streams": len(spread_of), "widest": widest, "gates": len(gates)})
 

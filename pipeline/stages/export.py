@@ -28,6 +28,7 @@ from pipeline.models import libraries, zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.given import SINGLE, Given, check_given, compare, with_own_rounding
 from pipeline.onnx_models.run import takes_one_image
+from pipeline.onnx_models.saving import save_model
 from pipeline.onnx_models.scores import describe as describe_scores
 from pipeline.onnx_models.scores import find_scores
 from pipeline.prepare.frontends import WHOLE_MODELS, as_onnx
@@ -126,7 +127,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     write_notes(out, [*notes, *_disagreement(settings)])
     if settings.softmax:
         classifier.append_softmax(exported.model)
-    onnx.save(exported.model, out / MODEL)
+    save_model(exported.model, out / MODEL)
     write_json(out / SCORES, {"scores": find_scores(exported.model).value, **({"batch": 1} if alone else {})})
     write_json(out / GIVEN, exported.given.as_dict())
 

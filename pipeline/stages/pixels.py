@@ -12,6 +12,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import Triple
 from pipeline.onnx_models.graphs import check_model
+from pipeline.onnx_models.saving import save_model
 from pipeline.quant import pixels
 from pipeline.stages.artefact_names import FIGURES, MODEL
 
@@ -34,5 +35,5 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     if obstacle is None:
         pixels.fold_normalisation(model, settings.mean, settings.std)
         check_model(model)
-    onnx.save(model, out / MODEL)
+    save_model(model, out / MODEL)
     write_json(out / FIGURES, {"input": "uint8 pixels" if obstacle is None else f"float32, since {obstacle}"})

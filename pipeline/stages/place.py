@@ -23,6 +23,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.errors import BackendError
 from pipeline.host import hardware, isolated
+from pipeline.onnx_models.saving import save_model
 from pipeline.packages.choice import machine
 from pipeline.proof import speed
 from pipeline.proof.speed import Candidate
@@ -79,7 +80,7 @@ def _measure(settings: Settings, inputs: Mapping[str, Path], float32: onnx.Model
         candidates = []
         for name, in_float in (("int8", False), ("float32", True)):
             path = Path(folder) / f"{name}.onnx"
-            onnx.save(assemble(float32, replace(parts, gates_in_float=in_float)).model, path)
+            save_model(assemble(float32, replace(parts, gates_in_float=in_float)).model, path)
             candidates += [Candidate(runtime, "int8", path) for runtime in installed_runtimes()]
         together = _rates(candidates, settings.seconds)
         if together:

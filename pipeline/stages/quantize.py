@@ -11,6 +11,7 @@ import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
+from pipeline.onnx_models.saving import save_model
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
 from pipeline.quant.classifier import find_classifier
@@ -36,7 +37,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     classifier = [node.name for node in find_classifier(float32)]
     float32, parts = split(float32, parts, tuned.get("split_activations", {}))
     made = assemble(float32, parts.leaving(tuned.get("float_activations", ())))
-    onnx.save(made.model, out / MODEL)
+    save_model(made.model, out / MODEL)
     report = {
         "input": "uint8" if pixels.are_input_of(float32) else "float32",
         "layers": qdq.count_quantized(made.model),

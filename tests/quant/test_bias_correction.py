@@ -7,13 +7,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from pipeline.models import exporter
 from pipeline.onnx_models import classifier
-from pipeline.quant import placement, qdq
-from pipeline.quant.bias_correction import correct_biases
+from pipeline.quant import neighbours, placement, qdq
+from pipeline.quant.bias_correction import Dequantized, correct_biases
 from pipeline.quant.qmath import Range, max_range
 
 Float32 = npt.NDArray[np.float32]
@@ -126,3 +126,29 @@ def test_correct_biases_leaves_out_layers_in_float_and_layers_of_unknown_mean(
     assert first.name not in correct_biases(int8, model, known)
     assert grouped.name not in correct_biases(int8, model, known)
     assert int8.SerializeToString() != before
+
+
+def test_correct_biases_finds_the_same_when_it_takes_a_few_outputs_at_a_time(
+    model: onnx.ModelProto,
+    ranges: dict[str, Range],
+    means: dict[str, npt.NDArray[np.float64]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    int8 = coarse(model, ranges)
+    expected = correct_biases(coarse(model, ranges), model, means)
+    monkeypatch.setattr(neighbours, "_CHUNK", 30)
+    assert correct_biases(int8, model, means) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("along", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_dequantized_returns_a_part_of_the_whole(along: int, axis: int | None) -> None:
+    values = np.arange(20, dtype=np.int8).reshape(4, 5)
+    scale = np.float32(0.5) if axis is None else np.arange(1, 5 + axis, dtype=np.float32)
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["y"], axis=1 if axis is None else axis)
+    tensors = [numpy_helper.from_array(values, "w"), numpy_helper.from_array(np.array(scale), "s")]
+    graph = Dequantized(helper.make_model(helper.make_graph([node], "graph", [], [], tensors)))
+    whole = values * (scale if axis is None else scale.reshape((4, 1) if axis == 0 else (1, 5)))
+    found = graph.dequantized("y", slice(1, 3), along)
+    assert found is not None
+    np.testing.assert_array_equal(found, whole[1:3] if along == 0 else whole[:, 1:3])
