@@ -1,7 +1,8 @@
 """Operators of ONNX Runtime that its optimizer puts in place of several standard ones, as those again.
 
-Only what a classifier on CPUs may hold is known here: activations fused into convolutions and products, Gelu, and
-residual sums fused into a LayerNormalization. The other operators stay, and the file is refused.
+Only what a classifier may hold is known here: activations fused into convolutions and products, convolutions whose
+channels are last, Gelu, residual sums fused into a LayerNormalization, and attention. The other operators stay, and the
+file is refused.
 """
 
 from __future__ import annotations
@@ -11,42 +12,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from pipeline.onnx_models.graphs import Names, add_constant, attributes_of, integer, number, replace_nodes, text
+from pipeline.onnx_models import fused_attention as attention
+from pipeline.onnx_models.fused_maker import Maker
+from pipeline.onnx_models.graphs import Names, attributes_of, integer, number, replace_nodes, text
 
 _DOMAIN = "com.microsoft"
 _LAYER_NORM = 17  # the opset since which LayerNormalization is standard
-
-
-class _Maker:
-    """Makes standard nodes in place of one node."""
-
-    def __init__(self, graph: onnx.GraphProto, names: Names, node: onnx.NodeProto) -> None:
-        self.node = node
-        self.made: list[onnx.NodeProto] = []
-        self._graph, self._names = graph, names
-
-    def constant(self, value: float) -> str:
-        return add_constant(self._graph, self._names, f"{self.node.output[0]}_number", np.float32(value))
-
-    def op(self, kind: str, *inputs: str, target: str | None = None, **attributes: Any) -> str:
-        name = target or self._names.free(f"{self.node.output[0]}_{kind.lower()}")
-        node_name = self._names.free(f"{self.node.name or self.node.output[0]}_{kind}")
-        self.made.append(helper.make_node(kind, inputs, [name], node_name, **attributes))
-        return name
-
-    def rank_of_constant(self, name: str) -> int | None:
-        """Return the number of axes of a constant; None for an activation."""
-        return next((len(tensor.dims) for tensor in self._graph.initializer if tensor.name == name), None)
-
-    def input(self, index: int) -> str:
-        return str(self.node.input[index]) if index < len(self.node.input) else ""
-
-    def finish(self) -> list[onnx.NodeProto]:
-        """Let the last node write what the fused one did; return the nodes."""
-        self.made[-1].output[0] = self.node.output[0]
-        return self.made
 
 
 def split_fused(model: onnx.ModelProto, version: int) -> None:
@@ -62,14 +34,12 @@ def split_fused(model: onnx.ModelProto, version: int) -> None:
     for node in model.graph.node:
         split = _SPLIT.get(node.op_type) if node.domain == _DOMAIN else None
         needs = _LAYER_NORM if node.op_type == "SkipLayerNormalization" else 0
-        if split is None or version < needs or any(node.output[1:3]):
-            nodes.append(node)
-        else:
-            nodes += split(_Maker(model.graph, names, node))
+        made = [] if split is None or version < needs else split(Maker(model.graph, names, node, version))
+        nodes += made or [node]
     replace_nodes(model.graph, nodes)
 
 
-def _conv(make: _Maker) -> list[onnx.NodeProto]:
+def _conv(make: Maker) -> list[onnx.NodeProto]:
     own = attributes_of(make.node)
     kept = {name: value for name, value in own.items() if not name.startswith("activation")}
     x = make.op("Conv", *[name for name in make.node.input[:3] if name], **kept)
@@ -78,7 +48,7 @@ def _conv(make: _Maker) -> list[onnx.NodeProto]:
     return _activate(make, x, text(make.node, "activation", ""), list(own.get("activation_params", ())))
 
 
-def _gemm(make: _Maker) -> list[onnx.NodeProto]:
+def _gemm(make: Maker) -> list[onnx.NodeProto]:
     own = attributes_of(make.node)
     kept = {name: value for name, value in own.items() if not name.startswith("activation")}
     x = make.op("Gemm", *[name for name in make.node.input if name], **kept)
@@ -86,7 +56,7 @@ def _gemm(make: _Maker) -> list[onnx.NodeProto]:
     return _activate(make, x, text(make.node, "activation", ""), parameters)
 
 
-def _activate(make: _Maker, x: str, kind: str, parameters: Sequence[float]) -> list[onnx.NodeProto]:
+def _activate(make: Maker, x: str, kind: str, parameters: Sequence[float]) -> list[onnx.NodeProto]:
     if kind == "Clip":
         make.op("Clip", x, *(make.constant(bound) for bound in parameters))
     elif kind:
@@ -95,10 +65,10 @@ def _activate(make: _Maker, x: str, kind: str, parameters: Sequence[float]) -> l
     return make.finish()
 
 
-def _matmul(make: _Maker) -> list[onnx.NodeProto]:
+def _matmul(make: Maker) -> list[onnx.NodeProto]:
     one, other = make.node.input
     first, second = integer(make.node, "transA", 0), integer(make.node, "transB", 0)
-    is_matrix = make.rank_of_constant(other) == 2
+    is_matrix = len(make.dims_of_constant(other) or ()) == 2
     if second and is_matrix:
         other, second = make.op("Transpose", other, perm=[1, 0]), 0
     if first or second:
@@ -113,7 +83,7 @@ def _matmul(make: _Maker) -> list[onnx.NodeProto]:
     return make.finish()
 
 
-def _gelu(make: _Maker) -> list[onnx.NodeProto]:
+def _gelu(make: Maker) -> list[onnx.NodeProto]:
     """Gelu, and with a bias BiasGelu."""
     x = make.input(0)
     if make.input(1):
@@ -123,7 +93,7 @@ def _gelu(make: _Maker) -> list[onnx.NodeProto]:
     return make.finish()
 
 
-def _fast_gelu(make: _Maker) -> list[onnx.NodeProto]:
+def _fast_gelu(make: Maker) -> list[onnx.NodeProto]:
     x = make.input(0)
     if make.input(1):
         x = make.op("Add", x, make.input(1))
@@ -134,15 +104,17 @@ def _fast_gelu(make: _Maker) -> list[onnx.NodeProto]:
     return make.finish()
 
 
-def _quick_gelu(make: _Maker) -> list[onnx.NodeProto]:
+def _quick_gelu(make: Maker) -> list[onnx.NodeProto]:
     x = make.input(0)
     scaled = make.op("Mul", x, make.constant(number(make.node, "alpha", 1.702)))
     make.op("Mul", x, make.op("Sigmoid", scaled))
     return make.finish()
 
 
-def _skip_layer_norm(make: _Maker) -> list[onnx.NodeProto]:
+def _skip_layer_norm(make: Maker) -> list[onnx.NodeProto]:
     """Outputs: the norm, and as the fourth the sum that it is of."""
+    if any(make.node.output[1:3]):
+        return []
     x = make.op("Add", make.input(0), make.input(1))
     if make.input(4):
         x = make.op("Add", x, make.input(4))
@@ -153,7 +125,21 @@ def _skip_layer_norm(make: _Maker) -> list[onnx.NodeProto]:
     return make.finish()
 
 
-_SPLIT: dict[str, Callable[[_Maker], list[onnx.NodeProto]]] = {
+def _nhwc_conv(make: Maker) -> list[onnx.NodeProto]:
+    """Channels are last in images and in weights."""
+    x = make.op("Transpose", make.input(0), perm=[0, 3, 1, 2])
+    weights = make.op("Transpose", make.input(1), perm=[0, 3, 1, 2])
+    bias = [make.input(2)] if make.input(2) else []
+    x = make.op("Conv", x, weights, *bias, **attributes_of(make.node))
+    make.op("Transpose", x, perm=[0, 2, 3, 1])
+    return make.finish()
+
+
+# Each returns the nodes that stand for one, none where they do not compute all that it does.
+_SPLIT: dict[str, Callable[[Maker], list[onnx.NodeProto]]] = {
+    "Attention": attention.packed,
+    "MultiHeadAttention": attention.multi_head,
+    "NhwcConv": _nhwc_conv,
     "FusedConv": _conv,
     "FusedGemm": _gemm,
     "FusedMatMul": _matmul,

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper
-from onnx_fixtures import CHW, RNG, WEIGHT, flat, load_and_compare, node, operators, save
+from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, operators, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
@@ -104,6 +104,104 @@ def test_load_takes_what_onnx_runtime_writes_at_its_extended_level(tmp_path: Pat
     onnxruntime.InferenceSession(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}), options)
     assert "FusedConv" in operators(onnx.load(tmp_path / "fused.onnx"))
     assert operators(load_and_compare(tmp_path / "fused.onnx")) == ["Conv", "Relu", "Flatten"]
+
+
+WIDE = RNG.normal(size=(8, 3, 3, 3)).astype(np.float32)
+QKV, NARROW = (RNG.normal(0, 0.3, (8, width)).astype(np.float32) for width in (24, 20))
+QKV_BIAS, NARROW_BIAS = (RNG.normal(size=width).astype(np.float32) for width in (24, 20))
+SCORES = RNG.normal(size=(1, 2, 36, 36)).astype(np.float32)
+SQUARES = {name: RNG.normal(0, 0.3, (8, 8)).astype(np.float32) for name in ("wq", "wk", "wv")}
+
+
+def attention(*attention_nodes: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return nodes that make tokens t, [N, 36, 8], and answer y from a of the same form."""
+    tokens = [node("Conv", "x w", "c"), node("Reshape", "c sizes", "r"), node("Transpose", "r", "t", perm=[0, 2, 1])]
+    return [*tokens, *attention_nodes, node("Flatten", "a", "y")]
+
+
+ATTENTION: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "with a bias": ([fused("Attention", "t m b", num_heads=2)], {"m": QKV, "b": QKV_BIAS}),
+    "of one head": ([fused("Attention", "t m b", num_heads=1)], {"m": QKV, "b": QKV_BIAS}),
+    "with a scale": ([fused("Attention", "t m b", num_heads=2, scale=0.7)], {"m": QKV, "b": QKV_BIAS}),
+    "of narrow values": (
+        [fused("Attention", "t m b", num_heads=2, qkv_hidden_sizes=[8, 8, 4])],
+        {"m": NARROW, "b": NARROW_BIAS},
+    ),
+    "with a bias of the scores": (
+        [helper.make_node("Attention", ["t", "m", "b", "", "", "s"], ["a"], "A", domain=MICROSOFT, num_heads=2)],
+        {"m": QKV, "b": QKV_BIAS, "s": SCORES},
+    ),
+    "of three products": (
+        [
+            *(node("MatMul", f"t w{each}", each) for each in "qkv"),
+            fused("MultiHeadAttention", "q k v", num_heads=2),
+        ],
+        SQUARES,
+    ),
+    "of three products with a bias each": (
+        [
+            *(node("MatMul", f"t w{each}", f"{each}m") for each in "qkv"),
+            *(node("Add", f"b8 {each}m", each) for each in "qkv"),
+            fused("MultiHeadAttention", "q k v", num_heads=4),
+        ],
+        {**SQUARES, "b8": QKV_BIAS[:8]},
+    ),
+    "of three products with one bias": (
+        [
+            *(node("MatMul", f"t w{each}", each) for each in "qkv"),
+            helper.make_node(
+                *("MultiHeadAttention", ["q", "k", "v", "b", "", "s"], ["a"], "A"), domain=MICROSOFT, num_heads=2
+            ),
+        ],
+        {**SQUARES, "b": QKV_BIAS, "s": SCORES},
+    ),
+}
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("kind", list(ATTENTION))
+def test_load_takes_attention_apart(tmp_path: Path, kind: str, opset: int) -> None:
+    nodes, constants = ATTENTION[kind]
+    constants = {"w": WIDE, "sizes": np.array([0, 8, 36]), **constants}
+    path = save(tmp_path / "m.onnx", attention(*nodes), opset, constants, edit=declare)
+    model = load_and_compare(path, atol=1e-4)
+    assert {each.domain for each in model.graph.node} == {""}
+    assert operators(model).count("Softmax") == 1
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Attention", ["t", "m", "b", "mask"], ["a"], "A", domain=MICROSOFT, num_heads=2)],
+        [fused("Attention", "t m b", num_heads=2, unidirectional=1)],
+        [fused("Attention", "t m b", "a present", num_heads=2)],
+        [fused("MultiHeadAttention", "t t t", num_heads=2)],
+    ],
+    ids=["masked", "of what came before", "with its keys as output", "of an unknown width"],
+)
+def test_load_refuses_attention_that_is_more_than_an_image_needs(tmp_path: Path, nodes: list[onnx.NodeProto]) -> None:
+    mask = np.ones((1, 36), np.int32)
+    constants = {"w": WIDE, "sizes": np.array([0, 8, 36]), "m": QKV, "b": QKV_BIAS, "mask": mask}
+    path = save(tmp_path / "m.onnx", attention(*nodes), constants=constants, edit=declare)
+    with pytest.raises(DataError, match=rf"uses operators of ONNX Runtime \(com.microsoft {nodes[-1].op_type}\)"):
+        classifier.load(path, CHW)
+
+
+def test_load_takes_convolutions_with_channels_last_apart(tmp_path: Path) -> None:
+    """ONNX Runtime computes them on GPUs only: compared with the convolution that its optimizer makes them of."""
+    before = save(
+        tmp_path / "n.onnx", flat(node("Conv", "x w b", "a", pads=[1] * 4)), constants={"w": WEIGHT, "b": BIAS}
+    )
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 2, 3, 1]),
+        fused("NhwcConv", "t w b", "c", pads=[1] * 4),
+        node("Transpose", "c", "a", perm=[0, 3, 1, 2]),
+    ]
+    constants = {"w": np.ascontiguousarray(WEIGHT.transpose(0, 2, 3, 1)), "b": BIAS}
+    model = classifier.load(save(tmp_path / "m.onnx", flat(*nodes), constants=constants, edit=declare), CHW)
+    assert operators(model) == ["Conv", "Flatten"]
+    wanted = classifier.run(classifier.load(before, CHW), IMAGES)
+    np.testing.assert_allclose(classifier.run(model, IMAGES), wanted, atol=1e-5)
 
 
 def test_load_refuses_other_operators_of_onnx_runtime_by_their_names(tmp_path: Path) -> None:
