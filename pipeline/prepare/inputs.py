@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -66,23 +67,38 @@ def check_model(cfg: BuildConfig) -> None:
     if frontend.type is not Frontend.ONNX or frontend.checkpoint is None:
         return
     model: onnx.ModelProto = files.structure(frontend.checkpoint)
+    note = check_units(model, frontend.checkpoint, cfg.preprocess)
+    if note is not None:
+        console.warning(f"note: {note}")
+    signature.choose_output(model, frontend.checkpoint, frontend.output)
+    signature.take_input(model, frontend.checkpoint, frontend.chw)
+
+
+def check_units(model: onnx.ModelProto, path: Path, spec: PreprocessSpec) -> str | None:
+    """Return a line for the user where a network seems to normalise images that the build file normalises too.
+
+    Args:
+        model: of the network as it was given.
+        path: of the file that it was given as, for messages.
+
+    Raises:
+        DataError: it is certain, since the network takes pixels.
+    """
     unit = input_units.unit_of(model)
-    if unit is InputUnit.PIXELS and not is_plain(cfg.preprocess):
+    if unit is InputUnit.PIXELS and not is_plain(spec):
         is_uint8 = any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for value in model.graph.input)
         does = "its input is uint8: the network casts and normalises" if is_uint8 else "the network normalises"
         raise DataError(
-            f"{frontend.checkpoint}: {does} its pixels itself, and process_ops normalise them too; set Normalize to "
+            f"{path}: {does} its pixels itself, and process_ops normalise them too; set Normalize to "
             "{mean: [0, 0, 0], std: [1, 1, 1], div255: false} there, or export the network without "
             f"{'the Cast and ' if is_uint8 else ''}the normalisation"
         )
-    if unit is InputUnit.SHARES and not (np.allclose(cfg.preprocess.mean, 0) and np.allclose(cfg.preprocess.std, 1)):
-        console.warning(
-            f"note: {frontend.checkpoint}: the network begins with a normalisation of images of 0 to 1, and "
-            "process_ops normalise them too; where it was not trained so, set Normalize to {mean: [0, 0, 0], std: "
-            "[1, 1, 1]}"
+    if unit is InputUnit.SHARES and not (np.allclose(spec.mean, 0) and np.allclose(spec.std, 1)):
+        return (
+            f"{path}: the network begins with a normalisation of images of 0 to 1, and process_ops normalise them "
+            "too; where it was not trained so, set Normalize to {mean: [0, 0, 0], std: [1, 1, 1]}"
         )
-    signature.choose_output(model, frontend.checkpoint, frontend.output)
-    signature.take_input(model, frontend.checkpoint, frontend.chw)
+    return None
 
 
 def check_weights(cfg: BuildConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,14 @@ from pipeline.data.labels import imagenet_classes, read_classes, usual_classes, 
 from pipeline.errors import ConfigError, DataError
 from pipeline.host.hardware import release_memory
 from pipeline.models import libraries, zoo
-from pipeline.onnx_models import classifier
+from pipeline.onnx_models import classifier, files
 from pipeline.onnx_models.given import SINGLE, Given, check_given, compare, with_own_rounding
 from pipeline.onnx_models.run import takes_one_image
 from pipeline.onnx_models.saving import save_model
 from pipeline.onnx_models.scores import describe as describe_scores
 from pipeline.onnx_models.scores import find_scores
 from pipeline.prepare.frontends import WHOLE_MODELS, as_onnx
+from pipeline.prepare.inputs import check_units
 from pipeline.stages.artefact_names import CALIBRATION, CLASSES, GIVEN, MODEL, SCORES, write_notes
 from pipeline.stages.settings import InputFile
 from pipeline.weights import paddle_inference, torch_programs
@@ -124,7 +125,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     if settings.type is Frontend.PYTORCH and settings.checkpoint is not None:
         notes.append(f"{settings.checkpoint.path}: {torch_programs.TRUST}")
     notes += describe_scores(find_scores(exported.model), settings.softmax)
-    write_notes(out, [*notes, *_disagreement(settings)])
+    write_notes(out, [*notes, *exported.notes, *_disagreement(settings)])
     if settings.softmax:
         classifier.append_softmax(exported.model)
     save_model(exported.model, out / MODEL)
@@ -157,6 +158,7 @@ class Exported:
     model: onnx.ModelProto
     classes: int
     given: Given
+    notes: tuple[str, ...] = ()  # lines for the user
 
 
 def export(
@@ -171,14 +173,18 @@ def export(
         num_classes: required number; None: as many as an ONNX model has, ImageNet's 1000 of a named network.
 
     Raises:
-        DataError: the checkpoint does not fit the network, or the model the classes; or the model made of a file
-            computes something else than the file.
+        DataError: the checkpoint does not fit the network, or the model the classes; the model made of a file
+            computes something else than the file; or it normalises pixels that the build file normalises too.
         PipelineError: the exported model computes something else than the network.
     """
     if settings.type in WHOLE_MODELS:
         assert settings.checkpoint is not None, "checked by BuildConfig.check_inputs"
         with as_onnx(settings.type, settings.checkpoint.path, settings.chw, images_nchw) as (path, answers):
-            return _from_file(path, answers, settings, images_nchw, num_classes, _wanted_by(fit_on))
+            note = None
+            if settings.type is not Frontend.ONNX:  # of which every build says it, before any work
+                note = check_units(files.structure(path), settings.checkpoint.path, settings.preprocess)
+            exported = _from_file(path, answers, settings, images_nchw, num_classes, _wanted_by(fit_on))
+            return replace(exported, notes=(note,) if note else ())
     from pipeline.models import exporter
 
     row = zoo.find_model(settings.type.value, settings.model or "")
