@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,23 @@ def make_by_minmax_7_bits(task: Task) -> Made:
     return make_by_onnxruntime(task, "MinMax", task.images, _MINMAX, reduce_range=True)
 
 
-def make_by_nncf(task: Task, preset: str | None = None, *, transformer: bool = False) -> Made:
+def make_by_nncf(
+    task: Task, preset: str | None = None, *, transformer: bool = False, fast_bias_correction: bool = True
+) -> Made:
     nncf = import_nncf()
     import openvino
 
     images = task.calibration(task.images)
     given = {} if preset is None else {"preset": nncf.QuantizationPreset[preset]}
     given |= {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
+    given |= {} if fast_bias_correction else {"fast_bias_correction": False}
     model = openvino.Core().read_model(str(task.float32))
     quantized = nncf.quantize(model, nncf.Dataset(images, task.loader()), subset_size=len(images), **given)
     out = task.out / "model.xml"
     openvino.save_model(quantized, str(out), compress_to_fp16=False)
     settings = f"NNCF {nncf.__version__}, OpenVINO model, preset {preset or 'default'}"
-    return Made(str(out), len(images), settings + (", model_type TRANSFORMER" if transformer else ""))
+    settings += ", model_type TRANSFORMER" if transformer else ""
+    return Made(str(out), len(images), settings + ("" if fast_bias_correction else ", fast_bias_correction=False"))
 
 
 def make_by_nncf_transformer(task: Task) -> Made:
@@ -160,6 +164,48 @@ def make_by_nncf_transformer(task: Task) -> Made:
 
 def make_by_nncf_mixed(task: Task) -> Made:
     return make_by_nncf(task, "MIXED")
+
+
+def make_by_nncf_bias(task: Task) -> Made:
+    return make_by_nncf(task, fast_bias_correction=False)
+
+
+def make_by_nncf_control(task: Task, *, same_answers: bool = False) -> Made:
+    """Let NNCF give layers back to float32 until at most 1% of images of the calibration list are lost.
+
+    It is calibrated on half of the images and judged on the other half, by top-1, or by the answers of float32.
+    """
+    nncf = import_nncf()
+    import openvino
+
+    model = openvino.Core().read_model(str(task.float32))
+    load = task.loader()
+    pairs = [(load(sample), sample.class_index) for sample in task.calibration(task.images)]
+    if same_answers:
+        float32 = openvino.compile_model(model, "CPU")
+        pairs = [(image, int(float32(image)[0].argmax())) for image, _ in pairs]
+
+    def validate(compiled: Any, data: Iterable[tuple[Float32, int]]) -> tuple[float, list[float]]:
+        right = [float(compiled(image)[0].argmax() == expected) for image, expected in data]
+        return sum(right) / len(right), right
+
+    calibration, validation = pairs[::2], pairs[1::2]
+    quantized = nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset(calibration, lambda pair: pair[0]),
+        nncf.Dataset(validation, lambda pair: pair[0]),
+        validate,
+        subset_size=len(calibration),
+    )
+    out = task.out / "model.xml"
+    openvino.save_model(quantized, str(out), compress_to_fp16=False)
+    judged = f"{'answers of float32' if same_answers else 'top-1'} on {len(validation)} images, max_drop .01 (default)"
+    settings = f"NNCF {nncf.__version__}, OpenVINO model, quantize_with_accuracy_control by {judged}"
+    return Made(str(out), len(calibration), settings)
+
+
+def make_by_nncf_control_answers(task: Task) -> Made:
+    return make_by_nncf_control(task, same_answers=True)
 
 
 def make_by_nncf_onnx(task: Task) -> Made:
@@ -196,5 +242,8 @@ ROWS: dict[str, tuple[Callable[[Task], Made], tuple[Runtime, ...]]] = {  # name:
     "nncf": (make_by_nncf, EITHER[:1]),
     "nncf-transformer": (make_by_nncf_transformer, EITHER[:1]),
     "nncf-mixed": (make_by_nncf_mixed, EITHER[:1]),
+    "nncf-bias": (make_by_nncf_bias, EITHER[:1]),
+    "nncf-control": (make_by_nncf_control, EITHER[:1]),
+    "nncf-control-answers": (make_by_nncf_control_answers, EITHER[:1]),
     "nncf-onnx": (make_by_nncf_onnx, EITHER),
 }
