@@ -5,26 +5,22 @@
 CPU seconds are user and system time of this process and of its children: other work on the machine counts little. The
 float32 pass decodes and prepares each image and runs the exported model on one thread, in the runtime that needs less.
 
-With `--nncf TURNS`, what a build takes from the exported ONNX model to the package, also with nearest rounding, beside
-what NNCF takes from the same model and images to its own: in turn, each in a process of its own, imports included.
+`beside_nncf.py` measures what a build takes from an ONNX model, and what NNCF takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from beside_nncf import cpu_seconds, peak_mib
 from common import exit_code
-from quantizers import ROWS, Task
 
 from pipeline import building
 from pipeline.config.build_config import BuildConfig
@@ -32,19 +28,12 @@ from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.host.hardware import keep_freed_memory
-from pipeline.packages.package import open_package
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.artefact_names import CALIBRATION, MODEL
 from pipeline.stages.table import STAGES, Stage
 
 ASIDE = ("sample", "prove", "trial")  # stages that are not counted in the sum: fitting a sample, proof and trial
 REST = "rest"  # of the process: imports, and what lies between the stages
-
-
-def cpu_seconds() -> float:
-    """Return what this process and its ended children have used, user and system."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 @dataclass(frozen=True)
@@ -55,17 +44,21 @@ class Spent:
 
 
 @contextmanager
-def spending(name: str, spent: dict[str, Spent]) -> Iterator[None]:
+def spending(name: str, spent: dict[str, Spent], *, shown: bool = True) -> Iterator[None]:
     cpu, wall = cpu_seconds(), time.perf_counter()
     yield
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    spent[name] = Spent(cpu_seconds() - cpu, time.perf_counter() - wall, peak)
-    print(f"{name:<12} {spent[name].cpu:7.1f} s CPU {spent[name].wall:7.1f} s {peak:6.0f} MiB", flush=True)
+    spent[name] = Spent(cpu_seconds() - cpu, time.perf_counter() - wall, peak_mib())
+    if shown:
+        print(
+            f"{name:<12} {spent[name].cpu:7.1f} s CPU {spent[name].wall:7.1f} s {spent[name].peak:6.0f} MiB", flush=True
+        )
 
 
-def timed(stage: Stage[Any], spent: dict[str, Spent]) -> Stage[Any]:
+def timed(stage: Stage[Any], spent: dict[str, Spent], *, shown: bool = True) -> Stage[Any]:
+    """Return a stage that says what it took, and puts it into `spent`."""
+
     def run(settings: Any, inputs: Mapping[str, Path], out: Path) -> None:
-        with spending(stage.name, spent):
+        with spending(stage.name, spent, shown=shown):
             stage.run(settings, inputs, out)
 
     return replace(stage, run=run)
@@ -97,7 +90,6 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--weights")
     parser.add_argument("--dataset")
-    parser.add_argument("--nncf", type=int, default=0, metavar="TURNS", help="beside NNCF, which has to be installed")
     parser.add_argument("--floor-images", type=int, default=1000, help="of the float32 pass, scaled to all images")
     parser.add_argument("--workspace", type=Path, help="kept; default: a temporary folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -107,65 +99,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = args.workspace or Path(folder)
         cfg = load_build_file(args.config, [*more, f"workspace.path={workspace}", *args.set])
-        exported, prefix = measure(cfg, args.floor_images)
-        from_onnx = [each for each in more if each.startswith("dataset")]
-        from_onnx += ["frontend.type=onnx", "frontend.model=null", f"frontend.checkpoint={exported}"]
-        for turn in range(args.nncf):
-            beside_nncf(args.config, [*from_onnx, *args.set], exported, prefix, workspace / f"turn_{turn}")
+        measure(cfg, args.floor_images)
 
 
-def beside_nncf(config: str, settings: Sequence[str], float32: Path, prefix: Path, folder: Path) -> None:
-    """Print the CPU seconds, and the peak memory, of this pipeline and of NNCF from an ONNX model to an int8 one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    nearest = "backend.quantize.weight_rounding=nearest"
-    apart("ours", build_alone, config, [*settings, f"workspace.path={folder / 'ours'}"])
-    apart("nearest", build_alone, config, [*settings, f"workspace.path={folder / 'nearest'}", nearest])
-    apart("nncf", quantize_by_nncf, float32, prefix, folder)
-
-
-def apart(name: str, make: Callable[..., tuple[float, int]], *arguments: object) -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        cpu, images = pool.submit(make, *arguments).result()
-        peak = pool.submit(peak_mib).result()
-    print(f"{name:<12} {cpu:7.1f} s CPU, {images} images, {peak:.0f} MiB", flush=True)
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def build_alone(config: str, settings: Sequence[str]) -> tuple[float, int]:
-    """Return the CPU seconds of this process after a build, without those of `ASIDE`, and the images it took."""
-    spent: dict[str, Spent] = {}
-    building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
-    cfg = load_build_file(config, settings)
-    keep_freed_memory()  # as the command
-    building.build(cfg)
-    aside = sum(each.cpu for name, each in spent.items() if name in ASIDE)
-    return cpu_seconds() - aside, cfg.dataset.sampler.get_data_num
-
-
-def quantize_by_nncf(float32: Path, prefix: Path, folder: Path) -> tuple[float, int]:
-    """Return the CPU seconds of this process after NNCF has saved its model, and the images: those of a build."""
-    package = open_package(prefix)
-    listed = len(read_calibration_list(package.folder / CALIBRATION))
-    made = ROWS["nncf"][0](Task(float32, package, listed, listed, folder))
-    return cpu_seconds(), made.images
-
-
-def measure(cfg: BuildConfig, floor_images: int) -> tuple[Path, Path]:
-    """Build, print what each stage takes and the floor; return the exported model and the package's prefix."""
+def measure(cfg: BuildConfig, floor_images: int) -> None:
+    """Build; print what each stage takes, and the floor."""
     spent: dict[str, Spent] = {}
     building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
     keep_freed_memory()  # as the command
-    built = building.build(cfg)
-    stages = built.stages
+    stages = building.build(cfg).stages
     whole = cpu_seconds()
     rest = whole - sum(each.cpu for each in spent.values())
     total = sum(each.cpu for name, each in spent.items() if name not in ASIDE) + rest
     floor = float_pass(cfg, stages, spent, floor_images)
     print(f"imports and what lies between {rest:.1f} s; floor {floor:.1f} s; build {total:.1f} s, {total / floor:.2f}x")
-    return stages["export"] / MODEL, built.prefix
 
 
 if __name__ == "__main__":
