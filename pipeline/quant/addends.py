@@ -2,7 +2,7 @@
 
 A ReLU behind an addition cuts sums below zero off, so that an addend far below zero may be raised until the sum is
 zero: `needed` tells how far. The outputs of convolutions in a ResNet reach further down than up, and take a quarter
-less of a range for that.
+less of a range for that. They are counted on some images only (`counting.Counter.read_later`).
 
 OpenVINO computes an addition of two convolutions within one of them, whose output it then does not round, and rounds
 the output of the other. It takes the convolution of the addition's first input where it can. The noise of either is

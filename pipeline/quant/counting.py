@@ -78,30 +78,35 @@ class Counter:
         self._never_negative = placement.never_negative(model)
         self._addends = find_addends(model, self.observed)
         others = [addend.other for addend in self._addends.values()]
-        self.read = [*self.observed, *self._averaged, *others, self._output]  # names of the tensors that `count` needs
+        # Names of the tensors that `count` needs: of the fitting images, and of all others. Reading what additions
+        # read breaks the fusion of convolution, addition and ReLU, and they are a third of the values.
+        self.read = [*self.observed, *self._averaged, *others, self._output]
+        self.read_later = [*(name for name in self.observed if name not in self._addends), self._output]
 
     def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
         for values in images:
-            self.count(counts, values, averaged=False)
+            self.count(counts, values, fitting=True)
         counts.observers.set_tails()
 
-    def count(self, counts: Counts, values: Mapping[str, Values], *, averaged: bool) -> tuple[Float32, Means | None]:
-        """Count one image's tensors, those of `read`; return a copy of the output, and the layers' mean inputs.
+    def count(self, counts: Counts, values: Mapping[str, Values], *, fitting: bool) -> tuple[Float32, Means | None]:
+        """Count one image's tensors; return a copy of the output, and of a fitting image the layers' mean inputs.
 
         Args:
             values: float32, or bfloat16 as uint16 with the channels of [1, C, H, W] last.
-            averaged: whether the means are wanted.
+            fitting: whether it is one of the first images, FITTING_IMAGES, of which `read` is needed and additions'
+                inputs are counted; of the others `read_later`.
 
         Raises:
             DataError: an activation holds NaN or Inf; it is named.
         """
-        counts.observers.add({name: values[name] for name in self.observed}, self._never_negative)
-        for name, addend in self._addends.items():
+        counted = self.observed if fitting else self.read_later[:-1]
+        counts.observers.add({name: values[name] for name in counted}, self._never_negative)
+        for name, addend in self._addends.items() if fitting else ():
             if values[name].shape == values[addend.other].shape:
                 counts.observers.observers[name].raise_lowest(values[name], values[addend.other], addend.needed)
         output = bfloat16.widen(values[self._output].copy())
-        if not averaged:
+        if not fitting:
             return output, None
         return output, {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
 

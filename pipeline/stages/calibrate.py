@@ -3,13 +3,15 @@
 Rounding's images come first: where weights are rounded by second order, that stage has counted them in its own pass.
 CPUs that multiply bfloat16 compute in it: ranges do not depend on the last bits, and it takes half the time.
 
+What additions read of convolutions is counted on the first images alone, rounding's: see `quant.addends`.
+
 The outcome does not depend on the calibration mode or the percentile; those only choose thresholds from it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,35 +143,44 @@ class _Pass:
 
     def count(self, counts: Counts) -> None:
         """Count the images that are not in `counts` yet."""
-        placement = Placement(self.workers, self.cores)
+        arithmetic = self.arithmetic
         with progress_bar(len(self.order), "calibrate", "img", done=counts.images, span=(0, 1)) as progress:
-            if counts.images == len(self.order):
-                return
-            image = self.prepare(self.order[0])
-            reader = open_reader(self.model_file, self.counter.read, placement, image, self.arithmetic)
-            if not counts.images:
-                self._set_tails(counts, reader)
-            self._count(counts, reader, progress.update)
-            reader.close()
+            for end, names in self._parts():
+                if counts.images < end:
+                    image = self.prepare(self.order[0])
+                    placement = Placement(self.workers, self.cores)
+                    reader = open_reader(self.model_file, names, placement, image, arithmetic)
+                    arithmetic = reader.arithmetic
+                    if not counts.images:
+                        self._set_tails(counts, reader)
+                    self._count(counts, reader, end, progress.update)
+                    reader.close()
+
+    def _parts(self) -> Iterator[tuple[int, Sequence[str]]]:
+        """Yield the end of each part of the order, and what is read of its images."""
+        first, later = self.counter.read, self.counter.read_later
+        if set(first) != set(later):
+            yield min(len(self.order), FITTING_IMAGES), first
+        yield len(self.order), later
 
     def _set_tails(self, counts: Counts, reader: Reader) -> None:
         first = self.order[:FITTING_IMAGES]
         chosen = choose_evenly(len(first), TAIL_IMAGES)
         self.counter.set_tails(counts, (reader.read(self.prepare(first[index])) for index in chosen))
 
-    def _count(self, counts: Counts, reader: Reader, advance: Callable[[], object]) -> None:
-        averaged = set(self.order[:FITTING_IMAGES])
+    def _count(self, counts: Counts, reader: Reader, end: int, advance: Callable[[], object]) -> None:
+        fitting = set(self.order[:FITTING_IMAGES])
 
         def count(index: int) -> tuple[Float32, Means | None]:
-            return self.counter.count(counts, reader.read(self.prepare(index)), averaged=index in averaged)
+            return self.counter.count(counts, reader.read(self.prepare(index)), fitting=index in fitting)
 
         saved = time.perf_counter()
         with (
             threadpool_limits(1, user_api="blas"),  # each thread here has its own image
             thread_pool(self.workers) as pool,
         ):
-            for start in range(counts.images, len(self.order), _ROUND):
-                for output, means in pool.map(count, self.order[start : start + _ROUND]):
+            for start in range(counts.images, end, _ROUND):
+                for output, means in pool.map(count, self.order[start : min(start + _ROUND, end)]):
                     counts.add(output, means)
                     advance()
                 if time.perf_counter() - saved > _SECONDS_BETWEEN_SAVES:

@@ -166,7 +166,7 @@ def collect(
 
     def see(image: Sample) -> tuple[list[Values], tuple[Float32, Means | None] | None]:
         values = reader.read(prepare(image))
-        return inputs.take(values), counter.count(counts, values, averaged=True) if counting else None
+        return inputs.take(values), counter.count(counts, values, fitting=True) if counting else None
 
     with thread_pool(1) as ahead, thread_pool(reading.workers) as pool:
         if counting:

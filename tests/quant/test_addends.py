@@ -122,7 +122,7 @@ def test_counter_covers_of_an_addend_what_the_relu_lets_through(halves: bool, li
     seen = [image() for _ in range(6)]
     counter.set_tails(counts, seen[:2])
     for values in seen:
-        counter.count(counts, values, averaged=False)
+        counter.count(counts, values, fitting=True)
     widened = [{name: bfloat16.widen(each) for name, each in values.items()} for values in seen]
     wanted = np.concatenate([np.maximum(each[convolution], -each[other]).reshape(-1) for each in widened])
     observer = counts.observers.observers[convolution]

@@ -184,7 +184,7 @@ def test_build_gives_the_same_calibration_when_it_was_killed_on_the_way(
 def test_run_goes_on_after_the_images_that_rounding_counted(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The outcome is that of counting all images here."""
+    """The outcome is that of counting all images here; what additions read of convolutions is counted there alone."""
     for module in (calibrate, rounding):
         monkeypatch.setattr(module, "FITTING_IMAGES", 8)
     alone = run(make_config(), inputs, tmp_path / "alone")
@@ -194,8 +194,11 @@ def test_run_goes_on_after_the_images_that_rounding_counted(
     head, images = ObserverSet.load(rounded / "observers.npz")
     assert images == 8
     found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "out")
+    addends = find_addends(onnx.load(inputs["export"] / "model.onnx"), list(alone.observers))
+    assert addends
     for name, observer in alone.observers.items():
-        assert 0 < head.observers[name].counts.sum() < observer.counts.sum()
+        share = 1 if name in addends else 22 / 8
+        assert head.observers[name].counts.sum() * share == pytest.approx(observer.counts.sum(), rel=1e-6)
         np.testing.assert_array_equal(found.observers[name].counts, observer.counts)
         np.testing.assert_allclose([found.observers[name].highest], [observer.highest], rtol=1e-6)
     for name, sums in alone.mean_sums.items():
