@@ -68,6 +68,26 @@ def check_batch(model: onnx.ModelProto, batch_nchw: Float32, path: Path) -> int:
         *single, together = run_each(model, [*(image[None] for image in batch_nchw), batch_nchw])
     except DataError as err:
         raise DataError(f"{path}: {err}; export it with a free batch axis, or for one image") from None
+    return _check_answers(model, batch_nchw, single, together, path)
+
+
+def run_checked(model: onnx.ModelProto, images_nchw: Float32, path: Path) -> tuple[Float32, int]:
+    """Return `run_in_chunks`, and `check_batch` of the first chunk; the model is loaded once.
+
+    Raises:
+        DataError: as `check_batch`.
+    """
+    first = images_nchw[:_CHUNK]
+    chunks = [images_nchw[start : start + _CHUNK] for start in range(0, len(images_nchw), _CHUNK)]
+    found = run_each(model, [*chunks, *(image[None] for image in first)])
+    together, single = found[: len(chunks)], found[len(chunks) :]
+    classes = _check_answers(model, first, single, together[0], path)
+    return np.concatenate(together), classes
+
+
+def _check_answers(
+    model: onnx.ModelProto, batch_nchw: Float32, single: Sequence[Float32], together: Float32, path: Path
+) -> int:
     if together.ndim != 2 or len(together) != len(batch_nchw) or together.shape[1] < 2:
         found = f"output is {list(together.shape)} for {len(batch_nchw)} images"
         raise DataError(f"{path}: {found}; wanted [N, classes]{_shape_advice(together.shape)}")

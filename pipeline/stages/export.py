@@ -128,6 +128,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     write_notes(out, [*notes, *exported.notes, *_disagreement(settings)])
     if settings.softmax:
         classifier.append_softmax(exported.model)
+    release_memory()  # that the sessions held
     save_model(exported.model, out / MODEL)
     write_json(out / SCORES, {"scores": find_scores(exported.model).value, **({"batch": 1} if alone else {})})
     write_json(out / GIVEN, exported.given.as_dict())
@@ -193,12 +194,10 @@ def export(
     model = exporter.export(row, network, settings.chw, settings.input_name)
     del network  # before a session holds its weights too
     release_memory()
-    made = classifier.run_in_chunks(model, images_nchw)
+    name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
+    made, found = classifier.run_checked(model, images_nchw, name)
     tolerance = with_own_rounding(SINGLE, model, images_nchw, expected, made)
     exporter.check_outputs(expected, made, tolerance.good)
-    checked = images_nchw[:_CHECKED_IMAGES]
-    name = settings.checkpoint.path if settings.checkpoint else Path(f"{settings.model}")
-    found = classifier.check_batch(model, checked, name)
     _check_classes(name, found, num_classes, _wanted_by(fit_on))
     given, _ = compare("torch", expected, made, tolerance)
     return Exported(model, found, given)

@@ -388,6 +388,16 @@ def test_check_batch_says_so_when_answers_depend_on_the_batch() -> None:
     )
 
 
+def test_run_checked_gives_all_answers_and_checks_the_first(load: Callable[..., onnx.ModelProto]) -> None:
+    model, images = load(classifier()), np.concatenate([IMAGES, IMAGES + 1])
+    answers, classes = onnx_classifier.run_checked(model, images, Path("m.onnx"))
+    np.testing.assert_array_equal(answers, onnx_classifier.run_in_chunks(model, images))
+    assert (len(answers), classes) == (6, 5)
+    images[1, 0] = np.nan
+    with pytest.raises(DataError, match="output holds NaN or Inf on real images"):
+        onnx_classifier.run_checked(model, images, Path("m.onnx"))
+
+
 def test_check_batch_says_so_when_the_output_is_not_finite(load: Callable[..., onnx.ModelProto]) -> None:
     images = IMAGES.copy()
     images[1, 0] = np.nan
