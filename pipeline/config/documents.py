@@ -193,6 +193,8 @@ def find_data_file(folder_name: str, name: str | Path) -> Path:
             names.update(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     near = difflib.get_close_matches(last, sorted(names), n=3, cutoff=0.4)
     hint = f"; nearest: {', '.join(near)}" if near else ""
+    if last and Path(f"{name}.yaml").is_file():
+        hint = f"; did you mean {name}.yaml?"
     raise ConfigError(f"{name}: no such file, nor one of that name in {folder_name}/{hint}")
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +44,13 @@ class Fault:
         else:
             where = f"{self.path}{' ' if self.path == '--set' else ':'}{self.key}"
         return f"{where.rstrip(' :')}: {self.message}"
+
+
+def _exponent_hint(value: object) -> str:
+    """Return the plain form of a number that YAML 1.1 reads as text, as 1e-3: it wants a point and a sign there."""
+    if not isinstance(value, str) or not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,2}", value):
+        return ""
+    return f"; YAML reads that as text: write {Decimal(value):f}"
 
 
 def raise_faults(faults: Collection[Fault]) -> None:
@@ -131,13 +140,13 @@ class Section:
         if value is MISSING or (value is None and default is None and not required):
             return default
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-            self.fault(key, f"expected {wanted}, got {shown(value)}")
+            self.fault(key, f"expected {wanted}, got {shown(value)}{'' if types is str else _exponent_hint(value)}")
             return default
         return value
 
     def text(self, key: str, default: T, *, required: bool = False) -> str | T:
         value = self.read(key, default, str, "text", required)
-        if value == "":
+        if value == "" and key in self:
             self.fault(key, "expected text, got ''")
             return default
         return value  # type: ignore[return-value]  # `read` has checked it

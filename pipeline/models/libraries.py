@@ -6,6 +6,7 @@ Neither is needed for the networks that are built here. torch is imported when a
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,22 @@ def version_of(library: str) -> str:
     return metadata.version(library)
 
 
+def load(library: str) -> Any:
+    """Import an installed library and return its module.
+
+    Raises:
+        ConfigError: it does not import, as where torchvision was built for another torch.
+    """
+    try:
+        with _quiet():
+            return importlib.import_module(library)
+    except Exception as err:  # compiled parts that do not fit torch fail in their own ways
+        raise ConfigError(
+            f"{library} {version_of(library)} is installed but does not import ({_line(err)}); most often its "
+            f"torchvision is of another torch: run pip uninstall -y torchvision, then {install_command(library)}"
+        ) from None
+
+
 def check(library: str, name: str, where: str) -> None:
     """Find a network by its name.
 
@@ -63,20 +80,16 @@ def names_of(library: str) -> list[str]:
     """Return the names of all classifiers of an installed library, without tags."""
     with _quiet():
         if library == "timm":
-            import timm
-
-            return list(timm.list_models())
-        import torchvision
-
-        return list(torchvision.models.list_models(module=torchvision.models))
+            return list(load("timm").list_models())
+        models = load("torchvision").models
+        return list(models.list_models(module=models))
 
 
 def tags_of(library: str, architecture: str) -> list[str]:
     """Return the names of the published weights of a network, the library's choice first."""
     with _quiet():
         if library == "timm":
-            import timm
-
+            timm = load("timm")
             tagged = timm.list_pretrained(f"{architecture}.*")
             default = timm.models.get_pretrained_cfg(architecture)
             named = [name.partition(".")[2] for name in tagged]
@@ -87,9 +100,7 @@ def tags_of(library: str, architecture: str) -> list[str]:
 
 
 def _torchvision_weights(architecture: str) -> Any:
-    import torchvision
-
-    return torchvision.models.get_model_weights(architecture)
+    return load("torchvision").models.get_model_weights(architecture)
 
 
 def recipe(library: str, name: str) -> Recipe:
@@ -100,10 +111,8 @@ def recipe(library: str, name: str) -> Recipe:
     """
     architecture, _, tag = name.partition(".")
     if library == "timm":
-        import timm
-
         with _quiet():
-            found = timm.models.get_pretrained_cfg(name)
+            found = load("timm").models.get_pretrained_cfg(name)
         if found is None:
             raise ConfigError(f"timm has no record of how images are prepared for {name}")
         tagged = (
@@ -136,8 +145,7 @@ def tag_of_file(library: str, architecture: str, path: Path) -> str | None:
     if library == "torchvision":
         found = [each.name for each in _torchvision_weights(architecture) if Path(each.url).name == path.name]
     else:
-        import timm
-
+        timm = load("timm")
         tags = tags_of(library, architecture)
         records = {tag: timm.models.get_pretrained_cfg(f"{architecture}.{tag}") for tag in tags}
         found = [
@@ -169,8 +177,7 @@ def build(library: str, name: str, num_classes: int, hw: tuple[int, int] | None 
 
 
 def _build_timm(name: str, num_classes: int, hw: tuple[int, int] | None) -> Any:
-    import timm
-
+    timm = load("timm")
     record = timm.models.get_pretrained_cfg(name)
     usual = tuple(record.input_size[1:]) if record is not None else (224, 224)
     if hw is not None and hw != usual:
@@ -182,14 +189,13 @@ def _build_timm(name: str, num_classes: int, hw: tuple[int, int] | None) -> Any:
 
 
 def _build_torchvision(name: str, num_classes: int, hw: tuple[int, int] | None) -> Any:
-    import torchvision
-
+    models = load("torchvision").models
     more: dict[str, object] = {}
     if name in ("googlenet", "inception_v3"):  # as with published weights: they expect normalisation to [-1, 1]
         more = {"init_weights": False, "transform_input": True}
     if hw is not None and hw != (224, 224) and name.startswith("vit_"):
         more["image_size"] = hw[0]
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **more)
+    return models.get_model(name, weights=None, num_classes=num_classes, **more)
 
 
 def drop_auxiliary(network: Any, names: Iterable[str]) -> None:
@@ -205,9 +211,7 @@ def fuse(network: nn.Module) -> nn.Module:
     """Return a loaded network as it is meant to run: timm's parallel branches of training become one convolution."""
     if importlib.util.find_spec("timm") is None:
         return network
-    import timm
-
-    fused: nn.Module = timm.utils.reparameterize_model(network)
+    fused: nn.Module = load("timm").utils.reparameterize_model(network)
     return fused.eval()
 
 
@@ -236,9 +240,7 @@ def fetch(library: str, name: str, folder: Path) -> Path:
     try:
         with _quiet():
             if library == "timm":
-                import timm
-
-                state = timm.create_model(name, pretrained=True).state_dict()
+                state = load("timm").create_model(name, pretrained=True).state_dict()
             else:
                 state = _torchvision_weights(architecture)[tag or tags[0]].get_state_dict(check_hash=True)
     except Exception as err:  # of networks, hubs and hashes

@@ -107,8 +107,7 @@ def _scan(library: str, state: Mapping[str, Tensor], known: KnownKeys) -> Iterat
 
 def _alike(state: Mapping[str, Tensor], known: KnownKeys) -> list[str]:
     """Return the networks of timm's families whose first network has keys like these, the likest family first."""
-    import timm
-
+    timm = libraries.load("timm")
     wanted = patterns(state)
     families = {module: timm.list_models(module=module) for module in timm.list_modules()}
     shares: dict[str, float] = {}

@@ -109,6 +109,21 @@ def test_load_build_file_finds_ours_when_path_is_the_documents(here: Path) -> No
     assert cfg.notices[0].startswith("./vacc_code/build/timm_wideres.yaml: no such file; using ")
 
 
+def test_load_build_file_names_the_file_when_its_suffix_was_left_out(here: Path) -> None:
+    (here / "own.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"^own: no such file, .*; did you mean own\.yaml\?$"):
+        load_build_file("own")
+
+
+def test_load_build_file_names_a_missing_key_once_when_the_file_is_empty(here: Path) -> None:
+    (here / "own.yaml").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        load_build_file("own.yaml")
+    assert [line for line in str(caught.value).splitlines() if " name:" in line or ":name:" in line] == [
+        "own.yaml:name: missing"
+    ]
+
+
 def test_load_build_file_lists_nearest_when_missing(here: Path) -> None:
     with pytest.raises(ConfigError, match=r"^timm_widres\.yaml: no such file, .*; nearest: timm_wideres\.yaml"):
         load_build_file("timm_widres.yaml")

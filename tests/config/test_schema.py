@@ -140,6 +140,22 @@ def test_read_text_raises_when_file_is_not_utf8(tmp_path: Path) -> None:
         read_text(path)
 
 
+def test_section_says_how_yaml_wants_a_number_when_it_has_an_exponent_only() -> None:
+    document = parse_yaml("n: 1e-3\nw: -2.5E4\ni: 2e2\nx: 1e-3px\nf: 1.0e-3\n", "f")
+    root = document.root()
+    for name in "nx":
+        root.number(name, 1.5)
+    root.number_within("w", 0.5, "nats > 0", lambda value: value > 0)
+    root.integer("i", 7, low=0)
+    assert root.number("f", 1.5) == 0.001
+    assert faults_of(document) == [
+        "f:1 n: expected a number, got '1e-3'; YAML reads that as text: write 0.001",
+        "f:4 x: expected a number, got '1e-3px'",
+        "f:2 w: expected nats > 0, got '-2.5E4'; YAML reads that as text: write -25000",
+        "f:3 i: expected an integer >= 0, got '2e2'; YAML reads that as text: write 200",
+    ]
+
+
 def test_section_coerces_nothing_when_types_are_near() -> None:
     document = parse_yaml('i: "1"\nj: true\nb: 1\nn: "2.5"\nt: 3\nf: 1.0\n', "f")
     root = document.root()

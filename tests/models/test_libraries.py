@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,25 @@ def test_find_model_names_the_extra_when_the_library_is_not_installed(
 def test_own_networks_stay_when_the_library_is_installed() -> None:
     assert zoo.find_model("timm", "wide_resnet50_2").design is zoo.Design.WIDE
     assert zoo.library_version("timm", "wide_resnet50_2") is None
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_check_says_so_in_a_line_when_the_installed_library_does_not_import(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: str
+) -> None:
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    (tmp_path / f"{library}-9.9.dist-info").mkdir()
+    (tmp_path / f"{library}-9.9.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {library}\nVersion: 9.9\n"
+    )
+    for name in [each for each in sys.modules if each.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = rf"{library} 9\.9 is installed but does not import \(operator nms .*'\.\[{library}\]'$"
+    with pytest.raises(ConfigError, match=message):
+        zoo.find_model(library, "convnext_tiny", "--model")
+    assert zoo.find_model(library, "resnet18").design is zoo.Design.RESNET  # ours need none
 
 
 def need(library: str) -> None:
