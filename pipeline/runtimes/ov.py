@@ -49,30 +49,21 @@ class OpenVinoBackend:
         self._batch = int(compiled.inputs[0].shape[0])  # 1 of a model that takes no more, whatever was asked for
         self.input = _spec(compiled.inputs[0])
         self.output = _spec(compiled.outputs[0])
-        nothing = np.zeros((self._batch, *(axis or 1 for axis in self.input.shape[1:])), self.input.dtype)
-        requests = [compiled.create_infer_request() for _ in range(placement.streams)]
+        requests = [_Request(compiled) for _ in range(placement.streams)]
         for request in requests:
             # One at a time: two threads that both made the first call to a fresh model hung once.
-            request.infer([nothing], share_inputs=True)
+            request.compute(np.zeros(request.images.shape, self.input.dtype))
         self._requests = Engines(requests)
         self._callers: set[int] = set()  # threads that computed, by the kernel's number
 
     def infer(self, batch_nchw: Batch) -> Output:
         self.input.check(batch_nchw, self._most)
-        images = len(batch_nchw)
-        if images < self._batch:
-            padded = np.zeros((self._batch, *batch_nchw.shape[1:]), batch_nchw.dtype)
-            padded[:images] = batch_nchw
-            batch_nchw = padded
-        outputs: list[Output] = []
         self._callers.add(threading.get_native_id())
         with self._requests.borrow() as request:
-            for part in parts_of(np.ascontiguousarray(batch_nchw), self._batch):
-                try:
-                    request.infer([part], share_inputs=True)
-                except RuntimeError as err:
-                    raise BackendError(f"OpenVINO failed on {images} images ({_reason(err)})") from None
-                outputs.append(request.get_output_tensor(0).data[:images].copy())
+            try:
+                outputs = [request.compute(part) for part in parts_of(batch_nchw, self._batch)]
+            except RuntimeError as err:
+                raise BackendError(f"OpenVINO failed on {len(batch_nchw)} images ({_reason(err)})") from None
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def close(self) -> None:
@@ -80,6 +71,32 @@ class OpenVinoBackend:
         # before that: freeing the model, or ending the process, at the same time crashed one run in thirty.
         wait_for_end(self._callers)
         self._requests.close()
+
+
+class _Request:
+    """One stream of a compiled model, and its memory.
+
+    Images are copied there: `infer` with arrays costs .25 ms more a call, in which it looks at inputs and outputs and
+    gives the request other memory. That is 1.5% of the time of resnet18 in batches of two.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+        self.images: Batch = self._request.get_input_tensor(0).data  # the request's own memory
+        # A model may leave the size of its output open: then it is known after each computation.
+        static = compiled.outputs[0].get_partial_shape().is_static
+        self._output = self._request.get_output_tensor(0) if static else None
+
+    def compute(self, part_nchw: Batch) -> Output:
+        """Return the outputs of images, at most as many as the model was compiled for."""
+        count = len(part_nchw)
+        self.images[:count] = part_nchw
+        self.images[count:] = 0
+        self._request.start_async()
+        self._request.wait()
+        output = self._request.get_output_tensor(0) if self._output is None else self._output
+        found: Output = output.data[:count].copy()
+        return found
 
 
 def compile_model(
