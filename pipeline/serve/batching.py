@@ -6,8 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError
 from pipeline.run import answer
 from pipeline.runtimes.base import Backend, Output
+from pipeline.serve.delivery import Delivery, Outcome, ToThreads
 from pipeline.serve.metrics import Meter
 from pipeline.serve.tracing import Trace, current
 
@@ -25,11 +27,11 @@ class BusyError(Exception):
 
 @dataclass
 class Call:
-    """One request; its future holds float32 [images, classes]. One that is cancelled is not computed."""
+    """One request. One whose future is cancelled is not computed."""
 
     count: int  # of images
     trace: Trace | None
-    future: Future[Output] = field(default_factory=Future)
+    future: Any  # of float32 [images, classes]; of the event loop or of threads
     rows: dict[int, Output] = field(default_factory=dict)  # float32 [classes], by the image's number
 
 
@@ -51,15 +53,25 @@ class Batcher:
     take as long.
     """
 
-    def __init__(self, full: Backend, single: Backend, batch: int, limit: int, meter: Meter) -> None:
+    def __init__(
+        self,
+        full: Backend,
+        single: Backend,
+        batch: int,
+        limit: int,
+        meter: Meter,
+        delivery: Delivery | None = None,
+    ) -> None:
         """Start.
 
         Args:
             full: opened for `batch` images.
             single: opened for one image or more; may be `full`.
             limit: images that may wait, or be on their way into the queue.
+            delivery: to whoever waits for answers; None: threads.
         """
         self._full, self._single, self._batch, self.limit, self._meter = full, single, batch, limit, meter
+        self._delivery = ToThreads() if delivery is None else delivery
         self._queue: deque[_Turn] = deque()
         self._expected = 0  # images for which room is kept
         self._closed = False
@@ -68,8 +80,8 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, images: Sequence[Prepared]) -> Future[Output]:
-        """Queue the images of one request: arrays [3, H, W] of the model's dtype; raise as `expect`."""
+    def submit(self, images: Sequence[Prepared]) -> Any:
+        """Queue a request's images, arrays [3, H, W] of the model's dtype; return its future; raise as `expect`."""
         call = self.expect(len(images))
         self._queue_up(call, dict(enumerate(images)))
         return call.future
@@ -87,7 +99,7 @@ class Batcher:
             if len(self._queue) + self._expected + images > self.limit:
                 raise BusyError
             self._expected += images
-        return Call(images, current())
+        return Call(images, current(), self._delivery.future())
 
     def put(self, call: Call, number: int, image: Prepared) -> None:
         """Queue one image of a request, by its number among them. Any thread may call it."""
@@ -98,14 +110,14 @@ class Batcher:
         with self._changed:
             self._expected -= 1
         if err is not None:
-            _settle(call.future, err)
+            self._delivery.settle([(call.future, err)])
 
     def _queue_up(self, call: Call, images: Mapping[int, Prepared]) -> None:
         now = time.perf_counter()
         with self._changed:
             self._expected -= len(images)
             if self._closed:
-                call.future.cancel()
+                self._delivery.settle([(call.future, CancelledError())])
                 return
             self._queue.extend(_Turn(call, number, image, now) for number, image in images.items())
             self._meter.queued(len(images))
@@ -115,8 +127,8 @@ class Batcher:
         """Take no more images, drop those that still wait, and return when no computation is under way."""
         with self._changed:
             self._closed = True
-            for turn in self._queue:
-                turn.call.future.cancel()
+            if self._queue:
+                self._delivery.settle([(turn.call.future, CancelledError()) for turn in self._queue])
             self._meter.left_queue(len(self._queue))
             self._queue.clear()
             self._changed.notify_all()
@@ -145,42 +157,37 @@ class Batcher:
         try:
             outputs = answer.infer(backend, [turn.image for turn in turns])
         except Exception as err:  # whatever it is, the requests must be answered, and the thread must continue
-            for turn in turns:
-                _settle(turn.call.future, err)
+            self._delivery.settle([(turn.call.future, err) for turn in turns])
             return
         ended = time.perf_counter()
+        settled: list[tuple[Any, Outcome]] = []
+        for turn, output, finite in zip(turns, outputs, answer.find_finite(outputs), strict=True):
+            if not finite:
+                settled.append((turn.call.future, BackendError(answer.NOT_FINITE)))
+            elif turn.call.count == 1:
+                settled.append((turn.call.future, output[None]))
+            elif (rows := self._rows(turn, output)) is not None:
+                settled.append((turn.call.future, rows))
         self._meter.computed(len(turns), ended - begun)
         _add_to_traces(turns, begun, ended)
-        for turn, output, finite in zip(turns, outputs, answer.find_finite(outputs), strict=True):
-            if finite:
-                self._answer(turn, output)
-            else:
-                _settle(turn.call.future, BackendError(answer.NOT_FINITE))
+        self._delivery.settle(settled)
 
-    def _answer(self, turn: _Turn, output: Output) -> None:
+    def _rows(self, turn: _Turn, output: Output) -> Output | None:
+        """Keep one image's output; return those of the whole request when it is the last of them."""
         call = turn.call
         with self._changed:
             call.rows[turn.number] = output
             complete = len(call.rows) == call.count
-        if complete:
-            _settle(call.future, np.stack([call.rows[number] for number in range(call.count)]))
+        return np.stack([call.rows[number] for number in range(call.count)]) if complete else None
 
 
 def _add_to_traces(turns: Sequence[_Turn], begun: float, ended: float) -> None:
     """Add a batch to the trace of each request that has images in it."""
+    if all(turn.call.trace is None for turn in turns):
+        return
     calls = {id(turn.call): turn.call for turn in turns if turn.call.trace is not None}
     for call in calls.values():
         assert call.trace is not None
         theirs = [turn for turn in turns if turn.call is call]
         call.trace.add("queue", theirs[0].since, begun, pipeline_images=len(theirs))
         call.trace.add("compute", begun, ended, pipeline_images=len(theirs), pipeline_batch=len(turns))
-
-
-def _settle(future: Future[Output], outcome: Output | Exception) -> None:
-    try:
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:  # cancelled, or settled by a failure of another of its images
-        pass

@@ -55,10 +55,14 @@ class Calls:
     async def _infer(self, request: Request, name: str, version: str | None) -> Response:
         self._plane.find(name, version)  # an unknown model is an error before the body is read
         payload = parse(await request.body(), request.headers.get(JSON_LENGTH), name, version)
-        response, _ = await self._plane.infer(name, payload)
-        content, head = response.to_rest()
+        answer = await self._plane.infer(name, payload)
+        if payload.request_outputs:
+            binary = [bool(each.binary_data) for each in payload.request_outputs]
+        else:
+            binary = [bool(payload.use_binary_outputs)] * len(answer.tensors)
+        content, head = answer.to_rest(binary)
         if head is None:
-            return Response(orjson.dumps(content), media_type="application/json")
+            return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={JSON_LENGTH: str(head)})
 
     async def _classify(self, request: Request, name: str, version: str | None) -> Response:

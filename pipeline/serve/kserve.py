@@ -14,14 +14,15 @@ import sys
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from grpc_interceptor.exceptions import GrpcException, Internal, Unavailable, Unimplemented
-    from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, ModelRepository
+    from kserve import InferInput, InferRequest, Model, ModelRepository
     from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
     from kserve.metrics import PREDICT_HIST_TIME
     from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
     from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
     from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
     from kserve.protocol.grpc.servicer import InferenceServicer
-    from kserve.protocol.infer_type import RequestedOutput
+    from kserve.protocol.infer_type import RequestedOutput, to_http_parameters
     from kserve.protocol.rest.v2_datamodels import ModelMetadataResponse
     from kserve.protocol.rest.v2_endpoints import V2Endpoints
 finally:
@@ -44,9 +45,7 @@ __all__ = [
     "DataPlane",
     "ExceptionToStatusInterceptor",
     "InferInput",
-    "InferOutput",
     "InferRequest",
-    "InferResponse",
     "InferenceServicer",
     "Internal",
     "InvalidInput",
@@ -60,4 +59,6 @@ __all__ = [
     "Unimplemented",
     "V2Endpoints",
     "add_GRPCInferenceServiceServicer_to_server",
+    "pb",
+    "to_http_parameters",
 ]

@@ -17,14 +17,12 @@ from pipeline.errors import BackendError
 from pipeline.serve.backlog import Backlog, leave_refusing
 from pipeline.serve.connections import Connection
 from pipeline.serve.guard import Door
-from pipeline.serve.kserve import add_GRPCInferenceServiceServicer_to_server
 from pipeline.serve.limits import Room
-from pipeline.serve.rpc import Servicer
-from pipeline.serve.rpc_guard import RpcGuard, Statuses
+from pipeline.serve.rpc import make_methods
+from pipeline.serve.rpc_guard import RpcGuard
 from pipeline.serve.served import Plane
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
-from pipeline.serve.triton import rpc_handlers
 
 LAST_WORDS = 1  # s, for error responses to requests that were on their way, and for answers to be sent
 _MOST_METADATA = 64 * 1024  # bytes of a call's headers
@@ -98,7 +96,6 @@ def make_rpc_server(
     calls = Backlog()
     room.waiting = calls.waiting
     rpc = grpc.aio.server(
-        interceptors=(RpcGuard(door, room, calls), Statuses()),
         options=[
             *leave_refusing(room.max_requests),
             ("grpc.max_receive_message_length", room.max_body),
@@ -107,8 +104,7 @@ def make_rpc_server(
             ("grpc.so_reuseport", int(shared)),
         ],
     )
-    add_GRPCInferenceServiceServicer_to_server(Servicer(plane), rpc)
-    rpc.add_generic_rpc_handlers((rpc_handlers(plane, siblings),))
+    rpc.add_generic_rpc_handlers((RpcGuard(make_methods(plane, siblings), door, room, calls),))
     host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

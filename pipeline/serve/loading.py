@@ -16,6 +16,7 @@ from pipeline.run import sweep
 from pipeline.runtimes.base import Backend, Placement, Runtime
 from pipeline.runtimes.opening import open_backend, place
 from pipeline.serve.batching import Batcher
+from pipeline.serve.delivery import ToLoop
 from pipeline.serve.metrics import Meter
 from pipeline.serve.model import PackageModel, Setup
 from pipeline.serve.settings import Wanted
@@ -69,7 +70,7 @@ def load(package: Package, version: str, wanted: Wanted) -> Loaded:
     with ExitStack() as opened:
         full, single = opened.enter_context(_open(package, wanted, placement))
         meter = Meter(package.name)
-        batcher = Batcher(full, single, wanted.batch, wanted.max_queue, meter)
+        batcher = Batcher(full, single, wanted.batch, wanted.max_queue, meter, ToLoop())
         opened.callback(batcher.close)
         setup = Setup(full.name, wanted.batch, placement.streams)
         model = PackageModel(package, version, batcher, full.input, full.output, cores, setup, meter)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +16,16 @@ import numpy.typing as npt
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
 from pipeline.packages.package import Package
-from pipeline.quant.divergence import probabilities
 from pipeline.run import answer
 from pipeline.run.prediction import Prediction
 from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics
 from pipeline.serve.batching import Batcher, BusyError, Call
-from pipeline.serve.kserve import (
-    InferInput,
-    InferOutput,
-    InferRequest,
-    InferResponse,
-    Internal,
-    InvalidInput,
-    RequestedOutput,
-    Unavailable,
-)
+from pipeline.serve.kserve import InferInput, InferRequest, Internal, InvalidInput, Unavailable
+from pipeline.serve.outputs import Answer, Outputs, refuse_shared_memory
 from pipeline.serve.tracing import Trace, current
 
 ENCODED = "encoded_image"  # the input that takes files
-PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoids the same values
-_SHARED_MEMORY = "shared_memory_region"  # Triton's extension, which is not supported
-_CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 
 
@@ -76,10 +63,11 @@ class PackageModel:
         self.package, self.name, self.version = package, package.name, version
         self.setup, self.meter = setup, meter
         self._batcher = batcher
-        self._takes, self._gives = takes, gives
+        self._takes = takes
         self._spec = package.preprocess()
         self._scores = package.scores
         self._labels = [known.name for known in package.classes()]
+        self._outputs = Outputs(gives.name, self._scores, self._labels)
         self._decoders = ThreadPoolExecutor(cores)
         self._refusing = False
         self.under_way = 0  # requests whose images wait, are decoded or computed
@@ -102,9 +90,9 @@ class PackageModel:
 
     def get_output_types(self) -> list[dict[str, Any]]:
         shape = [-1, len(self._labels)]
-        return [{"name": name, "datatype": "FP32", "shape": shape} for name in (self._gives.name, PROBABILITIES)]
+        return [{"name": name, "datatype": "FP32", "shape": shape} for name in self._outputs.names]
 
-    async def predict(self, payload: InferRequest) -> InferResponse:
+    async def predict(self, payload: InferRequest) -> Answer:
         """Answer one request.
 
         Raises:
@@ -112,20 +100,11 @@ class PackageModel:
             Unavailable: the queue is full, or the server is stopping.
             Internal: the runtime fails.
         """
-        wanted = payload.request_outputs or [RequestedOutput(self._gives.name), RequestedOutput(PROBABILITIES)]
-        self._check_outputs(wanted)
+        wanted = self._outputs.wanted(payload.request_outputs)
         with self._one_more() as answered:
             scores = await self._scores_of(payload)
             answered(len(scores))
-        outputs = [self._output(each, scores) for each in wanted]
-        return InferResponse(
-            payload.id or "",
-            self.name,
-            outputs,
-            model_version=self.version,
-            use_binary_outputs=payload.use_binary_outputs,
-            requested_outputs=payload.request_outputs,
-        )
+        return Answer(payload.id or "", self.name, self.version, [self._outputs.make(each, scores) for each in wanted])
 
     async def classify(self, files: Sequence[tuple[str, bytes]], topk: int) -> list[Prediction]:
         """Return the best classes of encoded images, given with their names.
@@ -195,7 +174,7 @@ class PackageModel:
     async def _infer_files(self, contents: Sequence[bytes], names: Sequence[str]) -> Output:
         """Decode in threads, in parallel with the event loop and with each other; from there images go to the queue."""
 
-        def start() -> Future[Output]:
+        def start() -> Any:
             call = self._batcher.expect(len(contents))
             for number, (content, name) in enumerate(zip(contents, names, strict=True)):
                 self._decoders.submit(self._decode, call, number, content, name)
@@ -203,14 +182,15 @@ class PackageModel:
 
         return await self._infer(len(contents), start)
 
-    async def _infer(self, images: int, start: Callable[[], Future[Output]]) -> Output:
-        """Return float32 [images, classes] of so many images, which `start` hands to the batcher."""
+    async def _infer(self, images: int, start: Callable[[], Any]) -> Output:
+        """Return float32 [images, classes] of so many images, which `start` hands to the batcher for a future."""
         if not images:
             raise InvalidInput("expected at least one image, got none")
         if images > self._batcher.limit:
             raise InvalidInput(f"{images} images; expected at most {self._batcher.limit} a request (--max_queue)")
         try:
-            return await asyncio.wrap_future(start())
+            scores: Output = await start()
+            return scores
         except BusyError:
             metrics.REFUSED.labels("queue full").inc()
             raise Unavailable("the queue is full; try again later") from None
@@ -240,49 +220,6 @@ class PackageModel:
             self.meter.decoded(ended - begun)
             if trace is not None:
                 trace.add("decode", begun, ended, pipeline_bytes=len(content))
-
-    def _check_outputs(self, wanted: Sequence[RequestedOutput]) -> None:
-        for each in wanted:
-            if each.name not in (self._gives.name, PROBABILITIES):
-                raise InvalidInput(f"no output {each.name!r}; expected {self._gives.name!r} or {PROBABILITIES!r}")
-            refuse_shared_memory(f"output {each.name!r}", each.parameters)
-            classes = whole_number((each.parameters or {}).get(_CLASSIFICATION, 0))
-            if classes is None or classes < 0:
-                raise InvalidInput(f"output {each.name!r}: {_CLASSIFICATION}: expected a number of classes")
-
-    def _output(self, wanted: RequestedOutput, scores: Output) -> InferOutput:
-        values = scores if wanted.name == self._gives.name else probabilities(scores, self._scores).astype(np.float32)
-        classes = int((wanted.parameters or {}).get(_CLASSIFICATION, 0))
-        if classes == 0:
-            made = InferOutput(wanted.name, list(values.shape), "FP32")
-        else:
-            values = np.array(self._classify_as_text(values, classes), dtype=object)
-            made = InferOutput(wanted.name, list(values.shape), "BYTES")
-        made.set_data_from_numpy(values, binary_data=True)
-        return made
-
-    def _classify_as_text(self, values: Output, count: int) -> list[list[bytes]]:
-        """Return `value:class:label` for each row, best first, as Triton's classification extension has it."""
-        return [
-            [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in ranks]
-            for row, ranks in zip(values, answer.rank_classes(values, count), strict=True)
-        ]
-
-
-def refuse_shared_memory(where: str, parameters: Mapping[str, object] | None) -> None:
-    """Raise InvalidInput where a tensor is in shared memory, or is to be written there.
-
-    Ignoring it would let the client read stale memory.
-    """
-    if _SHARED_MEMORY in (parameters or {}):
-        raise InvalidInput(f"{where}: {_SHARED_MEMORY}: shared memory is not supported; send the tensor in the request")
-
-
-def whole_number(value: object) -> int | None:
-    """Return a number without a fraction; None for anything else. The protocol's own client writes 217.0 for 217."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _array(given: InferInput) -> npt.NDArray[Any]:

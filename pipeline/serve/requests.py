@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from pipeline.serve.kserve import InferInput, InferRequest, InvalidInput, RequestedOutput
-from pipeline.serve.model import refuse_shared_memory, whole_number
+from pipeline.serve.outputs import refuse_shared_memory, whole_number
 
 # Lists and objects of a request. An array [512, 3, 224, 224] has 345,000 lists; some 70 bytes of memory are of each.
 _MOST_PARTS = 1_000_000

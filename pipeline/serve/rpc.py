@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from pipeline.serve.kserve import InferenceServicer, InferRequest
+import grpc
+from google.protobuf.message import DecodeError
+
+from pipeline.serve.kserve import (
+    InferenceServicer,
+    InferInput,
+    InferRequest,
+    InvalidInput,
+    RequestedOutput,
+    add_GRPCInferenceServiceServicer_to_server,
+    pb,
+    to_http_parameters,
+)
 from pipeline.serve.served import NoRepository, Plane
+from pipeline.serve.siblings import Siblings
+from pipeline.serve.triton import rpc_methods
+from pipeline.serve.wire import take_out
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+_RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
+
+
+def make_methods(plane: Plane, siblings: Siblings) -> dict[str, grpc.RpcMethodHandler]:
+    """Return the handlers of all methods, by their paths. ModelInfer's takes and gives messages as they are sent."""
+    servicer, kserves = Servicer(plane), _Methods()
+    add_GRPCInferenceServiceServicer_to_server(servicer, kserves)
+    others = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.infer),
+        **rpc_methods(plane, siblings),
+    }
+    return {**kserves.found, **{_path(name): handler for name, handler in others.items()}}
+
+
+class _Methods:
+    """Takes the handlers of KServe's service, as a server does."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, grpc.RpcMethodHandler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        for path in (_path(method.name) for method in _SERVICE.methods):
+            for handler in handlers:
+                self.found[path] = handler.service(SimpleNamespace(method=path, invocation_metadata=()))
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        """Ignore what newer releases of gRPC add beside: the same handlers."""
+
+
+def _path(method: str) -> str:
+    return f"/{_SERVICE.full_name}/{method}"
 
 
 class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
@@ -15,13 +65,10 @@ class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
         super().__init__(plane, NoRepository())
         self._plane = plane
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        for given in request.inputs if request.raw_input_contents else ():
-            # MLServer writes an empty message beside the bytes, which KServe takes for a second set of values.
-            if given.HasField("contents") and not given.contents.ByteSize():
-                given.ClearField("contents")
-        self.validate_grpc_request(request)
-        answer, _ = await self._plane.infer(request.model_name, InferRequest.from_grpc(request))
+    async def infer(self, message: bytes, _: Any) -> bytes:
+        """Answer a ModelInferRequest, as it came, with a ModelInferResponse."""
+        request = parse(message)
+        answer = await self._plane.infer(request.model_name, request)
         return answer.to_grpc()
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -33,3 +80,56 @@ class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
         answer = await super().ModelMetadata(request, context)
         answer.versions.extend(self._plane.models[request.name].loaded)
         return answer
+
+
+def parse(message: bytes) -> InferRequest:
+    """Read a ModelInferRequest. The bytes of its tensors are not copied.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    rest, raw = take_out(_RAW, message)
+    request = _read(rest)
+    if len(raw) == len(request.inputs) == 1 and not _has_values(request.inputs[0]):
+        return _of_one_raw_tensor(request, raw[0])
+    if raw:
+        request = _read(message)
+    for given in request.inputs if request.raw_input_contents else ():
+        if not _has_values(given):
+            given.ClearField("contents")
+    Servicer.validate_grpc_request(request)
+    return InferRequest.from_grpc(request)
+
+
+def _read(message: bytes) -> Any:
+    try:
+        return pb.ModelInferRequest.FromString(message)
+    except DecodeError:
+        raise InvalidInput("the message is no ModelInferRequest") from None
+
+
+def _has_values(given: Any) -> bool:
+    """Tell whether a tensor's values are in the message.
+
+    MLServer writes an empty message beside raw bytes, which KServe takes for a second set of values.
+    """
+    return bool(given.HasField("contents") and given.contents.ByteSize())
+
+
+def _of_one_raw_tensor(request: Any, raw: memoryview) -> InferRequest:
+    """Return what KServe's `InferRequest.from_grpc` does, for what clients send all the time."""
+    given = request.inputs[0]
+    return InferRequest(
+        request.model_name,
+        [InferInput(given.name, list(given.shape), given.datatype, parameters=_parameters(given))],
+        request_id=request.id,
+        raw_inputs=[raw],
+        from_grpc=True,
+        parameters=request.parameters,
+        request_outputs=[RequestedOutput(each.name, _parameters(each)) for each in request.outputs] or None,
+        model_version=request.model_version,
+    )
+
+
+def _parameters(given: Any) -> dict[str, Any] | None:
+    return to_http_parameters(given.parameters) if given.parameters else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote, unquote
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from pipeline.serve import metrics
 from pipeline.serve.access import Visit
@@ -25,35 +26,43 @@ _Handler = Any  # grpc has no types
 # Bytes of an error's text as it is sent. From 8 KiB of trailers on, gRPC's clients report RESOURCE_EXHAUSTED by chance
 # in place of the error, and from 16 KiB on always; an error may quote a name out of the request.
 _LONGEST_TEXT = 4096
+_STATUSES = ExceptionToStatusInterceptor()  # knows the statuses of KServe's exceptions
 _SENT_AS_IS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
-class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Checks every call.
+class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    """The service's methods, with a check of every call.
 
     A call with one message is read here as a stream of messages, so that it can be refused before its message, of up to
-    `--max_body`, has arrived, and ended where the message does not arrive.
+    `--max_body`, has arrived, and ended where the message does not arrive. Handlers are made once: interceptors, which
+    are asked for each call, take as long as reading the request.
     """
 
-    def __init__(self, door: Door, room: Room, backlog: Backlog) -> None:
+    def __init__(self, methods: Mapping[str, _Handler], door: Door, room: Room, backlog: Backlog) -> None:
+        """Prepare to answer.
+
+        Args:
+            methods: handlers of one message and one answer, by the path of the method.
+        """
         self._door, self._room, self._backlog = door, room, backlog
+        self._handlers = {path: self._guarded(path.rpartition("/")[2], each) for path, each in methods.items()}
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[_Handler]], details: Any) -> _Handler:
-        handler = await continuation(details)
-        if handler is None or handler.unary_unary is None:
-            return handler
-        headers = dict(details.invocation_metadata or ())
-        method = details.method.rpartition("/")[2]
+    def service(self, details: Any) -> _Handler | None:
+        """Return the handler of a call; None for an unknown method."""
+        return self._handlers.get(details.method)
 
-        async def guarded(requests: AsyncIterator[tuple[int, Any]], context: Any) -> Any:
+    def _guarded(self, method: str, handler: _Handler) -> _Handler:
+        async def guarded(requests: AsyncIterator[bytes], context: Any) -> Any:
             visit = Visit("grpc", "POST", method, _address(context.peer()))
+            headers = dict(context.invocation_metadata() or ())
             with self._backlog.taken_up(), self._door.logged(visit, headers):
                 try:
                     taken = nullcontext() if self._door.is_open(method) else self._room.taken()
                     with self._door.admitted(visit, headers.get("authorization")), taken:
-                        visit.bytes_in, request = await self._message(requests, context)
+                        message = await self._message(requests, context)
+                        visit.bytes_in = len(message)
                         with self._room.holding(visit.bytes_in):
-                            answer = await handler.unary_unary(request, context)
+                            answer = await self._answer(handler, message, context, method)
                         visit.status = "OK"
                         return answer
                 except UnauthorizedError as err:
@@ -67,18 +76,23 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     if isinstance(code, _Code) and visit.status == 0:
                         visit.status = code.name
 
-        def serialize(answer: Any) -> bytes:
-            made: bytes = handler.response_serializer(answer)
-            return made
+        return grpc.stream_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
-        return grpc.stream_unary_rpc_method_handler(
-            guarded,
-            request_deserializer=lambda raw: (len(raw), handler.request_deserializer(raw)),
-            response_serializer=serialize,
-        )
+    async def _answer(self, handler: _Handler, message: bytes, context: Any, method: str) -> Any:
+        """Return a method's answer; end the call with a status where it raises."""
+        request: Any = message
+        try:
+            if handler.request_deserializer is not None:
+                request = handler.request_deserializer(message)
+            return await handler.unary_unary(request, context)
+        except DecodeError:
+            await context.abort(_Code.INVALID_ARGUMENT, f"the message is no {method}Request")
+        except Exception as err:
+            await _STATUSES.handle_exception(err, request, _Brief(context), method)
+        raise AssertionError  # both raise
 
-    async def _message(self, requests: AsyncIterator[tuple[int, Any]], context: Any) -> tuple[int, Any]:
-        """Return the bytes of a call's message, and the parsed message."""
+    async def _message(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        """Return a call's message."""
         # How much of it has arrived is not known here, so every message has the time of the largest.
         seconds = self._room.patience + self._room.max_body / LEAST_RATE
         try:
@@ -89,13 +103,6 @@ class RpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except StopAsyncIteration:
             await context.abort(_Code.INVALID_ARGUMENT, "expected one message, got none")
         raise AssertionError  # abort raises
-
-
-class Statuses(ExceptionToStatusInterceptor):  # type: ignore[misc]  # KServe has no types
-    """Turns exceptions into statuses, whose text has a length that clients take."""
-
-    async def handle_exception(self, ex: Exception, request: Any, context: Any, method_name: str) -> None:
-        await super().handle_exception(ex, request, _Brief(context), method_name)
 
 
 class _Brief:

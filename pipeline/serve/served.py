@@ -9,13 +9,13 @@ from pipeline.serve.kserve import (
     PREDICT_HIST_TIME,
     DataPlane,
     InferRequest,
-    InferResponse,
     Model,
     ModelNotFound,
     ModelRepository,
     Unimplemented,
 )
 from pipeline.serve.model import PackageModel
+from pipeline.serve.outputs import Answer
 from pipeline.version import NAME, version
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
@@ -112,9 +112,7 @@ class Plane(DataPlane):  # type: ignore[misc]
     async def ready(self) -> bool:
         return not self.stopping and bool(self.models)
 
-    async def infer(
-        self, model_name: str, request: InferRequest, headers: dict[str, str] | None = None
-    ) -> tuple[InferResponse, dict[str, str]]:
+    async def infer(self, model_name: str, request: InferRequest) -> Answer:
         """Answer one request, without the steps before and after `predict` that KServe has and a package has not.
 
         Raises:
@@ -122,7 +120,7 @@ class Plane(DataPlane):  # type: ignore[misc]
         """
         model, begun = self.find(model_name, request.model_version), time.perf_counter()
         try:
-            return await model.predict(request), {}
+            return await model.predict(request)
         finally:
             PREDICT_HIST_TIME.labels(model_name).observe(time.perf_counter() - begun)
 

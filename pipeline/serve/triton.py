@@ -126,8 +126,8 @@ def _messages() -> dict[str, Any]:
     return made
 
 
-def rpc_handlers(plane: Plane, siblings: Siblings) -> grpc.GenericRpcHandler:
-    """Return the two methods that KServe's service lacks, under its service's name."""
+def rpc_methods(plane: Plane, siblings: Siblings) -> dict[str, grpc.RpcMethodHandler]:
+    """Return the two methods that KServe's service lacks, by their names."""
     classes = _messages()
 
     def method(name: str, answer: Callable[[Any], Awaitable[dict[str, Any]]]) -> grpc.RpcMethodHandler:
@@ -146,5 +146,4 @@ def rpc_handlers(plane: Plane, siblings: Siblings) -> grpc.GenericRpcHandler:
     async def counted(request: Any) -> dict[str, Any]:
         return await asked_statistics(plane, siblings, request.name, request.version)
 
-    methods = {"ModelConfig": method("ModelConfig", configured), "ModelStatistics": method("ModelStatistics", counted)}
-    return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
+    return {"ModelConfig": method("ModelConfig", configured), "ModelStatistics": method("ModelStatistics", counted)}

@@ -1,4 +1,4 @@
-"""Runs calls_alone.py: KServe and tritonclient, which other tests import, define the same messages twice."""
+"""Runs tests that import KServe: it and tritonclient, which other tests import, define the same messages twice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_calls_that_bypass_the_framework() -> None:
-    alone = Path(__file__).with_name("calls_alone.py")
+@pytest.mark.parametrize("name", ["calls_alone.py", "wire_alone.py"])
+def test_what_needs_a_process_of_its_own(name: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(alone)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(name))],
         capture_output=True,
         text=True,
         timeout=300,
