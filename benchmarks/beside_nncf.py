@@ -75,17 +75,19 @@ def export(config: str, weights: str, dataset: str, more: Sequence[str], folder:
 
 def build(network: Network, workspace: Path, more: Sequence[str]) -> tuple[Made, Path]:
     """Return what a build took in this process, and the package's prefix."""
+    from pipeline.host.hardware import collect_garbage_rarely, keep_freed_memory
+
+    collect_garbage_rarely()  # as the command, and below
     from stages import ASIDE, Spent, timed
 
     from pipeline import building
     from pipeline.config.build_file import load_build_file
-    from pipeline.host.hardware import keep_freed_memory
     from pipeline.stages.table import STAGES
 
     spent: dict[str, Spent] = {}
     building.STAGES = tuple(timed(stage, spent, shown=False) for stage in STAGES)  # type: ignore[misc]
     cfg = load_build_file(network.config, [*network.settings, f"workspace.path={workspace}", *more])
-    keep_freed_memory()  # as the command
+    keep_freed_memory()
     prefix = building.build(cfg).prefix
     cpu = cpu_seconds() - sum(each.cpu for name, each in spent.items() if name in ASIDE)
     return Made(cpu, peak_mib(), cfg.dataset.sampler.get_data_num), prefix

@@ -27,7 +27,7 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import choose_evenly, read_calibration_list
-from pipeline.host.hardware import keep_freed_memory
+from pipeline.host.hardware import collect_garbage_rarely, keep_freed_memory
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
 from pipeline.stages.artefact_names import CALIBRATION, MODEL
 from pipeline.stages.table import STAGES, Stage
@@ -106,7 +106,8 @@ def measure(cfg: BuildConfig, floor_images: int) -> None:
     """Build; print what each stage takes, and the floor."""
     spent: dict[str, Spent] = {}
     building.STAGES = tuple(timed(stage, spent) for stage in STAGES)  # type: ignore[misc]
-    keep_freed_memory()  # as the command
+    collect_garbage_rarely()  # as the command, and below
+    keep_freed_memory()
     stages = building.build(cfg).stages
     whole = cpu_seconds()
     rest = whole - sum(each.cpu for each in spent.values())

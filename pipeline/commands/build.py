@@ -53,6 +53,9 @@ def add_build(commands: Any) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
+    from pipeline.host.hardware import collect_garbage_rarely, keep_freed_memory
+
+    collect_garbage_rarely()
     from pipeline.config.build_file import load_build_file
 
     check_report_path(args.report)
@@ -60,7 +63,6 @@ def _build(args: argparse.Namespace) -> None:
         raise ConfigError("build: expected one build file, as build FILE or build -c FILE")
     cfg = load_build_file(args.config or args.config_file, args.set, extra=key_values(args))
     from pipeline.building import build, check, make_ready, plan
-    from pipeline.host.hardware import keep_freed_memory
     from pipeline.reports.summary import summarize
 
     if args.dry_run:
@@ -77,7 +79,7 @@ def _build(args: argparse.Namespace) -> None:
         print(resolved(cfg), end="")
         print("\n".join(f"# {line}" for line in (*plan(cfg), explain_name(cfg))))
         return
-    keep_freed_memory()  # here, since it holds for the whole process
+    keep_freed_memory()  # here, as above, since it holds for the whole process
     built = build(cfg, console.step)
     print("\n".join(summarize(built)))
     if "package" in built.ran:
