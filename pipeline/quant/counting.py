@@ -81,7 +81,8 @@ class Counter:
         # Names of the tensors that `count` needs: of the fitting images, and of all others. Reading what additions
         # read breaks the fusion of convolution, addition and ReLU, and they are a third of the values.
         self.read = [*self.observed, *self._averaged, *others, self._output]
-        self.read_later = [*(name for name in self.observed if name not in self._addends), self._output]
+        self._counted_later = [name for name in self.observed if name not in self._addends]
+        self.read_later = [*self._counted_later, self._output] if self._addends else self.read
 
     def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
@@ -100,7 +101,7 @@ class Counter:
         Raises:
             DataError: an activation holds NaN or Inf; it is named.
         """
-        counted = self.observed if fitting else self.read_later[:-1]
+        counted = self.observed if fitting else self._counted_later
         counts.observers.add({name: values[name] for name in counted}, self._never_negative)
         for name, addend in self._addends.items() if fitting else ():
             if values[name].shape == values[addend.other].shape:

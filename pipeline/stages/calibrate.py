@@ -159,7 +159,7 @@ class _Pass:
     def _parts(self) -> Iterator[tuple[int, Sequence[str]]]:
         """Yield the end of each part of the order, and what is read of its images."""
         first, later = self.counter.read, self.counter.read_later
-        if set(first) != set(later):
+        if first != later:  # else there is no need to open the model twice
             yield min(len(self.order), FITTING_IMAGES), first
         yield len(self.order), later
 
