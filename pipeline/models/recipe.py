@@ -144,13 +144,14 @@ def _transformers_statistics(record: Mapping[str, object], kind: str, source: st
     if record.get("do_normalize", not kind.startswith("MobileViT")):
         mean, std = _numbers(record, "image_mean", source), _numbers(record, "image_std", source)
     factor = float(_number(record.get("rescale_factor", 1 / 255), source))
+    if record.get("include_top", kind.startswith("EfficientNet")):  # it divides by the std once more, whatever the unit
+        std = tuple(one * other for one, other in zip(std, _numbers(record, "image_std", source), strict=True))
     if math.isclose(factor, 1 / 255, rel_tol=1e-4):
         return mean, std
     if not math.isclose(factor, 1 / 127.5, rel_tol=1e-4):
         raise ConfigError(f"{source}: rescale_factor {factor}: write process_ops for it by hand")
     offset = 0.5 if record.get("rescale_offset") else 0.0  # of EfficientNet: x / 127.5 - 1 before the normalisation
-    again = std if record.get("include_top") else (1.0,) * len(std)  # which it then divides by once more
-    return tuple(value / 2 + offset for value in mean), tuple(a * b / 2 for a, b in zip(std, again, strict=True))
+    return tuple(value / 2 + offset for value in mean), tuple(value / 2 for value in std)
 
 
 def _transformers_size(value: object, side: int | None, source: str) -> int | tuple[int, int]:

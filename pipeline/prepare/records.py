@@ -94,8 +94,16 @@ def _find(model: Path, name: str) -> tuple[dict[str, Any] | None, Path]:
 
 
 def _labels(config: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """Return `id2label` in the order of its numbers; None where there is none, or only names made up from numbers."""
-    names = (config or {}).get("id2label")
+    """Return transformers' `id2label` in the order of its numbers, or timm's `label_names`.
+
+    None where there is neither, or only names made up from numbers.
+    """
+    said = config or {}
+    within = said.get("pretrained_cfg")
+    timm = said.get("label_names") or (within.get("label_names") if isinstance(within, dict) else None)
+    names = said.get("id2label") or timm
+    if isinstance(names, list):
+        names = dict(enumerate(names))
     if not isinstance(names, dict):
         return None
     try:

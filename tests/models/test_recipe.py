@@ -74,16 +74,35 @@ def test_of_transformers_reads_sizes_as_each_processor_does(
     assert found.interpolation == "BILINEAR_PILLOW"
 
 
-def test_of_transformers_reads_efficientnets_two_normalisations() -> None:
-    """x / 127.5 - 1, less the mean, over the std, and over the std once more."""
+@pytest.mark.parametrize("does_normalize", [True, False])
+@pytest.mark.parametrize(("factor", "offset"), [(1 / 255, False), (1 / 127.5, False), (1 / 127.5, True)])
+def test_of_transformers_reads_efficientnets_two_normalisations(
+    factor: float, offset: bool, does_normalize: bool
+) -> None:
+    """x / 255 or x / 127.5 - 1, less the mean, over the std, and over the std once more.
+
+    So in EfficientNetImageProcessor of transformers 4.57.6 and 5.24.0; google/efficientnet-b0 has the factor 1 / 255.
+    """
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.4, 0.2]
-    record = {"size": {"height": 8, "width": 8}, "image_mean": mean, "image_std": std, "rescale_factor": 1 / 127.5}
-    found = of_transformers({**record, "rescale_offset": True, "include_top": True, "resample": 3}, None, "x")
+    record = {"size": {"height": 8, "width": 8}, "image_mean": mean, "image_std": std, "rescale_factor": factor}
+    found = of_transformers(
+        {**record, "rescale_offset": offset, "include_top": True, "do_normalize": does_normalize, "resample": 3},
+        None,
+        "x",
+    )
     for channel in range(3):
         for pixel in (0, 100, 255):
-            wanted = (pixel / 127.5 - 1 - mean[channel]) / std[channel] / std[channel]
-            assert (pixel / 255 - found.mean[channel]) / found.std[channel] == pytest.approx(wanted)
+            wanted = pixel * factor - offset
+            wanted = (wanted - mean[channel]) / std[channel] if does_normalize else wanted
+            assert (pixel / 255 - found.mean[channel]) / found.std[channel] == pytest.approx(wanted / std[channel])
     assert found.interpolation == "BICUBIC_PILLOW"
+
+
+def test_of_transformers_normalises_twice_when_only_the_processor_is_named() -> None:
+    """EfficientNetImageProcessor has `include_top` on where its file does not say."""
+    record = {"image_processor_type": "EfficientNetImageProcessor", "size": {"height": 8, "width": 8}}
+    found = of_transformers({**record, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.4, 0.2]}, None, "x")
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), pytest.approx((0.25, 0.16, 0.04)))
 
 
 def test_of_transformers_exchanges_channels_when_the_processor_is_mobilevits() -> None:

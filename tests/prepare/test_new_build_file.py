@@ -293,6 +293,23 @@ def test_init_reads_what_timm_wrote_beside_the_weights(
     assert (cfg.preprocess.resize_hw, cfg.preprocess.mean) == ((101, 101), (0.5, 0.5, 0.5))
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_init_takes_the_order_of_the_classes_that_timm_wrote(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], within: bool
+) -> None:
+    """`label_names` as timm 1.0.31 writes them for the hub (save_for_hf), and as it reads them in `pretrained_cfg`."""
+    monkeypatch.chdir(tmp_path)
+    save_onnx(Path("net.onnx"))
+    labels = {"label_names": [*CLASSES[::-1]]}
+    record = {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    config = {"pretrained_cfg": record | labels} if within else {"pretrained_cfg": record} | labels
+    Path("config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "pets"]) == 0
+    assert "order of the classes (eel, dog, cat, ...) is not that of the folders" in capsys.readouterr().out
+    dataset = list_dataset(Path("pets"), val_label=load_build_file("x.yaml").dataset.val_label, class_count=5)
+    assert [known.id for known in dataset.classes] == [*CLASSES[::-1]]
+
+
 def test_init_takes_mean_and_std_from_flags(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
