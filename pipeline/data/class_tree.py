@@ -14,6 +14,7 @@ from pipeline.errors import DataError
 LABELS_KEY = "dataset.val_label or evaluation.val_label (--val_label of calibset and init)"
 _SPLITS = frozenset({"train", "val", "test"})
 LIST_NAMES = ("val_label.txt", "val_list.txt")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")  # of tables of labels, which `init` makes lists of
 
 
 def folder_of(name: str) -> str:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.choices import ClassOrder
-from pipeline.data.class_tree import LABELS_KEY, LIST_NAMES, find_class_tree, folder_of, list_names, list_tree_classes
+from pipeline.data.class_tree import (
+    LABELS_KEY,
+    LIST_NAMES,
+    TABLE_SUFFIXES,
+    find_class_tree,
+    folder_of,
+    list_names,
+    list_tree_classes,
+)
 from pipeline.data.image_kinds import ANY, count_kinds, describe, list_spellings
 from pipeline.data.labels import (
     ClassInfo,
@@ -238,9 +246,15 @@ def _check_all_labelled(listing: Listing, samples: Sequence[Sample], labels_file
     if labels_file is None:
         raise DataError(
             f"{listing.root}: {first}: neither class folders nor a list {' or '.join(LIST_NAMES)} here or in"
-            f" {listing.root.parent}; give a list of lines 'name index' by {LABELS_KEY}"
+            f" {listing.root.parent}; give a list of lines 'name index' by {LABELS_KEY}{_of_table(listing)}"
         )
     raise DataError(f"{listing.root}: {first} in {labels_file}; add lines 'name index', or remove the images")
+
+
+def _of_table(listing: Listing) -> str:
+    """Return what to do with a table of labels."""
+    table = next((file.name for file in listing.files if file.name.lower().endswith(TABLE_SUFFIXES)), None)
+    return "" if table is None else f"; of {table}, init --dataset makes one"
 
 
 def _check_all_present(

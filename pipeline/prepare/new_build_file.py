@@ -15,6 +15,7 @@ from pipeline.config.build_file import load_build_file
 from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
+from pipeline.data.label_tables import find_table, label_lines, misfit
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.recipe import Numbers, Recipe
 from pipeline.onnx_models.input_units import InputUnit
@@ -64,7 +65,11 @@ def write(given: Given) -> list[str]:
         notes.append("no images: the build makes a sample of images and weights by itself")
     else:
         dataset = _list(given, given.dataset, network.classes)
+        given, listed = _with_table(given, out if is_file else None, dataset, network)
+        if given.val_label is not None:
+            dataset = _list(given, given.dataset, network.classes)
         section, images, notes = _of_images(given, given.dataset, dataset, network, section)
+        notes += listed
         if is_file and network.labels is not None:
             notes += _put_in_order(out, images, dataset, network.labels)
     notes.append(network.note)
@@ -121,6 +126,35 @@ def _list(given: Given, path: Path, classes: int | None) -> Dataset:
     if any(sample.class_index is not None for sample in found.samples) or _splits_of(found):
         return list_dataset(path, given.suffix, given.val_label, class_count=classes)
     return found
+
+
+def _with_table(given: Given, out: Path | None, dataset: Dataset, network: FoundNetwork) -> tuple[Given, list[str]]:
+    """Write a label list of a table of labels that lies with images which no folders label.
+
+    Args:
+        out: the build file; None: it goes to standard output, and the table is only named.
+
+    Returns:
+        The flags, with that list, and lines of what was found.
+    """
+    assert given.dataset is not None
+    in_folders = dataset.samples[0].class_index is not None and len(dataset.classes) > 1
+    table = None if given.val_label is not None or in_folders else find_table(given.dataset, dataset.samples)
+    if table is None:
+        return given, []
+    misfits = misfit(table, network.classes)
+    if out is None or not table.label_of or misfits:
+        why = table.fault or "is no label list"
+        if misfits:
+            why = f"is not taken: column {table.column!r} {misfits}, but the network has {network.classes} classes"
+        return given, [f"{table.file} {why}; give one, lines 'name index', by --val_label"]
+    lines, names = label_lines(table, network.labels)
+    path = out.with_suffix(".labels.txt")
+    with whole_file(path) as scratch:
+        scratch.write_text("".join(lines), encoding="utf-8")
+    order = f", classes in the order {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+    said = f"labels of {len(lines)} images are column {table.column!r} of {table.file}{order}: {path}"
+    return replace(given, val_label=path), [said]
 
 
 def _splits_of(dataset: Dataset) -> list[str]:

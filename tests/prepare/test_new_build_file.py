@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -406,6 +407,62 @@ def test_init_and_build_a_network_of_the_installed_library(
     package = open_package(build(load_build_file("x.yaml"), lambda line: None).prefix)
     assert package.report()["layers"]["quantized"] > 30
     assert package.report()["proof"]["given"]["verdict"] == "good"
+
+
+def flat_images(images: Path, labels: Sequence[str]) -> Path:
+    """Put the images into one folder with a table of Hugging Face's form; return the folder."""
+    flat = images.with_name("flat")
+    flat.mkdir()
+    rows = ["file_name,label"]
+    for index, image in enumerate(sorted(images.rglob("*.png"))):
+        name = f"{index}.png"
+        shutil.copy(image, flat / name)
+        rows.append(f"{name},{labels[CLASSES.index(image.parent.name)]}")
+    (flat / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    return flat
+
+
+def test_init_takes_labels_from_a_table_beside_the_images(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat = flat_images(images, CLASSES)
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), "--dataset", "flat"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "20 png images of 5 classes in flat",
+        f"labels of 20 images are column 'label' of {flat}/metadata.csv, classes in the order ant, bee, cat, ...: "
+        "x.labels.txt",
+    ]
+    cfg = load_build_file("x.yaml")
+    found = list_dataset(flat, val_label=cfg.dataset.val_label, class_count=5)
+    assert [known.id for known in found.classes] == list(CLASSES)
+    assert [sample.class_index for sample in found.samples if sample.name == "13"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (["1", "2", "3", "4", "5"], "column 'label' counts up to 5, and indices count from 0, but the network has 5"),
+        (["ant", "ant", "cat", "dog", "eel"], "column 'label' holds 4 names, but the network has 5"),
+    ],
+)
+def test_init_names_a_table_whose_labels_do_not_fit_the_network(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    labels: list[str],
+    fault: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat = flat_images(images, labels)
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), "--dataset", "flat"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "20 png images without labels in flat: enough to calibrate, not to measure accuracy"
+    assert lines[1] == (
+        f"{flat}/metadata.csv is not taken: {fault} classes; give one, lines 'name index', by --val_label"
+    )
+    assert not Path("x.labels.txt").exists()
 
 
 @pytest.mark.slow
