@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ from pipeline.proof.judge import CandidateFigures
 _SPLIT_GAIN = 0.75  # of the noise of an activation's quantizer: its steps become half as wide
 
 
+class How(Enum):
+    """What is done to an activation."""
+
+    IN_FLOAT = "in float"  # float32, and with it the layers that read it
+    SPLIT = "split"  # two int8 channels for one, see `quant.splitting`
+    SUMS = "and later sums in float"  # of the residual stream that begins with it, see `quant.float_sums`
+
+
 @dataclass(frozen=True)
 class Change:
-    """What a trial does to one activation: two int8 channels for one (see `quant.splitting`), or float32."""
+    """What a trial does to one activation."""
 
     activation: str
-    split: bool = False
+    how: How = How.IN_FLOAT
 
     def __str__(self) -> str:
-        return f"{self.activation} {'split' if self.split else 'in float'}"
+        return f"{self.activation} {self.how.value}"
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,29 @@ class Step:
     kept: bool
     figures: CandidateFigures
     seconds: float
-    split: bool = False
+    how: How = How.IN_FLOAT
 
     @property
     def change(self) -> Change:
-        return Change(self.activation, self.split)
+        return Change(self.activation, self.how)
+
+    def as_document(self) -> dict[str, Any]:
+        """Return what is written of it, for `from_document`."""
+        return {**asdict(self), "how": self.how.value}
+
+    @classmethod
+    def from_document(cls, held: Mapping[str, Any]) -> Step:
+        return cls(**{**held, "figures": CandidateFigures(**held["figures"]), "how": How(held["how"])})
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may be tried."""
+
+    costs: Mapping[str, float]  # by activation, the divergence that it causes, nats an image
+    channels: Mapping[str, Sequence[int]]  # by activation that can be split, those that get a second part
+    streams: Mapping[str, Sequence[str]]  # by first sum of a residual stream, the names of its additions
+    stream_gains: Mapping[str, float]  # the divergence that its sums in float32 save
 
 
 class Journal:
@@ -45,21 +72,19 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.costs: dict[str, float] | None = None  # of candidates: the divergence that each causes
-        self.channels: dict[str, list[int]] = {}  # of the candidates that can be split: what gets a second part
+        self.candidates: Candidates | None = None
         self.steps: list[Step] = []
         self.lost: dict[str, str] = {}  # changes after which no runtime opened the model, and why
         self.seconds = 0.0
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
-            self.costs, self.channels = held["costs"], held["channels"]
+            self.candidates = Candidates(**held["candidates"]) if held["candidates"] is not None else None
             self.lost, self.seconds = held["lost"], held["seconds"]
-            self.steps = [Step(**{**step, "figures": CandidateFigures(**step["figures"])}) for step in held["steps"]]
+            self.steps = [Step.from_document(step) for step in held["steps"]]
 
-    def set_candidates(self, costs: Mapping[str, float], channels: Mapping[str, Sequence[int]], seconds: float) -> None:
-        """Hold what may be tried: divergence by activation, nats an image, and channels of those that can be split."""
-        self.costs = dict(costs)
-        self.channels = {name: list(each) for name, each in channels.items()}
+    def set_candidates(self, candidates: Candidates, seconds: float) -> None:
+        """Hold what may be tried, and how long it took to find that."""
+        self.candidates = candidates
         self.seconds += seconds
         self._save()
 
@@ -78,21 +103,23 @@ class Journal:
 
         An activation that can be split is split first, and left in float32 for what remains of its noise.
         """
-        tried = {step.change for step in self.steps}
+        if self.candidates is None:
+            return []
+        done = {str(step.change) for step in self.steps} | self.lost.keys()
         kept = {step.change for step in self.steps if step.kept}
-        found = []
-        for name, cost in (self.costs or {}).items():
-            whole, part = Change(name), Change(name, split=True)
-            untried = part not in tried and str(part) not in self.lost
-            if name in self.channels and untried:
+        found = [(Change(name, How.SUMS), gain) for name, gain in self.candidates.stream_gains.items()]
+        for name, cost in self.candidates.costs.items():
+            part = Change(name, How.SPLIT)
+            if name in self.candidates.channels and str(part) not in done:
                 found.append((part, _SPLIT_GAIN * cost))
-            elif whole not in tried and str(whole) not in self.lost:
-                found.append((whole, (1 - _SPLIT_GAIN) * cost if part in kept else cost))
-        return sorted(found, key=lambda each: -each[1])
+            else:
+                found.append((Change(name), (1 - _SPLIT_GAIN) * cost if part in kept else cost))
+        return sorted((each for each in found if str(each[0]) not in done), key=lambda each: -each[1])
 
     def trials(self) -> int:
         """Return how many changes there are to try, the tried ones among them."""
-        return len(self.costs or {}) + len(self.channels)
+        found = self.candidates
+        return 0 if found is None else len(found.costs) + len(found.channels) + len(found.streams)
 
     def kept(self) -> list[Change]:
         """Return the changes of the best model so far, in the order in which they were found."""
@@ -100,17 +127,39 @@ class Journal:
 
     def in_float(self) -> list[str]:
         """Return the activations that stay in float32."""
-        return [change.activation for change in self.kept() if not change.split]
+        return self._kept(How.IN_FLOAT)
 
     def split(self) -> dict[str, list[int]]:
         """Return the activations that are split, and which channels of each."""
         whole = self.in_float()
-        names = [change.activation for change in self.kept() if change.split]
-        return {name: self.channels[name] for name in names if name not in whole}
+        names = [name for name in self._kept(How.SPLIT) if name not in whole]
+        return {name: self.channels_of(name) for name in names}
+
+    def sums_in_float(self) -> list[str]:
+        """Return the names of the additions whose sums stay in float32."""
+        return [addition for name in self._kept(How.SUMS) for addition in self.additions_of(name)]
+
+    def channels_of(self, activation: str) -> list[int]:
+        """Return the channels that get a second part where a candidate is split."""
+        assert self.candidates is not None, "there are candidates by now"
+        return list(self.candidates.channels[activation])
+
+    def additions_of(self, stream: str) -> list[str]:
+        """Return the names of the additions of a candidate."""
+        assert self.candidates is not None, "there are candidates by now"
+        return list(self.candidates.streams[stream])
+
+    def _kept(self, how: How) -> list[str]:
+        return [change.activation for change in self.kept() if change.how is how]
 
     def best(self) -> Step:
         return [step for step in self.steps if step.kept][-1]
 
     def _save(self) -> None:
-        held: dict[str, Any] = {"costs": self.costs, "channels": self.channels, "lost": self.lost}
-        write_json(self._path, {**held, "seconds": self.seconds, "steps": [asdict(step) for step in self.steps]})
+        held: dict[str, Any] = {
+            "candidates": None if self.candidates is None else asdict(self.candidates),
+            "lost": self.lost,
+            "seconds": self.seconds,
+            "steps": [step.as_document() for step in self.steps],
+        }
+        write_json(self._path, held)

@@ -10,6 +10,7 @@ import onnx
 
 from pipeline.quant import qdq
 from pipeline.quant.bias_correction import Float64, correct_biases
+from pipeline.quant.float_sums import keep_sums_in_float
 from pipeline.quant.int8_weights import install_weights
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import Rounded
@@ -26,6 +27,7 @@ class Parts:
     float_layers: Collection[str] = ()
     float_activations: frozenset[str] = frozenset()  # observed ones, and with them the layers that read them
     gates_in_float: bool = False  # see `float_parts`
+    float_sums: tuple[str, ...] = ()  # additions whose sums stay in float32, see `float_sums`
 
     def leaving(self, activations: Collection[str]) -> Parts:
         """Return the parts of a model that leaves more activations in float32."""
@@ -52,6 +54,7 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         gates_in_float=parts.gates_in_float,
         installed_later=parts.rounded.keys(),
     )
+    keep_sums_in_float(model, float32, parts.float_sums)
     rounded = {name: (each.weights, each.scales) for name, each in parts.rounded.items()}
     installed = install_weights(model, float32, rounded)
     corrected: dict[str, float] = {}

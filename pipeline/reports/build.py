@@ -15,6 +15,7 @@ from pipeline.quant.qmath import max_range
 from pipeline.quant.rounding import read_rounded
 from pipeline.quant.search import linear_histogram
 from pipeline.reports import markup
+from pipeline.reports.summary import how_of
 from pipeline.stages.artefact_names import FIGURES, OBSERVERS, WEIGHTS
 
 _BINS = 110
@@ -54,7 +55,7 @@ def _search(outcome: Mapping[str, Any] | None) -> Iterator[str]:
     rows = [
         [
             step["activation"] or "everything in int8",
-            "split" if step.get("split") else "float32" if step["activation"] else "",
+            how_of(step) if step["activation"] else "",
             f"{step['figures']['agreement']:.2f}%",
             f"{step['figures']['kl']:.5f}",
             f"{step['figures']['sqnr_db']:.1f} dB",

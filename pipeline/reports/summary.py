@@ -38,11 +38,15 @@ def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
         figures = step["figures"]
         speed = "   -" if figures["speed"] is None else f"{figures['speed']:.2f}"
         change = "" if figures["drop"] is None else f"  change in top-1 {0.0 - figures['drop']:+.2f}"
-        how = "split" if step.get("split") else "in float"  # none are split in packages of earlier versions
-        what = f"{step['activation']} {how}" if step["activation"] else "int8"
+        what = f"{step['activation']} {how_of(step)}" if step["activation"] else "int8"
         lines.append(
             f"  agreement {figures['agreement']:6.2f}%{change}  KL {figures['kl']:.5f}  {figures['sqnr_db']:.1f} dB  "
             f"speed {speed}  {what}{'' if step['kept'] else ' (not kept)'}"
         )
     goal = ", ".join(f"{key} {value}" for key, value in outcome["goal"].items() if value is not None)
     return [*lines, f"  goal {'reached' if outcome['reached'] else 'NOT reached; best so far kept'} ({goal})"]
+
+
+def how_of(step: Mapping[str, Any]) -> str:
+    """Return what a trial did to its activation; earlier versions only told whether it was split."""
+    return str(step.get("how", "split" if step.get("split") else "in float"))

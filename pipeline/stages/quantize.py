@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     parts = int8_parts.load(settings, inputs, float32)
     classifier = [node.name for node in find_classifier(float32)]
     float32, parts = split(float32, parts, tuned.get("split_activations", {}))
-    made = assemble(float32, parts.leaving(tuned.get("float_activations", ())))
+    parts = replace(parts.leaving(tuned.get("float_activations", ())), float_sums=tuple(tuned.get("float_sums", ())))
+    made = assemble(float32, parts)
     save_model(made.model, out / MODEL)
     report = {
         "input": "uint8" if pixels.are_input_of(float32) else "float32",

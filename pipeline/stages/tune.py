@@ -1,15 +1,16 @@
 """Tune: changes activations until the model reaches the goal of the build file's `accuracy` section.
 
-Those whose quantizers cost most are split into finer int8 parts (`quant.splitting`), or kept in float32, one after the
-other, as long as the model stays fast enough. Which cost most is told from gradients (`learn.ranking`). Chosen on
-calibration images that neither rounding nor equalization used, never on the evaluation images.
+Those whose quantizers cost most are split into finer int8 parts (`quant.splitting`), or kept in float32, or the sums of
+a residual stream are (`quant.float_sums`), one after the other, as long as the model stays fast enough. Which cost most
+is told from gradients (`learn.ranking`). Chosen on calibration images that neither rounding nor equalization used,
+never on the evaluation images.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,12 @@ from pipeline.host.hardware import available_cores
 from pipeline.learn.ranking import measure_costs
 from pipeline.proof import agreement
 from pipeline.proof.judge import CandidateFigures, Judge
-from pipeline.proof.search_journal import Change, Journal, Step
+from pipeline.proof.search_journal import Candidates, Change, How, Journal, Step
 from pipeline.quant import pixels
 from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.equalization import channel_extremes
+from pipeline.quant.float_sums import find_streams, gain_of
 from pipeline.quant.splitting import can_split, channels_to_split, split
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
@@ -86,18 +88,23 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     judge = Judge(images, expected, samples, read_scores(inputs["export"]))
 
     def make(changes: Sequence[Change]) -> onnx.ModelProto:
-        in_float = {each.activation for each in changes if not each.split}
-        parted = {each.activation for each in changes if each.split} - in_float
-        changed, theirs = split(float32, parts, {name: journal.channels[name] for name in sorted(parted)})
-        return assemble(changed, theirs.leaving(in_float)).model
+        named = {how: {each.activation for each in changes if each.how is how} for how in How}
+        in_float = named[How.IN_FLOAT]
+        parted = {name: journal.channels_of(name) for name in sorted(named[How.SPLIT] - in_float)}
+        changed, theirs = split(float32, parts, parted)
+        sums = tuple(each for name in sorted(named[How.SUMS]) for each in journal.additions_of(name))
+        return assemble(changed, replace(theirs.leaving(in_float), float_sums=sums)).model
 
-    def find() -> tuple[dict[str, float], dict[str, list[int]]]:
+    def find() -> Candidates:
         costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)
+        exact = frozenset[str]()
         if (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO:
             exact = added_within(float32, parts.ranges)
             costs = {name: cost for name, cost in costs.items() if name not in exact}
+        streams = find_streams(float32)
+        gains = {name: gain_of(float32, additions, costs, exact) for name, additions in streams.items()}
         costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
-        return costs, _find_channels(float32, parts, list(costs), judge.images)
+        return Candidates(costs, _find_channels(float32, parts, list(costs), judge.images), streams, gains)
 
     with judge.opened(make(())) as plain:
         _search(goal, journal, judge, plain, make, find)
@@ -109,7 +116,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             "reached": _reached(goal, best.figures),
             "float_activations": journal.in_float(),
             "split_activations": journal.split(),
-            "steps": [asdict(step) for step in journal.steps],
+            "float_sums": journal.sums_in_float(),
+            "steps": [step.as_document() for step in journal.steps],
             "lost": journal.lost,
             "images": len(judged),
             "runtime": (judge.runtime or choose(Runtime.AUTO)).value,
@@ -147,7 +155,7 @@ def _search(
     judge: Judge,
     plain: Backend,
     make: Callable[[Sequence[Change]], onnx.ModelProto],
-    find: Callable[[], tuple[dict[str, float], dict[str, list[int]]]],
+    find: Callable[[], Candidates],
 ) -> None:
     """Try the candidates in turn until the goal is reached, the time is over, or no other would buy anything."""
 
@@ -159,9 +167,9 @@ def _search(
         journal.add(Step("", True, judge.figures(plain, plain), time.perf_counter() - begun))
     if is_over():
         return
-    if journal.costs is None:
+    if journal.candidates is None:
         begun = time.perf_counter()
-        journal.set_candidates(*find(), time.perf_counter() - begun)
+        journal.set_candidates(find(), time.perf_counter() - begun)
     console.note(_outlook(goal, journal))
     done = journal.trials() - len(journal.waiting())
     with progress_bar(journal.trials(), "tune", "model", done=done, span=(0.2, 1)) as progress:
@@ -179,7 +187,7 @@ def _search(
                 console.note(f"tune: with {change} the model cannot be opened ({err}); left as it is")
             else:
                 kept = figures.speed is not None and figures.speed >= goal.min_speed
-                journal.add(Step(change.activation, kept, figures, time.perf_counter() - begun, change.split))
+                journal.add(Step(change.activation, kept, figures, time.perf_counter() - begun, change.how))
                 console.note(_outlook(goal, journal))
             progress.update()
 
@@ -189,7 +197,7 @@ def _outlook(goal: AccuracyConfig, journal: Journal) -> str:
     best, waiting = journal.best().figures, journal.waiting()
     left = max(0.0, best.kl - sum(gain for _, gain in waiting))
     drop = "" if best.drop is None or goal.max_drop is None else f", {best.drop:.2f} points of top-1 lost"
-    untried = f"{len(waiting)} more activations would bring it to about {left:.5f}" if waiting else "all tried"
+    untried = f"{len(waiting)} more changes would bring it to about {left:.5f}" if waiting else "all tried"
     return (
         f"tune: agreement {best.agreement:.2f}%{drop}, KL {best.kl:.5f}, speed {best.speed or 1:.2f}; {untried}; "
         f"{max(0.0, goal.budget_minutes - journal.seconds / 60):.1f} minutes left"

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.host import isolated
 from pipeline.packages.package import open_package
 from pipeline.proof import judge
+from pipeline.proof.search_journal import How
 from pipeline.reports.summary import summarize
 from pipeline.stages import tune
 from pipeline.terminal import console
@@ -66,10 +67,11 @@ def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     assert len(kept) > 1
     divergences = [step["figures"]["kl"] for step in kept]
     assert divergences == sorted(divergences, reverse=True)
-    assert found["float_activations"] == [step["activation"] for step in kept[1:] if not step["split"]]
-    halved = {step["activation"] for step in kept if step["split"]} - set(found["float_activations"])
+    assert found["float_activations"] == [step["activation"] for step in kept[1:] if step["how"] == "in float"]
+    halved = {step["activation"] for step in kept if step["how"] == "split"} - set(found["float_activations"])
     assert found["split_activations"].keys() == halved
-    assert halved or found["float_activations"]
+    assert bool(found["float_sums"]) == any(step["how"] == How.SUMS.value for step in kept)
+    assert halved or found["float_activations"] or found["float_sums"]
     assert not quantized(built) & set(found["float_activations"])
     lines = summarize(built)
     assert sum(" in float" in line or " split" in line for line in lines) == len(found["steps"]) - 1
@@ -115,9 +117,10 @@ def test_search_leaves_out_a_model_that_ends_its_process_and_says_so(
     (lost,) = found["lost"].items()
     assert lost[1] == "died by SIGSEGV"
     name, _, how = lost[0].partition(" ")
-    assert how in ("split", "in float")
-    assert (name, how == "split") not in [(step["activation"], step["split"]) for step in found["steps"]]
-    assert name in quantized(built) or name in found["float_activations"]
+    assert how in [each.value for each in How]
+    assert (name, how) not in [(step["activation"], step["how"]) for step in found["steps"]]
+    if how != How.SUMS.value:
+        assert name in quantized(built) or name in found["float_activations"]
     assert any(lost[0] in line and "died by SIGSEGV" in line for line in said)
     assert len(opened) == len(found["steps"]) + 1 > 2
 
