@@ -19,7 +19,7 @@ from pipeline.terminal import console
 from pipeline.weights import state_dicts
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 from pipeline.weights.pdparams import MoreThanArraysError, read_pdparams
-from pipeline.weights.tensor_reader import HostileError, read_tensors
+from pipeline.weights.tensor_reader import HostileError, WrappedTensorError, read_tensors
 
 _PADDLE = ".pdparams"
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a checkpoint in parts
@@ -162,6 +162,8 @@ def _read_restricted(path: Path, kind: FileKind) -> _Read:
             f"{path}: names {err}, which runs programs or code and is in no checkpoint; do not use this file, or save "
             "it again with torch.save(model.state_dict(), FILE) where you trust its origin"
         ) from None
+    except WrappedTensorError as err:
+        raise DataError(f"{path}: {err}") from None
     except Exception as err:  # as above
         raise DataError(f"{path}: not a whole checkpoint ({_reason(err)}); {_AGAIN}") from None
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.weights.tensor_reader import Placeholder, as_tensor
+from pipeline.weights.placeholders import Placeholder
+from pipeline.weights.tensor_reader import as_tensor
 
 # Names that training scripts give to the weights; the first one present is taken.
 _RAW = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights", "params", "module")
@@ -33,6 +35,10 @@ _COPIES = (frozenset({"student", "teacher"}), frozenset({"online", "target"}))
 _NO_WEIGHTS = frozenset({"total_ops", "total_params", "n_averaged"})
 # Parts of a Lightning module beside its network, by the first part of their names.
 _TRAINING_PARTS = re.compile(r"criterion|loss(_\w+)?|\w+_loss|(train|val|valid|test)_\w+|(\w+_)?(metrics?|acc(uracy)?)")
+# Last parts of the names of weights that quantizers replace: bitsandbytes and others, GPTQ and AWQ.
+_QUANTIZED = frozenset({"weight", "qweight"})
+_PACKED = "_packed_params"  # of torch.ao.quantization
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # those of 8 bits have scales beside them
 _MOST_NESTING = 4  # {"ema": {"model": {"state_dict": ...}}}
 _SHOWN = 5  # names in a message
 
@@ -72,13 +78,14 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     Raises:
         DataError: there is no state dict, or there are several and `key` does not choose.
     """
-    found = [part for each in _state_dicts(loaded) for part in _split(each)]
+    found = _distinct([part for each in _state_dicts(loaded) for part in _split(each)])
     if not found:
         names = sorted(str(name) for name in loaded)[:_SHOWN] if isinstance(loaded, Mapping) else _type_of(loaded)
         raise DataError(
             f"{path}: no state dict in it (found {names}); wanted tensors by name, or wrapped in 'state_dict'"
         )
     taken, notes = _choose(path, found, key)
+    _check_float(path, taken)
     tensors, prefix = _strip(_without_training_parts(taken.tensors))
     kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
     taken_tensors = {id(tensor) for tensor in kept.values()}  # names differ by more than the prefix
@@ -92,6 +99,27 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     details += [f"{path}: names of tensors without {prefix!r}"] if prefix else []
     details += [f"{path}: entries other than weights: {shorten(others)}"] if others else []
     return Chosen(kept, tuple(notes), tuple(details))
+
+
+def _distinct(found: Sequence[Found]) -> list[Found]:
+    """Return the state dicts without those that hold the very tensors of one before, as fastai's callbacks do."""
+    return list({frozenset(map(id, each.tensors.values())): each for each in reversed(found)}.values())[::-1]
+
+
+def _check_float(path: Path, taken: Found) -> None:
+    """Raise DataError where the weights are integers or packed, as quantizers save them: their scales are elsewhere."""
+    kinds = {
+        name: str(value.dtype).removeprefix("torch.")
+        for name, value in taken.tensors.items()
+        if name.rpartition(".")[2] in _QUANTIZED and value.dim() > 1 and value.dtype not in _FLOATS
+    }
+    kinds |= {name: "packed" for name in taken.others if name.rpartition(".")[2] == _PACKED}
+    if kinds:
+        first = next(iter(kinds))
+        raise DataError(
+            f"{path}: {len(kinds)} of its weights are quantized (first: {first}, {kinds[first]}); wanted the float "
+            "weights that they were made of"
+        )
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.weights.file_kinds import FileKind
 from pipeline.weights.pdparams import Array, ArrayReader, StandIn, check_opcodes, finished
+from pipeline.weights.placeholders import Placeholder
 from pipeline.weights.storages import Storage, view, view_as
 
 # Modules that no checkpoint needs, and that attacks use.
@@ -49,6 +50,7 @@ _DTYPES = {
 }
 # Parts of pickled modules and containers, not worth naming among what was skipped.
 _UNTOLD = ("builtins.", "__builtin__.", "torch.nn.modules.", "copyreg.", "copy_reg.", "collections.")
+_CLASS_MAKERS = ("_make_skeleton_class", "_make_skeleton_enum", "_lookup_class_or_track")  # of cloudpickle
 _MOST_NESTING = 2  # pickles of storages inside a pickle
 
 Persistent = Callable[[object], object]  # persistent id -> storage
@@ -58,31 +60,8 @@ class HostileError(pickle.UnpicklingError):
     """The file names something that no checkpoint needs."""
 
 
-class Placeholder:
-    """Stands in for an object of any class: keeps its state and items, and does nothing."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.state: object = None
-        self.items: dict[object, object] = {}
-
-    def __new__(cls, *_: object, **__: object) -> Placeholder:
-        made = super().__new__(cls)
-        made.__init__()  # type: ignore[misc]  # unpickling creates objects without calling it
-        return made
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def __setitem__(self, key: object, value: object) -> None:
-        self.items[key] = value
-
-    def append(self, _: object) -> None:
-        """Take an item of a list or a set, which holds no named tensors."""
-
-    add = append
-
-    def extend(self, _: object) -> None:
-        """Take items, as `append`."""
+class WrappedTensorError(pickle.UnpicklingError):
+    """The file holds tensors of a class of their own; the text completes a message that begins with its path."""
 
 
 def read_tensors(path: Path, kind: FileKind) -> tuple[object, tuple[str, ...]]:
@@ -97,6 +76,7 @@ def read_tensors(path: Path, kind: FileKind) -> tuple[object, tuple[str, ...]]:
 
     Raises:
         HostileError: it names a function that runs programs or code.
+        WrappedTensorError: its tensors are sharded or quantized.
         pickle.UnpicklingError, and many others: the file is damaged.
     """
     passed_over: dict[str, None] = {}
@@ -226,6 +206,7 @@ class _Reader(ArrayReader):
             "collections.defaultdict": lambda *_: {},
             "copyreg._reconstructor": lambda kind, *_: kind(),
             "copy_reg._reconstructor": lambda kind, *_: kind(),
+            **{f"cloudpickle.cloudpickle.{name}": self._class_made for name in _CLASS_MAKERS},
         }
         if full in makers:
             return StandIn(makers[full])
@@ -253,6 +234,11 @@ class _Reader(ArrayReader):
             self._classes[full] = type(full, (Placeholder,), {})
         return self._classes[full]
 
+    def _class_made(self, *arguments: object) -> type[Placeholder]:
+        """Return a placeholder for a class whose definition is in the pickle itself."""
+        names = [each for each in arguments if isinstance(each, str)]
+        return self._placeholder(f"__main__.{names[0]}" if names else "__main__")
+
     def _storage_in(self, content: bytes) -> object:
         """Return a storage that was pickled separately, as pickle.dump does for PyTorch tensors."""
         return _read_old(io.BytesIO(content), len(content), self._passed_over, self._nesting + 1)
@@ -265,10 +251,18 @@ def _made(maker: StandIn, arguments: tuple[object, ...]) -> object:
         return Placeholder()
 
 
-def _of_type(make: object, _: object, arguments: tuple[object, ...], *__: object) -> object:
-    if not isinstance(make, StandIn):
-        raise pickle.UnpicklingError("a tensor of unknown form")
-    return make(*arguments)
+def _of_type(make: object, kind: object, arguments: tuple[object, ...], *_: object) -> object:
+    if isinstance(make, StandIn):
+        return make(*arguments)
+    name = getattr(kind, "__name__", "")
+    if name.endswith(".DTensor"):
+        raise WrappedTensorError(
+            "holds sharded tensors (DTensor), as FSDP leaves them; save whole ones, by get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict"
+        )
+    if name.startswith("torchao."):
+        raise WrappedTensorError(f"holds quantized tensors ({name}); wanted the float weights that they were made of")
+    raise WrappedTensorError(f"holds tensors of a class of their own ({name}); save plain tensors in their place")
 
 
 def _first(value: object, *_: object) -> object:

@@ -191,3 +191,28 @@ def test_choose_asks_which_when_a_state_dict_holds_a_network_and_its_copy(one: s
     with pytest.raises(DataError, match=rf"holds 2 state dicts \(state_dict.{one}, state_dict.{other}\)"):
         state_dicts.choose(PATH, content, None)
     assert_same(state_dicts.choose(PATH, content, other).tensors, EMA)
+
+
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        ({"fc.weight": torch.zeros(4, 3, dtype=torch.int8), "fc.SCB": torch.ones(4)}, "fc.weight, int8"),
+        ({"fc.weight": torch.zeros(6, 1, dtype=torch.uint8), "fc.weight.absmax": torch.ones(4)}, "fc.weight, uint8"),
+        ({"fc.qweight": torch.zeros(4, 3, dtype=torch.int32), "fc.scales": torch.ones(4, 3)}, "fc.qweight, int32"),
+        ({"fc.weight": torch.zeros(4, 3).to(torch.float8_e4m3fn)}, "fc.weight, float8_e4m3fn"),
+        ({"fc._packed_params._packed_params": (torch.zeros(4, 3), None)}, "fc._packed_params._packed_params, packed"),
+    ],
+)
+def test_choose_refuses_quantized_weights_by_that_cause(names: dict[str, object], first: str) -> None:
+    """As bitsandbytes 0.50.2 in 8 and 4 bits, GPTQ, 8-bit floats and torch.ao.quantization's modules save them."""
+    with pytest.raises(DataError) as caught:
+        state_dicts.choose(Path("w.pth"), {"norm.weight": torch.ones(3), **names}, None)
+    assert str(caught.value) == (
+        f"w.pth: 1 of its weights are quantized (first: {first}); wanted the float weights that they were made of"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_choose_takes_weights_of_other_floats_and_counts_beside_them(dtype: torch.dtype) -> None:
+    tensors = {"fc.weight": torch.ones(4, 3, dtype=dtype), "bn.num_batches_tracked": torch.tensor(3)}
+    assert state_dicts.choose(Path("w.pth"), tensors, None).tensors.keys() == tensors.keys()

@@ -7,6 +7,8 @@ import enum
 import os
 import pickle
 import random
+import sys
+import types
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -192,6 +194,73 @@ def rewritten(path: Path, old: bytes, new: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content.replace(old, new) if name.endswith("data.pkl") else content)
+
+
+class Calls:
+    """Pickled as a call of a function, or of what another object of the pickle is."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self._call = (function, arguments)
+
+    def __call__(self) -> None:
+        """Let pickle take an object for a function."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._call
+
+
+def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, *functions: str) -> None:
+    made = types.ModuleType(name)
+    for function in functions:
+        kind = type(function, (), {"__module__": name, "__qualname__": function})
+        setattr(made, function, kind)
+    monkeypatch.setitem(sys.modules, name, made)
+    package = name.partition(".")[0]
+    monkeypatch.setitem(sys.modules, package, sys.modules.get(package, types.ModuleType(package)))
+
+
+def test_read_state_dict_takes_the_module_beside_classes_that_the_file_defines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fastai 2.8.12: Learner.export pickles by cloudpickle, whose files make classes and call what they made.
+
+    Its callbacks hold the learner again, so the same network stands in the file several times.
+    """
+    name = "cloudpickle.cloudpickle"
+    fake_module(monkeypatch, name, "_builtin_type", "_make_skeleton_class")
+    net = network()
+    learner: dict[str, object] = {"model": net, "recorder": {"learner": {"model": net}}}
+    learner["transform"] = Calls(Calls(sys.modules[name]._builtin_type, "CodeType"), 1, 2)
+    learner["label"] = Calls(sys.modules[name]._make_skeleton_class, type, "Label", (), {}, "id", None)
+    path = save(learner, tmp_path / "export.pkl", "torch")
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, name)
+        assert_same(checkpoints.read_state_dict(path), net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wanted"),
+    [
+        ("torch.distributed.tensor", "DTensor", "holds sharded tensors (DTensor), as FSDP leaves them; save whole"),
+        ("torchao.quantization", "Int8Tensor", "holds quantized tensors (torchao.quantization.Int8Tensor); wanted the"),
+        ("other.lib", "Masked", "holds tensors of a class of their own (other.lib.Masked); save plain tensors"),
+    ],
+)
+def test_read_state_dict_names_the_class_of_tensors_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, wanted: str
+) -> None:
+    """As torch 2.14.1 saves the parameters of fully_shard, and those of torchao 0.18.0's quantize_."""
+    fake_module(monkeypatch, module, name)
+    kind = getattr(sys.modules[module], name)
+    wrapper = Calls(
+        torch._tensor._rebuild_from_type_v2,
+        torch._utils._rebuild_wrapper_subclass,
+        *(kind, (kind, torch.float32, (2, 2)), {"qdata": torch.ones(2, 2)}),
+    )
+    path = save({"fc.weight": wrapper, "fc.bias": torch.zeros(2)}, tmp_path / "w.pth", "pickle")
+    with pytest.raises(DataError) as caught:
+        checkpoints.read_state_dict(path)
+    assert str(caught.value).startswith(f"{path}: {wanted}")
 
 
 def test_read_tensors_refuses_a_tensor_that_reaches_beyond_its_storage(tmp_path: Path) -> None:
