@@ -204,7 +204,9 @@ def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
     usual = torch_programs.input_hw(weights) or (beside.recipe.crop_hw if beside.recipe is not None else None)
     hw = (wanted.size, wanted.size) if wanted.size else usual
     if hw is None:
-        raise DataError(f"{weights}: is TorchScript, which does not keep the size of its input; give --size")
+        keeps_none = kind_of(weights) is FileKind.TORCHSCRIPT
+        why = "is TorchScript, which does not keep the size of its input" if keeps_none else "takes images of any size"
+        raise DataError(f"{weights}: {why}; give --size")
     with TemporaryDirectory(prefix="init-") as folder:
         converted = Path(folder) / "model.onnx"
         torch_programs.to_onnx(weights, converted, (3, *hw))

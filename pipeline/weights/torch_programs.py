@@ -29,6 +29,8 @@ TRUST = "its own code was run, in a process of its own; build only files of thos
 _OPSET = 17
 _SECONDS = 1800.0
 
+_Shape = tuple[int | None, ...]  # of a program's input; None: it was exported for any size
+
 
 def is_program(path: Path) -> bool:
     """Tell whether a file is one of the two; nothing of it is run."""
@@ -69,7 +71,7 @@ def to_onnx(
 
 
 def input_hw(path: Path) -> tuple[int, int] | None:
-    """Return height and width that a program was exported for; None of TorchScript, which does not keep them.
+    """Return height and width that a program was exported for; None where it takes any, and of TorchScript.
 
     Raises:
         DataError: torch cannot load it.
@@ -80,10 +82,12 @@ def input_hw(path: Path) -> tuple[int, int] | None:
         raise DataError(f"{path}: torch {str(err).partition(' (')[0]} on this file; export it to ONNX") from err
     except DataError as err:
         raise DataError(f"{path}: {err}") from err
-    return (shape[2], shape[3]) if shape is not None and len(shape) == 4 else None
+    if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
+        return None
+    return shape[2], shape[3]
 
 
-def _shape(path: str) -> tuple[int, ...] | None:
+def _shape(path: str) -> _Shape | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _load(path)[1]
@@ -102,10 +106,13 @@ def _convert(
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         network, shape = _load(path)
-        batch = shape[0] if shape else 1
-        if shape and tuple(shape[1:]) != chw:
+        batch = (shape[0] if shape else None) or 1
+        if shape and (
+            len(shape) != 4 or any(size not in (None, own) for size, own in zip(shape[1:], chw, strict=True))
+        ):
+            shown = ", ".join("?" if size is None else str(size) for size in shape)
             raise DataError(
-                f"was exported for inputs of {list(shape)}, frontend.shape says {list(chw)}; set it and the crop of "
+                f"was exported for inputs of [{shown}], frontend.shape says {list(chw)}; set it and the crop of "
                 "process_ops to that size"
             )
         try:
@@ -125,7 +132,10 @@ def _convert(
                 opset_version=_OPSET,
             )
         except Exception as err:  # the exporter's errors have no parent of their own
-            raise DataError(f"torch {torch.__version__} cannot export it to ONNX ({_line(err)})") from None
+            raise DataError(
+                f"torch {torch.__version__} cannot export it to ONNX ({_line(err)}); export the network itself by "
+                "torch.onnx.export(..., dynamo=True) and give that file"
+            ) from None
         if images_nchw is None or not isinstance(output, torch.Tensor):
             return None
         padding = np.repeat(images_nchw[-1:], -len(images_nchw) % batch, axis=0)
@@ -135,7 +145,7 @@ def _convert(
         return answers.reshape(len(images_nchw), -1).astype(np.float32)
 
 
-def _load(path: str) -> tuple[Any, tuple[int, ...] | None]:
+def _load(path: str) -> tuple[Any, _Shape | None]:
     """Return the network, ready to be called, and the input's shape, which only a program has."""
     import torch
 
@@ -160,7 +170,7 @@ def _load(path: str) -> tuple[Any, tuple[int, ...] | None]:
             "this version of torch, or to ONNX"
         ) from None
     shapes = {
-        node.name: tuple(int(size) if isinstance(size, int) else 1 for size in node.meta["val"].shape)
+        node.name: tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
         for node in program.graph.nodes
         if node.op == "placeholder" and "val" in node.meta
     }

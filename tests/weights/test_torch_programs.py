@@ -82,6 +82,21 @@ def test_to_onnx_names_the_size_that_a_program_was_exported_for(tmp_path: Path) 
         torch_programs.to_onnx(tmp_path / "n.pt2", tmp_path / "n.onnx", (3, 48, 48))
 
 
+def test_to_onnx_takes_a_program_that_was_exported_for_any_size(tmp_path: Path) -> None:
+    """As torch 2.14.1 exports with Dim.AUTO for height and width: no size stands in the file."""
+    path = tmp_path / "free.pt2"
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    sizes = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    torch.export.save(torch.export.export(network.eval(), (torch.zeros(2, 3, 40, 48),), dynamic_shapes=(sizes,)), path)
+    assert torch_programs.input_hw(path) is None
+    answers = torch_programs.to_onnx(path, tmp_path / "m.onnx", (3, 32, 32), IMAGES)
+    model = classifier.load(tmp_path / "m.onnx", (3, 32, 32))
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(IMAGES)).numpy()
+    assert np.allclose(classifier.run(model, IMAGES), wanted, atol=1e-5)
+    assert answers is not None and np.allclose(answers, wanted, atol=1e-5)
+
+
 def test_to_onnx_asks_for_float32_where_a_program_computes_in_bfloat16(tmp_path: Path) -> None:
     example = torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)
     torch.export.save(torch.export.export(Small().eval().bfloat16(), (example,)), tmp_path / "n.pt2")
