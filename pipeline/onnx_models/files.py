@@ -24,6 +24,11 @@ from pipeline.onnx_models.norms import spell_out_group_norms
 _STANDARD = ("", "ai.onnx")
 # Endings of the operators of quantized models: QuantizeLinear, QLinearConv, ConvInteger, ...
 _QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+# Beginnings of the names of those of ONNX Runtime.
+_QUANTIZED_THERE = (
+    *("QLinear", "QGemm", "QAttention", "QMoE", "QEmbed", "QOrdered", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4"),
+    *("MatMulInteger", "DynamicQuantize", "GatherBlockQuantized"),
+)
 # Versions of the file format that every recent runtime reads, and in which initializers are not inputs.
 _LEAST_IR, _LARGEST_IR = 8, 10
 _RUNTIME = "com.microsoft"  # and com.microsoft.nchwc: the domains of ONNX Runtime
@@ -91,11 +96,19 @@ def structure(path: Path) -> onnx.ModelProto:
     _tidy(model)
     if not model.opset_import or model.opset_import[0].domain != "":
         raise _invalid(path, ValueError("it declares no opset of standard ONNX"))
-    if any(node.op_type.endswith(_QUANTIZED) for graph in graphs_of(model.graph) for node in graph.node):
+    if any(_is_quantized(node, graph) for graph in graphs_of(model.graph) for node in graph.node):
         raise DataError(f"{path}: is quantized already; wanted the float32 model")
     split_fused(model, opsets.version_of(model))
     _check_domains(model, path)
     return model
+
+
+def _is_quantized(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    """Tell whether a node quantizes, computes with integers, or reads quantized weights."""
+    if node.op_type == "DequantizeLinear":  # of pixels or a scalar it is a scaling like any other
+        return any(tensor.name == node.input[0] and len(tensor.dims) > 1 for tensor in graph.initializer)
+    there = node.domain.startswith(_RUNTIME) and node.op_type.startswith(_QUANTIZED_THERE)
+    return there or node.op_type.endswith(_QUANTIZED)
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:

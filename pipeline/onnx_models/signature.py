@@ -186,6 +186,11 @@ def _dims_of(value: onnx.ValueInfoProto, path: Path) -> list[int | None]:
     dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
     if dims and len(dims) != 4:
         advice = ": export it with an axis of the batch before the others" if len(dims) == 3 else ""
+        if len(dims) == 1 and value.type.tensor_type.elem_type in (TensorProto.UINT8, TensorProto.STRING):
+            advice = (
+                ": it reads image files, which its graph decodes; give the network from before decoding and "
+                "preprocessing were added, which process_ops of the build file describe"
+            )
         raise DataError(f"{path}: input {value.name!r} is {_shown(value)}; wanted images, [N, 3, H, W]{advice}")
     return dims or [None] * 4  # of unknown rank
 

@@ -311,3 +311,28 @@ def test_load_says_quantized_of_a_file_with_quantized_operators_of_onnx_runtime(
     assert error_of(save(tmp_path / "m.onnx", nodes, 17, constants, edit=declare)) == (
         "FILE: is quantized already; wanted the float32 model"
     )
+
+
+@pytest.mark.parametrize(
+    "kind", ["MatMulNBits", "MatMulBnb4", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "GatherBlockQuantized"]
+)
+def test_load_says_quantized_of_a_file_with_quantized_weights_of_onnx_runtime(tmp_path: Path, kind: str) -> None:
+    """As onnxruntime 1.32.0's MatMulNBitsQuantizer and its dynamic quantization write them; no operator quantizes."""
+
+    def declare(model: onnx.ModelProto) -> None:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+    nodes = flat(node(kind, "x p s", "a", domain="com.microsoft", K=6, N=6, bits=4, block_size=32))
+    constants = {"p": np.zeros((6, 1, 16), np.uint8), "s": np.ones(6, np.float32)}
+    assert error_of(save(tmp_path / "m.onnx", nodes, 17, constants, edit=declare)) == (
+        "FILE: is quantized already; wanted the float32 model"
+    )
+
+
+def test_load_says_quantized_of_a_file_with_weights_in_8_bits_alone(tmp_path: Path) -> None:
+    """As NNCF 3.4.0's compress_weights and other tools write them, to store the file: its weights were rounded."""
+    nodes = flat(node("DequantizeLinear", "p s", "w", axis=0), node("Conv", "x w", "a"))
+    constants = {"p": np.ones((4, 3, 3, 3), np.int8), "s": np.ones(4, np.float32)}
+    assert error_of(save(tmp_path / "m.onnx", nodes, 17, constants)) == (
+        "FILE: is quantized already; wanted the float32 model"
+    )

@@ -239,6 +239,17 @@ def test_describe_input_says_what_it_found(tmp_path: Path, dims: Dims, why: str)
         signature.describe_input(onnx.load(path), path)
 
 
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.STRING])
+def test_describe_input_says_so_when_the_graph_decodes_files(tmp_path: Path, kind: int) -> None:
+    """As onnxruntime-extensions 0.15.2 adds preprocessing: the bytes of a JPEG in, or a path."""
+    decode = node("DecodeImage", "x", "p", domain="com.microsoft.extensions", color_space="BGR")
+    path = save(tmp_path / "m.onnx", [decode, node("Cast", "p", "y", to=TensorProto.FLOAT)], 18, dims=("num_bytes",))
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    with pytest.raises(DataError, match=re.escape("it reads image files, which its graph decodes; give the network")):
+        signature.describe_input(model, path)
+
+
 @pytest.mark.parametrize("scale", [np.float32(0.02), np.array([0.01, 0.02, 0.03], np.float32)], ids=["one", "each"])
 @pytest.mark.parametrize("zero", [None, 117])
 def test_load_takes_pixels_that_the_network_dequantizes(

@@ -86,7 +86,7 @@ def test_to_onnx_takes_a_program_that_was_exported_for_any_size(tmp_path: Path) 
     """As torch 2.14.1 exports with Dim.AUTO for height and width: no size stands in the file."""
     path = tmp_path / "free.pt2"
     network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    sizes = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     torch.export.save(torch.export.export(network.eval(), (torch.zeros(2, 3, 40, 48),), dynamic_shapes=(sizes,)), path)
     assert torch_programs.input_hw(path) is None
     answers = torch_programs.to_onnx(path, tmp_path / "m.onnx", (3, 32, 32), IMAGES)
