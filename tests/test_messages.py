@@ -88,7 +88,7 @@ READERS: dict[str, tuple[str, ...]] = {
 # Modules whose functions are each of one of these commands: there a flag must be one of any of them.
 SHARED = frozenset({"run.results", "commands.flags", "packages.package", "packages.origin", "host.cluster"})
 # Of `ray start`, in the advice of `cluster`, and of pip, in that of `extras`.
-OTHER_PROGRAMS = frozenset({"--head", "--port", "--extra-index-url", "--no-deps"})
+OTHER_PROGRAMS = frozenset({"--head", "--port", "--extra-index-url", "--no-deps", "--task"})
 
 
 def flags_of(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, frozenset[str]]]:

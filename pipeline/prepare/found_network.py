@@ -18,6 +18,7 @@ from pipeline.models.recipe import Recipe
 from pipeline.models.zoo import Model
 from pipeline.onnx_models import input_units
 from pipeline.onnx_models.input_units import InputUnit
+from pipeline.prepare import checkpoint_origin
 from pipeline.prepare.records import Records, read_metadata, read_records
 from pipeline.weights import keras_models, paddle_inference, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of
@@ -152,6 +153,9 @@ def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, lis
     """Look for the network of a checkpoint that fits none of the table in the installed libraries."""
     from pipeline.weights import library_search, matching
 
+    origin = checkpoint_origin.describe(weights, state)
+    if origin is not None:
+        raise DataError(f"{weights}: {origin}")
     found = library_search.find(weights, state)
     if len(found) == 1:
         return found[0].row, found[0].classes, []
@@ -219,13 +223,14 @@ def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
 def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     import onnx
 
-    from pipeline.onnx_models import signature
+    from pipeline.onnx_models import classifier, signature
 
     try:
         model = onnx.load(weights, load_external_data=False)
     except Exception as err:  # protobuf meets a damaged file with errors of its own
         raise DataError(f"{weights}: not an ONNX model ({' '.join(str(err).split())})") from None
     name, sizes = signature.describe_input(model, weights)
+    classifier.check(weights)
     beside = read_records(weights, wanted.size or (sizes[0] if sizes[0] == sizes[1] else None))
     within = read_metadata(model, weights)
     beside = Records(beside.recipe or within.recipe, beside.labels or within.labels)
