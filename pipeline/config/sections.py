@@ -132,7 +132,7 @@ class AccuracyConfig:
     """Section `accuracy:`, ours: how near to float32 the int8 model has to be, and at what price. At least one goal."""
 
     min_agreement: float | None = key(
-        None, Number(above=0, most=100, unit="%"), "goal: same answer as float32, in % of the images", example="99.5"
+        None, Number(above=50, most=100, unit="%"), "goal: same answer as float32, in % of the images", example="99.5"
     )
     max_kl: float | None = key(None, Number(above=0, unit="nats"), "goal: KL divergence of the answers, nats an image")
     max_drop: float | None = key(

@@ -48,7 +48,7 @@ def quantized(built: Built) -> set[str]:
 
 @pytest.mark.slow
 def test_nothing_is_tried_when_the_plain_model_reaches_the_goal(make_config: MakeConfig) -> None:
-    built = build(make_config("accuracy.min_agreement=1"), quiet)
+    built = build(make_config("accuracy.min_agreement=51"), quiet)
     found = outcome(built)
     assert found["reached"] and found["float_activations"] == []
     assert [step["activation"] for step in found["steps"]] == [""]
@@ -240,7 +240,8 @@ def test_search_stops_at_the_divergence_that_it_was_given(make_config: MakeConfi
     [
         ("accuracy={min_speed: 0.9}", "accuracy: has no goal"),
         ("accuracy.max_kl=0", "accuracy.max_kl: expected nats > 0, got 0"),
-        ("accuracy.min_agreement=101", "accuracy.min_agreement: expected % in (0, 100], got 101"),
+        ("accuracy.min_agreement=101", "accuracy.min_agreement: expected % in (50, 100], got 101"),
+        ("accuracy.min_agreement=0.99", "accuracy.min_agreement: expected % in (50, 100], got 0.99"),
         ("accuracy={max_drop: -1}", "accuracy.max_drop: expected points in [0, 100], got -1"),
         ("accuracy={max_drop: 1, min_speed: 0}", "accuracy.min_speed: expected a share in (0, 1], got 0"),
         ("accuracy={max_drop: 1, budget_minutes: none}", "accuracy.budget_minutes: expected minutes > 0, got 'none'"),
