@@ -64,11 +64,12 @@ def write(given: Given) -> list[str]:
         section.pop("num_classes", None)
         notes.append("no images: the build makes a sample of images and weights by itself")
     else:
-        dataset = _list(given, given.dataset, network.classes)
+        folder = given.dataset
+        dataset = _list(given, folder, network.classes)
         given, listed = _with_table(given, out if is_file else None, dataset, network)
         if given.val_label is not None:
-            dataset = _list(given, given.dataset, network.classes)
-        section, images, notes = _of_images(given, given.dataset, dataset, network, section)
+            dataset = _list(given, folder, network.classes)
+        section, images, notes = _of_images(given, folder, dataset, network, section)
         notes += listed
         if is_file and network.labels is not None:
             notes += _put_in_order(out, images, dataset, network.labels)

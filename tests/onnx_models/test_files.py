@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, operators, save
+from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Constants, flat, load_and_compare, node, operators, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
@@ -323,7 +323,7 @@ def test_load_says_quantized_of_a_file_with_quantized_weights_of_onnx_runtime(tm
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
     nodes = flat(node(kind, "x p s", "a", domain="com.microsoft", K=6, N=6, bits=4, block_size=32))
-    constants = {"p": np.zeros((6, 1, 16), np.uint8), "s": np.ones(6, np.float32)}
+    constants: Constants = {"p": np.zeros((6, 1, 16), np.uint8), "s": np.ones(6, np.float32)}
     assert error_of(save(tmp_path / "m.onnx", nodes, 17, constants, edit=declare)) == (
         "FILE: is quantized already; wanted the float32 model"
     )
@@ -332,7 +332,7 @@ def test_load_says_quantized_of_a_file_with_quantized_weights_of_onnx_runtime(tm
 def test_load_says_quantized_of_a_file_with_weights_in_8_bits_alone(tmp_path: Path) -> None:
     """As NNCF 3.4.0's compress_weights and other tools write them, to store the file: its weights were rounded."""
     nodes = flat(node("DequantizeLinear", "p s", "w", axis=0), node("Conv", "x w", "a"))
-    constants = {"p": np.ones((4, 3, 3, 3), np.int8), "s": np.ones(4, np.float32)}
+    constants: Constants = {"p": np.ones((4, 3, 3, 3), np.int8), "s": np.ones(4, np.float32)}
     assert error_of(save(tmp_path / "m.onnx", nodes, 17, constants)) == (
         "FILE: is quantized already; wanted the float32 model"
     )
