@@ -37,6 +37,7 @@ import grpc
 import numpy as np
 import offline
 import tritonclient.grpc as triton_grpc
+import uvloop
 from common import exit_code
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype
@@ -287,7 +288,7 @@ def under_load(args: argparse.Namespace) -> None:
         predict.append(offline.apart(offline.measure_predict, *same, args.runtime, args.images, args.seconds))
         with running(package, flags(args)) as server:
             for kind in args.kinds:
-                found.setdefault(kind, []).append(asyncio.run(measure(server, package, inputs, kind, args)))
+                found.setdefault(kind, []).append(uvloop.run(measure(server, package, inputs, kind, args)))
         print(f"turn {turn + 1} of {args.turns} done", file=sys.stderr)
     print(f"{package.name}, -b {args.batch} -i {args.instances} --runtime {args.runtime}, {args.clients} clients")
     for name, offlines in (("bench", bench), ("predict", predict)):
@@ -332,7 +333,7 @@ def by_workers(args: argparse.Namespace) -> None:
         for count in args.workers:
             with running(package, [*flags(args), f"--workers={count}"]) as server:
                 for kind in args.kinds:
-                    load = asyncio.run(measure(server, package, inputs, kind, args))
+                    load = uvloop.run(measure(server, package, inputs, kind, args))
                     found.setdefault((kind, count), []).append(load)
                 memory.setdefault(count, []).append(memory_mib(server.process.pid))
     for count in args.workers:
@@ -347,7 +348,7 @@ def under_stop(args: argparse.Namespace) -> None:
     for kind in KINDS[:2]:
         for turn in range(args.turns):
             with running(package, [*flags(args), f"--workers={args.workers[-1]}"]) as server:
-                counts = asyncio.run(_stopped_while_asked(server, package, kind, tensor, args))
+                counts = uvloop.run(_stopped_while_asked(server, package, kind, tensor, args))
                 code = server.process.wait(60)
             said = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
             print(f"{kind}, turn {turn + 1}: {said}; exit code {code}")

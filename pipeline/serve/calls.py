@@ -6,16 +6,17 @@ Its layers take a third of the interpreter's time for such a request.
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 import orjson
-from starlette.datastructures import UploadFile
+from starlette.datastructures import QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serve.faults import respond_to, respond_to_bug
+from pipeline.serve.headers import find_header
 from pipeline.serve.kserve import InvalidInput
 from pipeline.serve.requests import JSON_LENGTH, parse
 from pipeline.serve.served import Plane
@@ -23,6 +24,10 @@ from pipeline.serve.served import Plane
 _PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(infer|classify)")
 _MOST_FILES = 128  # of one upload
 _TOPK = 5
+_JSON = (b"content-type", b"application/json")
+_JSON_LENGTH = JSON_LENGTH.encode()
+
+_Content: TypeAlias = tuple[bytes, list[tuple[bytes, bytes]]]  # of a response, and its headers
 
 
 class Calls:
@@ -41,20 +46,23 @@ class Calls:
             if scope["method"] != "POST":
                 raise HTTPException(405, headers={"allow": "POST"})
             answer = self._infer if call == "infer" else self._classify
-            response = await answer(Request(scope, receive), name, version)
+            content, headers = await answer(scope, receive, name, version)
         except ClientDisconnect:  # before its body was whole
             return
         except Exception as err:
-            known = respond_to(err)
-            if known is None:
+            response = respond_to(err)
+            if response is None:
                 await respond_to_bug()(scope, receive, send)
                 raise  # uvicorn logs it
-            response = known
-        await response(scope, receive, send)
+            await response(scope, receive, send)
+            return
+        headers.append((b"content-length", b"%d" % len(content)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
 
-    async def _infer(self, request: Request, name: str, version: str | None) -> Response:
+    async def _infer(self, scope: Scope, receive: Receive, name: str, version: str | None) -> _Content:
         self._plane.find(name, version)  # an unknown model is an error before the body is read
-        payload = parse(await request.body(), request.headers.get(JSON_LENGTH), name, version)
+        payload = parse(await _body(receive), find_header(scope, _JSON_LENGTH), name, version)
         answer = await self._plane.infer(name, payload)
         if payload.request_outputs:
             binary = [bool(each.binary_data) for each in payload.request_outputs]
@@ -62,26 +70,42 @@ class Calls:
             binary = [bool(payload.use_binary_outputs)] * len(answer.tensors)
         content, head = answer.to_rest(binary)
         if head is None:
-            return Response(content, media_type="application/json")
-        return Response(content, media_type="application/octet-stream", headers={JSON_LENGTH: str(head)})
+            return content, [_JSON]
+        return content, [(_JSON_LENGTH, b"%d" % head), (b"content-type", b"application/octet-stream")]
 
-    async def _classify(self, request: Request, name: str, version: str | None) -> Response:
+    async def _classify(self, scope: Scope, receive: Receive, name: str, version: str | None) -> _Content:
         self._plane.find(name, version)
-        topk = request.query_params.get("topk", str(_TOPK))
+        topk = QueryParams(scope["query_string"]).get("topk", str(_TOPK))
         if not (topk.isascii() and topk.isdigit() and len(topk) <= 9 and int(topk)):
             raise InvalidInput(f"topk: expected 1 or more, got {topk:.80}")
-        files = await _uploads(request)
+        files = await _uploads(scope, receive)
         # Looked up again: the package may have been replaced meanwhile.
         found = await self._plane.find(name, version).classify(files, int(topk))
-        return Response(orjson.dumps([each.as_dict() for each in found]), media_type="application/json")
+        return orjson.dumps([each.as_dict() for each in found]), [_JSON]
 
 
-async def _uploads(request: Request) -> list[tuple[str, bytes]]:
+async def _body(receive: Receive) -> bytes:
+    """Return a request's body.
+
+    Raises:
+        ClientDisconnect: the client left before it was whole.
+    """
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _uploads(scope: Scope, receive: Receive) -> list[tuple[str, bytes]]:
     """Return names and contents: the files of a form, or the body as one."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return [("image", await request.body())]
+    if not (find_header(scope, b"content-type") or "").startswith("multipart/form-data"):
+        return [("image", await _body(receive))]
     try:
-        async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
+        async with Request(scope, receive).form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
             files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
             return [(each.filename or "image", await each.read()) for each in files]
     except MultiPartException as err:

@@ -75,6 +75,11 @@ class Clients:
         self._shares, self._clock = shares, clock
         self._store = OwnStore() if store is None else store
 
+    @property
+    def limited(self) -> bool:
+        """Whether there are limits."""
+        return self._shares.limited
+
     def enter(self, name: str) -> None:
         """Count a request; `leave` ends it.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.run.prediction import Prediction
 from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics
 from pipeline.serve.batching import Batcher, BusyError, Call
+from pipeline.serve.decoders import Decoders
 from pipeline.serve.kserve import InferInput, InferRequest, Internal, InvalidInput, Unavailable
 from pipeline.serve.outputs import Answer, Outputs, refuse_shared_memory
 from pipeline.serve.tracing import Trace, current
@@ -68,7 +68,7 @@ class PackageModel:
         self._scores = package.scores
         self._labels = [known.name for known in package.classes()]
         self._outputs = Outputs(gives.name, self._scores, self._labels)
-        self._decoders = ThreadPoolExecutor(cores)
+        self._decoders = Decoders(cores)
         self._refusing = False
         self.under_way = 0  # requests whose images wait, are decoded or computed
 
@@ -118,7 +118,7 @@ class PackageModel:
         return answer.make_predictions([name for name, _ in files], outputs, self._scores, self._labels, topk)
 
     def close(self) -> None:
-        self._decoders.shutdown()
+        self._decoders.close()
 
     @contextmanager
     def _one_more(self) -> Iterator[Callable[[int], None]]:
@@ -199,7 +199,7 @@ class PackageModel:
 
     def _decode(self, call: Call, number: int, content: bytes, name: str) -> None:
         """Decode one image of a request, and queue it."""
-        if call.future.done():  # the client has left, or another of the images has failed
+        if call.is_over:  # the client has left, or another of the images has failed
             self._batcher.give_up(call)
             return
         try:

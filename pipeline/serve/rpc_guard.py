@@ -54,7 +54,7 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         async def guarded(requests: AsyncIterator[bytes], context: Any) -> Any:
             visit = Visit("grpc", "POST", method, _address(context.peer()))
-            headers = dict(context.invocation_metadata() or ())
+            headers = dict(context.invocation_metadata() or ()) if self._door.reads_headers else {}
             with self._backlog.taken_up(), self._door.logged(visit, headers):
                 try:
                     taken = nullcontext() if self._door.is_open(method) else self._room.taken()

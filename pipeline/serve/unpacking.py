@@ -6,12 +6,13 @@ import asyncio
 import zlib
 from collections.abc import Iterator
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
+from pipeline.serve.headers import find_header
 from pipeline.serve.limits import FullError, Room
 
 _GZIP = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip's header and checksum
@@ -25,7 +26,7 @@ class Unpacking:
         self._app, self._room = app, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        encoding = Headers(scope=scope).get("content-encoding", "") if scope["type"] == "http" else ""
+        encoding = (find_header(scope, b"content-encoding") or "") if scope["type"] == "http" else ""
         if encoding.strip().lower() in ("", "identity"):
             await self._app(scope, receive, send)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.runtimes.opening import open_backend, place
 
 pytest.importorskip("prometheus_client", reason="serve's packages are not installed: pip install '.[serve]'")
 from pipeline.serve.batching import Batcher, BusyError
+from pipeline.serve.delivery import Settled, ToThreads
 from pipeline.serve.metrics import Meter
 
 SHAPE = (3, 32, 32)
@@ -161,6 +163,56 @@ def test_nan_is_an_error_of_its_request_alone(gated: Gated) -> None:
         calls[0].result(10)
     assert float(calls[1].result(10)[0, 0]) == 5
     batcher.close()
+
+
+class Later(ToThreads):
+    """A delivery that takes its time, as the event loop does, and remembers how many it was given at once."""
+
+    def __init__(self) -> None:
+        self.given: list[Settled] = []
+
+    def settle(self, settled: Settled) -> None:
+        self.given.append(settled)
+
+
+def test_images_of_a_request_that_has_failed_are_not_computed_before_the_loop_knows_it(gated: Gated) -> None:
+    later = Later()
+    batcher = Batcher(gated, gated, 4, 10, Meter("gated"), later)
+    batcher.submit([image(-1)])
+    assert gated.at_work.wait(10)
+    call = batcher.expect(3)
+    batcher.put(call, 0, image(0))
+    assert not call.is_over
+    batcher.give_up(call, ValueError("damaged"))
+    assert call.is_over
+    assert not call.future.done()
+    batcher.put(call, 2, image(2))
+    gated.gate.set()
+    batcher.close()
+    assert gated.batches == [1]
+
+
+@pytest.mark.parametrize("images", [6, 80])
+def test_answers_are_delivered_together_while_eight_times_as_many_images_wait(gated: Gated, images: int) -> None:
+    later = Later()
+    batcher = Batcher(gated, gated, 2, 100, Meter("gated"), later)
+    batcher.submit([image(-1)])
+    assert gated.at_work.wait(10)
+    calls = [batcher.submit([image(number)]) for number in range(images)]
+    gated.gate.set()
+    while sum(map(len, later.given)) <= images:
+        time.sleep(0.01)
+    batcher.close()
+    delivered = [pair for settled in later.given for pair in settled]
+    assert [id(future) for future, _ in delivered[1:]] == [id(call) for call in calls]
+    assert [float(np.asarray(rows)[0, 0]) for _, rows in delivered[1:]] == list(range(images))
+    answered = 0
+    for count in map(len, later.given):
+        answered += count
+        waiting = 1 + images - answered
+        assert count >= min(8, waiting / 8)
+        assert count - 2 < min(8, (waiting + 2) / 8)  # without the last batch there were not enough
+    assert max(map(len, later.given)) == (9 if images == 80 else 2)
 
 
 def test_a_cancelled_request_is_not_computed(gated: Gated) -> None:
