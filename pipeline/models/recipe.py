@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.config.choices import PreprocessAs
 from pipeline.errors import ConfigError
 
 Numbers = tuple[float, ...]
@@ -22,6 +23,17 @@ _FILTERS = {
 _FILTER_NUMBERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
+# Processors of transformers to which one number as the size means the shorter side, as files of before 4.25 have it.
+_SHORTER_SIDE = (
+    *("Bit", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "ViTHybrid"),
+)
+# What process_ops cannot say of others: the first letters of their names -> why.
+_UNLIKE = {
+    "Perceiver": "crops before it resizes",
+    "TextNet": "rounds sizes to multiples of 32",
+    "Siglip2": "makes patches of images of any size",
+    "Pixtral": "gives images of any size",
+}
 _UNCROPPED = 384  # px: from there on, transformers' ConvNeXt resizes to the size and crops nothing
 
 
@@ -37,6 +49,7 @@ class Recipe:
     source: str  # where it was found, for people
     classes: int | None = None  # of the weights it was recorded with
     bgr: bool = False  # channels are exchanged
+    preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION  # whose rounding of sizes and corners it means
 
     def sized(self, side: int) -> Recipe:
         """Return the recipe for an input of side x side px; the resize keeps its ratio to the crop."""
@@ -118,21 +131,35 @@ def of_transformers(record: Mapping[str, object], side: int | None, source: str)
         ConfigError: it says nothing of mean and std or size, or asks for something that build files cannot say.
     """
     kind = str(record.get("image_processor_type") or record.get("feature_extractor_type") or "")
+    unlike = next((why for name, why in _UNLIKE.items() if kind.startswith(name)), None)
+    if unlike is not None:
+        raise ConfigError(
+            f"{source}: {kind} {unlike}, which process_ops cannot say: move the file away, and change what init writes "
+            "to the nearest that they can"
+        )
     mean, std = _transformers_statistics(record, kind, source)
-    resize = _transformers_size(record.get("size", record.get("crop_size")), side, source)
+    said = record.get("size", record.get("crop_size"))
+    if isinstance(said, int) and kind.startswith(_SHORTER_SIDE):
+        said = {"shortest_edge": said}
+    resize = _transformers_size(said, side, source)
     crop = _transformers_size(record.get("crop_size"), side, source) if record.get("do_center_crop") else None
     share = record.get("crop_pct")
     if share is not None:  # of ConvNeXt, ResNet, PoolFormer: the size is the crop's
         length = resize if isinstance(resize, int) else min(resize)
-        crop = (length, length)
-        resize = int(length / float(_number(share, source))) if length < _UNCROPPED else (length, length)
-    elif kind.startswith("Levit"):
-        resize = int(256 / 224 * (resize if isinstance(resize, int) else min(resize)))
+        crops_always = not kind.startswith("PoolFormer")
+        crop = (length, length) if crops_always else crop
+        resize = int(length / float(_number(share, source)))
+        if length >= _UNCROPPED and crops_always:
+            resize = (length, length)
+    elif kind.startswith("Levit") and isinstance(resize, int):
+        resize = int(256 / 224 * resize)
     crop_hw = (crop, crop) if isinstance(crop, int) else crop
     if crop_hw is None:
         crop_hw = resize if isinstance(resize, tuple) else (side or resize, side or resize)
     bgr = bool(record.get("do_flip_channel_order", kind.startswith("MobileViT")))
-    return Recipe(crop_hw, resize, _filter(record.get("resample", 2), source), mean, std, source, bgr=bgr)
+    interpolation = _filter(record.get("resample", 2), source)
+    whose = PreprocessAs.TRANSFORMERS
+    return Recipe(crop_hw, resize, interpolation, mean, std, source, bgr=bgr, preprocess_as=whose)
 
 
 def _transformers_statistics(record: Mapping[str, object], kind: str, source: str) -> tuple[Numbers, Numbers]:
@@ -155,7 +182,7 @@ def _transformers_statistics(record: Mapping[str, object], kind: str, source: st
 
 
 def _transformers_size(value: object, side: int | None, source: str) -> int | tuple[int, int]:
-    """Return the shorter side, or height and width. Older files have one number, which means both."""
+    """Return the shorter side, or height and width. One number means both."""
     if isinstance(value, Mapping):
         if "shortest_edge" in value:
             return int(_number(value["shortest_edge"], source))

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
+from pipeline.config.choices import PreprocessAs
 from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
@@ -75,6 +76,8 @@ def write(given: Given) -> list[str]:
             notes += _put_in_order(out, images, dataset, network.labels)
     notes.append(network.note)
     recipe, said = _recipe(given, network)
+    if network.recipe is not None and network.recipe.preprocess_as is not PreprocessAs.TORCHVISION:
+        images["preprocess_as"] = network.recipe.preprocess_as.value
     stem = (out if is_file else given.weights or Path(str(given.model).replace("/", "_"))).stem
     document = {
         "name": re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("."),

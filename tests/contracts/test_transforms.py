@@ -6,17 +6,21 @@ PaddleClas is held by its published arithmetic in tests/data/test_preprocess.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.data import preprocess
+from pipeline.models.recipe import of_transformers as recipe_of_transformers
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 56
@@ -150,3 +154,46 @@ def test_equals_transformers_when_it_stretches(torchvision: Any, interpolation: 
     theirs = of_transformers("ViTImageProcessorPil", interpolation, size={"height": CROP, "width": CROP})
     ours = replace(spec(CROP, interpolation), resize=ResizeMode.STRETCH, crop_yx=(0, 0))
     assert steps(ours, theirs)[0] < EQUAL
+
+
+CROPPED: dict[str, object] = {"do_center_crop": True, "crop_size": {"height": CROP, "width": CROP}}
+PROCESSORS: dict[str, list[dict[str, object]]] = {
+    "ViT": [{"size": {"height": CROP, "width": CROP}}],
+    "Beit": [{"size": {"height": 64, "width": 64}, **CROPPED}],
+    "DeiT": [{"size": {"height": 64, "width": 64}, **CROPPED}],
+    "Levit": [{"size": {"shortest_edge": CROP}, **CROPPED}, {"size": {"height": 64, "width": 64}, **CROPPED}],
+    "PoolFormer": [{"size": {"shortest_edge": 60}, "crop_pct": 0.9, **CROPPED}],
+    "Bit": [{"size": {"shortest_edge": 64}, **CROPPED}],
+    "CLIP": [{"size": {"shortest_edge": 64}, **CROPPED}],
+    "MobileNetV1": [{"size": {"shortest_edge": 64}, **CROPPED}],
+    "MobileNetV2": [{"size": {"shortest_edge": 64}, **CROPPED}],
+    "MobileViT": [{"size": {"shortest_edge": 64}, **CROPPED}],
+    "ConvNext": [{"size": {"shortest_edge": CROP}, "crop_pct": 0.875}, {"size": {"shortest_edge": 384}}],
+    "EfficientNet": [
+        {"size": {"height": CROP, "width": CROP}, "rescale_factor": 1 / 255, "include_top": True},
+        {"size": {"height": CROP, "width": CROP}, "rescale_factor": 1 / 255, "include_top": False},
+        {"size": {"height": CROP, "width": CROP}, "rescale_factor": 1 / 127.5, "rescale_offset": True},
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_init_reads_what_each_processor_of_transformers_writes(torchvision: Any, tmp_path: Path, name: str) -> None:
+    """Of version 4, and of version 5 in its form on Pillow images."""
+    transformers = pytest.importorskip("transformers", reason="compares with transformers' own image processors")
+    kind = f"{name}ImageProcessor"
+    for record in PROCESSORS[name]:
+        make = getattr(transformers, f"{kind}Pil", None) or getattr(transformers, kind)
+        processor = make(resample=3, **record)
+        said = {**json.loads(processor.to_json_string()), "image_processor_type": kind}
+        recipe = recipe_of_transformers(said, None, "x")
+        frontend = {"type": "torchvision", "model": "resnet18", "shape": {"input": [1, 3, *recipe.crop_hw]}}
+        images = {"process_ops": recipe.process_ops(), "preprocess_as": recipe.preprocess_as.value}
+        path = tmp_path / "x.yaml"
+        path.write_text(json.dumps({"name": "x", "frontend": frontend, "dataset": images}), encoding="utf-8")
+        ours = load_build_file(path).preprocess
+        for height, width in ((75, 101), (123, 64)):
+            image = picture(height, width)
+            found = np.asarray(processor(images=Image.fromarray(image), return_tensors="np")["pixel_values"])[0]
+            assert np.abs(preprocess.apply(ours, image.transpose(2, 0, 1)) - found).max() < 1e-4

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.config.choices import PreprocessAs
 from pipeline.errors import ConfigError
 from pipeline.models.recipe import of_timm, of_transformers
 
 HALF = (0.5, 0.5, 0.5)
+CROPPED: dict[str, object] = {"do_center_crop": True, "crop_size": 224}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -63,6 +65,24 @@ def test_of_timm_names_what_build_files_cannot_say(changes: dict[str, object], m
             256,
             224,
         ),
+        # One number, as files of 2021 and 2022 have it: the shorter side to some processors.
+        ({"feature_extractor_type": "MobileViTFeatureExtractor", "size": 288, **CROPPED}, 288, 224),
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 256, **CROPPED}, 256, 224),
+        ({"feature_extractor_type": "LevitFeatureExtractor", "size": 224, **CROPPED}, 256, 224),
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, **CROPPED}, (256, 256), 224),
+        (
+            {"image_processor_type": "LevitImageProcessor", "size": {"height": 256, "width": 256}} | CROPPED,
+            (256,) * 2,
+            224,
+        ),
+        # PoolFormer scales the size, and crops to another.
+        ({"feature_extractor_type": "PoolFormerFeatureExtractor", "size": 256, "crop_pct": 0.9, **CROPPED}, 284, 224),
+        (
+            {"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 0.9}
+            | CROPPED,
+            426,
+            224,
+        ),
     ],
 )
 def test_of_transformers_reads_sizes_as_each_processor_does(
@@ -72,6 +92,14 @@ def test_of_transformers_reads_sizes_as_each_processor_does(
     assert found.resize == resize
     assert found.crop_hw == ((crop, crop) if isinstance(crop, int) else crop)
     assert found.interpolation == "BILINEAR_PILLOW"
+    assert found.preprocess_as is PreprocessAs.TRANSFORMERS
+
+
+@pytest.mark.parametrize("name", ["Perceiver", "TextNet", "Siglip2", "Pixtral"])
+def test_of_transformers_refuses_processors_that_do_what_build_files_cannot_say(name: str) -> None:
+    record = {"image_processor_type": f"{name}ImageProcessor", "size": {"height": 224, "width": 224}, **IMAGENET}
+    with pytest.raises(ConfigError, match=f"x: {name}ImageProcessor .*, which process_ops cannot say"):
+        of_transformers(record, None, "x")
 
 
 @pytest.mark.parametrize("does_normalize", [True, False])

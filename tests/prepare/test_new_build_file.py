@@ -22,6 +22,7 @@ from PIL import Image
 from pipeline.building import build
 from pipeline.commands.cli import main
 from pipeline.config.build_file import load_build_file
+from pipeline.config.choices import PreprocessAs
 from pipeline.config.sections import AUTO
 from pipeline.data.imagenet import list_dataset
 from pipeline.host.extras import install_command
@@ -270,6 +271,7 @@ def test_init_reads_what_transformers_wrote_beside_the_model(
         (0.2, 0.3, 0.25),
     )
     assert cfg.preprocess.filter.value == "BICUBIC_PILLOW"
+    assert cfg.preprocess.preprocess_as is PreprocessAs.TRANSFORMERS
     dataset = list_dataset(Path("pets"), val_label=cfg.dataset.val_label, class_count=5)
     assert [known.id for known in dataset.classes] == ["dog", "cat", "eel", "ant", "bee"]
     assert len(dataset.samples) == 21
