@@ -85,6 +85,17 @@ def names_of(library: str) -> list[str]:
         return list(models.list_models(module=models))
 
 
+def relatives(library: str, names: Iterable[str]) -> list[str]:
+    """Return the networks of the families of some of timm's; of torchvision none, whose names tell what they are."""
+    if library != "timm":
+        return []
+    import timm
+
+    is_in, wanted = timm.models.is_model_in_modules, list(names)
+    modules = [module for module in timm.list_modules() if any(is_in(name, {module}) for name in wanted)]
+    return [each for module in modules for each in timm.list_models(module=module)]
+
+
 def tags_of(library: str, architecture: str) -> list[str]:
     """Return the names of the published weights of a network, the library's choice first."""
     with _quiet():

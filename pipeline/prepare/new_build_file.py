@@ -60,17 +60,17 @@ def write(given: Given) -> list[str]:
     section = dict(network.section)
     images: dict[str, object] = {"path": None}
     notes: list[str] = []
-    if given.dataset is None:
+    path = given.dataset
+    if path is None:
         section |= {"checkpoint": None}
         section.pop("num_classes", None)
         notes.append("no images: the build makes a sample of images and weights by itself")
     else:
-        folder = given.dataset
-        dataset = _list(given, folder, network.classes)
+        dataset = _list(given, path, network.classes)
         given, listed = _with_table(given, out if is_file else None, dataset, network)
         if given.val_label is not None:
-            dataset = _list(given, folder, network.classes)
-        section, images, notes = _of_images(given, folder, dataset, network, section)
+            dataset = _list(given, path, network.classes)
+        section, images, notes = _of_images(given, path, dataset, network, section)
         notes += listed
         if is_file and network.labels is not None:
             notes += _put_in_order(out, images, dataset, network.labels)

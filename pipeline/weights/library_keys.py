@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -90,6 +90,19 @@ def _is_table(read: object) -> bool:
     return isinstance(read, dict) and all(
         isinstance(each, dict) and each.keys() == {"digest", "patterns", "branches"} for each in read.values()
     )
+
+
+def made_without_values(make: Callable[[], nn.Module]) -> nn.Module:
+    """Return a network with shapes and no memory; one that computes with its weights while it is made gets them.
+
+    Raises:
+        PipelineError: it cannot be made.
+    """
+    try:
+        with without_values():
+            return make()
+    except PipelineError:
+        return make()
 
 
 def without_values() -> TorchFunctionMode:

@@ -14,8 +14,8 @@ from torch import Tensor
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models import libraries, zoo
 from pipeline.terminal.progress import progress_bar
-from pipeline.weights import matching
-from pipeline.weights.library_keys import KnownKeys, digest, patterns, without_values
+from pipeline.weights import library_index, matching
+from pipeline.weights.library_keys import KnownKeys, digest, made_without_values, patterns
 
 _LEAST_ALIKE = 0.6  # of a checkpoint's keys, numbers aside, that a family's first network has
 _MOST_FAMILIES = 3  # that are searched through
@@ -33,8 +33,7 @@ class Found:
 def classes_in(row: zoo.Model, state: Mapping[str, Tensor]) -> int | None:
     """Return how many classes a checkpoint of this network has; None if it is of another network."""
     try:
-        with without_values():
-            network = zoo.build_network(row)
+        network = made_without_values(lambda: zoo.build_network(row))
     except PipelineError:
         return None
     return matching.classes_of(network, state)
@@ -43,15 +42,20 @@ def classes_in(row: zoo.Model, state: Mapping[str, Tensor]) -> int | None:
 def find(path: Path, state: Mapping[str, Tensor]) -> list[Found]:
     """Return the networks of the installed libraries that a checkpoint fits; several may have the same tensors.
 
-    Only where neither `config.json` beside the file nor its name tells the network are keys compared, which takes some
-    seconds, and less once the user's cache knows what keys the networks have.
+    Only where neither `config.json` beside the file nor its name tells the network are keys and shapes compared: with
+    those of the index that comes with this program, and where it has no such network, with those of all that are
+    installed, which takes a minute, and less once the user's cache knows what keys the networks have.
     """
     for library in filter(libraries.is_installed, libraries.LIBRARIES):
         for name in _told(library, path):
             told = _try(library, name, state)
             if told is not None:
                 return [told]
-    found: list[Found] = []
+    found = [
+        each for library in filter(libraries.is_installed, libraries.LIBRARIES) for each in _listed(library, state)
+    ]
+    if found:
+        return found
     for library in filter(libraries.is_installed, libraries.LIBRARIES):
         known = KnownKeys(library)
         try:
@@ -59,6 +63,16 @@ def find(path: Path, state: Mapping[str, Tensor]) -> list[Found]:
         finally:
             known.save()
     return found
+
+
+def _listed(library: str, state: Mapping[str, Tensor]) -> list[Found]:
+    """Return the networks that the index tells, and those of their families that it does not know yet."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    installed = set(libraries.names_of(library))
+    named = [name for name in library_index.candidates(library, shapes) if name in installed]
+    newer = [name for name in libraries.relatives(library, named) if not library_index.is_known(library, name)]
+    tried = (_try(library, name, state) for name in [*named, *newer])
+    return [each for each in tried if each is not None]
 
 
 def _try(library: str, name: str, state: Mapping[str, Tensor]) -> Found | None:
