@@ -55,8 +55,9 @@ def _plain(value: object) -> object:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a scratch path; move it to `path` only if the body succeeds.
 
-    A link is followed, so that its target is replaced. What is not a regular file (a named pipe, a device, an open
-    descriptor such as /dev/stdout) is not replaced: the bytes are written to it when all are there.
+    A file that is replaced passes its permissions on. A link is followed, so that its target is replaced. What is not
+    a regular file (a named pipe, a device, an open descriptor such as /dev/stdout) is not replaced: the bytes are
+    written to it when all are there.
     """
     try:
         is_regular = stat.S_ISREG(os.lstat(path).st_mode)
@@ -78,7 +79,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path`, which takes its place if the body succeeds."""
+    """Yield a scratch path beside `path`, which takes its place, and its permissions, if the body succeeds."""
     # Not tempfile.mkstemp: changing its mode as well takes longer than writing a small file.
     scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -88,10 +89,20 @@ def _replaced(path: Path) -> Iterator[Path]:
         scratch.touch(exist_ok=False)
     try:
         yield scratch
+        _pass_mode_on(path, scratch)
         scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def _pass_mode_on(old: Path, new: Path) -> None:
+    try:
+        mode = stat.S_IMODE(old.stat().st_mode)
+    except OSError:  # absent
+        return
+    if mode != stat.S_IMODE(new.stat().st_mode):
+        new.chmod(mode)
 
 
 @contextlib.contextmanager

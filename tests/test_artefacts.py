@@ -80,6 +80,20 @@ def write(path: Path, content: bytes) -> None:
         scratch.write_bytes(content)
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+@pytest.mark.parametrize("through_link", [False, True])
+def test_whole_file_keeps_the_permissions_of_the_file_it_replaces(
+    tmp_path: Path, mode: int, through_link: bool
+) -> None:
+    path, link = tmp_path / "answers.csv", tmp_path / "link"
+    path.write_text("old", encoding="utf-8")
+    path.chmod(mode)
+    link.symlink_to(path)
+    write(link if through_link else path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
 def test_whole_file_follows_a_link_and_replaces_the_file_behind_it(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     real, link, chain = tmp_path / "far" / "real", tmp_path / "link", tmp_path / "chain"

@@ -203,10 +203,6 @@ def _write(path: Path, lines: Sequence[str]) -> None:
     try:
         with whole_file(path) as scratch:
             scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            if path.exists():
-                scratch.chmod(
-                    stat.S_IMODE(path.stat().st_mode)
-                )  # the server may run as another user of the file's group
     except OSError as err:
         raise ConfigError(f"{path}: cannot be written ({err.strerror})") from None
     finally:
