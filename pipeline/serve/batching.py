@@ -37,6 +37,7 @@ class Call:
     trace: Trace | None
     future: Any  # of float32 [images, classes]; of the event loop or of threads
     rows: dict[int, Output] = field(default_factory=dict)  # float32 [classes], by the image's number
+    expected: int = 0  # images for which room is kept
     failed: bool = False  # one of its images, which the event loop may not know yet
 
     @property
@@ -111,24 +112,38 @@ class Batcher:
             if len(self._queue) + self._expected + images > self.limit:
                 raise BusyError
             self._expected += images
-        return Call(images, current(), self._delivery.future())
+        return Call(images, current(), self._delivery.future(), expected=images)
 
     def put(self, call: Call, number: int, image: Prepared) -> None:
         """Queue one image of a request, by its number among them. Any thread may call it."""
         self._queue_up(call, {number: image})
 
     def give_up(self, call: Call, err: Exception | None = None) -> None:
-        """Free the room of one image of a request, and answer the request with an error unless it is answered."""
+        """Free the room of one image of a request; with an error, that of all its images, and answer it with that."""
         with self._changed:
-            self._expected -= 1
-        if err is not None:
+            if call.failed:
+                return
+            if err is None:
+                self._free(call, 1)
+                return
+            self._free(call, call.expected)
             call.failed = True
-            self._delivery.settle([(call.future, err)])
+            kept = [turn for turn in self._queue if turn.call is not call]
+            self._meter.left_queue(len(self._queue) - len(kept))
+            self._queue = deque(kept)
+        self._delivery.settle([(call.future, err)])
+
+    def _free(self, call: Call, images: int) -> None:
+        """Free room that was kept. The lock is held."""
+        self._expected -= images
+        call.expected -= images
 
     def _queue_up(self, call: Call, images: Mapping[int, Prepared]) -> None:
         now = time.perf_counter()
         with self._changed:
-            self._expected -= len(images)
+            if call.failed:  # its room is free
+                return
+            self._free(call, len(images))
             if self._closed:
                 self._delivery.settle([(call.future, CancelledError())])
                 return

@@ -109,18 +109,36 @@ def test_room_is_kept_for_images_that_are_expected_until_they_come_or_are_given_
     with pytest.raises(BusyError):
         batcher.submit([image(1)])
     batcher.put(call, 2, image(2))
-    batcher.give_up(call, ValueError("damaged"))
-    with pytest.raises(ValueError, match="damaged"):
-        call.future.result(0)  # at once: the other images are not waited for
+    with pytest.raises(BusyError):
+        batcher.submit([image(1)])
+    batcher.give_up(call)  # its client has left
     other = batcher.submit([image(1)])
     with pytest.raises(BusyError):  # one waits, one is expected, one is this
         batcher.submit([image(1)])
-    batcher.give_up(call, ValueError("damaged too"))
-    third = batcher.submit([image(3)])
     gated.gate.set()
     first.result(10)
-    assert [float(each.result(10)[0, 0]) for each in (other, third)] == [1, 3]
+    assert float(other.result(10)[0, 0]) == 1
     batcher.close()
+
+
+def test_an_image_that_fails_frees_the_room_of_its_whole_request_at_once(gated: Gated) -> None:
+    batcher, first = at_work(gated, batch=4, limit=3)
+    call = batcher.expect(3)
+    batcher.put(call, 2, image(2))
+    batcher.give_up(call, ValueError("damaged"))
+    with pytest.raises(ValueError, match="damaged"):
+        call.future.result(0)  # at once: the other images are not waited for
+    others = [batcher.submit([image(number)]) for number in range(3)]
+    batcher.give_up(call, ValueError("damaged too"))  # what comes of it later takes no room and frees none
+    batcher.put(call, 1, image(1))
+    with pytest.raises(BusyError):
+        batcher.submit([image(1)])
+    gated.gate.set()
+    first.result(10)
+    assert [float(each.result(10)[0, 0]) for each in others] == [0, 1, 2]
+    batcher.submit([image(5), image(6), image(7)]).result(10)
+    batcher.close()
+    assert sum(gated.batches) == 1 + 3 + 3
 
 
 def test_images_that_come_one_by_one_are_answered_in_their_order(gated: Gated) -> None:
