@@ -48,6 +48,19 @@ class CandidateFigures:
     drop: float | None  # top-1 lost, in points; None where the images have no labels
     speed: float | None  # images a CPU second over those of the plain int8 model, in the same run; None: not measured
 
+    @property
+    def distance(self) -> float:
+        """The geometric mean of the divergence and the share of noise in the scores, by which models are compared.
+
+        The few images of doubtful answers decide the divergence, so that on some hundred of them it is no surer than a
+        tenth; all images have part in the noise.
+        """
+        return _distance(self.kl, self.sqnr_db)
+
+
+def _distance(kl: float, sqnr_db: float) -> float:
+    return math.sqrt(max(0.0, kl) * 10 ** (-sqnr_db / 10))
+
 
 class Judge:
     """Measures models in the runtime that packages are run in by default."""
@@ -82,12 +95,13 @@ class Judge:
                 yield backend
 
     def figures(self, candidate: Backend, plain: Backend, below: float = math.inf) -> CandidateFigures:
-        """Return the figures of a model; the speed, which takes most of the time, where its divergence is `below`."""
+        """Return the figures of a model; the speed, which takes most of the time, where its distance is `below`."""
         with ThreadPoolExecutor(available_cores()) as pool:
             answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
             divergence = Divergence(self._scores)
             divergence.add(self.expected, answers)
-            rounds = _ROUNDS if divergence.kl < below and candidate is not plain else 0
+            is_near = _distance(divergence.kl, divergence.sqnr_db) < below
+            rounds = _ROUNDS if is_near and candidate is not plain else 0
             ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(rounds)]
         speed = statistics.median(ratios) if ratios else None
         found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)

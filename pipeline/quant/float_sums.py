@@ -55,6 +55,13 @@ def _sum_behind(name: str, makers: Nodes) -> onnx.NodeProto | None:
     return maker if maker is not None and maker.op_type == "Add" else None
 
 
+def convolutions_added(model: onnx.ModelProto, additions: Collection[str]) -> frozenset[str]:
+    """Return the outputs of convolutions that some additions read."""
+    makers = makers_of(model.graph)
+    read = [name for node in model.graph.node if node.name in additions for name in node.input]
+    return frozenset(name for name in read if name in makers and makers[name].op_type == "Conv")
+
+
 def gain_of(
     model: onnx.ModelProto, additions: Collection[str], costs: Mapping[str, float], exact: Collection[str]
 ) -> float:
@@ -67,13 +74,11 @@ def gain_of(
         exact: activations that are not rounded anyway, see `addends.added_within`.
     """
     makers = makers_of(model.graph)
-    gain, within = 0.0, set(additions)
-    for node in [node for node in model.graph.node if node.name in within]:
+    gain = sum(costs.get(name, 0.0) for name in convolutions_added(model, additions) if name not in exact)
+    for node in [node for node in model.graph.node if node.name in additions]:
         for name in node.input:
             summed = _sum_behind(name, makers)
-            if name in makers and makers[name].op_type == "Conv":
-                gain += 0.0 if name in exact else costs.get(name, 0.0)
-            elif summed is not None and summed.name in within:
+            if summed is not None and summed.name in additions:
                 gain += _SHARE * costs.get(name, 0.0)
     return gain
 

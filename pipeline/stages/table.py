@@ -136,7 +136,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
     Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=3),
-    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=7),
+    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=8),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=15),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
     Stage("prove", _PROVEN, prove.take_settings, prove.run, version=4),

@@ -35,7 +35,7 @@ from pipeline.quant import pixels
 from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.equalization import channel_extremes
-from pipeline.quant.float_sums import find_streams, gain_of
+from pipeline.quant.float_sums import convolutions_added, find_streams, gain_of
 from pipeline.quant.splitting import can_split, channels_to_split, split
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
@@ -49,7 +49,7 @@ _JOURNAL = "journal.json"
 _IMAGES = 400  # images that a model is judged on
 _CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
 _RANGED = 128  # images that tell which channels of an activation are wide
-_LEAST_GAIN = 0.98  # of the previous divergence: a smaller gain is noise, and float parts slow the other runtime more
+_LEAST_GAIN = 0.98  # of the previous distance: a smaller gain is noise, and float parts slow the other runtime more
 _DOUBT = 2.0  # a prediction may be too small by this factor
 
 
@@ -97,12 +97,13 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
     def find() -> Candidates:
         costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)
-        exact = frozenset[str]()
-        if (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO:
-            exact = added_within(float32, parts.ranges)
-            costs = {name: cost for name, cost in costs.items() if name not in exact}
         streams = find_streams(float32)
+        in_openvino = (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO
+        exact = added_within(float32, parts.ranges) if in_openvino else frozenset()
         gains = {name: gain_of(float32, additions, costs, exact) for name, additions in streams.items()}
+        if in_openvino:  # of two convolutions that are added up, it would round the other
+            added = convolutions_added(float32, [each for additions in streams.values() for each in additions])
+            costs = {name: cost for name, cost in costs.items() if name not in exact | added}
         costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
         return Candidates(costs, _find_channels(float32, parts, list(costs), judge.images), streams, gains)
 
@@ -181,7 +182,7 @@ def _search(
             begun = time.perf_counter()
             try:
                 with judge.opened(make([*journal.kept(), change])) as candidate:
-                    figures = judge.figures(candidate, plain, below=_LEAST_GAIN * best.kl)
+                    figures = judge.figures(candidate, plain, below=_LEAST_GAIN * best.distance)
             except (isolated.LostError, BackendError) as err:
                 journal.lose(change, str(err), time.perf_counter() - begun)
                 console.note(f"tune: with {change} the model cannot be opened ({err}); left as it is")
@@ -195,7 +196,8 @@ def _search(
 def _outlook(goal: AccuracyConfig, journal: Journal) -> str:
     """Return a line on the best model so far, and what the search may still buy."""
     best, waiting = journal.best().figures, journal.waiting()
-    left = max(0.0, best.kl - sum(gain for _, gain in waiting))
+    # What sums in float32 save is a part of what the quantizers of their activations cost.
+    left = max(0.0, best.kl - sum(gain for change, gain in waiting if change.how is not How.SUMS))
     drop = "" if best.drop is None or goal.max_drop is None else f", {best.drop:.2f} points of top-1 lost"
     untried = f"{len(waiting)} more changes would bring it to about {left:.5f}" if waiting else "all tried"
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,3 +33,13 @@ def test_models_are_judged_in_the_next_runtime_when_the_usual_one_ends_its_proce
     else:
         with pytest.raises(DataError, match="died by SIGSEGV"):
             judge._surviving_runtime(tiny_onnx)
+
+
+def test_distance_falls_with_the_divergence_and_with_the_noise() -> None:
+    def figures(kl: float, sqnr_db: float) -> judge.CandidateFigures:
+        return judge.CandidateFigures(agreement=99.0, kl=kl, sqnr_db=sqnr_db, drop=None, speed=None)
+
+    assert figures(0.0016, 30.0).distance == pytest.approx((0.0016 * 0.001) ** 0.5)
+    assert figures(0.0016, 31.0).distance < figures(0.0016, 30.0).distance
+    assert figures(0.0015, 30.0).distance < figures(0.0016, 30.0).distance
+    assert figures(0.0, math.inf).distance == 0

@@ -65,8 +65,8 @@ def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     kept = [step for step in found["steps"] if step["kept"]]
     assert not found["reached"]
     assert len(kept) > 1
-    divergences = [step["figures"]["kl"] for step in kept]
-    assert divergences == sorted(divergences, reverse=True)
+    distances = [judge.CandidateFigures(**step["figures"]).distance for step in kept]
+    assert distances == sorted(distances, reverse=True)
     assert found["float_activations"] == [step["activation"] for step in kept[1:] if step["how"] == "in float"]
     halved = {step["activation"] for step in kept if step["how"] == "split"} - set(found["float_activations"])
     assert found["split_activations"].keys() == halved
@@ -85,9 +85,9 @@ def test_search_keeps_nothing_that_is_too_slow(make_config: MakeConfig, monkeypa
     monkeypatch.setattr(judge.Judge, "_seconds", lambda self, pool, backend: next(seconds))
     found = outcome(build(make_config(*COARSE, "accuracy.min_agreement=100"), quiet))
     assert len(found["steps"]) > 1
-    plain, *others = (step["figures"] for step in found["steps"])
-    assert {each["speed"] for each in others if each["kl"] < tune._LEAST_GAIN * plain["kl"]} == {0.5}
-    assert {each["speed"] for each in others if each["kl"] >= tune._LEAST_GAIN * plain["kl"]} <= {None}
+    plain, *others = (judge.CandidateFigures(**step["figures"]) for step in found["steps"])
+    assert {each.speed for each in others if each.distance < tune._LEAST_GAIN * plain.distance} == {0.5}
+    assert {each.speed for each in others if each.distance >= tune._LEAST_GAIN * plain.distance} <= {None}
     assert found["float_activations"] == [] and found["split_activations"] == {}
 
 
