@@ -99,7 +99,9 @@ class Journal:
         self._save()
 
     def waiting(self) -> list[tuple[Change, float]]:
-        """Return the changes that were not tried and the divergence each would save, the largest first.
+        """Return the changes that were not tried and about what divergence each saves, in the order to try them in.
+
+        Those after which every convolution is still int8 come first: they cost the least speed for what they save.
 
         An activation that can be split is split first, and left in float32 for what remains of its noise.
         """
@@ -114,7 +116,8 @@ class Journal:
                 found.append((part, _SPLIT_GAIN * cost))
             else:
                 found.append((Change(name), (1 - _SPLIT_GAIN) * cost if part in kept else cost))
-        return sorted((each for each in found if str(each[0]) not in done), key=lambda each: -each[1])
+        left = [each for each in found if str(each[0]) not in done]
+        return sorted(left, key=lambda each: (each[0].how is How.IN_FLOAT, -each[1]))
 
     def trials(self) -> int:
         """Return how many changes there are to try, the tried ones among them."""

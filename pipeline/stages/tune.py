@@ -174,11 +174,12 @@ def _search(
     console.note(_outlook(goal, journal))
     done = journal.trials() - len(journal.waiting())
     with progress_bar(journal.trials(), "tune", "model", done=done, span=(0.2, 1)) as progress:
-        while waiting := journal.waiting():
-            change, gain = waiting[0]
+        while True:
             best = journal.best().figures
-            if is_over() or _DOUBT * gain < (1 - _LEAST_GAIN) * best.kl:
+            worth = [each for each, gain in journal.waiting() if _DOUBT * gain >= (1 - _LEAST_GAIN) * best.kl]
+            if is_over() or not worth:
                 return
+            change = worth[0]
             begun = time.perf_counter()
             try:
                 with judge.opened(make([*journal.kept(), change])) as candidate:

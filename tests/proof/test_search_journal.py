@@ -36,7 +36,7 @@ def test_an_activation_that_can_be_split_is_split_first_and_then_left_in_float(t
 def test_an_activation_whose_split_was_not_kept_is_tried_in_float_for_all_of_its_cost(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
     made.add(Step("a", False, FIGURES, 1.0, How.SPLIT))
-    assert made.waiting()[0] == (Change("a"), 0.4)
+    assert made.waiting()[1] == (Change("a"), 0.4)
     made.lose(Change("a"), "died", 1.0)
     assert [change for change, _ in made.waiting()] == [Change("s", How.SUMS), Change("b"), Change("c")]
 
