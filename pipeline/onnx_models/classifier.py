@@ -16,7 +16,19 @@ import onnx
 
 from pipeline.errors import DataError
 from pipeline.host.hardware import release_memory
-from pipeline.onnx_models import axes, branches, clips, forms, opsets, pads, pooling, sigmoids, signature, slices
+from pipeline.onnx_models import (
+    axes,
+    branches,
+    channels_last,
+    clips,
+    forms,
+    opsets,
+    pads,
+    pooling,
+    sigmoids,
+    signature,
+    slices,
+)
 from pipeline.onnx_models import batch as onnx_batch
 from pipeline.onnx_models import files as onnx_files
 from pipeline.onnx_models.files import check, files
@@ -74,6 +86,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     model = fold(model, path)
     release_memory()  # of the model before, for sessions
     forms.name_nodes(model)
+    channels_last.pool_channels_first(model)
     pooling.use_global_pooling(model)
     pooling.use_pool_over_map(model)
     pooling.use_pool_over_channels(model)

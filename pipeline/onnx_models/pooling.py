@@ -63,7 +63,7 @@ def use_pool_over_map(model: onnx.ModelProto) -> int:
         shape = shapes.get(node.input[0], [])
         window = [size for size in shape[2:] if isinstance(size, int)]
         is_global = node.op_type == "GlobalMaxPool"
-        if len(shape) == 4 and len(window) == 2 and (is_global or _axes(node, constants, 4) == _SPATIAL):
+        if len(shape) == 4 and len(window) == 2 and (is_global or axes_of(node, constants, 4) == _SPATIAL):
             _replace(model.graph, [node], "MaxPool", kernel_shape=window)
             rewritten += 1
     return rewritten
@@ -84,7 +84,7 @@ def use_pool_over_channels(model: onnx.ModelProto) -> int:
         if (
             ranks.get(node.input[0]) in (3, 4)
             and len(sizes) == len(shape) - 1
-            and _axes(node, constants, len(shape)) == (1,)
+            and axes_of(node, constants, len(shape)) == (1,)
         ):
             _pool_channels(model.graph, names, node, sizes)
             rewritten += 1
@@ -99,7 +99,7 @@ def _pool_channels(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, s
     """
     channels, *others = sizes
     rows = integers_tensor(graph, names, f"{node.name}_rows", [0, 1, channels, math.prod(others)])
-    kept = [0, 1, *others] if _keeps_axes(node) else [0, *others]
+    kept = [0, 1, *others] if keeps_axes(node) else [0, *others]
     wanted = integers_tensor(graph, names, f"{node.name}_shape", kept)
     is_minimum = node.op_type == "ReduceMin"
     steps: list[tuple[str, list[str], dict[str, Any]]] = [
@@ -241,7 +241,7 @@ def float32_ranks(model: onnx.ModelProto) -> dict[str, int]:
     return {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.elem_type == onnx.TensorProto.FLOAT}
 
 
-def _axes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], rank: int) -> tuple[int, ...] | None:
+def axes_of(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], rank: int) -> tuple[int, ...] | None:
     """Return the axes that a reduction goes over, from 0, sorted; None where they are computed, or all."""
     for attribute in node.attribute:
         if attribute.name == "axes":
@@ -252,7 +252,8 @@ def _axes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], rank:
     return None
 
 
-def _keeps_axes(node: onnx.NodeProto) -> bool:
+def keeps_axes(node: onnx.NodeProto) -> bool:
+    """Tell whether a reduction leaves axes of size 1."""
     return next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1) == 1
 
 
@@ -263,22 +264,22 @@ def _means_from(
 
     One over both axes, or one over each: x.mean(3).mean(2).
     """
-    axes = _axes(node, constants, 4)
+    axes = axes_of(node, constants, 4)
     if axes == _SPATIAL:
         return [node]
     readers = [other for other in graph.node if node.output[0] in other.input]
     if axes not in ((2,), (3,)) or len(readers) != 1 or readers[0].op_type != "ReduceMean":
         return []
-    if any(value.name == node.output[0] for value in graph.output) or _keeps_axes(node) != _keeps_axes(readers[0]):
+    if any(value.name == node.output[0] for value in graph.output) or keeps_axes(node) != keeps_axes(readers[0]):
         return []
-    second = _axes(readers[0], constants, 4 if _keeps_axes(node) else 3)
-    wanted = (5 - axes[0],) if _keeps_axes(node) else (2,)  # without the first axis, what is left is axis 2
+    second = axes_of(readers[0], constants, 4 if keeps_axes(node) else 3)
+    wanted = (5 - axes[0],) if keeps_axes(node) else (2,)  # without the first axis, what is left is axis 2
     return [node, readers[0]] if second == wanted else []
 
 
 def _replace(graph: onnx.GraphProto, reductions: Sequence[onnx.NodeProto], pool: str, **attributes: Any) -> None:
     node = reductions[0]
-    source, target, keeps = node.input[0], reductions[-1].output[0], _keeps_axes(node)
+    source, target, keeps = node.input[0], reductions[-1].output[0], keeps_axes(node)
     pooled = target if keeps else f"{target}_pooled"
     made = [helper.make_node(pool, [source], [pooled], node.name, **attributes)]
     if not keeps:
