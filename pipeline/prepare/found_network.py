@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,10 @@ from pipeline.weights.file_kinds import FileKind, kind_of
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
+
+
+# Names of outputs of image encoders: CLIP's and those of transformers.
+_EMBEDDING = re.compile(r"embed|feature|hidden_state|pooler")
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,9 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     note = f"{weights}: input {name!r}, {shown}"
     unit = input_units.unit_of(model)
     note += f", {unit.value} that the network normalises itself" if unit else ""
+    outputs = [value.name for value in model.graph.output]
+    is_embedding = len(outputs) == 1 and _EMBEDDING.search(outputs[0].lower())
+    note += f"; output {outputs[0]!r} is named like an embedding, which is no scores of classes" if is_embedding else ""
     return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, unit)
 
 

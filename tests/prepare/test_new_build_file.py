@@ -296,6 +296,20 @@ def test_init_reads_what_timm_wrote_beside_the_weights(
     assert (cfg.preprocess.resize_hw, cfg.preprocess.mean) == ((101, 101), (0.5, 0.5, 0.5))
 
 
+@pytest.mark.parametrize(("name", "is_said"), [("image_embeds", True), ("last_hidden_state", True), ("logits", False)])
+def test_init_says_where_an_output_is_named_like_an_embedding(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, is_said: bool
+) -> None:
+    """As transformers 4.57.6 and open_clip 3.3.0 name the outputs of image encoders."""
+    path = save_onnx(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = model.graph.output[0].name = name
+    onnx.save(model, path)
+    assert main(["init", f"{tmp_path}/x.yaml", "--weights", str(path), "--dataset", str(images)]) == 0
+    said = f"; output {name!r} is named like an embedding, which is no scores of classes"
+    assert (said in capsys.readouterr().out) is is_said
+
+
 @pytest.mark.parametrize("within", [True, False])
 def test_init_takes_the_order_of_the_classes_that_timm_wrote(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], within: bool
