@@ -115,6 +115,8 @@ def _decibels(figures: Figures) -> str:
 
 def describe(rows: Sequence[Row], count: int) -> list[str]:
     """Return the table that people read: the `count` most expensive."""
+    if not rows:
+        return ["nothing is quantized: the network has no layer in int8, so nothing can be ranked"]
     lines = ["   noise   logit SQNR   KL alone  in float  quantizer"]
     for row in rows[:count]:
         cost = row.cost
@@ -122,11 +124,12 @@ def describe(rows: Sequence[Row], count: int) -> list[str]:
         figures = f"{row.noise_percent:7.1f}%  {cost.sqnr_db:8.1f} dB  {cost.kl:9.6f}  {row.work_percent:7.2f}%"
         lines.append(f"{figures}  {what} {cost.name}")
     of_weights = sum(row.noise_percent for row in rows if row.cost.kind is Kind.WEIGHTS)
+    of_activations = sum(row.noise_percent for row in rows if row.cost.kind is not Kind.WEIGHTS)
     rest = sum(row.noise_percent for row in rows[count:])
     return [
         *lines,
         f"{rest:7.1f}%  in {max(0, len(rows) - count)} others; "
-        f"of all, weights {of_weights:.1f}%, activations {100 - of_weights:.1f}%",
+        f"of all, weights {of_weights:.1f}%, activations {of_activations:.1f}%",
     ]
 
 

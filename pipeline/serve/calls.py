@@ -21,7 +21,8 @@ from pipeline.serve.kserve import InvalidInput
 from pipeline.serve.requests import JSON_LENGTH, parse
 from pipeline.serve.served import Plane
 
-_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(infer|classify)")
+# A last slash does no harm, as the framework has it for other paths.
+_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/(infer|classify)/?")
 _MOST_FILES = 128  # of one upload
 _TOPK = 5
 _JSON = (b"content-type", b"application/json")

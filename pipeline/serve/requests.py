@@ -39,7 +39,8 @@ def parse(body: bytes, json_length: str | None, model_name: str, version: str | 
         raise InvalidInput(f"the body is no JSON ({err})") from None
     inputs = document.get("inputs") if isinstance(document, dict) else None
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise InvalidInput("expected a JSON object with 'inputs', a list of one tensor")
+        found = f", got {len(inputs)}" if isinstance(inputs, list) and len(inputs) != 1 else ""
+        raise InvalidInput(f"expected a JSON object with 'inputs', a list of one tensor{found}")
     given, raw = _input(inputs[0], memoryview(body)[length:])
     return InferRequest(
         model_name,
@@ -47,7 +48,7 @@ def parse(body: bytes, json_length: str | None, model_name: str, version: str | 
         model_version=version,
         request_id="" if document.get("id") is None else _text(document, "id"),
         raw_inputs=None if raw is None else [raw],
-        parameters=_object(document, "parameters"),
+        parameters=_flagged(_object(document, "parameters"), "binary_data_output"),
         request_outputs=_outputs(document.get("outputs")),
     )
 
@@ -92,6 +93,8 @@ def _from_json(name: str, datatype: str, shape: list[int], data: object) -> np.n
             raise InvalidInput(f"input {name!r}: data: expected 0 to 255, got {values.min()} to {values.max()}")
         with np.errstate(over="ignore"):  # Inf is refused where it is used
             return values.astype(_DTYPES[datatype]).reshape(shape)
+    except InvalidInput:  # which is a ValueError
+        raise
     except (ValueError, TypeError, binascii.Error) as err:
         raise InvalidInput(f"input {name!r}: the data are not {datatype} {shape} ({err})") from None
 
@@ -101,7 +104,17 @@ def _outputs(asked: object) -> list[RequestedOutput] | None:
         return None
     if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
         raise InvalidInput("outputs: expected a list of objects")
-    return [RequestedOutput(_text(each, "name"), _object(each, "parameters")) for each in asked]
+    return [
+        RequestedOutput(_text(each, "name"), _flagged(_object(each, "parameters"), "binary_data")) for each in asked
+    ]
+
+
+def _flagged(parameters: dict[str, Any] | None, key: str) -> dict[str, Any] | None:
+    """Return parameters of which one is true or false, if it is there."""
+    value = (parameters or {}).get(key)
+    if value not in (None, 0, 1):  # False and True are numbers too
+        raise InvalidInput(f"{key}: expected true or false, got {value!r:.80}")
+    return parameters
 
 
 def _text(given: dict[str, Any], key: str) -> str:

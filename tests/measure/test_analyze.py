@@ -14,7 +14,9 @@ from conftest import FinishedBuild
 from pipeline.building import build
 from pipeline.commands.cli import main
 from pipeline.config.build_config import BuildConfig
+from pipeline.measure.analyze import Row, describe
 from pipeline.packages.package import open_package
+from pipeline.quant.sensitivity import Kind, QuantizerCost
 from pipeline.runtimes.opening import installed_runtimes
 from pipeline.stages import tune
 
@@ -84,3 +86,20 @@ def test_analyze_gives_an_error_line_when_the_float32_model_is_elsewhere(
     shutil.copytree(prefix.parent, moved)
     assert main(["analyze", "-m", str(moved / prefix.name)]) == 2
     assert "the float32 model it was made from is not here" in capsys.readouterr().err
+
+
+def row(kind: Kind, noise_percent: float) -> Row:
+    cost = QuantizerCost(kind, "x", ("conv",), noise=noise_percent, sqnr_db=90.0, kl=0.0)
+    return Row(cost, noise_percent, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "last"),
+    [
+        ([row(Kind.WEIGHTS, 75.0), row(Kind.ACTIVATION, 25.0)], "of all, weights 75.0%, activations 25.0%"),
+        ([row(Kind.WEIGHTS, 0.0), row(Kind.ACTIVATION, 0.0)], "of all, weights 0.0%, activations 0.0%"),
+        ([], "nothing is quantized: the network has no layer in int8, so nothing can be ranked"),
+    ],
+)
+def test_describe_ends_with_the_shares_that_there_are(rows: list[Row], last: str) -> None:
+    assert describe(rows, 1)[-1].endswith(last)

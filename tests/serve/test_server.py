@@ -294,6 +294,13 @@ SHARED = {"shared_memory_region": "region", "shared_memory_byte_size": 40}
         (body(in_json(shape=[1.5, 3, 32, 32])), None, "shape: expected a list of numbers"),
         (body(in_json(datatype="UINT8", data=[0.5] * 3072)), None, "expected numbers of UINT8"),
         (body(in_json(), id=3), None, "id: expected text, got 3"),
+        (b'{"inputs": [{}, {}]}', None, "a list of one tensor, got 2"),
+        (body(in_json(), parameters={"binary_data_output": "yes"}), None, "binary_data_output: expected true or false"),
+        (
+            body(in_json(), outputs=[{"name": "logits", "parameters": {"binary_data": []}}]),
+            None,
+            "binary_data: expected",
+        ),
     ],
 )
 def test_what_is_no_request_is_said_in_a_line(server: Server, content: bytes, length: str | None, text: str) -> None:
@@ -302,6 +309,18 @@ def test_what_is_no_request_is_said_in_a_line(server: Server, content: bytes, le
     assert (status, list(answer)) == (400, ["error"])
     assert text in answer["error"]
     assert "\n" not in answer["error"]
+
+
+def test_a_fault_of_the_data_is_said_once(server: Server) -> None:
+    given = body(in_json(datatype="UINT8", data=[300] * 3072))
+    status, answer = server.post(f"/v2/models/{NAME}/infer", given)
+    assert (status, answer) == (400, {"error": "input 'image': data: expected 0 to 255, got 300 to 300"})
+
+
+def test_calls_are_answered_with_a_last_slash_too(server: Server) -> None:
+    infer = f"/v2/models/{NAME}/infer"
+    assert server.post(f"{infer}/", body(in_json()))[1]["outputs"] == server.post(infer, body(in_json()))[1]["outputs"]
+    assert server.post(f"/v2/models/{NAME}/versions/1/infer/", body(in_json()))[0] == 200
 
 
 @pytest.mark.parametrize(
