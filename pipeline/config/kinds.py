@@ -190,7 +190,7 @@ class Number(Kind):
 
 @dataclass(frozen=True)
 class Layers(Kind):
-    """Layers of a network: all by number from 0, or all by node name."""
+    """Layers of a network: all by number from 0, or all by name or pattern."""
 
     def read(self, section: Section, name: str, default: Any, required: bool) -> Any:
         value = section.take(name)
@@ -207,7 +207,7 @@ class Layers(Kind):
         return {"type": ["array", "null"], "items": items}
 
     def values(self) -> str:
-        return "numbers from 0, or names"
+        return "numbers from 0, or names and patterns"
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ class QuantizeConfig:
         True, Switch(), "what rounding the weights adds to the mean output is taken from each bias"
     )
     skip_conv_layers: tuple[int | str, ...] = key((), Layers(), "convolutions left in float", example="[0, 3]")
-    exclude_layers: tuple[int | str, ...] = key((), Layers(), "layers of any kind left in float", example="[/fc/Gemm]")
+    exclude_layers: tuple[int | str, ...] = key(
+        (), Layers(), "layers of any kind left in float", example="[/fc/Gemm, /layer1/*]"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

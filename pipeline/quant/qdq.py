@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
@@ -204,23 +205,29 @@ def find_layers(
         convolutions: names, or numbers among the convolutions in graph order, from 0.
         layers: names, or numbers among convolutions and fully connected layers, from 0.
 
+    Where no node has a name, it is a pattern such as `/layer1/*`: every convolution, or every layer, that it fits.
+
     Raises:
         ConfigError: there is no such layer.
     """
     weighted = [node.name for node in weighted_nodes(model)]
     convs = [node.name for node in weighted_nodes(model) if node.op_type == "Conv"]
     everything = [node.name for node in model.graph.node]
-    found = set()
-    for key, wanted, numbered in (("skip_conv_layers", convolutions, convs), ("exclude_layers", layers, weighted)):
+    found: set[str] = set()
+    for key, wanted, numbered, fitting in (
+        ("skip_conv_layers", convolutions, convs, convs),
+        ("exclude_layers", layers, weighted, everything),
+    ):
         for layer in wanted:
-            if isinstance(layer, int) and layer < len(numbered):
-                found.add(numbered[layer])
-            elif isinstance(layer, str) and layer in everything:
-                found.add(layer)
+            if isinstance(layer, int):
+                meant = numbered[layer : layer + 1]
             else:
+                meant = [layer] if layer in everything else [name for name in fitting if fnmatchcase(name, layer)]
+            if not meant:
                 near = difflib.get_close_matches(str(layer), everything, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"numbers go from 0 to {len(numbered) - 1}"
                 raise ConfigError(f"backend.quantize.{key}: the model has no layer {layer!r}; {hint}")
+            found.update(meant)
     return frozenset(found)
 
 

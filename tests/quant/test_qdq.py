@@ -447,12 +447,20 @@ def test_find_layers_gives_names_for_numbers_and_names(tiny_model: onnx.ModelPro
     }
 
 
+def test_find_layers_gives_what_a_pattern_fits(tiny_model: onnx.ModelProto) -> None:
+    names = {node.name for node in tiny_model.graph.node}
+    assert qdq.find_layers(tiny_model, ["*"], []) == set(CONVS)
+    assert qdq.find_layers(tiny_model, [], ["*"]) == names
+    assert qdq.find_layers(tiny_model, [], ["/fc/*"]) == {name for name in names if name.startswith("/fc/")}
+
+
 @pytest.mark.parametrize(
     ("convolutions", "layers", "message"),
     [
         ([6], [], "skip_conv_layers: the model has no layer 6; numbers go from 0 to 5"),
         ([], [7], "exclude_layers: the model has no layer 7; numbers go from 0 to 6"),
         ([], ["/fc/Gem"], "exclude_layers: the model has no layer '/fc/Gem'; did you mean '/fc/Gemm'?"),
+        ([], ["/fx/*"], "exclude_layers: the model has no layer '/fx/*'; numbers go from 0 to 6"),
         (["Q"], [], "skip_conv_layers: the model has no layer 'Q'; numbers go from 0 to 5"),
     ],
 )
