@@ -35,6 +35,16 @@ class BackendError(PipelineError):
     """A runtime is missing, or refused a model."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, or the name of its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return a library's message in one line of 300 characters at most, or the name of its type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def is_our_bug(error: BaseException, *, except_in: tuple[str, ...] = ()) -> bool:
     """Tell whether a line of this package raised an exception that only a bug raises.
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data import preprocess
-from pipeline.errors import DataError, is_our_bug
+from pipeline.errors import DataError, first_line, in_a_line, is_our_bug
 
 
 def raised_by(function: Callable[..., Any], *arguments: Any) -> Exception:
@@ -44,3 +44,15 @@ def test_decode_keeps_the_cause_of_a_damaged_image() -> None:
     with pytest.raises(DataError) as caught:
         preprocess.decode(b"no image")
     assert type(caught.value.__cause__).__name__ == "UnidentifiedImageError"
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "whole"),
+    [
+        (ValueError("\n wrong  type\nat 3"), "wrong  type", "wrong type at 3"),
+        (KeyError(), "KeyError", "KeyError"),
+        (OSError("x" * 400), "x" * 400, "x" * 300),
+    ],
+)
+def test_messages_of_libraries_come_in_a_line(error: Exception, first: str, whole: str) -> None:
+    assert (first_line(error), in_a_line(error)) == (first, whole)

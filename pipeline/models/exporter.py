@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError, PipelineError, first_line
 from pipeline.host.hardware import release_memory
 from pipeline.models import zoo
 from pipeline.models.torch_threads import one_thread
@@ -83,15 +83,11 @@ def library_to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: s
                     opset_version=classifier.OPSET,
                 )
         except Exception as err:  # of each network's own code, as of the exporter
-            raise DataError(f"{name}: torch {torch.__version__} does not export it ({_line(err)})") from None
+            raise DataError(f"{name}: torch {torch.__version__} does not export it ({first_line(err)})") from None
         try:
             return classifier.load(path, chw)
         except DataError as err:
             raise DataError(str(err).replace(str(path), name)) from None
-
-
-def _line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0] or type(err).__name__
 
 
 def to_torchscript(network: nn.Module, chw: tuple[int, ...]) -> bytes:

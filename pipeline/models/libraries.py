@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artefacts import whole_file
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, first_line
 from pipeline.host.extras import install_command
 from pipeline.models.recipe import Recipe, of_timm
 
@@ -49,7 +49,7 @@ def load(library: str) -> Any:
             return importlib.import_module(library)
     except Exception as err:  # compiled parts that do not fit torch fail in their own ways
         raise ConfigError(
-            f"{library} {version_of(library)} is installed but does not import ({_line(err)}); most often its "
+            f"{library} {version_of(library)} is installed but does not import ({first_line(err)}); most often its "
             f"torchvision is of another torch: run pip uninstall -y torchvision, then {install_command(library)}"
         ) from None
 
@@ -183,7 +183,7 @@ def build(library: str, name: str, num_classes: int, hw: tuple[int, int] | None 
                 name if library == "timm" else architecture, num_classes, hw
             )
     except Exception as err:  # each network checks its own arguments
-        raise ConfigError(f"{library} does not make {name} for {num_classes} classes ({_line(err)})") from None
+        raise ConfigError(f"{library} does not make {name} for {num_classes} classes ({first_line(err)})") from None
     return network.eval()
 
 
@@ -256,7 +256,7 @@ def fetch(library: str, name: str, folder: Path) -> Path:
                 state = _torchvision_weights(architecture)[tag or tags[0]].get_state_dict(check_hash=True)
     except Exception as err:  # of networks, hubs and hashes
         raise DataError(
-            f"{library} cannot fetch the weights of {name} ({_line(err)}); check the network, or download them by "
+            f"{library} cannot fetch the weights of {name} ({first_line(err)}); check the network, or download them by "
             "hand and give the file as the weights"
         ) from None
     try:
@@ -274,7 +274,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0] or type(err).__name__

@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, inliner, numpy_helper
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.onnx_models import forms, opsets, upgrades
 from pipeline.onnx_models.fused import split_fused
 from pipeline.onnx_models.graphs import check_model, graphs_of, sort_nodes
@@ -153,7 +153,7 @@ def _check_pointer(file: Path, path: Path) -> None:
 
 
 def _invalid(path: Path, err: Exception) -> DataError:
-    reason = str(err).strip().partition("\n")[0] or type(err).__name__
+    reason = first_line(err)
     return DataError(f"{path}: not a valid ONNX model ({reason}); export it again")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.host.hardware import release_memory
 from pipeline.onnx_models import forms
 from pipeline.onnx_models.graphs import graphs_of, is_large, readers_of, without_weights
@@ -39,7 +39,7 @@ def fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onn
             write_folded(light.SerializeToString(), target, without)
             release_memory()
         except RUNTIME_ERRORS as err:
-            reason = str(err).strip().partition("\n")[0]
+            reason = first_line(err)
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
         except FILE_ERRORS:
             raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None

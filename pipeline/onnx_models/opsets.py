@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import defs, numpy_helper, version_converter
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.onnx_models import upgrades
 from pipeline.onnx_models.graphs import (
     Names,
@@ -55,7 +55,7 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = free
             del model.graph.value_info[:]
         except (RuntimeError, ValueError) as err:
-            reason = str(err).strip().partition("\n")[0]
+            reason = first_line(err)
             raise DataError(
                 f"{path}: cannot be brought from opset {version_of(model)} to {OPSET} ({reason}); export it with "
                 f"opset {OPSET}"

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.host.hardware import release_memory
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
@@ -62,13 +62,13 @@ class RawFile:
             self._session = open_session(str(runnable), optimized=False, prepacked=False)
         except _LOAD_ERRORS as err:
             self.runner = "onnx's reference evaluator"
-            reason = str(err).strip().partition("\n")[0]
+            reason = first_line(err)
             try:
                 self._reference = ReferenceEvaluator(onnx.load(runnable))
             except Exception as reference_err:  # it raises whatever its operators do
                 raise DataError(
-                    f"neither ONNX Runtime ({reason}) nor onnx's reference evaluator ({_line(reference_err)}) loads "
-                    "the file as it is"
+                    f"neither ONNX Runtime ({reason}) nor onnx's reference evaluator "
+                    f"({first_line(reference_err)}) loads the file as it is"
                 ) from None
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class RawFile:
             assert self._reference is not None
             return list(self._reference.run(outputs, feed))
         except Exception as err:  # the reference evaluator raises whatever its operators do
-            raise DataError(f"{self.runner} does not run the file as it is ({_line(err)})") from None
+            raise DataError(f"{self.runner} does not run the file as it is ({first_line(err)})") from None
 
     def first_change(self, model: onnx.ModelProto, image_chw: Float32, share: float) -> str | None:
         """Return the first operator of the file whose result has the same name in the model and another value.
@@ -220,7 +220,3 @@ def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) 
     channels = dims[3 if last else 1] if len(dims) == 4 else None
     grey = (channels or channels_read(model.graph, image.name)) == 1
     return image.name, last, grey, dims[0] if dims else None
-
-
-def _line(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0] or type(err).__name__

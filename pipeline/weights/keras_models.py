@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, in_a_line
 from pipeline.host import isolated
 from pipeline.host.extras import install_command
 from pipeline.weights.file_kinds import FileKind, kind_of
@@ -98,7 +98,7 @@ def _read_hdf5(path: Path) -> str | bytes:
         with h5py.File(path, "r") as file:
             found = file.attrs.get(_ATTRIBUTE)
     except (OSError, RuntimeError, KeyError, ValueError) as err:
-        raise ConfigError(f"{path}: cannot be read ({_line(err)}); download it again") from err
+        raise ConfigError(f"{path}: cannot be read ({in_a_line(err)}); download it again") from err
     if not isinstance(found, str | bytes):
         raise ConfigError(f"{path}: holds weights alone; {_WHOLE}")
     return found
@@ -113,7 +113,9 @@ def _check_layers(path: Path, description: str | bytes) -> None:
     try:
         layers = list(_objects_in(json.loads(description)))
     except (ValueError, RecursionError) as err:
-        raise ConfigError(f"{path}: its description of the layers is damaged ({_line(err)}); save it again") from None
+        raise ConfigError(
+            f"{path}: its description of the layers is damaged ({in_a_line(err)}); save it again"
+        ) from None
     for layer in layers:
         kind, module = layer["class_name"], layer.get("module")
         settings = layer.get("config")
@@ -224,7 +226,7 @@ def _load(path: str) -> Any:
             )
         except Exception as err:  # Keras's errors have no parent of their own
             raise DataError(
-                f"Keras {keras.__version__} cannot load it ({_line(err)}); save it by Keras 3, {_ELSEWHERE}"
+                f"Keras {keras.__version__} cannot load it ({in_a_line(err)}); save it by Keras 3, {_ELSEWHERE}"
             ) from None
 
 
@@ -252,7 +254,7 @@ def _write_onnx(model: Any, shape: tuple[int | None, ...], out: str) -> None:
         converted, _ = tf2onnx.convert.from_function(function, signature, opset=_OPSET)
     except Exception as err:  # as of Keras
         raise DataError(
-            f"tf2onnx {tf2onnx.__version__} with TensorFlow {tf.__version__} cannot convert it ({_line(err)})"
+            f"tf2onnx {tf2onnx.__version__} with TensorFlow {tf.__version__} cannot convert it ({in_a_line(err)})"
         ) from None
     # Constants that a layer keeps as tensors (Normalization's mean) are inputs of TensorFlow's graph, and stay so.
     captured = {inner.name: outer for outer, inner in graph.captures if outer.dtype != tf.resource}
@@ -260,7 +262,3 @@ def _write_onnx(model: Any, shape: tuple[int | None, ...], out: str) -> None:
         converted.graph.input.remove(value)
         converted.graph.initializer.append(onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name))
     onnx.save(converted, out)
-
-
-def _line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, in_a_line
 from pipeline.host import isolated
 from pipeline.weights.file_kinds import FileKind, kind_of
 
@@ -120,7 +120,7 @@ def _convert(
         except Exception as err:  # of the network's own code
             kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32}
             wanted = f"export it as float32, after model.float(), not {_names(kinds)}" if kinds else "give its own size"
-            raise DataError(f"does not run on an image of {list(chw)} ({_line(err)}); {wanted}") from None
+            raise DataError(f"does not run on an image of {list(chw)} ({in_a_line(err)}); {wanted}") from None
         try:
             torch.onnx.export(
                 network,
@@ -133,7 +133,7 @@ def _convert(
             )
         except Exception as err:  # the exporter's errors have no parent of their own
             raise DataError(
-                f"torch {torch.__version__} cannot export it to ONNX ({_line(err)}); export the network itself by "
+                f"torch {torch.__version__} cannot export it to ONNX ({in_a_line(err)}); export the network itself by "
                 "torch.onnx.export(..., dynamo=True) and give that file"
             ) from None
         if images_nchw is None or not isinstance(output, torch.Tensor):
@@ -154,8 +154,8 @@ def _load(path: str) -> tuple[Any, _Shape | None]:
             network: Any = torch.jit.load(path, map_location="cpu").float().eval()  # type: ignore[no-untyped-call]
         except Exception as err:
             raise DataError(
-                f"torch {torch.__version__} cannot load this TorchScript file ({_line(err)}); save the network again "
-                "by this version of torch, without torch.jit.optimize_for_inference, or export it to ONNX"
+                f"torch {torch.__version__} cannot load this TorchScript file ({in_a_line(err)}); save the network "
+                "again by this version of torch, without torch.jit.optimize_for_inference, or export it to ONNX"
             ) from None
         for parameter in network.parameters():
             parameter.requires_grad_(False)
@@ -166,8 +166,8 @@ def _load(path: str) -> tuple[Any, _Shape | None]:
         network.train = lambda mode=True: network  # it has one mode, and refuses to be asked; the exporter asks
     except Exception as err:
         raise DataError(
-            f"torch {torch.__version__} cannot load this program of torch.export ({_line(err)}); export it again by "
-            "this version of torch, or to ONNX"
+            f"torch {torch.__version__} cannot load this program of torch.export ({in_a_line(err)}); export it again "
+            "by this version of torch, or to ONNX"
         ) from None
     shapes = {
         node.name: tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
@@ -182,7 +182,3 @@ def _load(path: str) -> tuple[Any, _Shape | None]:
 
 def _names(kinds: Collection[torch.dtype]) -> str:
     return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-
-
-def _line(err: Exception) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__
