@@ -92,8 +92,8 @@ class _Request:
         count = len(part_nchw)
         self.images[:count] = part_nchw
         self.images[count:] = 0
-        self._request.start_async()
-        self._request.wait()
+        # On this thread: those of OpenVINO's own are not there after a fork.
+        self._request.infer(share_outputs=True)
         output = self._request.get_output_tensor(0) if self._output is None else self._output
         found: Output = output.data[:count].copy()
         return found
