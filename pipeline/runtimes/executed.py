@@ -38,8 +38,8 @@ _NO_ARITHMETIC = frozenset(
 )
 _SUBGRAPH = "Subgraph"  # of OpenVINO: operators that it compiles together, matrix products among them
 _FILE_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# What ONNX Runtime adds to the name of a node, or of the tensor that a node was renamed after.
-_ADDED = re.compile(r"^fused |(_nchwc|_token_\d+)+$")
+# What ONNX Runtime, and `float_form`, add to the name of a node, or of the tensor that a node was renamed after.
+_ADDED = re.compile(r"^fused |(_nchwc|_token_\d+|\.clipped)+$")
 
 
 class Executed(TypedDict):

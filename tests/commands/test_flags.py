@@ -62,7 +62,10 @@ def test_build_sets_the_key_when_its_flag_is_given(
         (("--percentile", "30"), "--percentile: must be in (50, 100], got 30"),
         (("--percentile", "much"), "--percentile: expected a number, got 'much'"),
         (("--num_images", "0"), "--num_images: expected an integer >= 1, got 0"),
-        (("--num_images", "1e3"), "--num_images: expected an integer >= 1, got '1e3'"),
+        (
+            ("--num_images", "1e3"),
+            "--num_images: expected an integer >= 1, got '1e3'; YAML reads that as text: write 1000",
+        ),
         (("--size", "0"), "--size: must be in 1..16384, got 0"),
         (("--size", "big"), "--size: must be in 1..16384, got 'big'"),
         (("--target", "vni"), "--target: expected one of any, vnni, avx2, got 'vni'; did you mean 'vnni'?"),

@@ -59,7 +59,9 @@ def test_other_paths_are_left_to_the_application(path: str) -> None:
     assert answered(ask(Calls(other, plane=Plane()), "POST", path)) == (299, "other")
 
 
-@pytest.mark.parametrize("path", ["/v2/models/net/infer", "/v2/models/net/infer/", "/v2/models/net/versions/7/classify"])
+@pytest.mark.parametrize(
+    "path", ["/v2/models/net/infer", "/v2/models/net/infer/", "/v2/models/net/versions/7/classify"]
+)
 def test_a_model_that_is_not_served_is_not_found_before_the_body_is_read(path: str) -> None:
     status, answer = answered(ask(Calls(other, plane=Plane()), "POST", path, b"no request"))
     assert status == 404
