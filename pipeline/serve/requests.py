@@ -41,6 +41,8 @@ def parse(body: bytes, json_length: str | None, model_name: str, version: str | 
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         found = f", got {len(inputs)}" if isinstance(inputs, list) and len(inputs) != 1 else ""
         raise InvalidInput(f"expected a JSON object with 'inputs', a list of one tensor{found}")
+    if (b"true" in text or b"false" in text) and _holds_booleans(inputs[0].get("data")):
+        raise InvalidInput("data: expected numbers or texts, got true or false")  # which would count as 1 and 0
     given, raw = _input(inputs[0], memoryview(body)[length:])
     return InferRequest(
         model_name,
@@ -66,6 +68,18 @@ def _input(tensor: dict[str, Any], behind: memoryview) -> tuple[InferInput, memo
         return given, behind
     given.set_data_from_numpy(_from_json(name, datatype, shape, tensor.get("data")))
     return given, None
+
+
+def _holds_booleans(data: object) -> bool:
+    """Tell whether nested lists hold a boolean."""
+    left = [data]
+    while left:
+        each = left.pop()
+        if isinstance(each, bool):
+            return True
+        if isinstance(each, list):
+            left += each
+    return False
 
 
 def _shape(name: str, shape: object) -> list[int]:

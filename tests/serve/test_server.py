@@ -269,6 +269,7 @@ SHARED = {"shared_memory_region": "region", "shared_memory_byte_size": 40}
         (body(in_json(datatype="UINT8", data=[-1] * 3072)), None, "expected 0 to 255"),
         (body(in_json(datatype="UINT8")), None, "expected numbers of UINT8"),
         (body(in_json(data=["1"] * 3072)), None, "expected numbers of FP32"),
+        (body(in_json(data=[0.5] * 3071 + [True])), None, "expected numbers or texts, got true or false"),
         (body(in_json(data=[[1, 2], [3]])), None, "are not FP32"),
         (body(in_json(data=None)), None, "data: expected a list, got NoneType"),
         (body(in_json(datatype="INT64")), None, "expected UINT8, FP32 or BYTES, got 'INT64'"),
