@@ -196,7 +196,8 @@ def test_init_keeps_the_key_of_the_weights_it_was_told_to_take(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), len(CLASSES)).state_dict()
-    torch.save({"model": state, "model_ema": state}, "w.pth")
+    averaged = {name: tensor.clone() for name, tensor in state.items()}
+    torch.save({"model": state, "model_ema": averaged}, "w.pth")
     flags = ["--weights", "w.pth", "--dataset", "pets", "--size", "64"]
     assert main(["init", "a.yaml", *flags]) == 0
     assert capsys.readouterr().err == (
