@@ -68,7 +68,7 @@ def _read(file: Path | ImageSource, samples: Sequence[Sample]) -> tuple[int, Lab
     names = max(columns, key=lambda column: len(images[column]), default="")
     if not names or not images[names]:
         return 0, LabelTable(file, None, {}, "names none of the images")
-    labels = _label_column([column for column in columns if column != names])
+    labels = _label_column([column for column in columns if column != names], rows)
     if labels is None:
         return len(images[names]), LabelTable(file, None, {}, f"has no column {', '.join(_LABELS[:4])} or the like")
     found: dict[str, str] = {}
@@ -114,12 +114,15 @@ def _image(written: str, by_name: Mapping[str, str]) -> str | None:
     return next((by_name[key] for key in keys if key in by_name), None)
 
 
-def _label_column(columns: Sequence[str]) -> str | None:
+def _label_column(columns: Sequence[str], rows: Sequence[Row]) -> str | None:
+    """Return the column of labels: one of a usual name, or a single one of words. Numbers may be widths, or ages."""
     for wanted in _LABELS:
         for column in columns:
             if column.lower().replace(" ", "_") == wanted:
                 return column
-    return columns[0] if len(columns) == 1 else None
+    only = columns[0] if len(columns) == 1 else None
+    has_words = only is not None and any(sign.isalpha() for row in rows for sign in row.get(only, ""))
+    return only if has_words else None
 
 
 def misfit(table: LabelTable, class_count: int | None) -> str:

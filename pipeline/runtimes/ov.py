@@ -83,9 +83,6 @@ class _Request:
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self._request = compiled.create_infer_request()
         self.images: Batch = self._request.get_input_tensor(0).data  # the request's own memory
-        # A model may leave the size of its output open: then it is known after each computation.
-        static = compiled.outputs[0].get_partial_shape().is_static
-        self._output = self._request.get_output_tensor(0) if static else None
 
     def compute(self, part_nchw: Batch) -> Output:
         """Return the outputs of images, at most as many as the model was compiled for."""
@@ -94,8 +91,7 @@ class _Request:
         self.images[count:] = 0
         # On this thread: those of OpenVINO's own are not there after a fork.
         self._request.infer(share_outputs=True)
-        output = self._request.get_output_tensor(0) if self._output is None else self._output
-        found: Output = output.data[:count].copy()
+        found: Output = self._request.get_output_tensor(0).data[:count].copy()
         return found
 
 

@@ -79,6 +79,8 @@ def test_find_table_finds_none_where_none_names_half_of_the_images(tmp_path: Pat
     ("text", "fault"),
     [
         ("file,width,height\na.jpg,8,8\nb.jpg,8,8\nc 1.jpg,8,8\n", "has no column label, labels, class, class_name"),
+        ("file,width\na.jpg,8\nb.jpg,9\nc 1.jpg,8\n", "has no column label, labels, class, class_name"),
+        ("file,score\na.jpg,0.5\nb.jpg,.25\nc 1.jpg,-1\n", "has no column label, labels, class, class_name"),
         ("file,label\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n", "gives a.jpg several labels"),
     ],
 )
