@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.errors import PipelineError, is_our_bug
+from pipeline.errors import DataError, PipelineError, is_our_bug
 from pipeline.host.processes import sigint_held_back
 
 R = TypeVar("R")
@@ -83,6 +83,27 @@ def call(function: Callable[..., R], *arguments: Any, seconds: float) -> R:
         raise result.error from _RemoteError(result.trace)
     answer: R = result[0]
     return answer
+
+
+def call_on_file(
+    path: Path, library: str, advice: str, function: Callable[..., R], *arguments: Any, seconds: float
+) -> R:
+    """As `call`, of a library's work on a user's file; its errors begin with the file's path.
+
+    Args:
+        library: whose process it is.
+        advice: what follows on how the process ended, as in " on this file; export it to ONNX".
+
+    Raises:
+        DataError: the function raised one, or the process was lost.
+    """
+    try:
+        return call(function, *arguments, seconds=seconds)
+    except LostError as err:
+        lost = str(err).partition(" (")[0]  # what was printed last says nothing of the cause
+        raise DataError(f"{path}: {library} {lost}{advice}") from err
+    except DataError as err:
+        raise DataError(f"{path}: {err}") from err
 
 
 @dataclass(frozen=True)

@@ -164,15 +164,10 @@ def to_onnx(
     check(path)
     with tempfile.TemporaryDirectory(prefix="keras-") as folder:
         written = Path(folder) / "model.onnx"
-        try:
-            answers: npt.NDArray[np.float32] | None = isolated.call(
-                _convert, str(path), str(written), hw, images_nchw, seconds=_SECONDS
-            )
-        except isolated.LostError as err:
-            lost = str(err).partition(" (")[0]  # what TensorFlow printed last says nothing of the cause
-            raise DataError(f"{path}: TensorFlow {lost} on this file; {_ELSEWHERE[3:]}") from err
-        except DataError as err:
-            raise DataError(f"{path}: {err}") from err
+        advice = f" on this file; {_ELSEWHERE[3:]}"
+        answers: npt.NDArray[np.float32] | None = isolated.call_on_file(
+            path, "TensorFlow", advice, _convert, str(path), str(written), hw, images_nchw, seconds=_SECONDS
+        )
         shutil.copyfile(written, out)
     return answers
 

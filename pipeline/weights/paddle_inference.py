@@ -170,13 +170,8 @@ def to_onnx(path: Path, out: Path) -> None:
     check(path)
     with unpack(path) as model, tempfile.TemporaryDirectory(prefix="paddle-") as folder:
         written = Path(folder) / "model.onnx"
-        try:
-            isolated.call(_convert, str(model.program), str(model.parameters), str(written), seconds=_SECONDS)
-        except isolated.LostError as err:
-            lost = str(err).partition(" (")[0]  # what Paddle printed last says nothing of the cause
-            raise DataError(f"{path}: paddle2onnx {lost}, as it does on damaged files; download it again") from err
-        except DataError as err:
-            raise DataError(f"{path}: {err}") from err
+        advice, files = ", as it does on damaged files; download it again", (str(model.program), str(model.parameters))
+        isolated.call_on_file(path, "paddle2onnx", advice, _convert, *files, str(written), seconds=_SECONDS)
         if not written.is_file():
             raise DataError(f"{path}: paddle2onnx wrote no model; convert it by hand and give the .onnx file")
         shutil.copyfile(written, out)

@@ -28,6 +28,7 @@ KINDS = (FileKind.TORCHSCRIPT, FileKind.PROGRAM)
 TRUST = "its own code was run, in a process of its own; build only files of those whose code you would run"
 _OPSET = 17
 _SECONDS = 1800.0
+_ADVICE = " on this file; export it to ONNX"
 
 _Shape = tuple[int | None, ...]  # of a program's input; None: it was exported for any size
 
@@ -58,14 +59,9 @@ def to_onnx(
     """
     with tempfile.TemporaryDirectory(prefix="torch-") as folder:
         written = Path(folder) / "model.onnx"
-        try:
-            answers: npt.NDArray[np.float32] | None = isolated.call(
-                _convert, str(path), str(written), chw, images_nchw, seconds=_SECONDS
-            )
-        except isolated.LostError as err:
-            raise DataError(f"{path}: torch {str(err).partition(' (')[0]} on this file; export it to ONNX") from err
-        except DataError as err:
-            raise DataError(f"{path}: {err}") from err
+        answers: npt.NDArray[np.float32] | None = isolated.call_on_file(
+            path, "torch", _ADVICE, _convert, str(path), str(written), chw, images_nchw, seconds=_SECONDS
+        )
         shutil.copyfile(written, out)
     return answers
 
@@ -76,12 +72,7 @@ def input_hw(path: Path) -> tuple[int, int] | None:
     Raises:
         DataError: torch cannot load it.
     """
-    try:
-        shape = isolated.call(_shape, str(path), seconds=_SECONDS)
-    except isolated.LostError as err:
-        raise DataError(f"{path}: torch {str(err).partition(' (')[0]} on this file; export it to ONNX") from err
-    except DataError as err:
-        raise DataError(f"{path}: {err}") from err
+    shape = isolated.call_on_file(path, "torch", _ADVICE, _shape, str(path), seconds=_SECONDS)
     if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
         return None
     return shape[2], shape[3]
