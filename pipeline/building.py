@@ -24,7 +24,7 @@ from pipeline.quant.work import measure_network
 from pipeline.runtimes.readers import computes_bfloat16
 from pipeline.stages.artefact_names import FIGURES, MODEL, NOTES, read_notes
 from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
-from pipeline.stages.settings import settings_key
+from pipeline.stages.settings import input_paths, settings_key
 from pipeline.stages.table import STAGES, S, Stage
 from pipeline.terminal import console
 from pipeline.terminal.whole import Whole, whole_work
@@ -198,6 +198,8 @@ def _run_stage(stage: Stage[S], settings: S, inputs: Mapping[str, Path], out: Pa
     with publish(out, producer=stage.name, keep_partial=stage.keep_partial) as scratch:
         if not is_published(out):  # else another build made it while this one waited for the lock
             stage.run(settings, inputs, scratch)
+            if _key(stage, settings, inputs) != out.name:  # the artefact would stand for what was there before
+                raise DataError(f"{input_paths(settings)}: changed while {stage.name} read them; build again")
     release_memory()  # or the next stage would have it on top of its own
     return time.perf_counter() - started
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from pipeline.commands.cli import main
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
 from pipeline.data import preprocess
+from pipeline.data.imagenet import list_dataset
 from pipeline.data.labels import imagenet_classes
 from pipeline.errors import ConfigError, DataError
 from pipeline.host.hardware import available_cores
@@ -514,6 +516,27 @@ def test_package_runs_when_it_was_moved_and_its_workspace_removed(
     assert [known.id for known in moved.classes()] == ["n90000001", "n90000002", "n90000003", "n90000004"]
     with open_backend(Runtime.ONNXRUNTIME, moved.model, batch=4, placement=place(1, 1)) as backend:
         np.testing.assert_array_equal(backend.infer(batch_nchw[:4]), expected)
+
+
+def test_build_keeps_nothing_of_a_step_when_what_it_reads_changes_meanwhile(
+    make_config: MakeConfig, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list would lack an image, and be taken for that of all of them when the image is back."""
+    cfg = make_config(f"evaluation.path={image_tree}")
+    image, away = sorted(image_tree.rglob("*.JPEG"))[-1], tmp_path / "away"
+
+    def list_without_one(*given: Any, **named: Any) -> Any:
+        image.rename(away)
+        return list_dataset(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.stages.image2npz.list_dataset", list_without_one)
+        with pytest.raises(DataError, match=f"{image_tree}: changed while image2npz read them; build again"):
+            build(cfg, quiet)
+    away.rename(image)
+    build(cfg, quiet)
+    [listed] = (tmp_path / "workspace").rglob("npz_datalist.txt")
+    assert f"npz/{image.parent.name}/{image.stem}.npz" in listed.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.slow

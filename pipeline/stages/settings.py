@@ -26,7 +26,9 @@ def unkeyed() -> Any:
 
 
 class Keyed(ABC):
-    """A setting that enters the key in another way than by its fields."""
+    """A file or folder of the user's, which enters the key by what is in it."""
+
+    path: Path
 
     @abstractmethod
     def key(self) -> object:
@@ -81,3 +83,10 @@ def settings_key(settings: object) -> object:
     if settings is None or isinstance(settings, (bool, int, float, str)):
         return settings
     raise TypeError(f"{type(settings).__name__} cannot enter the key of a stage")
+
+
+def input_paths(settings: object) -> str:
+    """Return the user's files and folders that a stage's settings name, separated by commas."""
+    assert is_dataclass(settings) and not isinstance(settings, type)
+    given = [getattr(settings, item.name) for item in fields(settings)]
+    return ", ".join(str(each.path) for each in given if isinstance(each, Keyed))
