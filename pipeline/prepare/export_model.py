@@ -17,7 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.models import exporter, libraries, zoo
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.saving import save_model
-from pipeline.weights import checkpoints, matching, published
+from pipeline.weights import published
+from pipeline.weights.loading import load_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,8 +68,7 @@ def export_model(
         raise ConfigError(f"{flags.size}: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
     row = zoo.find_model(library, name, flags.name)
     weights = _find_weights(row, weights, flags)
-    network = zoo.build_network(row, num_classes, (size, size))
-    matching.load_strictly(network, checkpoints.read_state_dict(weights, key), weights, f"{library} {name}")
+    network = load_network(row, weights, key, num_classes, (size, size))
     if row.design is zoo.Design.INSTALLED:
         network = libraries.fuse(network)
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])

@@ -107,17 +107,14 @@ def check_weights(cfg: BuildConfig) -> None:
     if frontend.type is Frontend.ONNX or frontend.checkpoint in (None, AUTO) or frontend.model is None:
         return
     assert frontend.checkpoint is not None
-    from pipeline.weights import checkpoints, matching
+    from pipeline.weights.loading import load_network
 
     with console.silence():  # the export says what it passes over
-        state = checkpoints.read_state_dict(frontend.checkpoint, frontend.checkpoint_key)
         classes = frontend.num_classes
         if classes is None and cfg.dataset.path is not None:
             classes = len(_calibration_images(cfg).classes)
         row = zoo.find_model(frontend.type.value, frontend.model)
-        network = zoo.build_network(row, classes or 1000, frontend.chw[1:])
-        model = f"{frontend.type.value} {frontend.model}"
-        matching.load_strictly(network, state, frontend.checkpoint, model)
+        load_network(row, frontend.checkpoint, frontend.checkpoint_key, classes or 1000, frontend.chw[1:])
 
 
 def is_plain(spec: PreprocessSpec) -> bool:

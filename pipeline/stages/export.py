@@ -254,15 +254,13 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
 
 
 def _network(row: zoo.Model, settings: Settings, fit_on: Sequence[Sample], num_classes: int) -> nn.Module:
-    from pipeline.weights import checkpoints, matching
+    from pipeline.weights.loading import load_network
 
-    network = zoo.build_network(row, num_classes, settings.chw[1:])
     if settings.checkpoint is None:
+        network = zoo.build_network(row, num_classes, settings.chw[1:])
         _fit_sample(row, network, settings.preprocess, fit_on)
     else:
-        path = settings.checkpoint.path
-        state = checkpoints.read_state_dict(path, settings.checkpoint_key)
-        matching.load_strictly(network, state, path, f"{settings.type.value} {settings.model}")
+        network = load_network(row, settings.checkpoint.path, settings.checkpoint_key, num_classes, settings.chw[1:])
     return libraries.fuse(network) if row.design is zoo.Design.INSTALLED else network
 
 

@@ -51,6 +51,8 @@ class _Misfit:
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
     """Give the tensors of `state` to `network`, which shares their memory; every name and shape must fit.
 
+    The network may be on the meta device, and is then on the CPU.
+
     A state dict with PaddlePaddle's `_mean` and `_variance` in its batch norms has the weights of its linear layers as
     [in, out].
 
@@ -76,6 +78,8 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
             _check_float(path, entry.name, state[entry.name], loaded[name])
             value = state[entry.name].T.contiguous() if entry.transposed else state[entry.name]
             loaded[name] = value.to(loaded[name].dtype)
+        elif loaded[name].is_meta:
+            loaded[name] = torch.zeros_like(loaded[name], device="cpu")
     network.load_state_dict(loaded, strict=True, assign=True)
 
 
