@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_config import BuildConfig
+from pipeline.data import prepared
 from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.data.sources import scan
 from pipeline.errors import ArtefactError, ConfigError, DataError
@@ -113,7 +114,7 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
     found = found or _artefacts(cfg)
     waiting = [name for name, folder in found.items() if folder is None]
     expected = expected_seconds(waiting, _work(cfg, found["export"])) if waiting else {}
-    with whole_work(expected, "build") as whole:
+    with whole_work(expected, "build") as whole, prepared.kept():
         while True:
             try:
                 stages = _build(cfg, say, ran, whole)

@@ -83,6 +83,7 @@ class Covariance:
     def result(self) -> Float32:
         """Return float32 [inputs, inputs] and release it: nothing can be added afterwards."""
         means = self._centred_means().astype(np.float32)
+        _local.buffer = None  # 38 MB of the widest
         covariance, self._products = self._products, np.zeros((0, 0), np.float32)
         for start in range(0, len(means), _BLOCK):
             end = start + _BLOCK

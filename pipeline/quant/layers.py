@@ -172,10 +172,16 @@ def layers_of(model: onnx.ModelProto) -> Iterator[Layer]:
         )
 
 
+def without_weights(layer: Layer) -> Layer:
+    """Return a layer with zeros for weights, of the same shape, in no memory."""
+    zeros = np.broadcast_to(np.zeros((), np.float32), layer.weights.matrix.shape)
+    return replace(layer, weights=replace(layer.weights, matrix=zeros))
+
+
 def mapped(layer: Layer, folder: Path, least: int) -> Layer:
     """Return a layer whose weights, of at least so many bytes, are mapped from a scratch file in `folder`.
 
-    Until they are rounded they are then in no memory, of which a session takes that of all weights.
+    Until they are rounded they are then in no memory, of which covariances take much.
     """
     if layer.weights.matrix.nbytes < least:
         return layer

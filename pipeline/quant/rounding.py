@@ -123,7 +123,9 @@ def _round_in_turn(
     order = np.argsort(np.diag(covariance), kind="stable")
     factor = _factor(covariance, order)
     spread = np.diag(factor).copy()
-    factor /= spread  # column i: what an error in each later column means for column i
+    # Column i: what an error in each later column means for column i. Above the diagonal the factor is zero.
+    for start in range(0, inputs, _ROWS):
+        factor[start : start + _ROWS, : start + _ROWS] /= spread[: start + _ROWS]
     # From here on a row holds an input's weights for all outputs, so that what is rounded at once lies together.
     steps = np.ascontiguousarray((weights / scales[:, None]).T[order])
     rounded, wanted = np.empty_like(steps), steps.copy()

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.data import preprocess
+from pipeline.data import prepared
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.label_check import find_doubts
 from pipeline.data.labels import read_classes
@@ -105,8 +105,8 @@ def collect(
     counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
     order = _order(len(images))
 
-    def prepare(index: int) -> Image:
-        return preprocess.load(settings.preprocess, images[index].content(), raw=raw)
+    def prepare(index: int, again: bool) -> Image:
+        return prepared.load(settings.preprocess, images[index], raw=raw, again=again)
 
     _Pass(settings.cores, model_file, arithmetic, counter, prepare, order, out).count(counts)
     outputs = np.concatenate(counts.outputs)
@@ -133,7 +133,7 @@ class _Pass:
     model_file: Path
     arithmetic: Arithmetic | None
     counter: Counter
-    prepare: Callable[[int], Image]  # of an index of the list
+    prepare: Callable[[int, bool], Image]  # of an index of the list; whether it will be wanted again
     order: Sequence[int]
     out: Path
 
@@ -147,7 +147,7 @@ class _Pass:
         with progress_bar(len(self.order), "calibrate", "img", done=counts.images, span=(0, 1)) as progress:
             for end, names in self._parts():
                 if counts.images < end:
-                    image = self.prepare(self.order[0])
+                    image = self.prepare(self.order[0], True)
                     placement = Placement(self.workers, self.cores)
                     reader = open_reader(self.model_file, names, placement, image, arithmetic)
                     arithmetic = reader.arithmetic
@@ -166,13 +166,13 @@ class _Pass:
     def _set_tails(self, counts: Counts, reader: Reader) -> None:
         first = self.order[:FITTING_IMAGES]
         chosen = choose_evenly(len(first), TAIL_IMAGES)
-        self.counter.set_tails(counts, (reader.read(self.prepare(first[index])) for index in chosen))
+        self.counter.set_tails(counts, (reader.read(self.prepare(first[index], True)) for index in chosen))
 
     def _count(self, counts: Counts, reader: Reader, end: int, advance: Callable[[], object]) -> None:
         fitting = set(self.order[:FITTING_IMAGES])
 
         def count(index: int) -> tuple[Float32, Means | None]:
-            return self.counter.count(counts, reader.read(self.prepare(index)), fitting=index in fitting)
+            return self.counter.count(counts, reader.read(self.prepare(index, False)), fitting=index in fitting)
 
         saved = time.perf_counter()
         with (

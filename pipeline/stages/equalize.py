@@ -13,7 +13,7 @@ import onnx
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.data import preprocess
+from pipeline.data import prepared
 from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.host.hardware import available_cores, release_memory
@@ -65,7 +65,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     del model  # while its activations are read; a session holds the weights too
 
     def prepare(image: Sample) -> Image:
-        return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
+        return prepared.load(settings.preprocess, image.source, raw=raw, again=True)  # for rounding
 
     largest: dict[str, Float64] = {}
     if axes:

@@ -23,11 +23,13 @@ from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_c
 from pipeline.errors import ArtefactError
 from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
+from pipeline.quant import pixels
 from pipeline.quant.bfloat16 import Values
+from pipeline.quant.counting import Counter
 from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.int8_weights import scales_of
-from pipeline.quant.layers import Layer, layers_of, mapped
+from pipeline.quant.layers import Layer, layers_of, mapped, without_weights
 from pipeline.quant.rounding import (
     BLOCK,
     Float32,
@@ -59,6 +61,9 @@ _LARGE = 64 << 20  # bytes of weights that wait in a file: those of the fully co
 _SECONDS_BETWEEN_SAVES = 10.0
 # Layers that are rounded at once, each of which may take 340 MB; further cores share the work within a layer.
 _AT_ONCE = 2
+# Bytes of a covariance before which freed memory is returned: the C library keeps what other layers had, 700 MB of
+# wide_resnet50_2.
+_RELEASING = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +104,10 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     settings = replace(settings, positions=settings.positions * settings.images // len(images))
     model = onnx.load(float32_model(inputs))
-    layers = [mapped(layer, out, _LARGE) for layer in layers_of(model)]
+    layers = [without_weights(layer) for layer in layers_of(model)]
     sizes = rounding_inputs.sizes_of(layers, activation_shapes(model), len(images))
     macs = measure_network(model).macs
+    counter, raw = Counter(model), pixels.are_input_of(model)
     del model
     rounded: dict[str, Rounded] = {}
     passes = list(rounding_inputs.passes(layers, sizes))
@@ -124,15 +130,18 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
                 arithmetic = preferred(settings.bfloat16, len(images), read_arithmetic(inputs))
                 reading = rounding_inputs.Reading(
                     float32_model(inputs),
+                    counter,
+                    raw,
                     settings.preprocess,
                     arithmetic,
                     settings.positions,
                     settings.cores,
                     settings.workers,
+                    again=number + 1 < len(passes),
                 )
                 held = rounding_inputs.collect(reading, some, sizes, images, counting, seen)
                 release_memory()
-                for name in _round_in_turn(settings, some, held, found, partial):
+                for name in _round_in_turn(settings, _with_weights(some, inputs, out), held, found, partial):
                     progress.update(each.layers[name])
             rounded.update(found)
     write_rounded(out / WEIGHTS, rounded)
@@ -145,6 +154,13 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         "peak_memory_mib": round(peak_memory_mib()),
     }
     write_json(out / FIGURES, figures)
+
+
+def _with_weights(layers: Sequence[Layer], inputs: Mapping[str, Path], out: Path) -> list[Layer]:
+    """Return some layers with their weights, which are in no memory while a reader holds those of the model."""
+    names = {layer.name for layer in layers}
+    read = layers_of(onnx.load(float32_model(inputs)))
+    return [mapped(layer, out, _LARGE) for layer in read if layer.name in names]
 
 
 @dataclass(frozen=True)
@@ -202,6 +218,8 @@ def _round_in_turn(
 def _round(settings: Settings, layer: Layer, held: rounding_inputs.Held) -> Rounded:
     """Round a layer's weights, consuming what is held of its inputs."""
     matrix, pairs = layer.weights.matrix, layer.weights.pairs
+    if 4 * layer.inputs**2 > _RELEASING:
+        release_memory()
     scales = scales_of(matrix, pairs, per_channel=settings.per_channel)
     if rounding_inputs.is_wide(layer):
         assert isinstance(held, list)

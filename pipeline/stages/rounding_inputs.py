@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from pipeline.config.vdsp import PreprocessSpec
-from pipeline.data import preprocess
+from pipeline.data import prepared
 from pipeline.data.calibration_list import choose_evenly
 from pipeline.data.imagenet import Sample
+from pipeline.host.hardware import release_memory
 from pipeline.host.threads import one_ahead, thread_pool
-from pipeline.quant import pixels
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Float32, Means
 from pipeline.quant.covariance import Covariance, GroupCovariance
@@ -39,11 +38,14 @@ class Reading:
     """How the activations of images are read."""
 
     model: Path  # float32
+    counter: Counter  # of that model
+    raw: bool  # whether it reads pixels
     preprocess: PreprocessSpec
     arithmetic: Arithmetic | None  # what an earlier stage has found; None: not known
     positions: int  # of each image's output pixels
     cores: int
     workers: int  # threads that each sum the covariance of a layer
+    again: bool  # whether another pass will read the images
 
 
 @dataclass(frozen=True)
@@ -145,19 +147,18 @@ def collect(
 
     The model is loaded only for this: factoring covariances later needs more memory than anything else here.
     """
-    model = onnx.load(reading.model)
-    raw, counter = pixels.are_input_of(model), Counter(model)
-    del model
+    counter = reading.counter
     wanted = [layer.source for layer in layers] + (counter.read if counting else [])
     inputs = _Inputs(layers, sizes, reading.positions, len(images))
 
-    def prepare(image: Sample) -> Image:
-        return preprocess.load(reading.preprocess, image.source.content(), raw=raw)
+    def prepare(image: Sample, *, again: bool = True) -> Image:
+        return prepared.load(reading.preprocess, image.source, raw=reading.raw, again=again)
 
     # An image is read beside the sums of the one before, on as few cores as those leave: threads that share an image
     # take up to half as much CPU time again.
     placement = Placement(1, max(1, reading.cores - reading.workers))
     reader = open_reader(reading.model, wanted, placement, prepare(images[0]), reading.arithmetic)
+    release_memory()  # of compiling: 300 MB of wide_resnet50_2
     counts = Counts(counter.observed, counting.listed if counting else 1)
 
     def set_tails() -> None:
@@ -165,7 +166,7 @@ def collect(
         counter.set_tails(counts, (reader.read(prepare(images[index])) for index in chosen))
 
     def see(image: Sample) -> tuple[list[Values], tuple[Float32, Means | None] | None]:
-        values = reader.read(prepare(image))
+        values = reader.read(prepare(image, again=reading.again))
         return inputs.take(values), counter.count(counts, values, fitting=True) if counting else None
 
     with thread_pool(1) as ahead, thread_pool(reading.workers) as pool:

@@ -20,6 +20,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.quant.bfloat16 import Values
+from pipeline.quant.counting import Counter
 from pipeline.quant.covariance import Covariance
 from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.layers import Layer, layers_of
@@ -311,6 +312,22 @@ def test_run_rounds_the_same_when_weights_wait_in_files(
     assert run(make_config(), inputs, tmp_path / "in files") == expected
 
 
+def test_run_holds_no_weights_while_a_reader_holds_the_model(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect: Callable[..., Any] = rounding_inputs.collect
+    held: list[bool] = []
+
+    def watched(reading: Any, layers: Any, *rest: Any) -> Any:
+        held.extend(any(layer.weights.matrix.strides) for layer in layers)
+        return collect(reading, layers, *rest)
+
+    monkeypatch.setattr(rounding_inputs, "collect", watched)
+    run(make_config(), inputs, tmp_path / "out")
+    assert held
+    assert not any(held)
+
+
 def test_collect_holds_no_activations_that_take_more_than_a_covariance(
     make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -326,7 +343,9 @@ def test_collect_holds_no_activations_that_take_more_than_a_covariance(
     images = read_calibration_list(inputs["calibset"] / "calibration.txt")
     layers = list(layers_of(model))
     sizes = rounding_inputs.sizes_of(layers, activation_shapes(model), len(images))
-    reading = rounding_inputs.Reading(tmp_path / "model.onnx", settings.preprocess, None, settings.positions, 1, 1)
+    reading = rounding_inputs.Reading(
+        tmp_path / "model.onnx", Counter(model), False, settings.preprocess, None, settings.positions, 1, 1, False
+    )
     held = rounding_inputs.collect(reading, layers, sizes, images, None, lambda: None)
     assert isinstance(held["gemm0"], Covariance)
     assert isinstance(held["gemm1"], list)  # too wide for a covariance
