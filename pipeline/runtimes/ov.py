@@ -23,6 +23,8 @@ if os.environ.get(MAX_ISA):  # read when the first model is compiled
 
 import openvino  # noqa: E402
 
+from pipeline.runtimes.joined_levels import copy_joined_levels  # noqa: E402
+
 # On ARM its passes for int8 produce operations that no kernel supports: "Convolution input precision should be single"
 # where a layer reads uint8 pixels; where an input is signed, "object is not initialized" on CPUs without float16, and a
 # float16 reference kernel on others. Without them QDQ models are computed correctly, in float32: OpenVINO 2024.6 to
@@ -116,6 +118,7 @@ def compile_model(
         shape = network.inputs[0].get_partial_shape()
         shape[0] = shape[0].get_length() if shape[0].is_static else batch
         network.reshape({network.inputs[0]: shape})
+        copy_joined_levels(network)
         if change is not None:
             network = change(network)
         settings = {

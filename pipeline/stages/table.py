@@ -135,9 +135,9 @@ STAGES: tuple[Stage[Any], ...] = (
         "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=13
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
-    Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=3),
-    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=8),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=15),
+    Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=4),
+    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=9),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=16),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
     Stage("prove", _PROVEN, prove.take_settings, prove.run, version=4),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),
