@@ -21,9 +21,13 @@ def add_check(commands: Any) -> None:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="build files, .yaml, and vdsp_params, .json"
     )
+    parser.add_argument(
+        "--keys", action="store_true", help="look at the keys alone: weights and images that they name may be elsewhere"
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
+    from pipeline import building
     from pipeline.config.build_file import load_build_file
     from pipeline.config.vdsp import load_vdsp
 
@@ -32,8 +36,10 @@ def _check(args: argparse.Namespace) -> None:
         try:
             if path.suffix == ".json":
                 load_vdsp(path)
-            else:
+            elif args.keys:
                 load_build_file(path)
+            else:
+                building.check(load_build_file(path))
             print(f"{path}: ok")
         except PipelineError as err:
             faults.append(str(err))

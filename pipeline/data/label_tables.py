@@ -158,6 +158,11 @@ def label_lines(table: LabelTable, order: Sequence[str] | None) -> tuple[list[st
     ], names
 
 
+def are_numbers(table: LabelTable) -> bool:
+    """Tell whether the labels are indices of classes."""
+    return _are_numbers(table.label_of.values())
+
+
 def _are_numbers(labels: Iterable[str]) -> bool:
     return all(label.isascii() and label.isdigit() and len(label) < _MOST_DIGITS for label in labels)
 

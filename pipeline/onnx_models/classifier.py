@@ -23,6 +23,7 @@ from pipeline.onnx_models import (
     clips,
     forms,
     opsets,
+    outputs,
     pads,
     pooling,
     sigmoids,
@@ -69,7 +70,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
         DataError: not an ONNX model, not a classifier of images, or one with another input shape.
     """
     model = onnx_files.read(path)
-    signature.choose_output(model, path, output)
+    outputs.choose_output(model, path, output)
     batch = signature.take_input(model, path, chw)
     model = opsets.raise_version(model, path)
     forms.check_inference(model, path)

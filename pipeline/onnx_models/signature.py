@@ -1,4 +1,4 @@
-"""Input and output of an ONNX classifier: float32 images [N, 3, H, W] in, the scores of classes out.
+"""Input of an ONNX classifier, float32 images [N, 3, H, W], and the shapes that it declares.
 
 Whatever can be converted to that without changing an answer is converted; the rest raises an error with its cause.
 """
@@ -17,78 +17,14 @@ from pipeline.onnx_models.graphs import (
     constants_of,
     integer,
     integers,
-    makers_of,
-    remove_unused,
     rename,
-    shapes_of,
 )
 
 BATCH = "N"
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS = 3
-_MOVES = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _FEW = (1, 2, 4)  # channels of other images than RGB
-
-
-def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> None:
-    """Reduce the model to one output, the scores, and what it depends on; in place.
-
-    Args:
-        output: its name; None where there is only one.
-
-    Raises:
-        DataError: there are several and none is named, there is none of that name, or it holds no scores.
-    """
-    outputs = {value.name: value for value in model.graph.output}
-    listed = ", ".join(f"{name} {_shown(value)}" for name, value in outputs.items())
-    if output is not None and output not in outputs:
-        raise DataError(f"{path}: frontend.output: no output {output!r}; the model has {listed}")
-    if output is None and len(outputs) != 1:
-        raise DataError(
-            f"{path}: {len(outputs)} outputs ({listed}); name the one with the scores of the classes, as in "
-            f"--set frontend.output={_likely_scores(model.graph)} of build"
-        )
-    chosen = onnx.ValueInfoProto()
-    chosen.CopyFrom(outputs[output or next(iter(outputs))])
-    kind = chosen.type.tensor_type.elem_type
-    if kind not in (TensorProto.UNDEFINED, *_FLOATS):
-        maker = next((node.op_type for node in model.graph.node if chosen.name in node.output), "the input")
-        raise DataError(
-            f"{path}: output {chosen.name!r} of {maker} is {_kind(kind)}; wanted the scores of the classes as float32: "
-            "export the network without what follows them"
-        )
-    chooser = _chooser(model, chosen.name)
-    if chooser is not None:
-        raise DataError(
-            f"{path}: output {chosen.name!r} is made by {chooser}, which leaves no score of each class; export the "
-            "network without what follows the scores"
-        )
-    del model.graph.output[:]
-    model.graph.output.append(chosen)
-    if any(chosen.name in node.output for node in model.graph.node):
-        remove_unused(model.graph)
-
-
-def _chooser(model: onnx.ModelProto, name: str) -> str | None:
-    """Return the operator that chose among the scores [N, classes]; None where none did, or more was made of it."""
-    makers = makers_of(model.graph)
-    while (node := makers.get(name)) is not None and node.op_type in _MOVES:
-        name = node.input[0]
-    if node is None or node.op_type not in ("ArgMax", "ArgMin", "TopK"):
-        return None
-    return str(node.op_type) if len(shapes_of(model).get(node.input[0], [])) == 2 else None
-
-
-def _likely_scores(graph: onnx.GraphProto) -> str:
-    """Return the output to name as an example: the last one that may be [N, classes] and that no operator reads."""
-    read = {name for node in graph.node for name in node.input}
-    floats = (TensorProto.UNDEFINED, *_FLOATS)
-    scores = [value for value in graph.output if value.type.tensor_type.elem_type in floats] or list(graph.output)
-    flat = [value for value in scores if len(value.type.tensor_type.shape.dim) in (0, 2)] or scores
-    ends = [value for value in flat if value.name not in read] or flat
-    ends = [value for value in ends if "aux" not in value.name.lower()] or ends  # for training
-    return str(ends[-1].name) if ends else ""
 
 
 def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:
@@ -103,10 +39,10 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     graph = model.graph
     value = _only_input(model, path)
     kind = value.type.tensor_type.elem_type
-    if kind not in (*_FLOATS, TensorProto.UINT8):
+    if kind not in (*FLOATS, TensorProto.UINT8):
         raise DataError(
-            f"{path}: input {value.name!r} is {_kind(kind)}: wanted images as float32, or as uint8; export it without "
-            "the Cast"
+            f"{path}: input {value.name!r} is {kind_name(kind)}: wanted images as float32, or as uint8; export it "
+            "without the Cast"
         )
     dims = _dims_of(value, path)
     last = has_channels_last(graph, value.name, dims)
@@ -114,7 +50,7 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     channels = found[0] or channels_read(graph, value.name) or _CHANNELS
     if channels not in (1, _CHANNELS):
         raise DataError(
-            f"{path}: input {value.name!r} is {_shown(value)}, images of {channels} channels; only networks of 3 "
+            f"{path}: input {value.name!r} is {shown(value)}, images of {channels} channels; only networks of 3 "
             "channels (RGB) or 1 (grey) are taken"
         )
     if any(size not in (None, wanted) for size, wanted in zip(found[1:], chw[1:], strict=True)):
@@ -122,7 +58,7 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         _, height, width = found
         way = f" (--size {height} of build does it)" if height == width else ""
         raise DataError(
-            f"{path}: input {value.name!r} is {_shown(value)}{layout}; the build file wants [N, "
+            f"{path}: input {value.name!r} is {shown(value)}{layout}; the build file wants [N, "
             f"{', '.join(map(str, chw))}]; set frontend.shape and process_ops to the model's size{way}"
         )
     if last:
@@ -180,7 +116,7 @@ def _dims_of(value: onnx.ValueInfoProto, path: Path) -> list[int | None]:
     shape = value.type.tensor_type.shape
     if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
         raise DataError(
-            f"{path}: input {value.name!r} is {_shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
+            f"{path}: input {value.name!r} is {shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
             "takes none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
         )
     dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
@@ -191,7 +127,7 @@ def _dims_of(value: onnx.ValueInfoProto, path: Path) -> list[int | None]:
                 ": it reads image files, which its graph decodes; give the network from before decoding and "
                 "preprocessing were added, which process_ops of the build file describe"
             )
-        raise DataError(f"{path}: input {value.name!r} is {_shown(value)}; wanted images, [N, 3, H, W]{advice}")
+        raise DataError(f"{path}: input {value.name!r} is {shown(value)}; wanted images, [N, 3, H, W]{advice}")
     return dims or [None] * 4  # of unknown rank
 
 
@@ -205,7 +141,7 @@ def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
         for value in [value for value in graph.input if value.name not in read]:
             graph.input.remove(value)
     if len(graph.input) != 1:
-        listed = ", ".join(f"{value.name} {_shown(value)}" for value in graph.input) or "none"
+        listed = ", ".join(f"{value.name} {shown(value)}" for value in graph.input) or "none"
         raise DataError(f"{path}: {len(graph.input)} inputs ({listed}); wanted one, of images [N, 3, H, W]")
     image: onnx.ValueInfoProto = graph.input[0]
     return image
@@ -253,11 +189,13 @@ def _put_channels_first(model: onnx.ModelProto, name: str) -> None:
         graph.node.insert(0, helper.make_node("Transpose", [name], [last], node_name, perm=_TO_LAST))
 
 
-def _kind(kind: int) -> str:
+def kind_name(kind: int) -> str:
+    """Return the name of an element type, as `float`."""
     return str(TensorProto.DataType.Name(kind)).lower()
 
 
-def _shown(value: onnx.ValueInfoProto) -> str:
+def shown(value: onnx.ValueInfoProto) -> str:
+    """Return element type and shape of a tensor for a message, as `float [N, 3, 224, 224]`."""
     kind, shape = value.type.tensor_type, value.type.tensor_type.shape
     dims = ", ".join(str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?") for dim in shape.dim)
-    return f"{_kind(kind.elem_type)} [{dims}]"
+    return f"{kind_name(kind.elem_type)} [{dims}]"

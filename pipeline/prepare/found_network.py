@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
+    from pipeline.onnx_models.outputs import Candidate
+
 
 # Names of outputs of image encoders: CLIP's and those of transformers.
 _EMBEDDING = re.compile(r"embed|feature|hidden_state|pooler")
@@ -54,6 +56,28 @@ class FoundNetwork:
     labels: tuple[str, ...] | None  # of the classes, where a file names them
     note: str
     unit: InputUnit | None = None  # of the images that it normalises itself; None: it takes normalised ones
+    outputs: tuple[Candidate, ...] = ()  # those that may be the scores, of a file with several; the likeliest last
+    output_count: int = 1  # of the file
+
+    def with_output(self, classes: int | None) -> FoundNetwork:
+        """Return the network with one output named as the scores, and the note that says which, where it has several.
+
+        Args:
+            classes: of the images; None: they have no labels.
+        """
+        if not self.outputs:
+            return self
+        fitting = [each for each in self.outputs if classes is not None and each.classes == classes] or self.outputs
+        taken = fitting[-1]
+        others = ", ".join(repr(each.name) for each in fitting[:-1])
+        may_be = f"; where the scores are {others}, set it to that" if others else ""
+        return replace(
+            self,
+            section={**self.section, "output": taken.name},
+            classes=taken.classes,
+            note=f"{self.note}; of {self.output_count} outputs {taken.name!r} is taken (frontend.output){may_be}",
+            outputs=(),
+        )
 
 
 def find_network(wanted: Wanted) -> FoundNetwork:
@@ -228,7 +252,7 @@ def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
 def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     import onnx
 
-    from pipeline.onnx_models import classifier, signature
+    from pipeline.onnx_models import classifier, outputs, signature
 
     try:
         model = onnx.load(weights, load_external_data=False)
@@ -254,10 +278,13 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     note = f"{weights}: input {name!r}, {shown}"
     unit = input_units.unit_of(model)
     note += f", {unit.value} that the network normalises itself" if unit else ""
-    outputs = [value.name for value in model.graph.output]
-    is_embedding = len(outputs) == 1 and _EMBEDDING.search(outputs[0].lower())
-    note += f"; output {outputs[0]!r} is named like an embedding, which is no scores of classes" if is_embedding else ""
-    return FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, unit)
+    names = [value.name for value in model.graph.output]
+    is_embedding = len(names) == 1 and _EMBEDDING.search(names[0].lower())
+    note += f"; output {names[0]!r} is named like an embedding, which is no scores of classes" if is_embedding else ""
+    found = FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, unit)
+    if len(names) < 2:
+        return found
+    return replace(found, outputs=tuple(outputs.candidates(model)), output_count=len(names))
 
 
 def _outputs_of(model: onnx.ModelProto) -> int | None:

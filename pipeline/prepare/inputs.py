@@ -19,7 +19,7 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data.imagenet import Dataset, list_dataset
 from pipeline.errors import DataError
 from pipeline.models import zoo
-from pipeline.onnx_models import files, input_units, signature
+from pipeline.onnx_models import files, input_units, outputs, signature
 from pipeline.onnx_models.input_units import InputUnit
 from pipeline.terminal import console
 
@@ -70,8 +70,14 @@ def check_model(cfg: BuildConfig) -> None:
     note = check_units(model, frontend.checkpoint, cfg.preprocess)
     if note is not None:
         console.warning(f"note: {note}")
-    signature.choose_output(model, frontend.checkpoint, frontend.output)
+    outputs.choose_output(model, frontend.checkpoint, frontend.output)
     signature.take_input(model, frontend.checkpoint, frontend.chw)
+    own = model.graph.input[0].name
+    if frontend.input_name != own:
+        console.warning(
+            f"note: {cfg.as_typed(f'frontend.shape: the input of {frontend.checkpoint} is {own!r}')}, not "
+            f"{frontend.input_name!r}; it has no other, so it is taken"
+        )
 
 
 def check_units(model: onnx.ModelProto, path: Path, spec: PreprocessSpec) -> str | None:

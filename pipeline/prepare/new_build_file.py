@@ -16,11 +16,11 @@ from pipeline.config.choices import PreprocessAs
 from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
-from pipeline.data.label_tables import find_table, label_lines, misfit
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.recipe import Numbers, Recipe
 from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
+from pipeline.prepare.listed_tables import Order, make_list
 
 _MEAN: Numbers = (0.485, 0.456, 0.406)
 _STD: Numbers = (0.229, 0.224, 0.225)
@@ -57,24 +57,26 @@ def write(given: Given) -> list[str]:
     out = check_out(given.out)
     is_file = not is_written_through(out)
     network = find_network(Wanted(given.weights, given.model, given.size, given.checkpoint_key))
-    section = dict(network.section)
     images: dict[str, object] = {"path": None}
     notes: list[str] = []
+    dataset: Dataset | None = None
     path = given.dataset
     if path is None:
-        section |= {"checkpoint": None}
+        section = {**network.section, "checkpoint": None}
         section.pop("num_classes", None)
         notes.append("no images: the build makes a sample of images and weights by itself")
     else:
         dataset = _list(given, path, network.classes)
+        network = network.with_output(len(dataset.classes) if dataset.samples[0].class_index is not None else None)
         given, listed = _with_table(given, out if is_file else None, dataset, network)
         if given.val_label is not None:
             dataset = _list(given, path, network.classes)
-        section, images, notes = _of_images(given, path, dataset, network, section)
+        section, images, notes = _of_images(given, path, dataset, network, dict(network.section))
         notes += listed
         if is_file and network.labels is not None:
             notes += _put_in_order(out, images, dataset, network.labels)
-    notes.append(network.note)
+    evaluation, measured_on = _of_evaluation(given, out if is_file else None, dataset, network)
+    notes += [*measured_on, network.note]
     recipe, said = _recipe(given, network)
     if network.recipe is not None and network.recipe.preprocess_as is not PreprocessAs.TORCHVISION:
         images["preprocess_as"] = network.recipe.preprocess_as.value
@@ -83,7 +85,7 @@ def write(given: Given) -> list[str]:
         "name": re.sub(r"[^A-Za-z0-9._-]", "_", stem).lstrip("."),
         "frontend": section,
         "dataset": {**images, "process_ops": recipe},
-        "evaluation": {"path": None if given.evaluation is None else str(given.evaluation)},
+        "evaluation": evaluation,
     }
     with written_to(out, given.out, document) as scratch:
         load_build_file(scratch).check_inputs()
@@ -133,32 +135,36 @@ def _list(given: Given, path: Path, classes: int | None) -> Dataset:
 
 
 def _with_table(given: Given, out: Path | None, dataset: Dataset, network: FoundNetwork) -> tuple[Given, list[str]]:
-    """Write a label list of a table of labels that lies with images which no folders label.
+    """Return the flags with a label list of a table that lies with the images, and lines of what was found."""
+    assert given.dataset is not None
+    if given.val_label is not None:
+        return given, []
+    target = None if out is None else out.with_suffix(".labels.txt")
+    made = make_list(given.dataset, dataset, target, Order(network.labels, network.classes), "--val_label")
+    return replace(given, val_label=made.path), list(made.notes)
+
+
+def _of_evaluation(
+    given: Given, out: Path | None, dataset: Dataset | None, network: FoundNetwork
+) -> tuple[dict[str, object], list[str]]:
+    """Return the section `evaluation:`, with a label list of a table that lies with its images, and what was found.
 
     Args:
-        out: the build file; None: it goes to standard output, and the table is only named.
-
-    Returns:
-        The flags, with that list, and lines of what was found.
+        dataset: of the calibration images, whose classes those of the table are where they are labelled.
     """
-    assert given.dataset is not None
-    in_folders = dataset.samples[0].class_index is not None and len(dataset.classes) > 1
-    table = None if given.val_label is not None or in_folders else find_table(given.dataset, dataset.samples)
-    if table is None:
-        return given, []
-    misfits = misfit(table, network.classes)
-    if out is None or not table.label_of or misfits:
-        why = table.fault or "is no label list"
-        if misfits:
-            why = f"is not taken: column {table.column!r} {misfits}, but the network has {network.classes} classes"
-        return given, [f"{table.file} {why}; give one, lines 'name index', by --val_label"]
-    lines, names = label_lines(table, network.labels)
-    path = out.with_suffix(".labels.txt")
-    with whole_file(path) as scratch:
-        scratch.write_text("".join(lines), encoding="utf-8")
-    order = f", classes in the order {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
-    said = f"labels of {len(lines)} images are column {table.column!r} of {table.file}{order}: {path}"
-    return replace(given, val_label=path), [said]
+    path = given.evaluation
+    if path is None or dataset is None or not path.exists():
+        return {"path": None if path is None else str(path)}, []
+    try:
+        found = list_dataset(path, given.suffix, class_count=network.classes, require_labels=False)
+    except DataError:  # the build says it
+        return {"path": str(path)}, []
+    labelled = dataset.samples[0].class_index is not None
+    names = tuple(known.id for known in dataset.classes) if labelled else None
+    order = Order(names or network.labels, len(dataset.classes) if labelled else network.classes, fixed=labelled)
+    target = None if out is None else out.with_suffix(".evaluation.txt")
+    made = make_list(path, found, target, order, "--set evaluation.val_label=FILE of build")
+    return {"path": str(path), **({} if made.path is None else {"val_label": str(made.path)})}, list(made.notes)
 
 
 def _splits_of(dataset: Dataset) -> list[str]:

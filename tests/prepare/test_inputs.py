@@ -163,3 +163,45 @@ def test_check_names_the_flag_that_gave_the_weights(
     whole = shutil.copy(tiny_onnx, tmp_path / "whole.onnx")
     with pytest.raises(PipelineError, match=r"^--weights: .*whole\.onnx is a whole model"):
         building.check(resnet18(whole))
+
+
+@pytest.fixture
+def of_tiny(tiny_onnx: Path, image_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A build file of an ONNX file, `whole.onnx`, both in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_onnx, "whole.onnx")
+    Path("n.yaml").write_text(
+        f"""name: n
+frontend: {{type: onnx, checkpoint: whole.onnx, shape: {{input: [1, 3, 32, 32]}}}}
+dataset:
+  path: {image_tree}
+  process_ops: [{{type: Resize, size: 32}}, {{type: CenterCrop, crop_size: 32}}]
+""",
+        encoding="utf-8",
+    )
+    return Path("n.yaml")
+
+
+def test_check_names_what_a_build_file_names_and_is_not_there(
+    of_tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "n.yaml"]) == 0
+    assert capsys.readouterr().out == "n.yaml: ok\n"
+    text = of_tiny.read_text(encoding="utf-8").replace("whole.onnx", "gone.onnx").replace("path: ", "path: gone")
+    of_tiny.write_text(text, encoding="utf-8")
+    assert main(["check", "n.yaml"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: n.yaml:2 frontend.checkpoint: gone.onnx: no such file")
+    assert "n.yaml:4 dataset.path: gone" in lines[1]
+    assert main(["check", "--keys", "n.yaml"]) == 0
+
+
+def test_check_says_where_the_input_has_another_name_than_the_build_file_gives(
+    of_tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = of_tiny.read_text(encoding="utf-8").replace("{input: [", "{images: [")
+    of_tiny.write_text(text, encoding="utf-8")
+    assert main(["check", "n.yaml"]) == 0
+    assert capsys.readouterr().err == (
+        "note: frontend.shape: the input of whole.onnx is 'input', not 'images'; it has no other, so it is taken\n"
+    )

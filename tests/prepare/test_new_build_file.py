@@ -482,6 +482,80 @@ def test_init_names_a_table_whose_labels_do_not_fit_the_network(
     assert not Path("x.labels.txt").exists()
 
 
+def with_outputs(path: Path, *extra: tuple[str, int]) -> None:
+    """Add outputs [N, count] before the scores of a file, of which none is read by another operator."""
+    model = onnx.load(path)
+    for name, count in extra:
+        pooled = onnx.helper.make_node("GlobalAveragePool", ["pixel_values"], [f"{name}_map"], f"{name}_pool")
+        flat = onnx.helper.make_node("Flatten", [f"{name}_map"], [f"{name}_flat"], f"{name}_flat")
+        weight = onnx.numpy_helper.from_array(np.ones((3, count), np.float32), f"{name}_weight")
+        model.graph.initializer.append(weight)
+        model.graph.node.extend([pooled, flat, onnx.helper.make_node("MatMul", [f"{name}_flat", weight.name], [name])])
+        model.graph.output.insert(0, onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", count]))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ([("features", 7)], "of 2 outputs 'output' is taken (frontend.output)"),
+        (
+            [("teacher", 5), ("aux", 5)],
+            "of 3 outputs 'output' is taken (frontend.output); where the scores are 'teacher', set it to that",
+        ),
+    ],
+)
+def test_init_names_the_output_with_as_many_scores_as_the_images_have_classes(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[tuple[str, int]],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_outputs(save_onnx(Path("net.onnx")), *extra)
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "pets"]) == 0
+    assert f"net.onnx: input 'pixel_values', 32 px; {said}\n" in capsys.readouterr().out
+    assert load_build_file("x.yaml").frontend.output == "output"
+    assert main(["build", "x.yaml", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_init_takes_labels_of_evaluation_images_from_a_table(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], labelled: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat = flat_images(images, CLASSES)
+    if not labelled:
+        shutil.copytree(flat, "plain")
+        Path("plain/metadata.csv").unlink()
+    arguments = ["--dataset", "pets" if labelled else "plain", "--evaluation", "flat"]
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), *arguments]) == 0
+    assert (
+        f"labels of 20 images are column 'label' of {flat}/metadata.csv, classes in the order ant, bee, cat, ...: "
+        "x.evaluation.txt\n" in capsys.readouterr().out
+    )
+    cfg = load_build_file("x.yaml")
+    assert cfg.dataset.val_label is None
+    found = list_dataset(flat, val_label=cfg.evaluation.val_label, class_ids=CLASSES)
+    assert [sample.class_index for sample in found.samples if sample.name == "13"] == [3]
+
+
+def test_init_names_a_class_of_an_evaluation_table_that_the_images_do_not_have(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat = flat_images(images, ["ant", "bee", "cow", "dog", "eel"])
+    arguments = ["--dataset", "pets", "--evaluation", "flat"]
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), *arguments]) == 0
+    assert (
+        f"{flat}/metadata.csv is not taken: column 'label' names 'cow', which no class of the images is; give one, "
+        "lines 'name index', by --set evaluation.val_label=FILE of build\n" in capsys.readouterr().out
+    )
+    assert load_build_file("x.yaml").evaluation.val_label is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT])
 def test_init_and_build_a_network_of_pixels(
