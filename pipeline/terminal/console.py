@@ -19,7 +19,7 @@ class _Style:
     quiet: bool = True  # until the command line configures it: a library says nothing but warnings
     verbose: bool = False
     json_lines: bool = False
-    silent: bool = False  # for a while: no notes and details
+    silent: bool = False  # for a while: no notes, warnings and details
     prefix: str = ""  # of every line: which of several processes says it
 
 
@@ -48,7 +48,7 @@ def configuration() -> dict[str, bool]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Say no notes and details in the body: what looks at files that a later step reads again says them then."""
+    """Say no notes, warnings and details in the body: a step that reads the same files later says them."""
     before = _style.silent
     _style.silent = True
     try:
@@ -114,6 +114,8 @@ def note(text: str) -> None:
 
 def warning(text: str) -> None:
     """Print what makes results doubtful; also when quiet."""
+    if _style.silent:
+        return
     if _style.json_lines:
         event("warning", text=text)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -145,6 +146,14 @@ def test_build_and_plan_refuse_weights_that_do_not_fit_before_any_work(
 def test_plan_passes_when_the_weights_fit(resnet18: Callable[..., BuildConfig], weights: Path) -> None:
     lines = building.plan(resnet18(weights))
     assert lines[0] == f"[1/{len(lines) - 1}] calibset: runs"
+
+
+def test_what_a_checkpoint_holds_beside_tensors_is_left_to_the_export_to_say(
+    resnet18: Callable[..., BuildConfig], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": torch.load(weights), "args": argparse.Namespace(lr=1)}, weights)
+    inputs.check_weights(resnet18(weights))
+    assert capsys.readouterr().err == ""
 
 
 def test_check_weights_leaves_published_and_sample_weights_alone(
