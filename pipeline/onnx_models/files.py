@@ -19,6 +19,7 @@ from pipeline.errors import DataError, first_line
 from pipeline.onnx_models import forms, opsets, upgrades
 from pipeline.onnx_models.fused import split_fused
 from pipeline.onnx_models.graphs import check_model, graphs_of, sort_nodes
+from pipeline.onnx_models.label_outputs import take_labels_off
 from pipeline.onnx_models.norms import spell_out_group_norms
 
 _STANDARD = ("", "ai.onnx")
@@ -99,6 +100,7 @@ def structure(path: Path) -> onnx.ModelProto:
     if any(_is_quantized(node, graph) for graph in graphs_of(model.graph) for node in graph.node):
         raise DataError(f"{path}: is quantized already; wanted the float32 model")
     split_fused(model, opsets.version_of(model))
+    take_labels_off(model)
     _check_domains(model, path)
     return model
 
@@ -165,7 +167,7 @@ def _tidy(model: onnx.ModelProto) -> None:
         model.graph.input.remove(value)  # defaults, which IR version 3 had to list; nothing sets them
     del model.graph.value_info[:]  # inferred again where it is needed
     for value in (*model.graph.input, *model.graph.output):  # runtimes need neither
-        if not value.type.tensor_type.HasField("shape"):
+        if value.type.WhichOneof("value") in (None, "tensor_type") and not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
             value.type.tensor_type.shape.SetInParent()
     for sparse in model.graph.sparse_initializer:  # which tools for weights do not support
@@ -176,6 +178,9 @@ def _tidy(model: onnx.ModelProto) -> None:
         graph.name = graph.name or "graph"
         sort_nodes(graph)
         for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "sparse_value":
+                dense = _dense(node.attribute[0].sparse_tensor)
+                node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", dense))
             node.domain = "" if node.domain in _STANDARD else node.domain
             for names in (node.input, node.output):
                 while names and not names[-1]:

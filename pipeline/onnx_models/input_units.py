@@ -7,9 +7,10 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import external_data_helper, numpy_helper
 
 from pipeline.onnx_models.graphs import constants_of, number
+from pipeline.onnx_models.signature import takes_pixels
 
 _CHANNELS = 3
 _PIXEL_SCALES = (1 / 300, 1 / 100)  # from one to the other: what a network scales pixels of 0 to 255 by
@@ -32,16 +33,16 @@ class InputUnit(Enum):
 def unit_of(model: onnx.ModelProto) -> InputUnit | None:
     """Return in which unit a file's one image input is that the network normalises itself; None where nothing tells.
 
-    It is pixels where the type is uint8, where all that reads the input scales it by about 1/255 or 1/127.5, as Keras's
-    Rescaling layers do, or subtracts about 64 to 160, as Keras's Normalization layers, a first batch norm and
-    preprocessing that was merged into the graph do. It is images of 0 to 1 where about a half is subtracted and the
+    It is pixels where the type is one of integers, where all that reads the input scales it by about 1/255 or 1/127.5,
+    as Keras's Rescaling layers do, or subtracts about 64 to 160, as Keras's Normalization layers, a first batch norm
+    and preprocessing that was merged into the graph do. It is images of 0 to 1 where about a half is subtracted and the
     rest multiplied by 2 or more, as torchvision's Normalize does.
     """
     constants = constants_of(model.graph)
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
         return None
-    if inputs[0].type.tensor_type.elem_type == TensorProto.UINT8:
+    if takes_pixels(inputs[0]):
         return InputUnit.PIXELS
     found = {_unit(affine) for affine in _normalisations(model.graph, constants, inputs[0].name, None)}
     return found.pop() if len(found) == 1 else None

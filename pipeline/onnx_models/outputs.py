@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from pipeline.errors import DataError
 from pipeline.onnx_models.graphs import makers_of, remove_unused, shapes_of
-from pipeline.onnx_models.signature import FLOATS, kind_name, shown
+from pipeline.onnx_models.signature import FLOATS, kind_of, shown
 
 _MOVES = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 
@@ -36,11 +36,10 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
         )
     chosen = onnx.ValueInfoProto()
     chosen.CopyFrom(outputs[output or next(iter(outputs))])
-    kind = chosen.type.tensor_type.elem_type
-    if kind not in (TensorProto.UNDEFINED, *FLOATS):
+    if not _may_be_scores(chosen):
         maker = next((node.op_type for node in model.graph.node if chosen.name in node.output), "the input")
         raise DataError(
-            f"{path}: output {chosen.name!r} of {maker} is {kind_name(kind)}; wanted the scores of the classes as "
+            f"{path}: output {chosen.name!r} of {maker} is {kind_of(chosen)}; wanted the scores of the classes as "
             "float32: export the network without what follows them"
         )
     chooser = _chooser(model, chosen.name)
@@ -53,6 +52,14 @@ def choose_output(model: onnx.ModelProto, path: Path, output: str | None) -> Non
     model.graph.output.append(chosen)
     if any(chosen.name in node.output for node in model.graph.node):
         remove_unused(model.graph)
+
+
+def _may_be_scores(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether an output is a tensor of floats, or of a type that the file does not say."""
+    kind = value.type.WhichOneof("value")
+    return kind is None or (
+        kind == "tensor_type" and value.type.tensor_type.elem_type in (TensorProto.UNDEFINED, *FLOATS)
+    )
 
 
 def _chooser(model: onnx.ModelProto, name: str) -> str | None:
@@ -82,10 +89,9 @@ def candidates(model: onnx.ModelProto) -> list[Candidate]:
     graph = model.graph
     read = {name for node in graph.node for name in node.input}
     shapes = shapes_of(model)
-    floats = (TensorProto.UNDEFINED, *FLOATS)
     kept = list(graph.output)
     for likely in (  # each where it leaves any
-        {value.name for value in kept if value.type.tensor_type.elem_type in floats},
+        {value.name for value in kept if _may_be_scores(value)},
         {value.name for value in kept if _classes(shapes.get(value.name)) != 0},
         {value.name for value in kept if _chooser(model, value.name) is None},
         {value.name for value in kept if value.name not in read},

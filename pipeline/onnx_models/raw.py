@@ -18,8 +18,10 @@ from onnx.reference import ReferenceEvaluator
 
 from pipeline.errors import DataError, first_line
 from pipeline.host.hardware import release_memory
+from pipeline.onnx_models.files import structure as onnx_structure
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
+from pipeline.onnx_models.label_outputs import unzipped, zipped_labels
 from pipeline.onnx_models.pixel_inputs import LUMINANCE
 from pipeline.onnx_models.signature import channels_read, has_channels_last
 from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS, open_session
@@ -48,9 +50,10 @@ class RawFile:
         self.path = path
         runnable = with_tensors_beside(path)
         structure = onnx.load(path, load_external_data=False)
-        self.output = output or structure.graph.output[0].name
+        self.output = output or _only_output(structure, path)
         self.is_half = _is_half(structure)
         constants = {tensor.name for tensor in structure.graph.initializer}
+        self._labels = zipped_labels(structure, self.output)
         self._inputs = [_copied(value) for value in structure.graph.input if value.name not in constants]
         self._image, self._last, self._grey, self.batch = _image_input(structure, self._inputs)
         del structure  # a session takes its memory again
@@ -104,13 +107,15 @@ class RawFile:
             outputs = self._run([self.output], self.feed(images_nchw))[0]
         except DataError:
             return False
-        return np.asarray(outputs).shape[:1] == (len(images_nchw),)
+        rows = len(outputs) if self._labels else next(iter(np.asarray(outputs).shape), 0)
+        return bool(rows == len(images_nchw))
 
     def _outputs(self, images_nchw: Float32) -> Float32:
         """Return float32 [images, classes]; one image at a time where the file takes no more."""
         is_fixed = self.batch is not None or len(images_nchw) == 1
         try:
-            outputs = np.asarray(self._run([self.output], self.feed(images_nchw))[0], np.float32)
+            given = self._run([self.output], self.feed(images_nchw))[0]
+            outputs = np.asarray(given, np.float32) if self._labels is None else unzipped(given, self._labels)
         except DataError:
             if is_fixed:
                 raise
@@ -142,7 +147,7 @@ class RawFile:
                 f"its input takes {size} bytes with the sizes that it fixes, more than is tried (a batch of 1 will do)"
             )
 
-    def _run(self, outputs: list[str], feed: dict[str, Array]) -> list[Array]:
+    def _run(self, outputs: list[str], feed: dict[str, Array]) -> list[Any]:
         try:
             if self._session is not None:
                 known = {value.name for value in self._session.get_inputs()}
@@ -192,6 +197,12 @@ def _outputs(model: onnx.ModelProto, names: Sequence[str], feed: dict[str, Array
     probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = open_session(probed, optimized=optimized)
     return list(session.run(list(names), feed))
+
+
+def _only_output(model: onnx.ModelProto, path: Path) -> str:
+    """Return the output of a file with one, or with others that are labels."""
+    graph = model.graph if len(model.graph.output) == 1 else onnx_structure(path).graph
+    return str(graph.output[0].name)
 
 
 def _copied(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

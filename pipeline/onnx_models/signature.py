@@ -22,6 +22,7 @@ from pipeline.onnx_models.graphs import (
 
 BATCH = "N"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_PIXELS = (TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)  # what images are given as before a Cast
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS = 3
 _FEW = (1, 2, 4)  # channels of other images than RGB
@@ -30,8 +31,9 @@ _FEW = (1, 2, 4)  # channels of other images than RGB
 def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) -> int | None:
     """Make the input float [N, *chw] with a free N, in place; return the batch fixed by the file, or None.
 
-    An input with channels last gets a Transpose. One of grey images reads the luminance of RGB. One of uint8 pixels
-    reads the same numbers as floats: what casts them has nothing to do any more. The output's shape is removed.
+    An input with channels last gets a Transpose. One of grey images reads the luminance of RGB. One of pixels as
+    integers reads the same numbers as floats: what casts them has nothing to do any more. The output's shape is
+    removed.
 
     Raises:
         DataError: not one input of such images.
@@ -39,10 +41,10 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     graph = model.graph
     value = _only_input(model, path)
     kind = value.type.tensor_type.elem_type
-    if kind not in (*FLOATS, TensorProto.UINT8):
+    if kind not in (*FLOATS, *_PIXELS):
         raise DataError(
-            f"{path}: input {value.name!r} is {kind_name(kind)}: wanted images as float32, or as uint8; export it "
-            "without the Cast"
+            f"{path}: input {value.name!r} is {kind_of(value)}: wanted images as float32, or pixels as uint8, int32 "
+            "or int64; export it without the Cast"
         )
     dims = _dims_of(value, path)
     last = has_channels_last(graph, value.name, dims)
@@ -63,13 +65,18 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         )
     if last:
         _put_channels_first(model, value.name)
-    value.type.tensor_type.elem_type = TensorProto.FLOAT if kind == TensorProto.UINT8 else kind
+    value.type.tensor_type.elem_type = TensorProto.FLOAT if takes_pixels(value) else kind
     if kind == TensorProto.UINT8:
         pixel_inputs.read_dequantized(model, value)
     if channels == 1:
         pixel_inputs.read_luminance(model, value)
     declare_shapes(model, chw)
     return dims[0]
+
+
+def takes_pixels(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether an input is of whole numbers, which pixels of images are given as."""
+    return value.type.tensor_type.elem_type in _PIXELS
 
 
 def declare_shapes(model: onnx.ModelProto, chw: tuple[int, int, int]) -> None:
@@ -189,13 +196,18 @@ def _put_channels_first(model: onnx.ModelProto, name: str) -> None:
         graph.node.insert(0, helper.make_node("Transpose", [name], [last], node_name, perm=_TO_LAST))
 
 
-def kind_name(kind: int) -> str:
-    """Return the name of an element type, as `float`."""
-    return str(TensorProto.DataType.Name(kind)).lower()
+def kind_of(value: onnx.ValueInfoProto) -> str:
+    """Return the element type of a tensor for a message, as `float`; `a sequence` or the like of what is no tensor."""
+    other = value.type.WhichOneof("value")
+    if other not in (None, "tensor_type"):
+        return f"a {str(other).removesuffix('_type')}"
+    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
 
 
 def shown(value: onnx.ValueInfoProto) -> str:
     """Return element type and shape of a tensor for a message, as `float [N, 3, 224, 224]`."""
-    kind, shape = value.type.tensor_type, value.type.tensor_type.shape
+    if value.type.WhichOneof("value") not in (None, "tensor_type"):
+        return f"({kind_of(value)})"
+    shape = value.type.tensor_type.shape
     dims = ", ".join(str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?") for dim in shape.dim)
-    return f"{kind_name(kind.elem_type)} [{dims}]"
+    return f"{kind_of(value)} [{dims}]"

@@ -153,12 +153,14 @@ def _roi_align(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
 
 
 def _batch_normalization(node: onnx.NodeProto, place: _Place) -> list[onnx.NodeProto]:
-    """BatchNormalization before 14: further outputs were for training; before 9, `spatial` could be 0.
+    """BatchNormalization before 14: further outputs meant training; before 9, `spatial` could be 0.
 
     With that, statistics have the shape [C, H, W] of an image; they are computed here as a product and a sum.
     """
     if any(name in place.read for name in node.output[1:]):
         raise NoEqualError(f"BatchNormalization with its statistics as outputs (node {node.name!r})")
+    if any(node.output[1:]):
+        node.attribute.append(helper.make_attribute("training_mode", 1))
     del node.output[1:]
     spatial = integer(node, "spatial", 1)
     remove_attributes(node, "spatial")

@@ -252,7 +252,7 @@ def _from_program(wanted: Wanted, weights: Path) -> FoundNetwork:
 def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     import onnx
 
-    from pipeline.onnx_models import classifier, outputs, signature
+    from pipeline.onnx_models import classifier, files, outputs, signature
 
     try:
         model = onnx.load(weights, load_external_data=False)
@@ -260,6 +260,7 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
         raise DataError(f"{weights}: not an ONNX model ({' '.join(str(err).split())})") from None
     name, sizes = signature.describe_input(model, weights)
     classifier.check(weights)
+    tidy = files.structure(weights)
     beside = read_records(weights, wanted.size or (sizes[0] if sizes[0] == sizes[1] else None))
     within = read_metadata(model, weights)
     beside = Records(beside.recipe or within.recipe, beside.labels or within.labels)
@@ -278,13 +279,13 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     note = f"{weights}: input {name!r}, {shown}"
     unit = input_units.unit_of(model)
     note += f", {unit.value} that the network normalises itself" if unit else ""
-    names = [value.name for value in model.graph.output]
+    names = [value.name for value in tidy.graph.output]
     is_embedding = len(names) == 1 and _EMBEDDING.search(names[0].lower())
     note += f"; output {names[0]!r} is named like an embedding, which is no scores of classes" if is_embedding else ""
-    found = FoundNetwork(section, (height, width), _outputs_of(model), beside.recipe, beside.labels, note, unit)
+    found = FoundNetwork(section, (height, width), _outputs_of(tidy), beside.recipe, beside.labels, note, unit)
     if len(names) < 2:
         return found
-    return replace(found, outputs=tuple(outputs.candidates(model)), output_count=len(names))
+    return replace(found, outputs=tuple(outputs.candidates(tidy)), output_count=len(names))
 
 
 def _outputs_of(model: onnx.ModelProto) -> int | None:

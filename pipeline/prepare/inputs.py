@@ -92,12 +92,12 @@ def check_units(model: onnx.ModelProto, path: Path, spec: PreprocessSpec) -> str
     """
     unit = input_units.unit_of(model)
     if unit is InputUnit.PIXELS and not is_plain(spec):
-        is_uint8 = any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 for value in model.graph.input)
-        does = "its input is uint8: the network casts and normalises" if is_uint8 else "the network normalises"
+        whole = next((signature.kind_of(value) for value in model.graph.input if signature.takes_pixels(value)), None)
+        does = f"its input is {whole}: the network casts and normalises" if whole else "the network normalises"
         raise DataError(
             f"{path}: {does} its pixels itself, and process_ops normalise them too; set Normalize to "
             "{mean: [0, 0, 0], std: [1, 1, 1], div255: false} there, or export the network without "
-            f"{'the Cast and ' if is_uint8 else ''}the normalisation"
+            f"{'the Cast and ' if whole else ''}the normalisation"
         )
     if unit is InputUnit.SHARES and not (np.allclose(spec.mean, 0) and np.allclose(spec.std, 1)):
         return (

@@ -231,6 +231,19 @@ def test_load_takes_sparse_initializers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(classifier.run(found, IMAGES), classifier.run(expected, IMAGES))
 
 
+def test_load_takes_a_constant_node_of_a_sparse_tensor(tmp_path: Path) -> None:
+    matrix = np.zeros((4 * 6 * 6, 5), np.float32)
+    matrix[::7, 2], matrix[3, 4] = 0.5, -2
+    values = numpy_helper.from_array(matrix[matrix != 0])
+    sparse = helper.make_sparse_tensor(
+        values, numpy_helper.from_array(np.flatnonzero(matrix).astype(np.int64)), matrix.shape
+    )
+    constant = helper.make_node("Constant", [], ["m"], "m", sparse_value=sparse)
+    nodes = [constant, node("Conv", "x w b", "c"), node("Flatten", "c", "f"), node("MatMul", "f m", "y")]
+    found = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=CONSTANTS))
+    assert [list(tensor.dims) for tensor in found.graph.initializer if len(tensor.dims) == 2] == [[144, 5]]
+
+
 def test_load_takes_nodes_of_one_name(tmp_path: Path) -> None:
     def name_alike(model: onnx.ModelProto) -> None:
         for each in model.graph.node:

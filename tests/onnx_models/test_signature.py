@@ -152,15 +152,18 @@ def test_load_takes_inputs_and_outputs_of_other_float_types(tmp_path: Path, kind
     assert {value.type.tensor_type.elem_type for value in values} == {TensorProto.FLOAT}
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_load_takes_pixels_that_the_network_normalises(tmp_path: Path, last: bool) -> None:
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [(False, TensorProto.UINT8), (True, TensorProto.UINT8), (False, TensorProto.INT64), (True, TensorProto.INT32)],
+)
+def test_load_takes_pixels_that_the_network_normalises(tmp_path: Path, last: bool, kind: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, *CHW)).astype(np.float32)
     start = [node("Cast", "x", "f", to=TensorProto.FLOAT), node("Div", "f scale", "d"), node("Sub", "d mean", "s")]
     nodes = [*start, node("Transpose", "s", "t", perm=[0, 3, 1, 2])] if last else start
     nodes = flat(*nodes, node("Conv", "t w" if last else "s w", "a"))
     constants = {"w": WEIGHT, "scale": np.float32(255), "mean": np.float32(0.45)}
     dims = ("N", 8, 8, 3) if last else ("N", *CHW)
-    path = save(tmp_path / "m.onnx", nodes, constants=constants, dims=dims, kind=TensorProto.UINT8)
+    path = save(tmp_path / "m.onnx", nodes, constants=constants, dims=dims, kind=kind)
     model = classifier.load(path, CHW)
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
     expected = RawFile(path, None).answers(pixels)
@@ -169,8 +172,9 @@ def test_load_takes_pixels_that_the_network_normalises(tmp_path: Path, last: boo
 
 def test_load_refuses_numbers_that_are_no_pixels(tmp_path: Path) -> None:
     nodes = flat(node("Cast", "x", "f", to=TensorProto.FLOAT), node("Conv", "f w", "a"))
-    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.INT64)) == (
-        "FILE: input 'x' is int64: wanted images as float32, or as uint8; export it without the Cast"
+    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.INT8)) == (
+        "FILE: input 'x' is int8: wanted images as float32, or pixels as uint8, int32 or int64; export it without the "
+        "Cast"
     )
 
 
