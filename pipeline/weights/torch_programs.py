@@ -94,6 +94,9 @@ def _convert(
     """
     import torch
 
+    from pipeline.weights import antialiased_resize
+
+    antialiased_resize.register()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         network, shape = _load(path)

@@ -64,6 +64,35 @@ def save(path: Path, how: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float3
         return np.asarray(network(torch.from_numpy(IMAGES)), np.float32)
 
 
+class Resizing(Small):
+    def __init__(self, mode: str, side: int) -> None:
+        super().__init__()
+        self.mode, self.side = mode, side
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = (self.side, self.side + 3)
+        return super().forward(nn.functional.interpolate(x, size=size, mode=self.mode, antialias=True))
+
+
+@pytest.mark.parametrize(("mode", "side"), [("bilinear", 9), ("bicubic", 13), ("bilinear", 40)])
+@pytest.mark.parametrize("how", ["traced", "program"])
+def test_to_onnx_takes_an_antialiased_resize(tmp_path: Path, mode: str, side: int, how: str) -> None:
+    torch.manual_seed(0)
+    network, path = Resizing(mode, side).eval(), tmp_path / "n.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if how == "traced":
+            torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save(str(path))  # type: ignore[no-untyped-call]
+        else:
+            free = ({0: torch.export.Dim("batch")},)
+            torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=free), path)
+    with torch.inference_mode():
+        expected = np.asarray(network(torch.from_numpy(IMAGES)))
+    torch_programs.to_onnx(path, tmp_path / "n.onnx", (3, 32, 32))
+    model = classifier.load(tmp_path / "n.onnx", (3, 32, 32))
+    np.testing.assert_allclose(classifier.run(model, IMAGES), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("how", ["scripted", "traced", "program of one", "program of two", "free program"])
 def test_to_onnx_computes_what_the_file_does_for_any_batch(tmp_path: Path, how: str) -> None:
     expected = save(tmp_path / "n.pt", how)
