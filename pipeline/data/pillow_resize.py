@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 Span = tuple[float, float]  # of an axis: from, to
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
     """A resize and a crop."""
 
     hw: Pair  # of the image
@@ -35,7 +35,7 @@ class _Geometry(NamedTuple):
 
 
 # Whether Pillow computes a part as it computes the whole; None: seen once, not tried yet.
-_known: dict[_Geometry, bool | None] = {}
+_known: dict[Geometry, bool | None] = {}
 
 
 def resize_and_crop(
@@ -52,17 +52,17 @@ def resize_and_crop(
         image: RGB; only read.
         corner: top, left of the crop in the resized image.
     """
-    geometry = _Geometry((image.height, image.width), full_hw, corner, crop_hw, resize_filter)
-    return _resize_part(image, geometry) if _may_take_part(geometry) else _resize_whole(image, geometry)
+    geometry = Geometry((image.height, image.width), full_hw, corner, crop_hw, resize_filter)
+    return _resize_part(image, geometry) if _may_take_part(geometry) else resize_whole(image, geometry)
 
 
-def _resize_whole(image: Image.Image, geometry: _Geometry) -> Image.Image:
+def resize_whole(image: Image.Image, geometry: Geometry) -> Image.Image:
     (top, left), (tall, wide) = geometry.corner, geometry.crop_hw
     resized = image.resize(geometry.full_hw[::-1], FILTERS[geometry.resize_filter])
     return resized.crop((left, top, left + wide, top + tall))
 
 
-def _may_take_part(geometry: _Geometry) -> bool:
+def _may_take_part(geometry: Geometry) -> bool:
     if geometry not in _known:
         if len(_known) < _MOST_KNOWN:
             _known[geometry] = None if _is_worth_trying(geometry) else False
@@ -73,20 +73,20 @@ def _may_take_part(geometry: _Geometry) -> bool:
     return found
 
 
-def _is_worth_trying(geometry: _Geometry) -> bool:
+def _is_worth_trying(geometry: Geometry) -> bool:
     if geometry.resize_filter is ResizeFilter.NEAREST_PILLOW:  # finds its pixels in another way, in fixed point
         return False
     return geometry.hw[0] * geometry.hw[1] <= _MOST_TRIED and any(_spans(geometry))
 
 
-def _try_part(geometry: _Geometry) -> bool:
+def _try_part(geometry: Geometry) -> bool:
     """Tell whether Pillow computes a part of noise as it computes the whole."""
     pixels = np.random.default_rng(0).integers(0, 256, (*geometry.hw, 3), dtype=np.uint8)
     noise = Image.fromarray(pixels)
-    return np.array_equal(np.asarray(_resize_part(noise, geometry)), np.asarray(_resize_whole(noise, geometry)))
+    return np.array_equal(np.asarray(_resize_part(noise, geometry)), np.asarray(resize_whole(noise, geometry)))
 
 
-def _resize_part(image: Image.Image, geometry: _Geometry) -> Image.Image:
+def _resize_part(image: Image.Image, geometry: Geometry) -> Image.Image:
     rows, columns = _spans(geometry)
     (top, left), (tall, wide) = geometry.corner, geometry.crop_hw
     size = (geometry.full_hw[1] if columns is None else wide, geometry.full_hw[0] if rows is None else tall)
@@ -98,7 +98,7 @@ def _resize_part(image: Image.Image, geometry: _Geometry) -> Image.Image:
     return resized.crop((left, top, left + wide, top + tall))
 
 
-def _spans(geometry: _Geometry) -> tuple[Span | None, Span | None]:
+def _spans(geometry: Geometry) -> tuple[Span | None, Span | None]:
     """Return the rows and the columns that the crop is made of, as far as they are float32 numbers."""
     axes = zip(geometry.hw, geometry.full_hw, geometry.corner, geometry.crop_hw, strict=True)
     rows, columns = (find_span(*axis) for axis in axes)

@@ -13,7 +13,8 @@ from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.data.bilinear_cv import bilinear_cv
 from pipeline.data.opening import check_pixels, decoding, opened
-from pipeline.data.pillow_resize import FILTERS, resize_and_crop
+from pipeline.data.pillow_resize import FILTERS, Geometry, resize_and_crop
+from pipeline.data.quick_jpeg import QuickJpegs
 from pipeline.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -141,23 +142,36 @@ def _finish(spec: PreprocessSpec, cropped_chw: Pixels, *, raw: bool) -> Prepared
     return np.ascontiguousarray(cropped_chw if spec.colour is ColourOrder.RGB else cropped_chw[::-1])
 
 
-def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool) -> Prepared:
-    """Decode an image file and `prepare` it, with the same result in less time: see `_resized_by_pillow`."""
+def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool, quick: QuickJpegs | None = None) -> Prepared:
+    """Decode an image file and `prepare` it, with the same result in less time: see `_resized_by_pillow`.
+
+    Args:
+        quick: takes half of the rest of the time for JPEGs that are given as bytes.
+    """
     with opened(source) as image:
-        cropped = _resized_by_pillow(spec, image)
-        if cropped is None:
+        usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in FILTERS
+        if not usual:
             return prepare(spec, _to_chw(image, spec.preprocess_as), raw=raw)
-        return _finish(spec, cropped, raw=raw)
+        cropped = None
+        if quick is not None and isinstance(source, bytes):
+            cropped = _resized_quickly(quick, spec, image, source)
+        return _finish(spec, _resized_by_pillow(spec, image) if cropped is None else cropped, raw=raw)
 
 
-def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels | None:
-    """Return what decoding, resizing and cropping give, uint8 [3, *crop_hw], for the usual case; None for others.
+def _resized_quickly(quick: QuickJpegs, spec: PreprocessSpec, image: Image.Image, content: bytes) -> Pixels | None:
+    try:
+        full_hw, corner = _window(spec, image.height, image.width)
+    except DataError:  # of an image that is damaged as well, Pillow says that first
+        return None
+    hw = (image.height, image.width)
+    return quick.load(image, content, Geometry(hw, full_hw, corner, spec.crop_hw, spec.filter))
+
+
+def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels:
+    """Return what decoding, resizing and cropping give, uint8 [3, *crop_hw].
 
     Pillow resizes its own image, and only the crop is copied: three quarters of the time for a JPEG of 300 pixels.
     """
-    usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in FILTERS
-    if not usual:
-        return None
     image.load()
     full_hw, corner = _window(spec, image.height, image.width)
     cropped = resize_and_crop(image, spec.filter, full_hw, corner, spec.crop_hw)

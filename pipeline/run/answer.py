@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.preprocess import Pixels, Prepared
+from pipeline.data.quick_jpeg import QuickJpegs
 from pipeline.errors import BackendError, DataError
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import Package
@@ -59,10 +60,12 @@ def prepare(
     raise AssertionError  # mypy: `_named` may swallow what was raised
 
 
-def load(spec: PreprocessSpec, name: str, content: bytes, *, takes_pixels: bool) -> Prepared:
+def load(
+    spec: PreprocessSpec, name: str, content: bytes, *, takes_pixels: bool, quick: QuickJpegs | None = None
+) -> Prepared:
     """Decode and prepare one image file as `prepare` does, in less time; raises as that."""
     with _named(name):
-        return preprocess.load(spec, content, raw=takes_pixels)
+        return preprocess.load(spec, content, raw=takes_pixels, quick=quick)
     raise AssertionError  # as above
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.data.quick_jpeg import find_quick_jpegs
 from pipeline.errors import ConfigError
 from pipeline.host.hardware import available_cores
 from pipeline.packages.choice import choose_for
@@ -73,11 +74,12 @@ def load(package: Package, version: str, wanted: Wanted) -> Loaded:
         batcher = Batcher(full, single, wanted.batch, wanted.max_queue, meter, ToLoop())
         opened.callback(batcher.close)
         setup = Setup(full.name, wanted.batch, placement.streams)
-        model = PackageModel(package, version, batcher, full.input, full.output, cores, setup, meter)
+        quick = find_quick_jpegs()
+        model = PackageModel(package, version, batcher, full.input, full.output, cores, setup, meter, quick)
         opened.callback(model.close)
         described = (
             f"{full.name} {full.version}: batches of up to {wanted.batch}, {placement.streams} at a time on "
-            f"{placement.threads} cores"
+            f"{placement.threads} cores{', quick JPEGs' if quick is not None else ''}"
         )
         return Loaded(model, opened.pop_all(), described)
     raise AssertionError  # mypy: ExitStack may swallow what was raised

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.preprocess import Prepared
+from pipeline.data.quick_jpeg import QuickJpegs
 from pipeline.errors import BackendError, DataError
 from pipeline.packages.package import Package
 from pipeline.run import answer
@@ -51,6 +52,7 @@ class PackageModel:
         cores: int,
         setup: Setup,
         meter: metrics.Meter,
+        quick: QuickJpegs | None,
     ) -> None:
         """Prepare to answer.
 
@@ -59,11 +61,12 @@ class PackageModel:
             takes: the model's input, [None, 3, H, W].
             gives: the model's output, [None, classes].
             cores: images decoded at the same time.
+            quick: what decodes JPEGs; None: Pillow.
         """
         self.package, self.name, self.version = package, package.name, version
         self.setup, self.meter = setup, meter
         self._batcher = batcher
-        self._takes = takes
+        self._takes, self._quick = takes, quick
         self._spec = package.preprocess()
         self._scores = package.scores
         self._labels = [known.name for known in package.classes()]
@@ -212,7 +215,7 @@ class PackageModel:
     def _load(self, content: bytes, name: str, trace: Trace | None) -> Prepared:
         begun = time.perf_counter()
         try:
-            return answer.load(self._spec, name, content, takes_pixels=self._takes.takes_pixels)
+            return answer.load(self._spec, name, content, takes_pixels=self._takes.takes_pixels, quick=self._quick)
         except DataError as err:
             raise InvalidInput(str(err)) from None
         finally:

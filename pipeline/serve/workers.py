@@ -90,10 +90,10 @@ class _Workers:
         self._models, self._wanted, self._settings, self._folder = models, wanted, settings, folder
         self._inbox = inbox  # the number of each signal, as a byte
         # Forked from a process that has imported everything and started nothing: half the memory of spawned workers,
-        # and replacements are there sooner.
+        # and replacements are there sooner. Numba, of the extra `fast`, is passed over where it is not installed.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
-            ["pipeline.serve.server", f"pipeline.runtimes.{_module_of(wanted.runtime)}"]
+            ["pipeline.serve.server", f"pipeline.runtimes.{_module_of(wanted.runtime)}", "numba"]
         )
         self._places = [_Place(Part(number, count)) for number in range(count)]
         self._opened = self._serving = False  # all workers were allowed to open the ports; all have opened them

@@ -78,7 +78,7 @@ def test_resize_and_crop_takes_the_whole_when_pillow_computes_the_part_otherwise
 ) -> None:
     part = pillow_resize._resize_part
 
-    def shifted(image: Image.Image, geometry: pillow_resize._Geometry) -> Image.Image:
+    def shifted(image: Image.Image, geometry: pillow_resize.Geometry) -> Image.Image:
         return part(image, geometry).point(lambda value: value ^ 1)
 
     monkeypatch.setattr(pillow_resize, "_resize_part", shifted)

@@ -12,7 +12,7 @@ from pipeline.host.extras import install_command
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("extra", ["serve", "otel", "timm", "torchvision", "keras"])
+@pytest.mark.parametrize("extra", ["serve", "otel", "fast", "timm", "torchvision", "keras"])
 def test_command_names_an_extra_that_exists_and_keeps_the_tested_releases(extra: str) -> None:
     command = install_command(extra)
     extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
