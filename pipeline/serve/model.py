@@ -28,6 +28,8 @@ from pipeline.serve.tracing import Trace, current
 
 ENCODED = "encoded_image"  # the input that takes files
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
+# As other servers of the protocol name what they run: Triton for ONNX files, and OpenVINO Model Server.
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class PackageModel:
         self._decoders = Decoders(cores)
         self._refusing = False
         self.under_way = 0  # requests whose images wait, are decoded or computed
+
+    @property
+    def platform(self) -> str:
+        """The runtime, as the protocol's metadata has it."""
+        return _PLATFORMS[self.setup.runtime]
 
     @property
     def most_images(self) -> int:

@@ -129,7 +129,7 @@ class Plane(DataPlane):  # type: ignore[misc]
         return {
             "name": model_name,
             "versions": list(self.models[model_name].loaded),
-            "platform": "",
+            "platform": model.platform,
             "inputs": model.get_input_types(),
             "outputs": model.get_output_types(),
         }

@@ -618,6 +618,9 @@ def test_pixels_for_a_model_that_takes_them(make_config: MakeConfig, runtime: st
         scores = np.concatenate([backend.infer(each[None]) for each in pixels])
         name = backend.input.name, backend.output.name
     with running(package, "--runtime", runtime, "-b", "4") as server:
+        platform = {"openvino": "OpenVINO", "onnxruntime": "onnxruntime_onnx"}[runtime]
+        assert client_of(triton_http, server).get_model_metadata(NAME)["platform"] == platform
+        assert client_of(triton_grpc, server).get_model_metadata(NAME).platform == platform
         for module in (triton_grpc, triton_http):
             pixel_tensor = tensor(module, pixels, name[0], "UINT8")
             found = client_of(module, server).infer(package.name, [pixel_tensor]).as_numpy(name[1])
