@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -66,7 +67,7 @@ class AccessLog:
 
     def close(self) -> None:
         if self._path is not None:
-            self._stream.close()
+            _close(self._stream)
 
     def _open(self, path: Path) -> None:
         self._stream = path.open("a", encoding="utf-8")
@@ -77,5 +78,11 @@ class AccessLog:
             return
         self._looked = time.monotonic()
         if not self._path.exists() or self._path.stat().st_ino != self._inode:
-            self._stream.close()
-            self._open(self._path)
+            before = self._stream
+            self._open(self._path)  # where that fails, lines go where they went before
+            _close(before)
+
+
+def _close(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):  # of lines that the disk did not take, which was reported
+        stream.close()

@@ -9,15 +9,15 @@ import re
 from typing import TypeAlias
 
 import orjson
-from starlette.datastructures import QueryParams, UploadFile
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serve.faults import respond_to, respond_to_bug
 from pipeline.serve.headers import find_header
 from pipeline.serve.kserve import InvalidInput
+from pipeline.serve.multipart import FormError, read_files
 from pipeline.serve.requests import JSON_LENGTH, parse
 from pipeline.serve.served import Plane
 
@@ -103,11 +103,13 @@ async def _body(receive: Receive) -> bytes:
 
 async def _uploads(scope: Scope, receive: Receive) -> list[tuple[str, bytes]]:
     """Return names and contents: the files of a form, or the body as one."""
-    if not (find_header(scope, b"content-type") or "").startswith("multipart/form-data"):
-        return [("image", await _body(receive))]
+    content_type, body = find_header(scope, b"content-type") or "", await _body(receive)
+    if not content_type.lower().startswith("multipart/form-data"):
+        return [("image", body)]
     try:
-        async with Request(scope, receive).form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
-            files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
-            return [(each.filename or "image", await each.read()) for each in files]
-    except MultiPartException as err:
-        raise InvalidInput(err.message) from None
+        files = read_files(body, content_type)
+    except FormError as err:
+        raise InvalidInput(str(err)) from None
+    if len(files) > _MOST_FILES:
+        raise InvalidInput(f"the form has {len(files)} files; expected at most {_MOST_FILES}")
+    return files

@@ -16,6 +16,8 @@ from pipeline.serve.headers import find_header
 from pipeline.serve.limits import FullError, Room
 
 _GZIP = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip's header and checksum
+_PIECE = 64 * 1024  # bytes given to zlib at once: what is left of them is copied where a stream ends
+_MOST_STREAMS = 10_000  # that follow one another; bgzip and pigz write one for each 64 or 128 KiB
 _ENCODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
 
 
@@ -76,30 +78,42 @@ def unpack(packed: bytes, encoding: str, max_body: int) -> bytes:
         max_body: bytes that it may unpack to.
 
     Raises:
-        HTTPException: 415, an unknown encoding; 413, more bytes than `max_body`; 400, damaged.
+        HTTPException: 415, an unknown encoding; 413, more bytes than `max_body`; 400, damaged, or of very many streams.
     """
     if encoding not in _ENCODINGS:
         known = "gzip, deflate"
         raise HTTPException(
             415, f"content-encoding: expected {known} or none, got {encoding!r:.80}", {"accept-encoding": known}
         )
-    unpacked, left = b"", packed
+    unpacked, at = bytearray(), 0
     try:
-        while left:  # gzip files may follow one another
-            window = _ENCODINGS[encoding]
-            if encoding == "deflate" and not _has_zlib_header(left):  # some clients leave it out
-                window = -zlib.MAX_WBITS
-            stream = zlib.decompressobj(window)
-            unpacked += stream.decompress(left, max_body + 1 - len(unpacked))
+        for _ in range(_MOST_STREAMS + 1):  # gzip files may follow one another
+            if at == len(packed):
+                return bytes(unpacked)
+            at = _unpack_stream(packed, at, encoding, unpacked, max_body)
+    except zlib.error as err:
+        raise HTTPException(400, f"content-encoding: the body is no {encoding} data ({err})") from None
+    raise HTTPException(400, f"content-encoding: more than {_MOST_STREAMS} streams of {encoding} follow one another")
+
+
+def _unpack_stream(packed: bytes, at: int, encoding: str, unpacked: bytearray, max_body: int) -> int:
+    """Add what the stream at a place unpacks to; return the place behind it. Raises as `unpack`, or zlib.error."""
+    window = _ENCODINGS[encoding]
+    if encoding == "deflate" and not _has_zlib_header(packed[at : at + 2]):  # some clients leave it out
+        window = -zlib.MAX_WBITS
+    stream = zlib.decompressobj(window)
+    while at < len(packed):
+        piece = packed[at : at + _PIECE]
+        while piece:
+            unpacked += stream.decompress(piece, max_body + 1 - len(unpacked))
             if len(unpacked) > max_body:
                 metrics.REFUSED.labels("body too large").inc()
                 raise HTTPException(413, f"the unpacked body has more than {max_body} bytes")
-            if not stream.eof:
-                raise HTTPException(400, f"content-encoding: the body is not whole {encoding} data")
-            left = stream.unused_data
-    except zlib.error as err:
-        raise HTTPException(400, f"content-encoding: the body is no {encoding} data ({err})") from None
-    return unpacked
+            piece = stream.unconsumed_tail
+        at += _PIECE
+        if stream.eof:
+            return min(at, len(packed)) - len(stream.unused_data)
+    raise HTTPException(400, f"content-encoding: the body is not whole {encoding} data")
 
 
 def _has_zlib_header(content: bytes) -> bool:

@@ -29,6 +29,7 @@ from run_fixtures import NAME, TinyWorkspace
 from serve_fixtures import Server, command, encoded, running
 
 from pipeline.errors import ConfigError
+from pipeline.serve.access import AccessLog, Visit
 from pipeline.serve.tokens import make_token, read_tokens
 
 if importlib.util.find_spec("kserve") is None:
@@ -337,6 +338,35 @@ def test_the_log_is_opened_anew_when_it_is_moved(guarded: Guarded) -> None:
     guarded.client.ask("GET", "/v2")
     time.sleep(0.2)
     assert [line["path"] for line in guarded.lines()] == ["/v2"]
+
+
+def test_requests_are_answered_when_the_log_cannot_be_opened_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = AccessLog(folder / "access.log")
+    log.write(Visit("http", "GET", "/1", ""), 0.0)
+    folder.rename(tmp_path / "away")
+    time.sleep(1.1)
+    for number in (2, 3):
+        log.write(Visit("http", "GET", f"/{number}", ""), 0.0)
+    folder.mkdir()
+    time.sleep(1.1)
+    log.write(Visit("http", "GET", "/4", ""), 0.0)
+    log.close()
+    assert [json.loads(line)["path"] for line in (folder / "access.log").read_text().splitlines()] == ["/4"]
+    kept = [json.loads(line)["path"] for line in (tmp_path / "away" / "access.log").read_text().splitlines()]
+    assert kept == ["/1", "/3"]  # the second met the missing folder
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_on_a_full_disk_keeps_nobody_from_asking_and_stopping(tiny_workspace_master: TinyWorkspace) -> None:
+    with running(tiny_workspace_master.package, "--access_log", "/dev/full") as server:
+        for _ in range(200):
+            assert server.get("/v2/health/live")[0] == 200
+        code, text = server.stop()
+    assert code == 0
+    assert text.count("/dev/full: cannot be written") == 1
+    assert "Traceback" not in text
 
 
 def test_plain_clients_and_those_that_do_not_trust_get_nothing(guarded: Guarded, stranger: Authority) -> None:

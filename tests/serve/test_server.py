@@ -429,6 +429,24 @@ def test_unpack_reads_every_form_of_the_two_encodings() -> None:
     assert unpack(zlib.compress(text), "deflate", len(text)) == text
     assert unpack(raw.compress(text) + raw.flush(), "deflate", len(text)) == text
     assert unpack(b"", "gzip", 5) == b""
+    noise = random.Random(0).randbytes(300_000)  # longer than what zlib gets at once
+    assert unpack(gzip.compress(noise), "gzip", len(noise)) == noise
+    assert (
+        unpack(b"".join(gzip.compress(noise[at : at + 99]) for at in range(0, 99_000, 99)), "gzip", 99_000)
+        == (noise[:99_000])
+    )
+
+
+def test_unpack_takes_no_time_for_streams_of_nothing() -> None:
+    from starlette.exceptions import HTTPException
+
+    from pipeline.serve.unpacking import unpack
+
+    nothing, begun = gzip.compress(b""), time.process_time()
+    assert unpack(nothing * 10_000, "gzip", 5) == b""
+    with pytest.raises(HTTPException, match="more than 10000 streams"):
+        unpack(nothing * 400_000, "gzip", 5)
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models", "/metrics", ""])
