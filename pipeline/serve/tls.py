@@ -31,16 +31,21 @@ class Certificates:
         self.context = self._context
         self.context.sni_callback = self._choose
         self._given: list[bytes] = self._contents  # handed to gRPC
+        self._fault = ""  # that was said
 
     def refresh(self) -> None:
-        """Read the files again; where they are invalid, the old ones stay in use."""
+        """Read the files again; where they are invalid, the old ones stay in use, and a line says why, once."""
         try:
             if [path.read_bytes() for path in self._files.paths] == self._contents:
+                self._fault = ""
                 return
             contents, context = self._read()
         except (OSError, ConfigError) as err:
-            console.warning(f"{err}; the certificate from before stays")
+            if str(err) != self._fault:
+                self._fault = str(err)
+                console.warning(f"{err}; the certificate from before stays")
             return
+        self._fault = ""
         with self._lock:
             self._contents, self._context = contents, context
         console.step(f"{self._files.certificate}: read again")

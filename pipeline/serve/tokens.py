@@ -92,6 +92,7 @@ class Tokens:
         self._stamp = _stamp(path)
         self._entries = read_tokens(path)
         self._looked = time.monotonic()
+        self._fault = ""  # that was said
 
     def owner(self, authorization: str | None) -> str:
         """Return the name of a request's token.
@@ -118,7 +119,7 @@ class Tokens:
         return found[0].name
 
     def _look(self) -> None:
-        """Read the file again if it changed; where that fails, the old tokens stay valid."""
+        """Read the file again if it changed; where that fails, the old tokens stay valid, and a line says why, once."""
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
@@ -129,8 +130,11 @@ class Tokens:
             self._stamp = stamp
             self._entries = read_tokens(self._path)
         except ConfigError as err:
-            console.warning(f"{err}; the tokens known before stay")
+            if str(err) != self._fault:
+                self._fault = str(err)
+                console.warning(f"{err}; the tokens known before stay")
         else:
+            self._fault = ""
             console.step(f"{self._path}: read again, {counted(len(self._entries), 'token')}")
 
 
@@ -171,14 +175,14 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"{name!r}: expected a name of letters, digits and . _ @ -, at most 64")
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except FileNotFoundError:
         raise _absent(path) from None
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read ({err.strerror})") from None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
 
 
 def _absent(path: Path) -> ConfigError:

@@ -460,8 +460,9 @@ def test_a_renewed_certificate_is_taken_while_it_serves(
         with pytest.raises(ssl.SSLCertVerificationError):
             after.classify()
         shutil.copy(theirs.key, shown.key)  # half of a renewal: the old pair stays
-        server.process.send_signal(signal.SIGHUP)
-        time.sleep(0.5)
+        for _ in range(20):
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
         assert before.classify() == before.infer()
         put(theirs)
         server.process.send_signal(signal.SIGHUP)
@@ -473,7 +474,7 @@ def test_a_renewed_certificate_is_taken_while_it_serves(
         put(ours)  # without a signal: it looks by itself
         settled(before, True)
         _, out = server.stop()
-        assert "the certificate from before stays" in out
+        assert out.count("the certificate from before stays") in (1, 2)  # once for either renewal that was seen by half
         assert f"{shown.certificate}: read again" in out
 
 
