@@ -40,6 +40,11 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def last_line(error: BaseException) -> str:
+    """Return the last line of a library's message, or the name of its type where it says nothing."""
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
+
+
 def in_a_line(error: BaseException) -> str:
     """Return a library's message in one line of 300 characters at most, or the name of its type."""
     return " ".join(str(error).split())[:300] or type(error).__name__

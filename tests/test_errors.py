@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import errors
 from pipeline.data import preprocess
-from pipeline.errors import DataError, first_line, in_a_line, is_our_bug
+from pipeline.errors import DataError, first_line, in_a_line, is_our_bug, last_line
 
 
 def raised_by(function: Callable[..., Any], *arguments: Any) -> Exception:
@@ -47,12 +50,20 @@ def test_decode_keeps_the_cause_of_a_damaged_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "first", "whole"),
+    ("error", "first", "last", "whole"),
     [
-        (ValueError("\n wrong  type\nat 3"), "wrong  type", "wrong type at 3"),
-        (KeyError(), "KeyError", "KeyError"),
-        (OSError("x" * 400), "x" * 400, "x" * 300),
+        (ValueError("\n wrong  type\nat 3\n"), "wrong  type", "at 3", "wrong type at 3"),
+        (KeyError(), "KeyError", "KeyError", "KeyError"),
+        (OSError("x" * 400), "x" * 400, "x" * 400, "x" * 300),
     ],
 )
-def test_messages_of_libraries_come_in_a_line(error: Exception, first: str, whole: str) -> None:
-    assert (first_line(error), in_a_line(error)) == (first, whole)
+def test_messages_of_libraries_come_in_a_line(error: Exception, first: str, last: str, whole: str) -> None:
+    assert (first_line(error), last_line(error), in_a_line(error)) == (first, last, whole)
+
+
+def test_no_other_module_makes_a_line_of_a_message() -> None:
+    """Nor leaves a line empty where a library says nothing."""
+    by_hand = re.compile(r"str\((?:err|error)\)(?:\.strip\(\))?\.(?:split|r?partition)\w*\((?:\)|\"\\n\")")
+    package = Path(errors.__file__).parent
+    modules = [path for path in package.rglob("*.py") if by_hand.search(path.read_text(encoding="utf-8"))]
+    assert modules == [package / "errors.py"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import DataError, is_our_bug
+from pipeline.errors import DataError, in_a_line, is_our_bug
 
 # The kinds of `image_kinds.IMAGE_SUFFIXES`, the frequent ones first. Pillow tells a file by its content and would also
 # hand it to other programs (EPS), or to decoders of formats that no camera and no browser writes.
@@ -71,8 +71,7 @@ def decoding(name: str) -> Iterator[None]:
     except Exception as error:
         if is_our_bug(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: cannot be decoded as an image: {reason}") from error
+        raise DataError(f"{name}: cannot be decoded as an image: {in_a_line(error)}") from error
 
 
 def check_pixels(name: str, width: int, height: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.data.storage import Location, Url, absolute
-from pipeline.errors import DataError
+from pipeline.errors import DataError, in_a_line
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE_FILE_BYTES = 256 << 20  # the largest of ImageNet has 15 MB
@@ -209,7 +209,7 @@ def _scan_tar(path: Path, size: int, mtime_ns: int) -> Listing:
         with _open_tar_stream(path) as stream:
             files = list(_tar_files(path, _BoundedReads(stream)))
     except (tarfile.TarError, OSError, EOFError, zlib.error) as err:
-        raise DataError(f"{path}: not a readable tar ({err}); fetch or pack it again") from err
+        raise DataError(f"{path}: not a readable tar ({in_a_line(err)}); fetch or pack it again") from err
     if not _is_gzip(path) and any((file.offset or 0) + file.size > size for file in files):
         raise DataError(f"{path}: cut short; fetch or pack it again")
     files.sort(key=lambda file: file.name)

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, in_a_line
 
 REQUESTS_AT_ONCE = 8  # to a store, for each core: a response takes about 50 ms, in which a core decodes several images
 
@@ -123,8 +123,7 @@ class Url:
     def _fault(self, what: str, err: Exception) -> DataError:
         if isinstance(err, FileNotFoundError) and what == "read":
             return DataError(f"{self}: no such file")
-        reason = " ".join(str(err).split()) or type(err).__name__
-        return DataError(f"{self}: cannot be {what} ({reason})")
+        return DataError(f"{self}: cannot be {what} ({in_a_line(err)})")
 
 
 Location: TypeAlias = "Path | Url"

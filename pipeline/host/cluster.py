@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BackendError, ConfigError
+from pipeline.errors import BackendError, ConfigError, first_line, last_line
 from pipeline.host import cluster_token
 from pipeline.host.cluster_worker import Deaths, Fault, Open, Success, answer_chunk
 from pipeline.host.hardware import available_cores
@@ -124,9 +124,8 @@ class Cluster:
         try:
             ray.init(address=self.address, runtime_env=code, **_SILENT)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as err:
-            reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise BackendError(
-                f"--address {self.address}: cannot be joined ({reason}); start a node by: ray start --head. "
+                f"--address {self.address}: cannot be joined ({first_line(err)}); start a node by: ray start --head. "
                 f"{cluster_token.note()}"
             ) from None
 
@@ -260,8 +259,6 @@ def _outcomes(dataset: Any) -> Generator[Success | Fault, None, None]:
             for batch in batches:
                 yield from map(pickle.loads, batch["outcome"])
     except (ray.exceptions.RayError, ExecutionTimeoutError) as err:
-        lines = str(err).strip().splitlines()
         raise BackendError(
-            f"--engine ray: Ray gave up ({lines[-1] if lines else type(err).__name__}); what is done is kept, run the "
-            "same command again"
+            f"--engine ray: Ray gave up ({last_line(err)}); what is done is kept, run the same command again"
         ) from None

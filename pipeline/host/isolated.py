@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.errors import DataError, PipelineError, is_our_bug
+from pipeline.errors import DataError, PipelineError, in_a_line, is_our_bug
 from pipeline.host.processes import sigint_held_back
 
 R = TypeVar("R")
@@ -116,17 +116,16 @@ class _Failed:
 
 def _to_raise(err: Exception) -> Exception:
     """Return what the parent raises for an exception of the call."""
-    text = " ".join(str(err).split())
     if isinstance(err, PipelineError):
         return type(err)(str(err))
     if is_our_bug(err, except_in=_BINDINGS):
         try:
             pickle.loads(pickle.dumps(err))
         except Exception:  # an exception class that cannot be made again from its arguments
-            return RuntimeError(f"{type(err).__name__}: {text}")
+            return RuntimeError(f"{type(err).__name__}: {in_a_line(err)}")
         return err
     # MemoryError and what a runtime's binding raises: the caller tells what it costs.
-    return LostError(f"failed with {type(err).__name__}" + (f": {text[:300]}" if text else ""))
+    return LostError(f"failed with {type(err).__name__}" + (f": {in_a_line(err)}" if str(err).strip() else ""))
 
 
 def _death(code: int, said: Path) -> str:

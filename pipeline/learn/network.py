@@ -12,6 +12,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from pipeline.errors import in_a_line
 from pipeline.learn.operators import OPERATORS, UnsupportedError
 from pipeline.onnx_models.graphs import attributes_of, constants_of
 
@@ -108,5 +109,5 @@ def _apply(node: Node, inputs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     try:
         made = OPERATORS[node.operator](node.attributes, inputs)
     except (RuntimeError, TypeError, ValueError) as err:  # of torch: a form of the operator that it does not take
-        raise UnsupportedError(f"{node.operator} {node.name}: {' '.join(str(err).split())}") from err
+        raise UnsupportedError(f"{node.operator} {node.name}: {in_a_line(err)}") from err
     return made if isinstance(made, tuple) else (made,)

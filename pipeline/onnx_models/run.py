@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, in_a_line
 from pipeline.runtimes.sessions import RUNTIME_ERRORS, open_session
 
 Float32 = npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ def run_each(model: onnx.ModelProto, batches_nchw: Sequence[Float32], *, optimiz
             outputs.append(made[0] if len(made) == 1 else np.concatenate(made))
     except RUNTIME_ERRORS as err:
         size = len(batches_nchw[len(outputs)])
-        raise DataError(f"model does not take a batch of {size}: {str(err).strip()}") from None
+        raise DataError(f"model does not take a batch of {size}: {in_a_line(err)}") from None
     return outputs
 
 

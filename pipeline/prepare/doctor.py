@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.config.documents import find_data_file
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, in_a_line
 from pipeline.host import hardware
 from pipeline.host.user_cache import cache_folder
 from pipeline.terminal.counts import counted
@@ -118,7 +118,7 @@ def _version(name: str) -> tuple[str, str]:
     try:
         importlib.import_module(module)
     except Exception as err:  # a library of another platform, or half of one, fails in its own ways
-        return "", f"{version} does not import ({' '.join(str(err).split()) or type(err).__name__})"
+        return "", f"{version} does not import ({in_a_line(err)})"
     return version, ""
 
 

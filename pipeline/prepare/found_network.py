@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.sections import AUTO
 from pipeline.data.labels import imagenet_classes
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, in_a_line
 from pipeline.host.extras import install_command
 from pipeline.models import libraries, zoo
 from pipeline.models.recipe import Recipe
@@ -257,7 +257,7 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     try:
         model = onnx.load(weights, load_external_data=False)
     except Exception as err:  # protobuf meets a damaged file with errors of its own
-        raise DataError(f"{weights}: not an ONNX model ({' '.join(str(err).split())})") from None
+        raise DataError(f"{weights}: not an ONNX model ({in_a_line(err)})") from None
     name, sizes = signature.describe_input(model, weights)
     classifier.check(weights)
     tidy = files.structure(weights)

@@ -1,6 +1,6 @@
 """Judges int8 models on images whose float32 outputs are known: accuracy, and speed beside another model.
 
-Each model is run in another process first: one that ends its process must not end the build.
+Each model is run in another process first: runtimes end their process on some models, which must not end the build.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Judge:
 
     @contextmanager
     def opened(self, model: onnx.ModelProto) -> Iterator[Backend]:
-        """Open a model, once another process has run it: one that ends its process must not end the build.
+        """Open a model, once another process has run it.
 
         Raises:
             LostError, BackendError: it cannot be run in the runtime of the models before it.
@@ -124,7 +124,7 @@ class Judge:
 
 
 def _surviving_runtime(model: Path) -> Runtime:
-    """Return the usual runtime, or the next that opens a model: one that ends its process must not end the build.
+    """Return the usual runtime, or the next that opens a model.
 
     Raises:
         DataError: none does.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ArtefactError
+from pipeline.errors import ArtefactError, in_a_line
 
 
 def read_arrays(path: Path, what: str) -> dict[str, npt.NDArray[np.generic]]:
@@ -25,4 +25,4 @@ def read_arrays(path: Path, what: str) -> dict[str, npt.NDArray[np.generic]]:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as err:  # a flipped bit surfaces as any of a dozen kinds, from zipfile or numpy
-        raise ArtefactError(f"{path}: invalid {what} ({err}); delete it and build again") from err
+        raise ArtefactError(f"{path}: invalid {what} ({in_a_line(err)}); delete it and build again") from err

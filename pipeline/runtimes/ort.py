@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from pipeline.errors import BackendError
+from pipeline.errors import BackendError, first_line
 from pipeline.host.hardware import saturates
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
 
@@ -57,7 +57,7 @@ class OnnxRuntimeBackend:
             try:
                 outputs: list[Output] = [session.run([out], {name: part})[0] for part in parts]
             except _ERRORS as err:
-                raise BackendError(f"ONNX Runtime failed on {len(batch_nchw)} images ({_reason(err)})") from None
+                raise BackendError(f"ONNX Runtime failed on {len(batch_nchw)} images ({first_line(err)})") from None
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
     try:
         return np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
     except _ERRORS as err:
-        raise BackendError(f"{model}: ONNX Runtime fails without optimizations ({_reason(err)})") from None
+        raise BackendError(f"{model}: ONNX Runtime fails without optimizations ({first_line(err)})") from None
 
 
 def save_ort(model: Path, path: Path) -> None:
@@ -150,12 +150,8 @@ def _open(model: Path, source: str | bytes, options: onnxruntime.SessionOptions)
         )
     except _ERRORS as err:
         raise BackendError(
-            f"{model}: ONNX Runtime {onnxruntime.__version__} does not load it ({_reason(err)})"
+            f"{model}: ONNX Runtime {onnxruntime.__version__} does not load it ({first_line(err)})"
         ) from None
-
-
-def _reason(err: Exception) -> str:
-    return str(err).strip().partition("\n")[0]
 
 
 def _shape(axes: list[int | str | None]) -> tuple[int | None, ...]:

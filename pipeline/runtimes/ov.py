@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import BackendError
+from pipeline.errors import BackendError, last_line
 from pipeline.host.hardware import MAX_ISA, available_cores, is_arm
 from pipeline.host.threads import wait_for_end
 from pipeline.runtimes.base import Batch, Engines, Output, Placement, TensorSpec, parts_of
@@ -65,7 +65,7 @@ class OpenVinoBackend:
             try:
                 outputs = [request.compute(part) for part in parts_of(batch_nchw, self._batch)]
             except RuntimeError as err:
-                raise BackendError(f"OpenVINO failed on {len(batch_nchw)} images ({_reason(err)})") from None
+                raise BackendError(f"OpenVINO failed on {len(batch_nchw)} images ({last_line(err)})") from None
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ def compile_model(
         }
         return core.compile_model(network, "CPU", settings)
     except RuntimeError as err:
-        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not load it ({_reason(err)})") from None
+        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not load it ({last_line(err)})") from None
 
 
 def save_ir(model: Path, path: Path) -> None:
@@ -148,7 +148,7 @@ def save_ir(model: Path, path: Path) -> None:
         openvino.save_model(openvino.convert_model(str(model)), str(path), compress_to_fp16=False)
         found = _decibels_of_ir(model, path)
     except RuntimeError as err:
-        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not save it ({_reason(err)})") from None
+        raise BackendError(f"{model}: OpenVINO {openvino.__version__} does not save it ({last_line(err)})") from None
     if found < _LEAST_DECIBELS:
         raise BackendError(
             f"{model}: the IR that OpenVINO {openvino.__version__} makes of it answers otherwise than the ONNX model "
@@ -177,10 +177,6 @@ def _decibels_of_ir(model: Path, path: Path) -> float:
         power = float(np.square(expected).sum())
         worst = min(worst, 10 * np.log10(max(power, 1e-30) / max(noise_power, power * 1e-20, 1e-30)))
     return float(worst)
-
-
-def _reason(err: Exception) -> str:
-    return str(err).strip().rpartition("\n")[2]
 
 
 def _spec(port: openvino.Output) -> TensorSpec:

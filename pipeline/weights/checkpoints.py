@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line, in_a_line
 from pipeline.terminal import console
 from pipeline.weights import state_dicts
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
@@ -128,7 +128,7 @@ def _read_safetensors(path: Path, _: FileKind) -> _Read:
     try:
         return safetensors.torch.load_file(path), ()
     except safetensors.SafetensorError as err:
-        raise DataError(f"{path}: not a whole safetensors file ({err}); {_AGAIN}") from None
+        raise DataError(f"{path}: not a whole safetensors file ({in_a_line(err)}); {_AGAIN}") from None
 
 
 def _read_torch(path: Path, kind: FileKind) -> _Read:
@@ -170,7 +170,7 @@ def _read_restricted(path: Path, kind: FileKind) -> _Read:
 
 def _reason(err: Exception) -> str:
     """Return the first line of a library's error, without the libraries' own advice."""
-    reason = str(err).partition("\n")[0].partition("weights_only")[0] or type(err).__name__
+    reason = first_line(err).partition("weights_only")[0]
     if "central directory" in reason or "zip file" in reason:
         return "its zip directory is missing"
     # Words of torch's zip reader ("internal miniz error") and of Python's streams ("negative seek value -3649").

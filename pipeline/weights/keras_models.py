@@ -88,7 +88,7 @@ def _read_zip(path: Path) -> str | bytes:
                 raise ConfigError(f"{path}: its description of the layers has {size >> 20} MiB; wanted a Keras model")
             return archive.read(_DESCRIPTION)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as err:  # RuntimeError: encrypted
-        raise ConfigError(f"{path}: cannot be unpacked ({err}); download it again") from err
+        raise ConfigError(f"{path}: cannot be unpacked ({in_a_line(err)}); download it again") from err
 
 
 def _read_hdf5(path: Path) -> str | bytes:

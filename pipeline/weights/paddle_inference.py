@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, in_a_line
 from pipeline.host import isolated
 from pipeline.host.extras import install_command
 
@@ -140,7 +140,7 @@ def unpack(path: Path) -> Iterator[InferenceModel]:
                     raise ConfigError(f"{path}: no {_WANTED} in this tar")
                 files = [_unpack(archive, member, Path(folder)) for member in members]
         except (tarfile.TarError, EOFError, OSError) as err:
-            raise DataError(f"{path}: cannot be unpacked ({err}); download it again") from err
+            raise DataError(f"{path}: cannot be unpacked ({in_a_line(err)}); download it again") from err
         yield InferenceModel(*files)
 
 
@@ -192,5 +192,5 @@ def _convert(program: str, parameters: str, out: str) -> None:
             paddle2onnx.export(program, parameters, out, opset_version=_OPSET, optimize_tool="none")
         except Exception as err:
             reason = re.search(r"Failed to convert PaddlePaddle model: (.*)", printed.getvalue())
-            text = " ".join((reason[1] if reason else str(err)).split())[:300]
+            text = reason[1].strip()[:300] if reason else in_a_line(err)
             raise DataError(f"paddle2onnx cannot convert it ({text})") from err

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 
 Array = npt.NDArray[Any]
 
@@ -55,8 +55,7 @@ def read_pdparams(path: Path) -> object:
             f"{path}: holds more than arrays ({err}); save it again with paddle.save(model.state_dict(), FILE)"
         ) from None
     except Exception as err:  # a damaged pickle raises any of a dozen types
-        reason = str(err).partition("\n")[0] or type(err).__name__
-        raise DataError(f"{path}: not a whole checkpoint ({reason}); copy or download it again") from None
+        raise DataError(f"{path}: not a whole checkpoint ({first_line(err)}); copy or download it again") from None
 
 
 def check_opcodes(content: mmap.mmap | IO[bytes]) -> None:

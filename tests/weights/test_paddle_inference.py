@@ -85,6 +85,10 @@ def test_unpacked_says_so_when_a_tar_is_damaged_or_holds_no_model(tmp_path: Path
     path.write_bytes(path.read_bytes()[:2500])
     with pytest.raises(DataError, match="cannot be unpacked"), paddle_inference.unpack(path):
         pass
+    path.write_bytes(b"no tar")
+    reason = r"unpacked \(file could not be opened .*\); download it again$"  # a dot is no end of a line
+    with pytest.raises(DataError, match=reason), paddle_inference.unpack(path):
+        pass
     other = write_tar(tmp_path / "other.tar", a__inference_dot_pdmodel=b"program", b__inference_dot_pdiparams=b"-")
     assert not paddle_inference.is_inference_model(other)
     with pytest.raises(ConfigError, match="in this tar"), paddle_inference.unpack(other):
