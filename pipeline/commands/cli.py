@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import io
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -40,14 +42,33 @@ _LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
 }
 
 
+_CHOICE = re.compile(r"(.*invalid choice: '([^']*)') \(choose from (.*)\)")  # as argparse says it
+
+
 class _Parser(argparse.ArgumentParser):
     """Accepts full flag names only: `--data` must not mean `--datalist` today and something else tomorrow."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        """Refuse what is unknown here, where the command is known, and not in the parser of all commands."""
+        found, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].partition('=')[0], flags)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_FAULT, f"error: {message}; see {self.prog} --help\n")
+        if wrong := _CHOICE.fullmatch(message):
+            hint = _nearest(wrong[2], re.findall(r"[\w.-]+", wrong[3]))
+            message = f"{wrong[1]}{hint}" if hint else message
+        self.exit(EXIT_FAULT, f"error: {message}{' ' if message.endswith('?') else '; '}see {self.prog} --help\n")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:

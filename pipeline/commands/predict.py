@@ -130,7 +130,7 @@ def _predict(args: argparse.Namespace) -> None:
                 progress.update()
     if len(paths) > 1:
         spent = "  ".join(f"{name} {seconds:.1f}" for name, seconds in classifier.seconds.items())
-        console.note(f"thread seconds in: {spent} (infer includes waiting for a stream)")
+        console.detail(f"thread seconds in: {spent} (infer includes waiting for a stream)")
     if bad:
         _end_with_bad(len(bad), len(paths), accepted=args.skip_bad)
 

@@ -16,7 +16,7 @@ from pipeline.config.choices import (
 from pipeline.config.dataset_section import read_dataset
 from pipeline.config.documents import apply_override, find_file, parse_yaml, read_text, shown_path
 from pipeline.config.input_size import is_side, with_size
-from pipeline.config.keys import declarations, read_keys
+from pipeline.config.keys import declarations, read_keys, walk
 from pipeline.config.kinds import MAX_SIDE
 from pipeline.config.paddleclas import apply_overrides, is_override, is_paddleclas, to_build_document
 from pipeline.config.schema import MISSING, Document, Fault, Section, raise_faults, shown
@@ -83,6 +83,10 @@ def _apply_text(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         document.faults.append(Fault("--set", None, override, "expected section.key=value"))
+        return
+    known = [name for name, _ in walk(Sections)]
+    if below := [name for name in known if name.endswith(f".{key.strip()}") and key.strip() not in known]:
+        document.faults.append(Fault("--set", None, key.strip(), f"unknown key; did you mean {' or '.join(below)}?"))
         return
     try:
         parsed = parse_yaml(f"value: {text}", "")

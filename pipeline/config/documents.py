@@ -191,11 +191,20 @@ def find_data_file(folder_name: str, name: str | Path) -> Path:
             return folder / last
         if folder.is_dir():
             names.update(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    near = difflib.get_close_matches(last, sorted(names), n=3, cutoff=0.4)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    if last and Path(f"{name}.yaml").is_file():
-        hint = f"; did you mean {name}.yaml?"
+    hint = _meant(Path(name))
+    if not hint:
+        near = difflib.get_close_matches(last, sorted(names), n=3, cutoff=0.4)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ConfigError(f"{name}: no such file, nor one of that name in {folder_name}/{hint}")
+
+
+def _meant(path: Path) -> str:
+    """Return a hint at the file of the user's own that a path nearly names; "" where there is none."""
+    if path.name and Path(f"{path}.yaml").is_file():
+        return f"; did you mean {path}.yaml?"
+    beside = [each.name for each in path.parent.glob(f"*{path.suffix}") if each.is_file()] if path.suffix else []
+    near = difflib.get_close_matches(path.name, sorted(beside), n=1, cutoff=0.75)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def find_file(path_or_name: str | Path, folder_name: str) -> Path:
@@ -203,7 +212,7 @@ def find_file(path_or_name: str | Path, folder_name: str) -> Path:
     path = Path(path_or_name)
     try:
         if path.is_dir():
-            raise ConfigError(f"{path_or_name}: is a folder, expected a file")
+            raise ConfigError(f"{path_or_name}: is a folder, expected a file{_meant(path)}")
         return path if path.is_file() else find_data_file(folder_name, path_or_name)
     except OSError as error:  # a name too long, a folder without permission
         raise ConfigError(f"{shown(str(path_or_name))}: cannot be read: {error.strerror}") from error

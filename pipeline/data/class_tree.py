@@ -41,7 +41,8 @@ def find_class_tree(
         return None
     splits = find_splits(images) or sorted({folder.split("/")[0] for folder in folders} & _SPLITS)
     if len(splits) > 1:
-        raise DataError(f"{listing.root}: holds {' and '.join(splits)}; give one of them, {listing.root}/{splits[-1]}")
+        ways = " or ".join(f"{listing.root}/{split}" for split in splits)
+        raise DataError(f"{listing.root}: holds {' and '.join(splits)}; give one of them: {ways}")
     flat = [image for image in images if folder_of(image.name) in ("", *bases)]
     first = flat[0].name if flat else images[0].name
     raise DataError(

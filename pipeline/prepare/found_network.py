@@ -113,7 +113,9 @@ def _published(wanted: Wanted) -> FoundNetwork:
 
 
 def _row(name: str) -> Model:
-    library, _, model = name.partition("/")
+    library, slash, model = name.partition("/")
+    if not slash:
+        raise ConfigError(f"--model {name}: expected LIBRARY/NAME, as torchvision/resnet18; `models` lists them")
     return zoo.find_model(library, model, "--model")
 
 

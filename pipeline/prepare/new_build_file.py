@@ -71,6 +71,8 @@ def write(given: Given) -> list[str]:
         given, listed = _with_table(given, out if is_file else None, dataset, network)
         if given.val_label is not None:
             dataset = _list(given, path, network.classes)
+        if given.evaluation is not None and given.evaluation.exists():
+            _check_splits(given.evaluation, given.suffix)
         section, images, notes = _of_images(given, path, dataset, network, dict(network.section))
         notes += listed
         if is_file and network.labels is not None:
@@ -88,7 +90,7 @@ def write(given: Given) -> list[str]:
         "evaluation": evaluation,
     }
     with written_to(out, given.out, document) as scratch:
-        load_build_file(scratch).check_inputs()
+        load_build_file(scratch, extra={"evaluation.path": evaluation["path"]}).check_inputs()
     return [*notes, said]
 
 
@@ -111,13 +113,16 @@ def written_to(out: Path, given: Path, document: Mapping[str, object]) -> Iterat
     """Yield a scratch file that holds the document as YAML, and becomes `out` if the block ends well.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: it cannot be written; what the block raises, with the name of `out` for that of the scratch file.
     """
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     try:
         with whole_file(out) as scratch:
             scratch.write_text(text, encoding="utf-8")
-            yield scratch
+            try:
+                yield scratch
+            except ConfigError as err:
+                raise ConfigError(str(err).replace(str(scratch), str(given))) from err
     except OSError as err:
         raise ConfigError(f"{given}: cannot be written ({err.strerror}); give another name") from None
 
@@ -165,6 +170,12 @@ def _of_evaluation(
     target = None if out is None else out.with_suffix(".evaluation.txt")
     made = make_list(path, found, target, order, "--set evaluation.val_label=FILE of build")
     return {"path": str(path), **({} if made.path is None else {"val_label": str(made.path)})}, list(made.notes)
+
+
+def _check_splits(path: Path, suffix: str) -> None:
+    """Raise DataError for evaluation images in class folders of several sets, as train and val."""
+    if _splits_of(list_dataset(path, suffix, require_labels=False)):
+        list_dataset(path, suffix)
 
 
 def _splits_of(dataset: Dataset) -> list[str]:

@@ -271,4 +271,4 @@ def describe_choice(speed: Mapping[str, Any], chosen: Runtime) -> str | None:
     measured, (first, second) = Ratio(beside["ratio"], interval), beside["runtimes"]
     if speed["fastest"] == chosen.value:
         return f"auto takes {chosen.value}, {measured} as fast as {second}"
-    return f"auto takes {chosen.value}: which is the faster is not known, {first} is {measured} as fast as {second}"
+    return f"auto takes {chosen.value}; neither is clearly faster: {first} is {measured} as fast as {second}"

@@ -286,8 +286,16 @@ SEE_BENCH = "; see python -m pipeline bench --help\n"
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ("bench --data x", "unrecognized arguments: --data x; see python -m pipeline --help\n"),
-        ("bench --bach 3", "unrecognized arguments: --bach 3; see python -m pipeline --help\n"),
+        (
+            "bench --bach 3",
+            "unrecognized arguments: --bach 3; did you mean --batch? see python -m pipeline bench --help\n",
+        ),
+        ("bench x", f"unrecognized arguments: x{SEE_BENCH}"),
+        (
+            "biuld x.yaml",
+            "argument COMMAND: invalid choice: 'biuld'; did you mean build? see python -m pipeline --help\n",
+        ),
+        ("config keys x", "unrecognized arguments: x; see python -m pipeline config keys --help\n"),
         ("bench -b two", f"argument -b/--batch: invalid int value: 'two'{SEE_BENCH}"),
         ("bench -b 0", "-b: must be in 1..1024, got 0\n"),
         ("bench -i 5000", "-i: must be in 1..1024, got 5000\n"),

@@ -115,6 +115,15 @@ def test_load_build_file_names_the_file_when_its_suffix_was_left_out(here: Path)
         load_build_file("own")
 
 
+def test_load_build_file_names_the_file_beside_that_a_path_nearly_names(here: Path) -> None:
+    (here / "pets.yaml").write_text("")
+    (here / "pets").mkdir()
+    with pytest.raises(ConfigError, match=r"^petz\.yaml: no such file, .*; did you mean pets\.yaml\?$"):
+        load_build_file("petz.yaml")
+    with pytest.raises(ConfigError, match=r"^pets: is a folder, expected a file; did you mean pets\.yaml\?$"):
+        load_build_file("pets")
+
+
 def test_load_build_file_names_a_missing_key_once_when_the_file_is_empty(here: Path) -> None:
     (here / "own.yaml").write_text("")
     with pytest.raises(ConfigError) as caught:
@@ -165,6 +174,8 @@ def test_load_build_file_reports_every_fault_at_its_line_when_several(here: Path
     ("override", "message"),
     [
         ("backend.quantize.percentil=99", "backend.quantize.percentil: unknown key; did you mean 'percentile'?"),
+        ("percentile=99", "percentile: unknown key; did you mean backend.quantize.percentile?"),
+        ("dtype=fp32", "dtype: unknown key; did you mean frontend.dtype or backend.dtype?"),
         ("backend.quantise.percentile=99", "backend.quantise: unknown key; did you mean 'quantize'?"),
         ("backend.quantize.percentile=50", "backend.quantize.percentile: must be in (50, 100], got 50"),
         ("backend.quantize.percentile='99'", "backend.quantize.percentile: expected a number, got '99'"),

@@ -137,7 +137,9 @@ def test_list_dataset_descends_when_the_root_holds_one_split_and_its_list(tmp_pa
 
 def test_list_dataset_asks_for_a_split_when_the_root_holds_two(tmp_path: Path) -> None:
     make_files(tmp_path, "train/n01440764/a.JPEG", "train/n01443537/a.JPEG", "val/b.JPEG")
-    assert error_of(tmp_path) == f"{tmp_path}: holds train and val; give one of them, {tmp_path}/val"
+    assert (
+        error_of(tmp_path) == f"{tmp_path}: holds train and val; give one of them: {tmp_path}/train or {tmp_path}/val"
+    )
     assert len(list_dataset(tmp_path / "train").samples) == 2
 
 
@@ -146,8 +148,8 @@ def test_list_dataset_asks_for_a_split_when_several_hold_the_same_class_folders(
     tmp_path: Path, splits: tuple[str, ...]
 ) -> None:
     make_files(tmp_path, *(f"{split}/{name}/1.png" for split in splits for name in ("ant", "bee", "cat")))
-    shown = " and ".join(sorted(splits))
-    assert error_of(tmp_path) == f"{tmp_path}: holds {shown}; give one of them, {tmp_path}/{max(splits)}"
+    shown, ways = " and ".join(sorted(splits)), " or ".join(f"{tmp_path}/{split}" for split in sorted(splits))
+    assert error_of(tmp_path) == f"{tmp_path}: holds {shown}; give one of them: {ways}"
     assert len(list_dataset(tmp_path / splits[0]).classes) == 3
 
 

@@ -138,6 +138,9 @@ def test_init_tells_networks_apart(
         (("--weights", "auto"), "error: --weights auto: give --model LIBRARY/NAME alone for the weights"),
         (("--weights", "bad.onnx"), "bad.onnx: is a text file that begins with 'no model'"),
         (("--size", "0"), "--size: must be in 1..16384, got 0"),
+        (("--evaluation", "gone"), "error: --evaluation gone: no such folder or tar file\n"),
+        (("--val_label", "gone.txt"), "gone.txt: cannot be read"),
+        (("--model", "resnet18"), "error: --model resnet18: expected LIBRARY/NAME, as torchvision/resnet18;"),
     ],
 )
 def test_init_says_what_is_wrong_in_a_line_and_writes_nothing(
@@ -160,6 +163,7 @@ def test_init_says_what_is_wrong_in_a_line_and_writes_nothing(
     errors = capsys.readouterr().err
     assert text in errors
     assert len(errors.splitlines()) == 1
+    assert ".x.yaml" not in errors  # of the scratch file
     assert not Path("x.yaml").exists()
 
 
@@ -642,9 +646,12 @@ def test_init_asks_for_a_split_where_several_hold_the_class_folders(
     save_onnx(Path("net.onnx"))
     for split in ("train", "val"):
         shutil.copytree(images, Path("data") / split)
-    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "data"]) == 2
     root = Path("data").absolute()
-    assert f"{root}: holds train and val; give one of them, {root}/val" in capsys.readouterr().err
+    for flags in (["--dataset", "data"], ["--dataset", "data/train", "--evaluation", "data"]):
+        assert main(["init", "x.yaml", "--weights", "net.onnx", *flags]) == 2
+        told = f"error: {root}: holds train and val; give one of them: {root}/train or {root}/val\n"
+        assert capsys.readouterr().err == told
+    assert not Path("x.yaml").exists()
 
 
 def test_init_says_where_classes_are_a_folder_further_up(

@@ -82,7 +82,7 @@ def test_record_names_no_fastest_runtime_where_the_rounds_do_not_tell() -> None:
     assert found["fastest"] is None
     line = speed.describe_choice(found, Runtime.OPENVINO)
     assert line is not None
-    assert line.startswith("auto takes openvino: which is the faster is not known, ")
+    assert line.startswith("auto takes openvino; neither is clearly faster: ")
 
 
 def test_describe_calls_float32_the_better_package_where_int8_is_slower() -> None:
