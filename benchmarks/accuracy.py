@@ -51,7 +51,8 @@ class Cost:
 
 def read_config(args: argparse.Namespace) -> BuildConfig:
     flags = {"frontend.checkpoint": args.weights, "dataset.path": args.dataset, "workspace.path": args.workspace}
-    return load_build_file(args.config, extra={key: str(value) for key, value in flags.items() if value is not None})
+    extra = {key: str(value) for key, value in flags.items() if value is not None}
+    return load_build_file(args.config, args.set, extra=extra)
 
 
 def list_evaluation(args: argparse.Namespace, cfg: BuildConfig, package: Package) -> list[Sample]:
@@ -67,7 +68,7 @@ def make_in_this_process(args: argparse.Namespace) -> None:
     """Make one model, and describe it in a file beside it."""
     name, out = args.make[0], Path(args.make[1])
     if name == OURS:
-        made = make_ours(read_config(args))
+        made = make_ours(read_config(args), args.set)
     else:
         package = open_package(Path(args.make[2]))
         task = Task(float32_model(package), package, args.calibration_images, args.ort_percentile_images, out)
@@ -237,6 +238,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"some of {','.join(RUNTIMES)} (all but {EXACT}, which computes without int8 kernels)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the build file, for ours")
     parser.add_argument("--make", nargs="+", help=argparse.SUPPRESS)  # row, folder, package: one of our own processes
     return parser
 

@@ -112,6 +112,8 @@ def measure(network: Network, args: argparse.Namespace, out: Path) -> dict[str, 
         command += ["--models", str(args.models / network.name)]
     for flag, value in (("--evaluation", args.evaluation), ("--val_label", args.val_label)):
         command += [flag, str(value)] if value is not None else []
+    for override in args.set:
+        command += ["--set", override]
     code = subprocess.run(command, stdout=sys.stderr, check=False).returncode
     if code:
         raise BackendError(f"{network.name}: not measured, accuracy.py ended with {code}")
@@ -171,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--models", type=Path, metavar="DIR", help="keep the models there, and take those that are there"
     )
     parser.add_argument("--workspace", type=Path, metavar="DIR", default=Path("families"), help="builds (%(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the build file, for ours")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, network by network")
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ class Reader:
 _IMAGES = ("sample", "calibset", "image2npz")  # stages that are no part of making a model
 
 
-def make_ours(cfg: BuildConfig) -> Made:
-    """Build the package; `model` is its prefix."""
+def make_ours(cfg: BuildConfig, overrides: Sequence[str] = ()) -> Made:
+    """Build the package; `model` is its prefix. `overrides`, which `cfg` follows already, are named in the settings."""
     from pipeline.building import build
 
     steps: list[str] = []
@@ -81,7 +81,7 @@ def make_ours(cfg: BuildConfig) -> Made:
     complete = not any(
         line.endswith("up to date") and not any(f"] {name}:" in line for name in _IMAGES) for line in steps
     )
-    settings = f"this pipeline, the build file's settings for {cfg.name}, export included"
+    settings = ", ".join((f"this pipeline, the build file's settings for {cfg.name}", *overrides, "export included"))
     return Made(str(built.prefix), cfg.dataset.sampler.get_data_num, settings, complete)
 
 
