@@ -19,7 +19,7 @@ from pipeline.quant.assemble import Parts
 from pipeline.quant.graphs import work_of_layers
 from pipeline.quant.qmath import Range
 from pipeline.quant.sensitivity import Kind, QuantizerCost, Sensitivity
-from pipeline.quant.splitting import split
+from pipeline.quant.splitting import read_splits, split
 from pipeline.runtimes.opening import installed_runtimes
 from pipeline.terminal.progress import progress_bar
 
@@ -52,7 +52,7 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
     bounds = json.loads((package.folder / THRESHOLDS).read_text(encoding="utf-8"))
     parts = Parts(ranges={name: Range(**each) for name, each in bounds.items()}, per_channel=True)
     tuned = package.report().get("accuracy") or {}
-    float32, parts = split(float32, parts, tuned.get("split_activations", {}))
+    float32, parts = split(float32, parts, read_splits(tuned.get("split_activations", {}), parts.ranges))
     sensitivity = Sensitivity(float32, onnx.load(package.model), parts.ranges)
     spec = package.preprocess()
     listed = read_calibration_list(package.folder / CALIBRATION)

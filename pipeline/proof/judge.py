@@ -9,10 +9,10 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +26,17 @@ from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
 from pipeline.onnx_models.saving import save_model
 from pipeline.onnx_models.scores import Scores
+from pipeline.proof.speed import median_interval
 from pipeline.quant.divergence import Divergence
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes, open_backend, place
 
 _BATCH = 16
 _MOST_S = 600.0  # for opening a model; a process that takes longer hangs
-_ROUNDS = 5  # of the speed comparison, whose median counts
-_BATCHES_A_ROUND = 4
+# Rounds of the speed comparison, whose median counts, after which it ends where it is clear whether a model is fast
+# enough: testing after every round would find differences by chance.
+_LOOKS = (8, 16, 32)
+_BATCHES_A_ROUND = 2
 
 Float32 = npt.NDArray[np.float32]
 
@@ -55,11 +58,7 @@ class CandidateFigures:
         The few images of doubtful answers decide the divergence, so that on some hundred of them it is no surer than a
         tenth; all images have part in the noise.
         """
-        return _distance(self.kl, self.sqnr_db)
-
-
-def _distance(kl: float, sqnr_db: float) -> float:
-    return math.sqrt(max(0.0, kl) * 10 ** (-sqnr_db / 10))
+        return math.sqrt(max(0.0, self.kl) * 10 ** (-self.sqnr_db / 10))
 
 
 class Judge:
@@ -94,27 +93,48 @@ class Judge:
             with open_backend(self.runtime, path, batch=_BATCH, placement=placement) as backend:
                 yield backend
 
-    def figures(self, candidate: Backend, plain: Backend, below: float = math.inf) -> CandidateFigures:
-        """Return the figures of a model; the speed, which takes most of the time, where its distance is `below`."""
+    def figures(
+        self,
+        candidate: Backend,
+        plain: Backend,
+        is_wanted: Callable[[CandidateFigures], bool] = lambda _: True,
+        least_speed: float = 1.0,
+    ) -> CandidateFigures:
+        """Return the figures of a model.
+
+        Args:
+            is_wanted: of the figures without the speed, whether to measure that, which takes most of the time.
+            least_speed: it is measured until it is clear whether it is above, or 32 rounds are done.
+        """
         with ThreadPoolExecutor(available_cores()) as pool:
             answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
             divergence = Divergence(self._scores)
             divergence.add(self.expected, answers)
-            is_near = _distance(divergence.kl, divergence.sqnr_db) < below
-            rounds = _ROUNDS if is_near and candidate is not plain else 0
-            ratios = [self._seconds(pool, plain) / self._seconds(pool, candidate) for _ in range(rounds)]
-        speed = statistics.median(ratios) if ratios else None
-        found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)
-        drop = None
-        if self._truth is not None:
-            drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
-        return CandidateFigures(
-            agreement=100 * float((found == wanted).mean()),
-            kl=divergence.kl,
-            sqnr_db=divergence.sqnr_db,
-            drop=drop,
-            speed=1.0 if candidate is plain else speed,
-        )
+            found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)
+            drop = None
+            if self._truth is not None:
+                drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
+            figures = CandidateFigures(
+                agreement=100 * float((found == wanted).mean()),
+                kl=divergence.kl,
+                sqnr_db=divergence.sqnr_db,
+                drop=drop,
+                speed=1.0 if candidate is plain else None,
+            )
+            if candidate is plain or not is_wanted(figures):
+                return figures
+            return replace(figures, speed=self._speed(pool, candidate, plain, least_speed))
+
+    def _speed(self, pool: ThreadPoolExecutor, candidate: Backend, plain: Backend, least: float) -> float:
+        """Return how many times as fast one model is as another, by CPU time."""
+        ratios: list[float] = []
+        for rounds in _LOOKS:
+            while len(ratios) < rounds:
+                ratios.append(self._seconds(pool, plain) / self._seconds(pool, candidate))
+            interval = median_interval(ratios)
+            if interval is not None and not interval[0] <= least <= interval[1]:
+                break
+        return statistics.median(ratios)
 
     def _seconds(self, pool: ThreadPoolExecutor, backend: Backend) -> float:
         """Return the CPU seconds of a round: every core has a request, and other work on the machine does not count."""

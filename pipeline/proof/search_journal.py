@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import Any
 
 from pipeline.artefacts import write_json
 from pipeline.proof.judge import CandidateFigures
-
-_SPLIT_GAIN = 0.75  # of the noise of an activation's quantizer: its steps become half as wide
+from pipeline.quant.splitting import Split
 
 
 class How(Enum):
@@ -29,9 +28,10 @@ class Change:
 
     activation: str
     how: How = How.IN_FLOAT
+    channels: int = 0  # of a split, that get a second part
 
     def __str__(self) -> str:
-        return f"{self.activation} {self.how.value}"
+        return f"{self.activation} {self.how.value}{f', {self.channels} channels' if self.channels else ''}"
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class Step:
     figures: CandidateFigures
     seconds: float
     how: How = How.IN_FLOAT
+    channels: int = 0
 
     @property
     def change(self) -> Change:
-        return Change(self.activation, self.how)
+        return Change(self.activation, self.how, self.channels)
 
     def as_document(self) -> dict[str, Any]:
         """Return what is written of it, for `from_document`."""
@@ -62,9 +63,15 @@ class Candidates:
     """What may be tried."""
 
     costs: Mapping[str, float]  # by activation, the divergence that it causes, nats an image
-    channels: Mapping[str, Sequence[int]]  # by activation that can be split, those that get a second part
+    splits: Mapping[str, Sequence[Split]]  # by activation that can be split, from few channels to many
     streams: Mapping[str, Sequence[str]]  # by first sum of a residual stream, the names of its additions
     stream_gains: Mapping[str, float]  # the divergence that its sums in float32 save
+    slowdowns: Mapping[str, float]  # about what share of the time a change takes; of each split and stream
+
+    @classmethod
+    def from_document(cls, held: Mapping[str, Any]) -> Candidates:
+        splits = {name: [Split(**each) for each in ways] for name, ways in held["splits"].items()}
+        return cls(**{**held, "splits": splits})
 
 
 class Journal:
@@ -78,7 +85,7 @@ class Journal:
         self.seconds = 0.0
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
-            self.candidates = Candidates(**held["candidates"]) if held["candidates"] is not None else None
+            self.candidates = Candidates.from_document(held["candidates"]) if held["candidates"] is not None else None
             self.lost, self.seconds = held["lost"], held["seconds"]
             self.steps = [Step.from_document(step) for step in held["steps"]]
 
@@ -101,28 +108,56 @@ class Journal:
     def waiting(self) -> list[tuple[Change, float]]:
         """Return the changes that were not tried and about what divergence each saves, in the order to try them in.
 
-        Those after which every convolution is still int8 come first: they cost the least speed for what they save.
-
-        An activation that can be split is split first, and left in float32 for what remains of its noise.
+        Those after which every convolution is still int8 come first, and of these what saves most for its time. An
+        activation that can be split is split first, in few channels and then in more, unless few were too slow, and
+        left in float32 for what remains of its noise.
         """
         if self.candidates is None:
             return []
         done = {str(step.change) for step in self.steps} | self.lost.keys()
-        kept = {step.change for step in self.steps if step.kept}
-        found = [(Change(name, How.SUMS), gain) for name, gain in self.candidates.stream_gains.items()]
+        int8 = [(Change(name, How.SUMS), gain) for name, gain in self.candidates.stream_gains.items()]
+        in_float: list[tuple[Change, float]] = []
         for name, cost in self.candidates.costs.items():
-            part = Change(name, How.SPLIT)
-            if name in self.candidates.channels and str(part) not in done:
-                found.append((part, _SPLIT_GAIN * cost))
+            wider, left = self._next_split(name)
+            if wider is None:
+                in_float.append((Change(name), left * cost))
             else:
-                found.append((Change(name), (1 - _SPLIT_GAIN) * cost if part in kept else cost))
-        left = [each for each in found if str(each[0]) not in done]
-        return sorted(left, key=lambda each: (each[0].how is How.IN_FLOAT, -each[1]))
+                int8.append((Change(name, How.SPLIT, len(wider.channels)), (left - wider.left) * cost))
+        int8 = [each for each in int8 if str(each[0]) not in done]
+        before, slowdowns = self._slowdowns_kept(), self.candidates.slowdowns
+
+        def bought(each: tuple[Change, float]) -> float:
+            change, gain = each
+            return gain / max(1e-9, slowdowns[str(change)] - before.get(change.activation, 0.0))
+
+        left_in_float = [each for each in in_float if str(each[0]) not in done]
+        return [*sorted(int8, key=lambda each: -bought(each)), *sorted(left_in_float, key=lambda each: -each[1])]
+
+    def _next_split(self, name: str) -> tuple[Split | None, float]:
+        """Return the way to split an activation that is to be tried next, and the share of its noise that is left."""
+        assert self.candidates is not None, "there are candidates by now"
+        steps = {step.channels: step for step in self.steps if step.activation == name and step.how is How.SPLIT}
+        left = 1.0
+        for way in self.candidates.splits.get(name, ()):
+            step = steps.get(len(way.channels))
+            if step is not None:
+                if not step.kept and step.figures.speed is not None:  # too slow, as all with more channels would be
+                    return None, left
+                left = way.left if step.kept else left
+            elif str(Change(name, How.SPLIT, len(way.channels))) not in self.lost:
+                return way, left
+        return None, left
+
+    def _slowdowns_kept(self) -> dict[str, float]:
+        """Return what share of the time the splits that were kept take, by activation."""
+        assert self.candidates is not None, "there are candidates by now"
+        kept = [change for change in self.kept() if change.how is How.SPLIT]
+        return {change.activation: self.candidates.slowdowns[str(change)] for change in kept}
 
     def trials(self) -> int:
         """Return how many changes there are to try, the tried ones among them."""
         found = self.candidates
-        return 0 if found is None else len(found.costs) + len(found.channels) + len(found.streams)
+        return 0 if found is None else len(found.costs) + sum(map(len, found.splits.values())) + len(found.streams)
 
     def kept(self) -> list[Change]:
         """Return the changes of the best model so far, in the order in which they were found."""
@@ -132,20 +167,25 @@ class Journal:
         """Return the activations that stay in float32."""
         return self._kept(How.IN_FLOAT)
 
-    def split(self) -> dict[str, list[int]]:
-        """Return the activations that are split, and which channels of each."""
+    def split(self) -> dict[str, Split]:
+        """Return the activations that are split, and how."""
         whole = self.in_float()
-        names = [name for name in self._kept(How.SPLIT) if name not in whole]
-        return {name: self.channels_of(name) for name in names}
+        changes = [change for change in self.kept() if change.how is How.SPLIT and change.activation not in whole]
+        return self.splits_of(changes)
 
     def sums_in_float(self) -> list[str]:
         """Return the names of the additions whose sums stay in float32."""
         return [addition for name in self._kept(How.SUMS) for addition in self.additions_of(name)]
 
-    def channels_of(self, activation: str) -> list[int]:
-        """Return the channels that get a second part where a candidate is split."""
-        assert self.candidates is not None, "there are candidates by now"
-        return list(self.candidates.channels[activation])
+    def splits_of(self, changes: Iterable[Change]) -> dict[str, Split]:
+        """Return how changes split activations, by activation; of several of one the last counts."""
+        found: dict[str, Split] = {}
+        for change in changes:
+            if change.how is How.SPLIT:
+                assert self.candidates is not None, "there are candidates by now"
+                ways = self.candidates.splits[change.activation]
+                found[change.activation] = next(way for way in ways if len(way.channels) == change.channels)
+        return found
 
     def additions_of(self, stream: str) -> list[str]:
         """Return the names of the additions of a candidate."""

@@ -1,10 +1,11 @@
-"""Splits activations: two int8 channels in the place of one, so that its values are rounded in steps half as wide.
+"""Splits activations: two int8 channels in the place of one, so that its values are rounded in narrower steps.
 
 A ReLU's channel x of at most 2 t is the sum of clip(x, 0, t) and clip(x - t, 0, t). The convolution that writes it
 computes both, the second with a bias that is t lower; quantizers saturate where the parts are clipped. Convolutions
 that read it have the same weights for both. With t half of what the quantizer covered, rounding causes a quarter of
 the noise, in int8 kernels alone; weights keep the values that they were rounded to. Channels that stay below t need no
-second part. An addition reads the sum of the parts in float32, from a 1x1 convolution.
+second part: with a higher t fewer need one, which costs less time. An addition reads the sum of the parts in float32,
+from a 1x1 convolution.
 
 Channels of their own for what exceeds a range: Zhao et al., "Improving Neural Network Quantization without Retraining
 using Outlier Channel Splitting" (arXiv:1901.09504); there values are halved, which keeps their steps.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +37,33 @@ Array = npt.NDArray[np.generic]
 
 _MARGIN = 1.25  # of the largest value seen of a channel: others may be larger
 _BLOCK = 16  # channels that a kernel computes at a time
+_SHARES = (4, 2, 1)  # of the channels that reach beyond half of the range: a quarter of them, a half, all
 
 
 @dataclass(frozen=True)
-class _Place:
+class Split:
+    """How an activation is split."""
+
+    channels: Sequence[int]  # that get a second part, in the order in which it is stored; an even number
+    bound: float  # where the first part ends and the second begins, units of the activation
+    left: float  # share of the quantizer's noise, in [1/4, 1)
+
+
+def read_splits(held: Mapping[str, Any], ranges: Mapping[str, Range]) -> dict[str, Split]:
+    """Return splits by activation, from the document that a search wrote of them.
+
+    Args:
+        held: of each the fields of `Split`; of earlier versions the channels alone, split in the middle of the range.
+        ranges: what the quantizers covered before.
+    """
+    return {
+        name: Split(**each) if isinstance(each, dict) else Split(each, ranges[name].high / 2, 0.25)
+        for name, each in held.items()
+    }
+
+
+@dataclass(frozen=True)
+class Place:
     """Where an activation can be split; names of nodes, and of tensors."""
 
     activation: str  # the ReLU or Clip
@@ -55,10 +80,11 @@ def can_split(model: onnx.ModelProto, name: str) -> bool:
     pooling, and beside these additions. The number of its channels is even: neighbours among the weights of their
     readers, which are bounded in pairs, then stay neighbours.
     """
-    return _find_place(model, name) is not None
+    return find_place(model, name) is not None
 
 
-def _find_place(model: onnx.ModelProto, name: str) -> _Place | None:
+def find_place(model: onnx.ModelProto, name: str) -> Place | None:
+    """Return where an activation can be split; None where it cannot be, see `can_split`."""
     makers, readers, known = makers_of(model.graph), readers_of(model.graph), constants(model)
     activation = makers.get(name)
     if activation is None or activation.op_type not in ACTIVATIONS or len(readers[activation.input[0]]) != 1:
@@ -81,7 +107,7 @@ def _find_place(model: onnx.ModelProto, name: str) -> _Place | None:
                 found.append(node.name)
             else:
                 return None
-    return _Place(activation.name, writer.name, tuple(passed), tuple(found), tuple(added)) if found else None
+    return Place(activation.name, writer.name, tuple(passed), tuple(found), tuple(added)) if found else None
 
 
 def _is_plain(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
@@ -90,10 +116,8 @@ def _is_plain(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bo
     return is_conv and len(node.input) == 3 and all(name in known for name in node.input[1:])
 
 
-def channels_to_split(
-    model: onnx.ModelProto, name: str, largest: npt.NDArray[np.floating], covered: Range
-) -> list[int]:
-    """Return the channels of an activation that need a second part, in the order in which it is to be stored.
+def ways_to_split(model: onnx.ModelProto, name: str, largest: npt.NDArray[np.floating], covered: Range) -> list[Split]:
+    """Return the ways to split an activation, from few channels to all that reach beyond half of its range.
 
     Args:
         model: float32.
@@ -102,15 +126,30 @@ def channels_to_split(
         covered: by the activation's quantizer.
 
     Returns:
-        A multiple of 16 of them where there are as many, since kernels compute 16 at a time. Neighbours fit each
-        other's weights in the layers that read them, see `channel_order`.
+        Ways with more and more channels, each a multiple of 16 where there are as many, since kernels compute 16 at a
+        time, and with lower and lower bounds: none of the channels that stay whole was seen beyond it. Neighbours fit
+        each other's weights in the layers that read them, see `channel_order`.
     """
-    place, known = _find_place(model, name), constants(model)
+    half = covered.high / 2
+    wide = int((_MARGIN * largest > half).sum())
+    counts = [min(len(largest), _BLOCK * max(1, math.ceil(wide / share / _BLOCK))) for share in _SHARES]
+    order = np.argsort(-largest, kind="stable")
+    found: list[Split] = []
+    for count in dict.fromkeys(counts):
+        bound = half if count == counts[-1] else max(half, float(largest[order[count]]))
+        if found and bound >= found[-1].bound:  # fewer channels do as well
+            continue
+        if bound < covered.high:
+            channels = _in_order(model, name, np.sort(order[:count]))
+            found.append(Split(channels, bound, left=(bound / covered.high) ** 2))
+    return found
+
+
+def _in_order(model: onnx.ModelProto, name: str, chosen: npt.NDArray[np.intp]) -> list[int]:
+    """Return channels of an activation such that neighbours fit each other's weights in the layers that read it."""
+    place, known = find_place(model, name), constants(model)
     assert place is not None, "the caller asked whether it can be split"
-    wide = int((_MARGIN * largest > covered.high / 2).sum())
-    count = min(len(largest), _BLOCK * max(1, math.ceil(wide / _BLOCK)))
-    chosen = np.sort(np.argsort(-largest, kind="stable")[:count])
-    cost = np.zeros((count, count))
+    cost = np.zeros((len(chosen), len(chosen)))
     for node in model.graph.node:
         if node.name in place.readers:
             weights = numpy_helper.to_array(known[node.input[1]])[:, chosen]
@@ -119,42 +158,41 @@ def channels_to_split(
     return order
 
 
-def split(model: onnx.ModelProto, parts: Parts, channels: Mapping[str, Sequence[int]]) -> tuple[onnx.ModelProto, Parts]:
+def split(model: onnx.ModelProto, parts: Parts, splits: Mapping[str, Split]) -> tuple[onnx.ModelProto, Parts]:
     """Return a float32 model with some activations split, and the parts of its int8 model.
 
     Args:
         model: float32; it is not changed.
         parts: of its int8 model.
-        channels: by activation those that get a second part, as of `channels_to_split`; an even number. The activations
-            `can_split` and are quantized, with ranges from zero.
+        splits: by activation; these `can_split` and are quantized, with ranges from zero to twice the bound at most.
     """
-    if not channels:  # a copy takes the model's memory once more
+    if not splits:  # a copy takes the model's memory once more
         return model, parts
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     del changed.graph.value_info[:]  # with shapes that no longer hold
-    for name, doubled in channels.items():
-        place = _find_place(changed, name)
+    for name, how in splits.items():
+        place = find_place(changed, name)
         assert place is not None, "the caller asked whether it can be split"
-        parts = _Splitting(changed, parts, name, place, list(doubled)).run()
+        parts = _Splitting(changed, parts, name, place, how).run()
     return changed, parts
 
 
 class _Splitting:
     """Splits one activation, in place."""
 
-    def __init__(self, model: onnx.ModelProto, parts: Parts, name: str, place: _Place, doubled: list[int]) -> None:
-        self._graph, self._parts, self._name, self._place, self._doubled = model.graph, parts, name, place, doubled
+    def __init__(self, model: onnx.ModelProto, parts: Parts, name: str, place: Place, how: Split) -> None:
+        self._graph, self._parts, self._name, self._place = model.graph, parts, name, place
+        self._doubled, self._bound = list(how.channels), how.bound
         self._known = constants(model)
         self._nodes = {node.name: node for node in model.graph.node}
-        self._half = parts.ranges[name].high / 2
         self._ranges, self._rounded = dict(parts.ranges), dict(parts.rounded)
         self._means = None if parts.means is None else dict(parts.means)
         self._in_float = set(parts.float_activations)
 
     def run(self) -> Parts:
         """Change the graph; return the parts of the new model."""
-        self._ranges[self._name] = Range(0.0, self._half)
+        self._ranges[self._name] = Range(0.0, self._bound)
         self._clip()
         channels = self._double_outputs(self._nodes[self._place.writer])
         for name in self._place.readers:
@@ -171,14 +209,14 @@ class _Splitting:
 
     def _clip(self) -> None:
         node = self._nodes[self._place.activation]
-        bounds = [self._constant(node, position, np.float32(value)) for position, value in ((1, 0.0), (2, self._half))]
+        bounds = [self._constant(node, position, np.float32(value)) for position, value in ((1, 0.0), (2, self._bound))]
         node.CopyFrom(helper.make_node("Clip", [node.input[0], *bounds], node.output[:1], node.name))
 
     def _double_outputs(self, node: onnx.NodeProto) -> int:
-        """Let a layer compute channels again, lower by half of the range; return how many there were."""
+        """Let a layer compute channels again, lower by the bound; return how many there were."""
         weights, bias, again = self._values(node, 1), self._values(node, 2), self._doubled
         node.input[1] = self._constant(node, 1, np.concatenate([weights, weights[again]]))
-        node.input[2] = self._constant(node, 2, np.concatenate([bias, bias[again] - np.float32(self._half)]))
+        node.input[2] = self._constant(node, 2, np.concatenate([bias, bias[again] - np.float32(self._bound)]))
         if node.name in self._rounded:
             found = self._rounded[node.name]
             scales, error = found.scales, found.mean_error
@@ -222,7 +260,7 @@ class _Splitting:
             inputs[:] = [total if each == tensor else each for each in inputs]
         first = next(index for index, each in enumerate(self._graph.node) if tensor in each.output) + 1
         self._graph.node.insert(first, node)
-        self._ranges[total] = Range(0.0, 2 * self._half)
+        self._ranges[total] = Range(0.0, 2 * self._bound)
         self._in_float.add(total)
 
     def _values(self, node: onnx.NodeProto, position: int) -> Float32:

@@ -49,4 +49,5 @@ def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
 
 def how_of(step: Mapping[str, Any]) -> str:
     """Return what a trial did to its activation; earlier versions only told whether it was split."""
-    return str(step.get("how", "split" if step.get("split") else "in float"))
+    how = str(step.get("how", "split" if step.get("split") else "in float"))
+    return f"{how}, {step['channels']} channels" if step.get("channels") else how

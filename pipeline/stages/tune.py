@@ -31,12 +31,12 @@ from pipeline.learn.ranking import measure_costs
 from pipeline.proof import agreement
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.proof.search_journal import Candidates, Change, How, Journal, Step
-from pipeline.quant import pixels
+from pipeline.quant import pixels, slowdown
 from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.equalization import channel_extremes
 from pipeline.quant.float_sums import convolutions_added, find_streams, gain_of
-from pipeline.quant.splitting import can_split, channels_to_split, split
+from pipeline.quant.splitting import Split, can_split, split, ways_to_split
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose
@@ -90,8 +90,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     def make(changes: Sequence[Change]) -> onnx.ModelProto:
         named = {how: {each.activation for each in changes if each.how is how} for how in How}
         in_float = named[How.IN_FLOAT]
-        parted = {name: journal.channels_of(name) for name in sorted(named[How.SPLIT] - in_float)}
-        changed, theirs = split(float32, parts, parted)
+        parted = journal.splits_of(change for change in changes if change.activation not in in_float)
+        changed, theirs = split(float32, parts, dict(sorted(parted.items())))
         sums = tuple(each for name in sorted(named[How.SUMS]) for each in journal.additions_of(name))
         return assemble(changed, replace(theirs.leaving(in_float), float_sums=sums)).model
 
@@ -105,7 +105,12 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             added = convolutions_added(float32, [each for additions in streams.values() for each in additions])
             costs = {name: cost for name, cost in costs.items() if name not in exact | added}
         costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
-        return Candidates(costs, _find_channels(float32, parts, list(costs), judge.images), streams, gains)
+        ways = _find_splits(float32, parts, list(costs), judge.images)
+        slowdowns = {str(Change(name, How.SUMS)): slowdown.of_sums(float32, each) for name, each in streams.items()}
+        for name, each in [(name, each) for name, found in ways.items() for each in found]:
+            change = Change(name, How.SPLIT, len(each.channels))
+            slowdowns[str(change)] = slowdown.of_split(float32, name, each)
+        return Candidates(costs, ways, streams, gains, slowdowns)
 
     with judge.opened(make(())) as plain:
         _search(goal, journal, judge, plain, make, find)
@@ -116,7 +121,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             "goal": asdict(goal),
             "reached": _reached(goal, best.figures),
             "float_activations": journal.in_float(),
-            "split_activations": journal.split(),
+            "split_activations": {name: asdict(each) for name, each in journal.split().items()},
             "float_sums": journal.sums_in_float(),
             "steps": [step.as_document() for step in journal.steps],
             "lost": journal.lost,
@@ -134,10 +139,10 @@ def _judged(listed: int) -> list[int]:
     return [others[index] for index in choose_evenly(len(others), _IMAGES)]
 
 
-def _find_channels(
+def _find_splits(
     float32: onnx.ModelProto, parts: Parts, names: Sequence[str], images: Sequence[Prepared]
-) -> dict[str, list[int]]:
-    """Return by activation that can be split the channels that would get a second part."""
+) -> dict[str, list[Split]]:
+    """Return by activation that can be split the ways to do so."""
     found = [name for name in names if parts.ranges[name].low == 0 and can_split(float32, name)]
     if not found:
         return {}
@@ -147,7 +152,7 @@ def _find_channels(
         values = reader.read(images[index])
         for name in found:
             largest[name] = np.maximum(largest.get(name, 0.0), channel_extremes(values[name], 1))
-    return {name: channels_to_split(float32, name, largest[name], parts.ranges[name]) for name in found}
+    return {name: ways_to_split(float32, name, largest[name], parts.ranges[name]) for name in found}
 
 
 def _search(
@@ -162,6 +167,9 @@ def _search(
 
     def is_over() -> bool:
         return _reached(goal, journal.best().figures) or journal.seconds > 60 * goal.budget_minutes
+
+    def is_better(figures: CandidateFigures) -> bool:
+        return figures.distance < _LEAST_GAIN * journal.best().figures.distance or _reached(goal, figures)
 
     if not journal.steps:
         begun = time.perf_counter()
@@ -183,13 +191,14 @@ def _search(
             begun = time.perf_counter()
             try:
                 with judge.opened(make([*journal.kept(), change])) as candidate:
-                    figures = judge.figures(candidate, plain, below=_LEAST_GAIN * best.distance)
+                    figures = judge.figures(candidate, plain, is_wanted=is_better, least_speed=goal.min_speed)
             except (isolated.LostError, BackendError) as err:
                 journal.lose(change, str(err), time.perf_counter() - begun)
                 console.note(f"tune: with {change} the model cannot be opened ({err}); left as it is")
             else:
                 kept = figures.speed is not None and figures.speed >= goal.min_speed
-                journal.add(Step(change.activation, kept, figures, time.perf_counter() - begun, change.how))
+                spent = time.perf_counter() - begun
+                journal.add(Step(change.activation, kept, figures, spent, change.how, change.channels))
                 console.note(_outlook(goal, journal))
             progress.update()
 

@@ -2,59 +2,83 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from pipeline.proof.judge import CandidateFigures
 from pipeline.proof.search_journal import Candidates, Change, How, Journal, Step
+from pipeline.quant.splitting import Split
 
 FIGURES = CandidateFigures(agreement=99.0, kl=0.001, sqnr_db=30.0, drop=None, speed=0.9)
+
+
+FEW, MANY = Split([1, 0], 3.0, 0.5), Split([1, 0, 3, 2], 2.0, 0.25)
 
 
 def journal(path: Path) -> Journal:
     made = Journal(path)
     made.add(Step("", True, FIGURES, 1.0))
     costs = {"a": 0.4, "b": 0.2, "c": 0.05}
-    made.set_candidates(Candidates(costs, {"a": [1, 0]}, {"s": ["add1", "add2"]}, {"s": 0.25}), 2.0)
+    slowdowns = {"a split, 2 channels": 0.02, "a split, 4 channels": 0.03, str(Change("s", How.SUMS)): 0.03}
+    made.set_candidates(Candidates(costs, {"a": [FEW, MANY]}, {"s": ["add1", "add2"]}, {"s": 0.25}, slowdowns), 2.0)
     return made
 
 
-def test_an_activation_that_can_be_split_is_split_first_and_then_left_in_float(tmp_path: Path) -> None:
+def split_step(channels: int, *, kept: bool, speed: float | None = 0.9) -> Step:
+    return Step("a", kept, replace(FIGURES, speed=speed), 1.0, How.SPLIT, channels)
+
+
+def test_what_saves_most_for_its_time_comes_first_and_float32_last(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
-    assert [change for change, _ in made.waiting()] == [
-        Change("a", How.SPLIT),
-        Change("s", How.SUMS),
-        Change("b"),
-        Change("c"),
-    ]
-    made.add(Step("a", True, FIGURES, 1.0, How.SPLIT))
+    few, many = Change("a", How.SPLIT, 2), Change("a", How.SPLIT, 4)
+    others = [Change("b"), Change("c")]
+    # .2 for .02; .25 for .03
+    assert [change for change, _ in made.waiting()] == [few, Change("s", How.SUMS), *others]
+    made.add(split_step(2, kept=True))
+    # .1 more for .01 more
+    assert [change for change, _ in made.waiting()] == [many, Change("s", How.SUMS), *others]
+    assert made.waiting()[0][1] == pytest.approx((0.5 - 0.25) * 0.4)
+    assert made.split() == {"a": FEW} and made.in_float() == []
+    made.add(split_step(4, kept=True))
+    assert made.split() == {"a": MANY}
+    assert made.waiting()[1] == (Change("b"), 0.2)
     assert made.waiting()[2] == (Change("a"), 0.25 * 0.4)
-    assert made.split() == {"a": [1, 0]} and made.in_float() == []
     made.add(Step("a", True, FIGURES, 1.0))
     assert made.split() == {} and made.in_float() == ["a"]
 
 
-def test_an_activation_whose_split_was_not_kept_is_tried_in_float_for_all_of_its_cost(tmp_path: Path) -> None:
+def test_more_channels_are_not_split_where_few_were_too_slow(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
-    made.add(Step("a", False, FIGURES, 1.0, How.SPLIT))
+    made.add(split_step(2, kept=False))
     assert made.waiting()[1] == (Change("a"), 0.4)
     made.lose(Change("a"), "died", 1.0)
     assert [change for change, _ in made.waiting()] == [Change("s", How.SUMS), Change("b"), Change("c")]
 
 
+def test_more_channels_are_split_where_few_bought_too_little(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    made.add(split_step(2, kept=False, speed=None))
+    change, gain = made.waiting()[0]
+    assert change == Change("a", How.SPLIT, 4) and gain == pytest.approx(0.75 * 0.4)
+    assert str(change) == "a split, 4 channels"
+
+
 def test_a_journal_goes_on_where_another_one_was(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
-    made.add(Step("a", True, FIGURES, 1.0, How.SPLIT))
+    made.add(split_step(4, kept=True))
     made.lose(Change("b"), "died", 1.0)
     found = Journal(tmp_path / "journal.json")
     assert (found.steps, found.lost, found.candidates) == (made.steps, made.lost, made.candidates)
     assert found.seconds == made.seconds == 5.0
     assert found.waiting() == made.waiting()
-    assert found.kept() == [Change("a", How.SPLIT)]
+    assert found.kept() == [Change("a", How.SPLIT, 4)] and found.split() == {"a": MANY}
 
 
 def test_sums_of_a_stream_that_were_kept_stay_in_float(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
-    assert made.sums_in_float() == [] and made.trials() == 5
+    assert made.sums_in_float() == [] and made.trials() == 6
     made.add(Step("s", True, FIGURES, 1.0, How.SUMS))
     assert made.sums_in_float() == ["add1", "add2"] and made.in_float() == []
     assert Change("s", How.SUMS) not in [change for change, _ in made.waiting()]

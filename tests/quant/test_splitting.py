@@ -17,21 +17,21 @@ from pipeline.quant.layers import weights_of
 from pipeline.quant.neighbours import PAIR_LIMIT, largest_sums
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import Rounded
-from pipeline.quant.splitting import can_split, channels_to_split, split
+from pipeline.quant.splitting import Split, can_split, read_splits, split, ways_to_split
 
 STEM = "t1"  # the stem's ReLU
 CHANNELS = 32
 
 
-def network() -> onnx.ModelProto:
+def network(channels: int = CHANNELS) -> onnx.ModelProto:
     """Return a stem, its pool, and a block that adds to what the pool gives."""
     made = Builder()
-    stem = made.op("Relu", made.conv("x", 3, CHANNELS))
+    stem = made.op("Relu", made.conv("x", 3, channels))
     assert stem == STEM
     pooled = made.op("MaxPool", stem, kernel_shape=[2, 2], strides=[2, 2])
-    inner = made.op("Relu", made.conv(pooled, CHANNELS, CHANNELS))
-    joined = made.op("Relu", made.op("Add", made.conv(inner, CHANNELS, CHANNELS), pooled))
-    return made.model(made.gemm(made.pooled(joined), CHANNELS, 5))
+    inner = made.op("Relu", made.conv(pooled, channels, channels))
+    joined = made.op("Relu", made.op("Add", made.conv(inner, channels, channels), pooled))
+    return made.model(made.gemm(made.pooled(joined), channels, 5))
 
 
 def parts_of(model: onnx.ModelProto, *, rounded: bool = False) -> Parts:
@@ -44,6 +44,10 @@ def parts_of(model: onnx.ModelProto, *, rounded: bool = False) -> Parts:
     return Parts(ranges=ranges_seen(model, images()), per_channel=True, rounded=made)
 
 
+def in_the_middle(parts: Parts, channels: list[int]) -> dict[str, Split]:
+    return {STEM: Split(channels, parts.ranges[STEM].high / 2, 0.25)}
+
+
 @pytest.mark.parametrize("channels", [list(range(CHANNELS)), [5, 3, 0, 31]])
 def test_split_keeps_the_answers_where_the_channels_left_whole_are_narrow(channels: list[int]) -> None:
     model = network()
@@ -53,8 +57,8 @@ def test_split_keeps_the_answers_where_the_channels_left_whole_are_narrow(channe
             weights = numpy_helper.to_array(tensor).copy()
             weights[narrow] /= 4
             tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
-    before = model.SerializeToString()
-    changed, _ = split(model, parts_of(model), {STEM: channels})
+    before, parts = model.SerializeToString(), parts_of(model)
+    changed, _ = split(model, parts, in_the_middle(parts, channels))
     onnx.checker.check_model(changed, full_check=True)
     assert model.SerializeToString() == before
     expected = run_exact(model, images())
@@ -65,7 +69,7 @@ def test_split_leaves_a_quarter_of_the_noise() -> None:
     model = network()
     parts = parts_of(model)
     channels = list(reversed(range(CHANNELS)))
-    changed, theirs = split(model, parts, {STEM: channels})
+    changed, theirs = split(model, parts, in_the_middle(parts, channels))
     before = rounding_noise(assemble(model, parts).model, [])
     assert rounding_noise(assemble(changed, theirs).model, channels) == pytest.approx(before / 4, rel=0.1)
 
@@ -88,7 +92,7 @@ def test_split_keeps_rounded_weights_and_bounds_every_pair() -> None:
     model = network()
     parts = parts_of(model, rounded=True)
     channels = [20, 1, 7, 30, 2, 9]
-    changed, theirs = split(model, parts, {STEM: channels})
+    changed, theirs = split(model, parts, in_the_middle(parts, channels))
     made = assemble(changed, theirs)
     found = Dequantized(made.model)
     for each in weights_of(changed):
@@ -104,14 +108,37 @@ def test_split_keeps_rounded_weights_and_bounds_every_pair() -> None:
             np.testing.assert_array_equal(kept[:, :inputs].reshape(before.shape), before)
 
 
-def test_channels_to_split_are_the_wide_ones_in_blocks() -> None:
+def test_split_leaves_the_noise_that_its_bound_says() -> None:
     model = network()
-    largest = np.full(CHANNELS, 0.1)
+    parts = parts_of(model)
+    channels, high = list(range(CHANNELS)), parts.ranges[STEM].high
+    changed, theirs = split(model, parts, {STEM: Split(channels, 0.7 * high, 0.49)})
+    np.testing.assert_allclose(run_exact(changed, images()), run_exact(model, images()), rtol=1e-4, atol=1e-4)
+    before = rounding_noise(assemble(model, parts).model, [])
+    assert rounding_noise(assemble(changed, theirs).model, channels) == pytest.approx(0.49 * before, rel=0.1)
+
+
+def test_ways_to_split_take_few_channels_with_a_high_bound_up_to_all_wide_ones_at_half() -> None:
+    model = network(64)
+    largest = np.full(64, 0.1)
     largest[[4, 8, 15]] = 0.9
-    found = channels_to_split(model, STEM, largest, Range(0.0, 1.0))
-    assert len(found) == len(set(found)) == 16
-    assert {4, 8, 15} <= set(found)
-    assert len(channels_to_split(model, STEM, np.full(CHANNELS, 0.45), Range(0.0, 1.0))) == CHANNELS
+    (only,) = ways_to_split(model, STEM, largest, Range(0.0, 1.0))
+    assert len(only.channels) == len(set(only.channels)) == 16 and {4, 8, 15} <= set(only.channels)
+    assert only.bound == 0.5 and only.left == 0.25
+    largest = np.linspace(0.3, 1.0, 64)[np.random.default_rng(0).permutation(64)]
+    ways = ways_to_split(model, STEM, largest, Range(0.0, 1.0))
+    assert [len(way.channels) for way in ways] == [16, 32, 64]
+    ordered = np.sort(largest)[::-1]
+    assert [way.bound for way in ways] == pytest.approx([ordered[16], ordered[32], 0.5])
+    for way in ways:
+        assert np.delete(largest, way.channels).max(initial=0.0) <= way.bound
+        assert way.left == pytest.approx(way.bound**2)
+
+
+def test_splits_of_earlier_versions_are_in_the_middle_of_the_range() -> None:
+    held = {"a": [3, 1], "b": {"channels": [0, 2], "bound": 4.0, "left": 0.64}}
+    found = read_splits(held, {"a": Range(0.0, 6.0), "b": Range(0.0, 5.0)})
+    assert found == {"a": Split([3, 1], 3.0, 0.25), "b": Split([0, 2], 4.0, 0.64)}
 
 
 def depthwise(made: Builder, x: str) -> str:
