@@ -135,6 +135,12 @@ def test_ways_to_split_take_few_channels_with_a_high_bound_up_to_all_wide_ones_a
         assert way.left == pytest.approx(way.bound**2)
 
 
+def test_ways_to_split_leave_few_channels_out_where_more_save_more_noise_for_each() -> None:
+    flat = np.linspace(0.9, 1.0, 64)  # with 16 parts the bound is .97, with 32 .95
+    (only,) = ways_to_split(network(64), STEM, flat, Range(0.0, 1.0))
+    assert len(only.channels) == 64 and only.left == 0.25
+
+
 def test_splits_of_earlier_versions_are_in_the_middle_of_the_range() -> None:
     held = {"a": [3, 1], "b": {"channels": [0, 2], "bound": 4.0, "left": 0.64}}
     found = read_splits(held, {"a": Range(0.0, 6.0), "b": Range(0.0, 5.0)})
