@@ -68,9 +68,14 @@ def test_speed_is_measured_until_it_is_clear_whether_a_model_is_fast_enough(
     images = [np.zeros(shape, np.float32)] * 3
     samples = [Sample("image", "folder", ImageSource(tiny_onnx.parent, "image.png"), None)] * 3
     asked: list[judge.CandidateFigures] = []
+
+    def is_wanted(figures: judge.CandidateFigures) -> bool:
+        asked.append(figures)
+        return True
+
     made = judge.Judge(images, float32_answers(tiny_onnx, images), samples, Scores.LOGITS)
     with made.opened(model) as plain, made.opened(model) as candidate:
-        found = made.figures(candidate, plain, is_wanted=lambda each: not asked.append(each), least_speed=0.85)
+        found = made.figures(candidate, plain, is_wanted=is_wanted, least_speed=0.85)
         assert made.figures(candidate, plain, is_wanted=lambda each: False).speed is None
     assert len(taken) == 2 * rounds
     assert found.speed == pytest.approx(np.median((ratios * 32)[:rounds]))
