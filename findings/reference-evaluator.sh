@@ -2,13 +2,15 @@
 # onnx.reference.ReferenceEvaluator taken as the judge of what an operator should answer.
 # Versions: onnx 1.23.2, onnxruntime 1.32.0, numpy 2.4.6.
 # Guess: slow but right; where a runtime differs from it, the runtime is wrong.
-# Behaviour: for four operators of classification networks it is the evaluator that leaves the standard's text, and
+# Behaviour: for five operators of classification networks it is the evaluator that leaves the standard's text, and
 #   ONNX Runtime that follows it: QuantizeLinear of a value whose quotient exceeds 2^31 gives the lowest code instead
 #   of the highest; LogSoftmax takes the logarithm of a rounded softmax, so scores 110 apart give -inf; LRN and
 #   LpNormalization (p=1) compute other functions (every channel but the first is left as it was; the sum is taken
-#   without absolute values).
+#   without absolute values); BatchNormalization of opset 9 to 13, in the form for inference, normalises by a mixture
+#   of its statistics and those of the batch, as in training.
 # Output seen (reference, onnxruntime, exact): QuantizeLinear 0, 255, 255; LogSoftmax -inf, -110, -110; LRN of the
-#   second channel 2, .75, .75; LpNormalization 1, .6, .6.
+#   second channel 2, .75, .75; LpNormalization 1, .6, .6;
+#   BatchNormalization of opset 9, of 1 and 3 with mean 0 and variance 1: 0.8, 2.8 in place of 1, 3.
 set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -27,7 +29,7 @@ from onnx.reference import ReferenceEvaluator
 warnings.simplefilter("ignore")
 
 
-def both(op, x, element=TensorProto.FLOAT, constants=(), **attributes):
+def both(op, x, element=TensorProto.FLOAT, constants=(), opset=17, **attributes):
     """Return the answers of the reference evaluator and of ONNX Runtime."""
     x = np.array(x, np.float32)
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
@@ -37,7 +39,7 @@ def both(op, x, element=TensorProto.FLOAT, constants=(), **attributes):
     graph = helper.make_graph(
         [helper.make_node(op, ["x", *names], ["y"], **attributes)], "g", inputs, outputs, initializers
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     session = ort.InferenceSession(model.SerializeToString())
     return ReferenceEvaluator(model).run(None, {"x": x})[0].ravel(), session.run(None, {"x": x})[0].ravel()
 
@@ -55,9 +57,19 @@ trials = {
         np.array([1, 2, 2]) / (1 + 0.9 / 3 * squares) ** 0.75,
     ),
     "LpNormalization": (both("LpNormalization", [[3, -1, 1]], axis=1, p=1), np.array([3, -1, 1]) / 5),
+    "BatchNormalization": (
+        both(
+            "BatchNormalization",
+            [[[[1, 3]]]],
+            constants=[np.array([value], np.float32) for value in (1, 0, 0, 1)],
+            opset=9,
+            epsilon=1e-9,
+        ),
+        np.array([1, 3]),
+    ),
 }
 for name, ((reference, runtime), exact) in trials.items():
-    print(f"{name:16} reference {reference}, onnxruntime {runtime}, exact {exact}")
+    print(f"{name:18} reference {reference}, onnxruntime {runtime}, exact {exact}")
     assert np.allclose(runtime, exact, atol=1e-5), name
     assert not np.allclose(reference, exact, atol=1e-2), f"the reference is right about {name} now"
 PY
