@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,12 @@ from pipeline.building import build, check, plan
 from pipeline.commands.cli import main
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.build_file import load_build_file
-from pipeline.data import preprocess
+from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import prepared, preprocess
+from pipeline.data.calibration_list import read_calibration_list
 from pipeline.data.imagenet import list_dataset
 from pipeline.data.labels import imagenet_classes
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import ConfigError, DataError
 from pipeline.host.hardware import available_cores
 from pipeline.onnx_models import classifier
@@ -675,3 +679,19 @@ def test_build_says_that_the_order_has_no_effect_when_labels_are_not_folders(
     with pytest.raises(ConfigError, match="1000 classes"):
         build(make_config(*off, "frontend.num_classes=5"), lines.append)
     assert "note: dataset.class_order has no effect: the classes are ImageNet's, or labels come from a list" in lines
+
+
+def test_build_prepares_each_image_once_for_the_stages_that_read_it(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path | bytes] = []
+
+    def counted(spec: PreprocessSpec, source: Path | bytes, *, raw: bool) -> Prepared:
+        seen.append(source)
+        return preprocess.load(spec, source, raw=raw)
+
+    monkeypatch.setattr(prepared, "preprocess", SimpleNamespace(load=counted))
+    built = build(make_config(), quiet)
+    assert {"equalize", "round", "calibrate"} <= built.stage_seconds.keys()
+    listed = read_calibration_list(built.stages["calibset"] / "calibration.txt")
+    assert sorted(map(str, seen)) == sorted(str(sample.source) for sample in listed)

@@ -14,7 +14,6 @@ from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import prepared
 from pipeline.data.calibration_list import choose_evenly
 from pipeline.data.imagenet import Sample
-from pipeline.host.hardware import release_memory
 from pipeline.host.threads import one_ahead, thread_pool
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Float32, Means
@@ -158,7 +157,6 @@ def collect(
     # take up to half as much CPU time again.
     placement = Placement(1, max(1, reading.cores - reading.workers))
     reader = open_reader(reading.model, wanted, placement, prepare(images[0]), reading.arithmetic)
-    release_memory()  # of compiling: 300 MB of wide_resnet50_2
     counts = Counts(counter.observed, counting.listed if counting else 1)
 
     def set_tails() -> None:
