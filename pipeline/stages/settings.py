@@ -7,6 +7,8 @@ cannot read what is not in its key. A field that must not enter the key is decla
 
 from __future__ import annotations
 
+import functools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -18,6 +20,7 @@ from pipeline.artefacts import file_digest, fingerprint
 from pipeline.data.sources import scan
 
 _IN_KEY = "key"  # of a field's metadata
+_RECENT_NS = 2_000_000_000  # file systems keep times of 1 ns to 2 s
 
 
 def unkeyed() -> Any:
@@ -43,7 +46,24 @@ class InputFile(Keyed):
     parts: tuple[Path, ...] = ()  # other files that belong to it, such as the external data of an ONNX file
 
     def key(self) -> object:
-        return [file_digest(path) for path in (self.path, *self.parts)]
+        return [_digest(path) for path in (self.path, *self.parts)]
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file, which a build asks for three times, without reading one again that did not change.
+
+    As git does, it takes one for unchanged whose size and times are the same, unless they are so recent that a change
+    might not show.
+    """
+    found = path.stat()
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _RECENT_NS:
+        return file_digest(path)
+    return _digest_of(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of(path: Path, stamp: tuple[int, ...]) -> str:
+    return file_digest(path)
 
 
 @dataclass(frozen=True)

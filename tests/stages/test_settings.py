@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.artefacts import file_digest
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import to_vdsp_dict
 from pipeline.stages import settings as module
@@ -212,6 +213,28 @@ def test_key_of_a_file_is_its_content_and_not_its_date_or_place(tmp_path: Path) 
     assert before != settings_key(InputFile(first))
     second.write_bytes(b"two")
     assert settings_key(part) != before
+
+
+def test_input_file_is_read_again_when_it_changed_or_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"first")
+    read: list[Path] = []
+
+    def counted(of: Path) -> str:
+        read.append(of)
+        return file_digest(of)
+
+    monkeypatch.setattr(module, "file_digest", counted)
+    before = settings_key(InputFile(path))
+    assert settings_key(InputFile(path)) == before
+    assert len(read) == 2  # it was written just now
+    monkeypatch.setattr(module, "_RECENT_NS", 0)
+    assert [settings_key(InputFile(path)) for _ in range(3)] == [before] * 3
+    assert len(read) == 3
+    path.write_bytes(b"other")  # as long
+    os.utime(path, ns=(1, 1))
+    assert settings_key(InputFile(path)) == [file_digest(path)]
+    assert settings_key(InputFile(path)) != before
 
 
 def test_key_of_images_changes_with_a_name_a_size_or_a_date(image_tree: Path) -> None:
