@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 PAIR_LIMIT = 128  # steps: what two neighbouring weights of the same sign may sum to, in magnitude
 
-_CHUNK = 1 << 22  # weights
+_CHUNK = 1 << 17  # weights: the sums of their pairs stay in the cache, a quarter of the time of 2^22
 _SPLIT = range(257, 512)  # inputs of the matrix products that OpenVINO computes in two halves
 
 Pairs = npt.NDArray[np.intp]  # [pairs, 2]: two weights of an output, by their place in its row; the first is lower
@@ -91,10 +91,12 @@ def same_sign_sums(
     rows: npt.NDArray[np.generic], pairs: Pairs
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the sums of the positive and of the negative weights of each pair, as magnitudes: [outputs, pairs]."""
-    first, second = (rows[:, pairs[:, side]].astype(np.float64) for side in (0, 1))
-    above = np.maximum(first, 0) + np.maximum(second, 0)
-    below = np.maximum(-first, 0) + np.maximum(-second, 0)
-    return above, below
+    first, second = (np.take(rows, pairs[:, side], axis=1).astype(np.float64) for side in (0, 1))
+    above: npt.NDArray[np.float64] = np.maximum(first, 0)
+    above += np.maximum(second, 0)
+    np.minimum(first, 0, out=first)
+    first += np.minimum(second, 0, out=second)
+    return above, np.subtract(0.0, first, out=first)
 
 
 def partners(pairs: Pairs, inputs: int) -> list[tuple[int, ...]]:

@@ -63,7 +63,7 @@ _SECONDS_BETWEEN_SAVES = 10.0
 _AT_ONCE = 2
 # Bytes of a covariance before which freed memory is returned: the C library keeps what other layers had, 700 MB of
 # wide_resnet50_2.
-_RELEASING = 64 << 20
+_RELEASING = 128 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
