@@ -74,7 +74,7 @@ def float_parts(model: onnx.ModelProto, *, gates: bool = False) -> FloatParts:
 
     Args:
         gates: what is computed between convolutions and gates (SiLU, HardSwish, squeeze-and-excitation) is float32 too,
-            with the outputs of those convolutions.
+            with the outputs of those convolutions, and of those before a Gelu, which is float32 in any case.
     """
     known = constants(model)
     tail = tail_tensors(model, find_classifier(model))
@@ -88,7 +88,7 @@ def float_parts(model: onnx.ModelProto, *, gates: bool = False) -> FloatParts:
         return FloatParts()
     spread = _Spread(model, tail)
     nodes = spread.over(attention) | spread.over(gelus) | spread.before(roots) | spread.after(scaled)
-    ends, of_gates = {node.name for node in attention}, spread.over(opened)
+    ends, of_gates = {node.name for node in attention}, spread.over([*opened, *(gelus if gates else ())])
     nodes |= of_gates
     outputs = {
         node.output[0]

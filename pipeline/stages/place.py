@@ -1,4 +1,4 @@
-"""Place: whether what lies between convolutions and gates (SiLU, HardSwish, squeeze-and-excitation) is int8 or float32.
+"""Place: whether what lies between convolutions and gates is int8 or float32: SiLU, GELU, HardSwish, SE blocks.
 
 The graph does not tell which is faster: OpenVINO computes such activations within the convolution where no quantizer is
 between, ONNX Runtime computes the convolution in float32 there. So both models are made and run in turn, in every
@@ -37,7 +37,7 @@ from pipeline.stages.artefact_names import FIGURES, PLACEMENT, float32_model, wr
 from pipeline.terminal import console
 
 _EQUAL = 0.97  # of the speed of int8 gates: below, those in float32 are slower beyond what a machine wanders by
-_SCALED = "gates (SiLU, HardSwish, squeeze-and-excitation) are float32: their channels differ too much for 8 bits"
+_SCALED = "gates (SiLU, GELU, HardSwish, squeeze-and-excitation) are float32: their channels differ too much for 8 bits"
 _MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
 
 
@@ -119,4 +119,4 @@ def _describe(in_float: bool, measured: Mapping[str, Mapping[str, float]]) -> st
         else f"{each['int8']:.4g} images/s so, {each['float32']:.4g} in float32, in {name}"
         for name, each in measured.items()
     )
-    return f"gates (SiLU, HardSwish, squeeze-and-excitation) are {'float32' if in_float else 'int8'}: {figures}"
+    return f"gates (SiLU, GELU, HardSwish, squeeze-and-excitation) are {'float32' if in_float else 'int8'}: {figures}"

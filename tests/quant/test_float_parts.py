@@ -155,6 +155,21 @@ def test_gates_in_float_leave_quantizers_only_before_layers() -> None:
     assert sqnr_db(expected, run_exact(opened, batch)) > sqnr_db(expected, run_exact(closed, batch))
 
 
+def test_gates_in_float_take_the_quantizer_between_a_convolution_and_a_gelu() -> None:
+    """As in ConvNeXt."""
+    model = between_convolutions(gelu)
+    assert has_gates(model)
+    for in_float, made_by in ((False, "DequantizeLinear"), (True, "Conv")):
+        int8 = qdq.insert_qdq(model, ranges_seen(model, images()), per_channel=True, gates_in_float=in_float)
+        makers = {name: node for node in int8.graph.node for name in node.output}
+        divided = next(node for node in int8.graph.node if node.op_type == "Div")
+        assert makers[divided.input[0]].op_type == made_by
+        multiplied = next(node for node in int8.graph.node if node.op_type == "Mul")
+        assert makers[multiplied.input[0]].op_type == made_by
+        convolutions = [node for node in int8.graph.node if node.op_type == "Conv"]
+        assert {makers[node.input[0]].op_type for node in convolutions} == {"DequantizeLinear"}
+
+
 def test_gates_at_the_end_of_a_network_make_no_difference() -> None:
     made = Builder(3)
     scores = made.op("Sigmoid", made.gemm(made.pooled(made.op("Relu", made.conv("x", 3, 8))), 8, 5))
