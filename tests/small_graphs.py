@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.quant import placement
+from pipeline.quant.attention_scores import score_inputs
 from pipeline.quant.qmath import Range, max_range
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Runtime
@@ -110,9 +111,9 @@ def run_in(runtime: Runtime, path: Path, batch_nchw: Float32) -> Float32:
 
 
 def ranges_seen(model: onnx.ModelProto, batch_nchw: npt.NDArray[np.float32 | np.uint8]) -> dict[str, Range]:
-    """Return the range of everything that each observed tensor holds."""
-    reader = ActivationReader(model, placement.observed_tensors(model), threads=1)
-    names = placement.observed_tensors(model)
+    """Return the range of everything that each tensor holds which calibration observes."""
+    names = [*placement.observed_tensors(model), *score_inputs(model)]
+    reader = ActivationReader(model, names, threads=1)
     seen: dict[str, Range] = {name: Range(0.0, 0.0) for name in names}
     for image in batch_nchw:
         values: Mapping[str, Float32] = reader.read(image)

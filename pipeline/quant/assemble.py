@@ -27,6 +27,7 @@ class Parts:
     float_layers: Collection[str] = ()
     float_activations: frozenset[str] = frozenset()  # observed ones, and with them the layers that read them
     gates_in_float: bool = False  # see `float_parts`
+    scores_in_int8: bool = False  # see `attention_scores`
     float_sums: tuple[str, ...] = ()  # additions whose sums stay in float32, see `float_sums`
 
     def leaving(self, activations: Collection[str]) -> Parts:
@@ -52,6 +53,7 @@ def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         float_layers=parts.float_layers,
         float_activations=parts.float_activations,
         gates_in_float=parts.gates_in_float,
+        scores_in_int8=parts.scores_in_int8,
         installed_later=parts.rounded.keys(),
     )
     keep_sums_in_float(model, float32, parts.float_sums)

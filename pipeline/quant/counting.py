@@ -13,6 +13,7 @@ from pipeline.artefacts import whole_file
 from pipeline.errors import ArtefactError
 from pipeline.quant import bfloat16, placement
 from pipeline.quant.addends import find_addends
+from pipeline.quant.attention_scores import score_inputs
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.observers import ObserverSet
 
@@ -72,7 +73,7 @@ class Counter:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         """Learn what there is to count; the model is not kept."""
-        self.observed = placement.observed_tensors(model)
+        self.observed = [*placement.observed_tensors(model), *score_inputs(model)]
         self._output = model.graph.output[0].name
         self._averaged = placement.layer_inputs(model)
         self._never_negative = placement.never_negative(model)

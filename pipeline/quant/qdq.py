@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.onnx_models.graphs import check_model, makers_of, without_weights
 from pipeline.quant import activations, pixels
 from pipeline.quant.addends import put_wider_first
+from pipeline.quant.attention_scores import quantize_scores
 from pipeline.quant.float_layers import keep_in_float
 from pipeline.quant.float_parts import float_parts
 from pipeline.quant.graphs import WEIGHTED, constants, weighted_nodes
@@ -36,6 +37,7 @@ def insert_qdq(
     float_layers: Collection[str] = (),
     float_activations: Collection[str] = (),
     gates_in_float: bool = False,
+    scores_in_int8: bool = False,
     installed_later: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return the int8 model: weights int8 symmetric (one scale an output channel, or one a tensor), activations uint8.
@@ -47,6 +49,8 @@ def insert_qdq(
         float_layers: names of nodes that stay float32.
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
         gates_in_float: leave what lies between convolutions and gates in float32, see `float_parts`.
+        scores_in_int8: quantize what the scores of attention are made of, of which `ranges` has those of
+            `score_inputs(model)`.
         installed_later: names of layers whose weights the caller has, for `install_weights`: they are not rounded here.
 
     Raises:
@@ -66,6 +70,8 @@ def insert_qdq(
     quantized = run_quantizer(float32, data, excluded | pixels.border_nodes(model), excluded, per_channel=per_channel)
     _remove_quantizers(quantized.graph, unquantized | parts.outputs)
     _read_unquantized(quantized.graph, parts.nodes, float32)
+    if scores_in_int8:
+        quantize_scores(quantized, model, ranges, {*float_layers, *float_activations})
     keep_in_float(quantized)
     activations.remove_redundant(quantized, excluded)
     put_wider_first(quantized)

@@ -65,4 +65,5 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
         float_activations=placement.classifier_inputs(float32) if settings.float_classifier else frozenset(),
         float_layers=qdq.find_layers(float32, settings.skip_conv_layers, settings.exclude_layers),
         gates_in_float=placed.get("gates_in_float", False),
+        scores_in_int8=placed.get("scores_in_int8", False),
     )

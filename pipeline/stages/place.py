@@ -1,10 +1,11 @@
-"""Place: whether what lies between convolutions and gates is int8 or float32: SiLU, GELU, HardSwish, SE blocks.
+"""Place: whether what lies between convolutions and gates is int8 or float32 (SiLU, GELU, HardSwish, SE blocks), and
+whether the scores of attention are.
 
 The graph does not tell which is faster: OpenVINO computes such activations within the convolution where no quantizer is
 between, ONNX Runtime computes the convolution in float32 there. So both models are made and run in turn, in every
 installed runtime, and the placement whose best runtime is the faster is taken. Fewer quantizers are not less accurate.
 Gates whose channels differ so much that `gate_scaling` scaled them are float32 in any case: in int8 they would lose
-what that is for.
+what that is for. Scores are int8 only where that is worth its noise: `_WORTH`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pipeline.packages.choice import machine
 from pipeline.proof import speed
 from pipeline.proof.speed import Candidate
 from pipeline.quant.assemble import assemble
+from pipeline.quant.attention_scores import find_scores
 from pipeline.quant.float_parts import has_gates
 from pipeline.quant.gate_scaling import has_scaled_gates
 from pipeline.runtimes.base import Runtime
@@ -37,8 +39,13 @@ from pipeline.stages.artefact_names import FIGURES, PLACEMENT, float32_model, wr
 from pipeline.terminal import console
 
 _EQUAL = 0.97  # of the speed of int8 gates: below, those in float32 are slower beyond what a machine wanders by
-_SCALED = "gates (SiLU, GELU, HardSwish, squeeze-and-excitation) are float32: their channels differ too much for 8 bits"
+_WORTH = 1.08  # times the speed with scores in float32, from which they are int8: they cost about half a decibel
+_GATES = "gates (SiLU, GELU, HardSwish, squeeze-and-excitation)"
+_SCORES = "scores of attention"
+_SCALED = f"{_GATES} are float32: their channels differ too much for 8 bits"
 _MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
+
+Rates = Mapping[str, Mapping[str, float]]  # images/s by runtime and placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,41 +64,54 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write whether the gates stay float32, and the images/s that said so."""
+    """Write whether gates and scores are float32, and the images/s that said so."""
     begun = time.perf_counter()
     float32 = onnx.load(float32_model(inputs))
-    in_float, measured = False, {}
+    notes, placed = list[str](), {"gates_in_float": False, "scores_in_int8": False}
+    rates: dict[str, Rates] = {"rates": {}, "score_rates": {}}
     if has_scaled_gates(float32):
-        in_float = True
-        write_notes(out, [_SCALED])
+        placed["gates_in_float"] = True
+        notes.append(_SCALED)
     elif has_gates(float32):
-        measured = _measure(settings, inputs, float32) if settings.seconds else {}
-        in_float = _prefers_float(measured)
-        write_notes(out, [_describe(in_float, measured)] if measured else [])
-    write_json(out / PLACEMENT, {"gates_in_float": in_float})
-    write_json(out / FIGURES, {"rates": measured, "seconds": round(time.perf_counter() - begun, 1)})
+        choices = {"int8": placed, "float32": {**placed, "gates_in_float": True}}
+        rates["rates"] = measured = _measure(settings, inputs, float32, choices)
+        placed = choices["float32" if _prefers_float(measured) else "int8"]
+        notes += [_describe(_GATES, placed["gates_in_float"], measured)] if measured else []
+    if find_scores(float32):
+        choices = {"int8": {**placed, "scores_in_int8": True}, "float32": placed}
+        rates["score_rates"] = measured = _measure(settings, inputs, float32, choices)
+        placed = choices["int8" if _is_worth_it(measured) else "float32"]
+        notes += [_describe(_SCORES, not placed["scores_in_int8"], measured)] if measured else []
+    write_notes(out, notes)
+    write_json(out / PLACEMENT, placed)
+    write_json(out / FIGURES, {**rates, "seconds": round(time.perf_counter() - begun, 1)})
 
 
-def _measure(settings: Settings, inputs: Mapping[str, Path], float32: onnx.ModelProto) -> dict[str, dict[str, float]]:
-    """Return images/s by runtime, of gates in int8 and in float32; runtimes that cannot run both are left out."""
+def _measure(
+    settings: Settings, inputs: Mapping[str, Path], float32: onnx.ModelProto, choices: Mapping[str, Mapping[str, bool]]
+) -> Rates:
+    """Return images/s by runtime and choice; runtimes that cannot run all are left out, and all without any time."""
+    if not settings.seconds:
+        return {}
     # Neither the values of weights nor of biases change the speed.
     parts = replace(int8_parts.load(settings.parts, inputs, float32), rounded={}, means=None)
     with tempfile.TemporaryDirectory() as folder:
         candidates = []
-        for name, in_float in (("int8", False), ("float32", True)):
+        for name, placed in choices.items():
             path = Path(folder) / f"{name}.onnx"
-            save_model(assemble(float32, replace(parts, gates_in_float=in_float)).model, path)
+            gates, scores = placed["gates_in_float"], placed["scores_in_int8"]
+            save_model(assemble(float32, replace(parts, gates_in_float=gates, scores_in_int8=scores)).model, path)
             candidates += [Candidate(runtime, "int8", path) for runtime in installed_runtimes()]
         together = _rates(candidates, settings.seconds)
         if together:
             return together
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, Mapping[str, float]] = {}
         for runtime in installed_runtimes():
             found |= _rates([each for each in candidates if each.runtime is runtime], settings.seconds)
         return found
 
 
-def _rates(candidates: Sequence[Candidate], budget_s: float) -> dict[str, dict[str, float]]:
+def _rates(candidates: Sequence[Candidate], budget_s: float) -> Rates:
     """Return images/s by runtime and placement, in a process of its own; nothing where that was lost."""
     try:
         rates = isolated.call(speed.measure, candidates, budget_s, seconds=4 * budget_s + _MOST_S)
@@ -105,18 +125,25 @@ def _rates(candidates: Sequence[Candidate], budget_s: float) -> dict[str, dict[s
     return found
 
 
-def _prefers_float(measured: Mapping[str, Mapping[str, float]]) -> bool:
+def _prefers_float(measured: Rates) -> bool:
     if not measured:
         return choose(Runtime.AUTO) is Runtime.OPENVINO and not hardware.is_arm()
-    best = {name: max(each[name] for each in measured.values()) for name in ("int8", "float32")}
-    return best["float32"] >= _EQUAL * best["int8"]
+    return _best(measured, "float32") >= _EQUAL * _best(measured, "int8")
 
 
-def _describe(in_float: bool, measured: Mapping[str, Mapping[str, float]]) -> str:
+def _is_worth_it(measured: Rates) -> bool:
+    return bool(measured) and _best(measured, "int8") >= _WORTH * _best(measured, "float32")
+
+
+def _best(measured: Rates, name: str) -> float:
+    return max(each[name] for each in measured.values())
+
+
+def _describe(what: str, in_float: bool, measured: Rates) -> str:
     figures = "; ".join(
         f"{each['float32']:.4g} images/s so, {each['int8']:.4g} in int8, in {name}"
         if in_float
         else f"{each['int8']:.4g} images/s so, {each['float32']:.4g} in float32, in {name}"
         for name, each in measured.items()
     )
-    return f"gates (SiLU, GELU, HardSwish, squeeze-and-excitation) are {'float32' if in_float else 'int8'}: {figures}"
+    return f"{what} are {'float32' if in_float else 'int8'}: {figures}"

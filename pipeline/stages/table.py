@@ -132,7 +132,7 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
     Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=13),
     Stage(
-        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=13
+        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=14
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
     Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=4),

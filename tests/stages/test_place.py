@@ -49,6 +49,18 @@ def test_placement_is_openvinos_when_nothing_was_measured() -> None:
     assert place._prefers_float({}) is (choose(Runtime.AUTO) is Runtime.OPENVINO)
 
 
+@pytest.mark.parametrize(
+    ("rates", "in_int8"),
+    [
+        ({"openvino": {"int8": 111.0, "float32": 100.0}, "onnxruntime": {"int8": 60.0, "float32": 90.0}}, True),
+        ({"openvino": {"int8": 107.0, "float32": 100.0}, "onnxruntime": {"int8": 90.0, "float32": 60.0}}, False),
+        ({}, False),
+    ],
+)
+def test_scores_are_int8_when_that_is_worth_its_noise(rates: dict[str, dict[str, float]], in_int8: bool) -> None:
+    assert place._is_worth_it(rates) is in_int8
+
+
 def test_measure_leaves_out_a_runtime_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def call(function: object, candidates: list[speed.Candidate], budget_s: float, seconds: float) -> speed.Rates:
         if any(each.runtime is Runtime.OPENVINO for each in candidates):
@@ -83,7 +95,7 @@ def test_build_leaves_gates_in_float_without_measuring_when_their_channels_were_
     said: list[str] = []
     stages = build(make_config("frontend.type=onnx", f"frontend.checkpoint={wide}"), said.append).stages
     assert json.loads((stages["equalize"] / "figures.json").read_text())["gates"] == 1
-    assert json.loads((stages["place"] / "placement.json").read_text()) == {"gates_in_float": True}
+    assert json.loads((stages["place"] / "placement.json").read_text())["gates_in_float"] is True
     note = "note: gates (SiLU, GELU, HardSwish, squeeze-and-excitation) are float32: their channels differ too much"
     assert note in str(said)
 
@@ -96,7 +108,7 @@ def test_build_goes_by_the_placement(
     monkeypatch.setattr(place, "_prefers_float", lambda measured: in_float)
     cfg = make_config("frontend.type=onnx", f"frontend.checkpoint={gated}")
     stages = build(cfg, lambda line: None).stages
-    assert json.loads((stages["place"] / "placement.json").read_text()) == {"gates_in_float": in_float}
+    assert json.loads((stages["place"] / "placement.json").read_text())["gates_in_float"] is in_float
     graph = onnx.load(stages["quantize"] / "model.onnx").graph
     makers = {name: node.op_type for node in graph.node for name in node.output}
     read = {makers[name] for node in graph.node if node.op_type in ("Sigmoid", "HardSwish") for name in node.input}
