@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -192,12 +193,24 @@ def _freed(
     if not carriers:
         return values
     carrier = carriers[0]
+    if _splits_views(values, sizes, carrier, sizes_before[axis], batch):
+        return values
     copies = not integer(node, "allowzero", 0)
     if values[carrier] == -1 or (values[carrier] == 0 and copies and carrier == axis):
         return values
     # 0 copies the source's size, so that shape inference still knows it as the batch; -1 takes what remains.
     sizes[carrier] = 0 if carrier == axis and sizes[carrier] == sizes_before[axis] and 0 not in sizes else -1
     return sizes
+
+
+def _splits_views(values: Sequence[int], sizes: Sequence[int], carrier: int, rows: int, batch: int) -> bool:
+    """Tell whether rows, those of several views of each image one after another, become [views, -1 for the batch, ...].
+
+    So do networks that average over an image and its mirror image, put together along the batch.
+    """
+    behind = carrier + 1
+    is_left = values[carrier] > 1 and len(values) > behind and values[behind] == -1 and sizes[behind] == batch
+    return is_left and values[carrier] * batch == rows
 
 
 def _free_resize(

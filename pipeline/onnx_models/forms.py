@@ -27,6 +27,9 @@ from pipeline.onnx_models.graphs import (
 )
 
 _OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _LARGEST = float(np.finfo(np.float32).max)
 _FUSED = "_new_shape"  # at the end of the names that ONNX Runtime gives to the shapes of fused reshapes
 
@@ -82,7 +85,8 @@ def check_inference(model: onnx.ModelProto, path: Path) -> None:
     """Take what training needs from each Dropout, in place.
 
     Raises:
-        DataError: a batch norm computes its statistics from the batch, or a Dropout drops values.
+        DataError: a batch norm computes its statistics from the batch, a Dropout drops values, or a node draws random
+            numbers.
     """
     for graph in graphs_of(model.graph):
         constants = {**constants_of(model.graph), **constants_of(graph)}
@@ -90,6 +94,11 @@ def check_inference(model: onnx.ModelProto, path: Path) -> None:
             if _is_training(node, constants):
                 raise DataError(
                     f"{path}: node {node.name!r} ({node.op_type}) is in training mode; export it after model.eval()"
+                )
+            if node.op_type in _RANDOM:
+                raise DataError(
+                    f"{path}: node {node.name!r} ({node.op_type}) draws random numbers; export it after model.eval(), "
+                    "or without it"
                 )
             if node.op_type == "Dropout":
                 del node.input[1:]

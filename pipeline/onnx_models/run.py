@@ -99,7 +99,10 @@ def _check_answers(
     if not np.isfinite(together).all():
         raise DataError(f"{path}: output holds NaN or Inf on real images; {_finite_advice(model)}")
     if relative_error(np.concatenate(single), together) > MIXED:
-        raise DataError(f"{path}: images in a batch get other answers than alone; export it with a free batch axis")
+        raise DataError(
+            f"{path}: images in a batch get other answers than alone; export it after model.eval(), or for one image "
+            "(a batch of 1), which is kept"
+        )
     return int(together.shape[1])
 
 

@@ -5,10 +5,12 @@ Whatever can be converted to that without changing an answer is converted; the r
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import pixel_inputs
@@ -25,6 +27,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 _PIXELS = (TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)  # what images are given as before a Cast
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _CHANNELS = 3
+_TRAINING = ("train", "learning_phase")  # `keras_learning_phase` of Keras's older files
 _FEW = (1, 2, 4)  # channels of other images than RGB
 
 
@@ -147,11 +150,26 @@ def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
         read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
         for value in [value for value in graph.input if value.name not in read]:
             graph.input.remove(value)
+    for value in [value for value in graph.input if len(graph.input) > 1 and _is_switch(value)]:
+        graph.initializer.append(numpy_helper.from_array(np.zeros(_sizes(value), np.bool_), value.name))
+        graph.input.remove(value)
     if len(graph.input) != 1:
         listed = ", ".join(f"{value.name} {shown(value)}" for value in graph.input) or "none"
         raise DataError(f"{path}: {len(graph.input)} inputs ({listed}); wanted one, of images [N, 3, H, W]")
     image: onnx.ValueInfoProto = graph.input[0]
     return image
+
+
+def _is_switch(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether an input is one truth value, named as what switches training on: it is off."""
+    if not any(word in value.name.lower() for word in _TRAINING):
+        return False
+    is_known = all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    return value.type.tensor_type.elem_type == TensorProto.BOOL and is_known and math.prod(_sizes(value)) == 1
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int]:
+    return [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
 
 
 def has_channels_last(graph: onnx.GraphProto, name: str, dims: list[int | None]) -> bool:

@@ -371,3 +371,27 @@ def test_load_frees_a_shuffle_behind_a_cut_whose_place_is_computed(tmp_path: Pat
     assert not {"Shape", "Div"} & {node.op_type for node in loaded.graph.node}
     expected = np.concatenate([run_alone(model, images(4)[start : start + batch]) for start in range(0, 4, batch)])
     np.testing.assert_allclose(classifier.run(loaded, images(4)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 2])
+def test_load_averages_over_views_that_are_put_together_along_the_batch(tmp_path: Path, batch: int | str) -> None:
+    """An image and its mirror image, as networks with test-time augmentation inside compute them."""
+    nodes = [
+        node("Slice", "x last first axis last", "mirrored"),
+        node("Concat", "x mirrored", "both", axis=0),
+        *(node("Conv", "both w", "c"), node("Relu", "c", "r"), node("GlobalAveragePool", "r", "g")),
+        *(
+            node("Flatten", "g", "f"),
+            node("Reshape", "f views", "v"),
+            node("ReduceMean", "v", "y", axes=[0], keepdims=0),
+        ),
+    ]
+    constants: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
+        "w": WEIGHT,
+        "views": np.array([2, -1, 4]),
+        "axis": np.array([3]),
+        "last": np.array([-1]),
+        "first": np.array([-(2**31)]),
+    }
+    path = save(tmp_path / "m.onnx", nodes, constants=constants, dims=(batch, *CHW), outputs={"y": (batch, 4)})
+    load_and_compare(path)

@@ -295,6 +295,16 @@ def test_load_says_so_when_there_are_two_inputs(load_error: Callable[..., str]) 
     )
 
 
+@pytest.mark.parametrize("name", ["keras_learning_phase", "training"])
+def test_load_switches_training_off_where_an_input_does(load: Callable[..., onnx.ModelProto], name: str) -> None:
+    drop = helper.make_node("Dropout", ["f", "", name], ["d"], "drop")
+    nodes = [node("GlobalAveragePool", "x", "g"), node("Flatten", "g", "f"), drop, node("Neg", "d", "y")]
+    model = classifier(nodes, inputs={"x": (1, 3, 8, 8), name: ()}, outputs={"y": (1, 3)})
+    model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    found = onnx_classifier.run(load(model), IMAGES)
+    np.testing.assert_allclose(found, -IMAGES.mean((2, 3)), rtol=1e-5, atol=1e-6)
+
+
 def test_load_drops_an_input_that_nothing_reads(load: Callable[..., onnx.ModelProto]) -> None:
     model = load(classifier(inputs={"mask": (1, 4), "x": (1, 3, 8, 8)}))
     assert [value.name for value in model.graph.input] == ["x"]
@@ -384,7 +394,8 @@ def test_check_batch_says_so_when_answers_depend_on_the_batch() -> None:
     ]
     model = classifier(nodes, inputs={"x": ("N", 3, 8, 8)}, outputs={"y": ("N", 4)})
     assert check_error(model) == (
-        "m.onnx: images in a batch get other answers than alone; export it with a free batch axis"
+        "m.onnx: images in a batch get other answers than alone; export it after model.eval(), or for one image (a "
+        "batch of 1), which is kept"
     )
 
 

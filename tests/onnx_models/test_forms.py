@@ -232,6 +232,17 @@ def test_load_refuses_a_norm_in_training_mode(
     )
 
 
+@pytest.mark.parametrize("kind", ["Bernoulli", "RandomNormalLike"])
+def test_load_refuses_a_node_that_draws_random_numbers(tmp_path: Path, kind: str) -> None:
+    nodes = flat(node("Sigmoid", "x", "s"), node(kind, "s", "r"), node("Mul", "x r", "a"))
+    path = save(tmp_path / "m.onnx", nodes)
+    with pytest.raises(DataError) as caught:
+        classifier.load(path, CHW)
+    assert str(caught.value) == (
+        f"{path}: node '{kind}_r' ({kind}) draws random numbers; export it after model.eval(), or without it"
+    )
+
+
 @pytest.mark.parametrize("ratio", [None, 0.3, 0.0])
 @pytest.mark.parametrize("mode", [True, False])
 def test_load_refuses_a_dropout_that_drops(tmp_path: Path, mode: bool, ratio: float | None) -> None:
