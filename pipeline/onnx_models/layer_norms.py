@@ -30,7 +30,13 @@ from pipeline.onnx_models.graphs import (
 )
 
 _Float64 = npt.NDArray[np.float64]
-_MEANS: dict[str, Callable[..., _Float64]] = {"ReduceMean": np.mean, "ReduceSum": np.sum}
+_MEANS = ("ReduceMean", "ReduceSum")
+_REDUCTIONS: dict[str, Callable[..., _Float64]] = {
+    "ReduceMean": np.mean,
+    "ReduceSum": np.sum,
+    "ReduceMin": np.min,
+    "ReduceMax": np.max,
+}
 _OPERATORS: dict[str, Callable[..., _Float64]] = {
     "Add": np.add,
     "Sub": np.subtract,
@@ -44,12 +50,18 @@ _OPERATORS: dict[str, Callable[..., _Float64]] = {
     "Max": lambda *values: functools.reduce(np.maximum, values),
     "Clip": lambda values, low=-np.inf, high=np.inf: np.clip(values, low, high),
     "Identity": np.positive,
+    "Equal": np.equal,  # of the least and the largest value, where jax takes the variance as 0
+    "And": np.logical_and,
+    "Where": np.where,
 }
-_MOST_NODES = 24  # of one norm; the longest spelling that was seen has 13
+_MOST_NODES = 32  # of one norm; the longest spelling that was seen has 18
 _LARGEST_EPSILON = 0.1
 _EXACT = 1e-6  # of the largest value, to which what is found has to agree in float64; epsilon is float32
-# Spread and mean of the rows that are tried; the small spreads tell epsilon.
-_ROWS = ((1.0, 0.0), (3.0, 1.0), (0.3, -1.0), (0.02, 0.1), (0.001, 0.02), (2.0, -2.0), (0.1, 0.0), (0.005, 0.0))
+# Spread and mean of the rows that are tried; the small spreads tell epsilon, the large ones a limit to the values.
+_ROWS = (
+    *((1.0, 0.0), (3.0, 1.0), (0.3, -1.0), (0.02, 0.1), (0.001, 0.02), (2.0, -2.0), (0.1, 0.0), (0.005, 0.0)),
+    *((1e3, -1e3), (1e6, 0.0), (0.0, 0.5)),
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,9 @@ def _region(
         reads = [name for name in node.input if name]
         if not inside.intersection(reads) or not all(name in inside or name in constants for name in reads):
             continue
-        if node.op_type not in _OPERATORS and not (node.op_type in _MEANS and _is_over_last(node, constants, rank)):
+        if node.op_type not in _OPERATORS and not (
+            node.op_type in _REDUCTIONS and _is_over_last(node, constants, rank)
+        ):
             continue
         inside.update(node.output)
         found.append(node)
@@ -158,7 +172,7 @@ def _recognise(
         return None
     values = [constants.get(name) for node in nodes for name in node.input]
     epsilons = {float(value.reshape(-1)[0]) for value in values if value is not None and value.size == 1}
-    for epsilon in sorted({each for each in epsilons if 0 < each < _LARGEST_EPSILON} | {0.0}):
+    for epsilon in sorted(each for each in epsilons if 0 < each < _LARGEST_EPSILON):
         found = _fit(rows, answers, epsilon)
         if found is not None:
             return found
@@ -171,8 +185,8 @@ def _compute(
     values: dict[str, _Float64] = {source: rows}
     values.update({name: value for name, value in constants.items() if value is not None})
     for node in nodes:
-        if node.op_type in _MEANS:
-            result = np.asarray(_MEANS[node.op_type](values[node.input[0]], axis=-1, keepdims=True))
+        if node.op_type in _REDUCTIONS:
+            result = np.asarray(_REDUCTIONS[node.op_type](values[node.input[0]], axis=-1, keepdims=True))
         else:
             result = np.asarray(_OPERATORS[node.op_type](*(values[name] for name in node.input if name)))
         values[node.output[0]] = result
