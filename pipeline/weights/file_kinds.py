@@ -241,8 +241,27 @@ _ADVICE = {
 }
 
 
+# Models of other tools whose content nothing tells, by their suffix.
+_TOOLS = {
+    ".engine": "an engine of TensorRT",
+    ".plan": "an engine of TensorRT",
+    ".trt": "an engine of TensorRT",
+    ".mlmodel": "a Core ML model",
+    ".caffemodel": "a Caffe model",
+    ".prototxt": "a Caffe model",
+    ".param": "an ncnn model",
+    ".mnn": "an MNN model",
+    ".rknn": "an RKNN model",
+    ".om": "an offline model of Ascend",
+    ".msgpack": "a checkpoint of Flax",
+}
+
+
 def why_not_weights(path: Path, kind: FileKind) -> str:
     """Return what a file without a state dict is, and what to do; completes a message that begins with its path."""
+    tool = _TOOLS.get(path.suffix.lower()) if kind in (FileKind.TEXT, FileKind.UNKNOWN) else None
+    if tool is not None:
+        return f"is {tool}; give the ONNX file or the checkpoint that it was made of"
     describe = {FileKind.TEXT: _beginning, FileKind.COMPRESSED: _compressor, FileKind.ZIP: _members}.get(kind)
     return _ADVICE[kind].format(detail=describe(path) if describe else "")
 

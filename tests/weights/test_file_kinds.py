@@ -160,6 +160,18 @@ def test_why_not_weights_is_a_line_for_every_kind(tmp_path: Path, kind: FileKind
     assert "weights_only" not in line
 
 
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [("n.engine", "an engine of TensorRT"), ("N.MLMODEL", "a Core ML model"), ("n.param", "an ncnn model")],
+)
+def test_why_not_weights_names_the_tool_of_a_suffix(tmp_path: Path, name: str, tool: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"7767517\n3 3\n" if name.endswith(".param") else b"\0" * 64)
+    assert why_not_weights(path, kind_of(path)) == (
+        f"is {tool}; give the ONNX file or the checkpoint that it was made of"
+    )
+
+
 def test_why_not_weights_names_what_is_inside(tmp_path: Path) -> None:
     archive_of_others(tmp_path / "a")
     assert why_not_weights(tmp_path / "a", FileKind.ZIP).startswith(
