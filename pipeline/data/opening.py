@@ -41,7 +41,7 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
         check_pixels(name, image.width, image.height)
         if image.format == "TIFF":
             _check_tiles(name, image)
-        elif image.format in ("JPEG", "MPO"):
+        elif image.format in ("JPEG", "MPO") and not _has_one_scan(image):
             _check_scans(name, source)
         yield image
 
@@ -85,6 +85,17 @@ def _check_tiles(name: str, image: Image.Image) -> None:
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag, 0) for tag in _TILE)
     check_pixels(f"{name}: tile", int(width), int(height))
+
+
+def _has_one_scan(image: Image.Image) -> bool:
+    """Tell whether the scan that an opened JPEG begins with is all that is decoded: it has every component."""
+    layers, file = getattr(image, "layers", 0), getattr(image, "fp", None)
+    if "progressive" in image.info or not 1 <= layers <= 4 or file is None:
+        return False
+    header = _SCAN + bytes([0, 6 + 2 * layers, layers])  # its size, and the number of components in it
+    file.seek(-len(header) - 2 * layers - 3, io.SEEK_CUR)  # Pillow has read it, and stands behind it
+    found: bytes = file.read(len(header) + 2 * layers + 3)
+    return found.startswith(header)
 
 
 def _check_scans(name: str, source: Path | bytes) -> None:

@@ -152,19 +152,18 @@ def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool, quick: QuickJ
         usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in FILTERS
         if not usual:
             return prepare(spec, _to_chw(image, spec.preprocess_as), raw=raw)
-        cropped = None
-        if quick is not None and isinstance(source, bytes):
-            cropped = _resized_quickly(quick, spec, image, source)
-        return _finish(spec, _resized_by_pillow(spec, image) if cropped is None else cropped, raw=raw)
+        if quick is None or isinstance(source, Path):
+            return _finish(spec, _resized_by_pillow(spec, image), raw=raw)
+        return _finish(spec, _resized_quickly(quick, spec, image, source), raw=raw)
 
 
-def _resized_quickly(quick: QuickJpegs, spec: PreprocessSpec, image: Image.Image, content: bytes) -> Pixels | None:
+def _resized_quickly(quick: QuickJpegs, spec: PreprocessSpec, image: Image.Image, content: bytes) -> Pixels:
     try:
         full_hw, corner = _window(spec, image.height, image.width)
     except DataError:  # of an image that is damaged as well, Pillow says that first
-        return None
-    hw = (image.height, image.width)
-    return quick.load(image, content, Geometry(hw, full_hw, corner, spec.crop_hw, spec.filter))
+        return _resized_by_pillow(spec, image)
+    geometry = Geometry((image.height, image.width), full_hw, corner, spec.crop_hw, spec.filter)
+    return quick.load(image, content, geometry, lambda: _resized_by_pillow(spec, image))
 
 
 def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels:

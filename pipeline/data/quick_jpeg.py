@@ -7,6 +7,7 @@ compiled. What is no usual JPEG, and every damaged one, is left to Pillow, which
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from enum import Enum
 from functools import cache
 
@@ -14,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data import compiled_resize
-from pipeline.data.pillow_resize import Geometry, resize_whole
+from pipeline.data.compiled_resize import Pixels, Planes
+from pipeline.data.pillow_resize import Geometry
 
 _MOST_KNOWN = 4096  # geometries
-_MOST_TRIED = 4_000_000  # pixels of an image: the trial needs some 20 bytes of each
 _SUBSAMPLINGS = (0, 1, 2)  # 4:4:4, 4:2:2, 4:2:0 in Pillow's numbers
 _ODD_HW = (61, 83)  # blocks and halves of chroma are cut
 
@@ -68,21 +69,33 @@ class QuickJpegs:
                     return False
         return True
 
-    def load(self, image: Image.Image, content: bytes, geometry: Geometry) -> compiled_resize.Planes | None:
-        """Return what decoding, resizing and cropping give, uint8 [3, *geometry.crop_hw]; None: Pillow has to do it.
+    def load(self, image: Image.Image, content: bytes, geometry: Geometry, by_pillow: Callable[[], Planes]) -> Planes:
+        """Return what decoding, resizing and cropping give, uint8 [3, *geometry.crop_hw].
+
+        A size that comes a second time is a trial: in which order Pillow resizes it, and whether the pixels are the
+        same. What it gives for one photo it gives for all of that size.
 
         Args:
             image: opened from `content`, its geometry's size, not decoded yet.
+            by_pillow: does the same, and raises what is wrong with a damaged file.
         """
-        if image.format not in ("JPEG", "MPO") or image.mode != "RGB" or "progressive" in image.info:
-            return None
-        order = self._order(geometry)
-        if order not in (_Order.ROWS_FIRST, _Order.COLUMNS_FIRST):
-            return None
+        order = self._orders.get(geometry)
+        if order is None and len(self._orders) < _MOST_KNOWN:
+            is_known = compiled_resize.is_known(geometry.resize_filter)
+            self._orders[geometry] = _Order.SEEN_ONCE if is_known else _Order.OTHERWISE
+        is_usual = image.format in ("JPEG", "MPO") and "progressive" not in image.info
+        if order in (None, _Order.OTHERWISE) or not is_usual:
+            return by_pillow()
         pixels = self._decode(content, geometry.hw)
-        return None if pixels is None else _resize(pixels, geometry, order)
+        if pixels is None:
+            return by_pillow()
+        if order is _Order.SEEN_ONCE:
+            expected = by_pillow()
+            self._orders[geometry] = _find_order(pixels, geometry, expected)
+            return expected
+        return _resize(pixels, geometry, order)
 
-    def _decode(self, content: bytes, hw: tuple[int, int]) -> compiled_resize.Pixels | None:
+    def _decode(self, content: bytes, hw: tuple[int, int]) -> Pixels | None:
         """Return the pixels of a JPEG of this size; None where it is damaged, even if Pillow would take that."""
         try:
             pixels = self._decode_jpeg(content, "RGBX", strict=True)
@@ -90,32 +103,21 @@ class QuickJpegs:
             return None
         if pixels.shape[:2] != hw:
             return None
-        packed: compiled_resize.Pixels = pixels.reshape(hw[0], -1).view(np.uint32)
+        packed: Pixels = pixels.reshape(hw[0], -1).view(np.uint32)
         return packed
 
-    def _order(self, geometry: Geometry) -> _Order:
-        """Find out how Pillow resizes, by a trial where the geometry comes again."""
-        if geometry not in self._orders:
-            if len(self._orders) < _MOST_KNOWN:
-                tried = compiled_resize.is_known(geometry.resize_filter) and np.prod(geometry.hw) <= _MOST_TRIED
-                self._orders[geometry] = _Order.SEEN_ONCE if tried else _Order.OTHERWISE
-            return _Order.OTHERWISE
-        if self._orders[geometry] is _Order.SEEN_ONCE:
-            self._orders[geometry] = _try_orders(geometry)
-        return self._orders[geometry]
+
+def _find_order(pixels: Pixels, geometry: Geometry, expected: Planes) -> _Order:
+    rows_first, columns_first = (
+        np.array_equal(_resize(pixels, geometry, order), expected)
+        for order in (_Order.ROWS_FIRST, _Order.COLUMNS_FIRST)
+    )
+    if rows_first and columns_first and geometry.hw[0] != geometry.full_hw[0] and geometry.hw[1] != geometry.full_hw[1]:
+        return _Order.SEEN_ONCE  # an image of one colour tells nothing
+    return _Order.ROWS_FIRST if rows_first else _Order.COLUMNS_FIRST if columns_first else _Order.OTHERWISE
 
 
-def _try_orders(geometry: Geometry) -> _Order:
-    pixels = np.random.default_rng(0).integers(0, 256, (*geometry.hw, 4), dtype=np.uint8)
-    expected = np.moveaxis(np.asarray(resize_whole(Image.fromarray(pixels[..., :3].copy()), geometry)), 2, 0)
-    packed = pixels.reshape(geometry.hw[0], -1).view(np.uint32)
-    for order in (_Order.ROWS_FIRST, _Order.COLUMNS_FIRST):
-        if np.array_equal(_resize(packed, geometry, order), expected):
-            return order
-    return _Order.OTHERWISE
-
-
-def _resize(pixels: compiled_resize.Pixels, geometry: Geometry, order: _Order) -> compiled_resize.Planes:
+def _resize(pixels: Pixels, geometry: Geometry, order: _Order) -> Planes:
     _, full_hw, corner, crop_hw, resize_filter = geometry
     rows_first = order is _Order.ROWS_FIRST
     return compiled_resize.resize_and_crop(pixels, resize_filter, full_hw, corner, crop_hw, rows_first=rows_first)

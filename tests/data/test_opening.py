@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from pathlib import Path
@@ -79,6 +80,25 @@ def test_count_scans_counts_those_of_the_first_image_alone() -> None:
     assert count_scans(saved("JPEG") + b"\xff\xda" * 200) == 1
     assert count_scans(saved("JPEG")[:-2]) == 1
     assert count_scans(b"") == count_scans(b"\xff\xd8") == count_scans(b"\xff\xd8\xff\xff\xff\xda") - 1 == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_scans_are_counted_only_where_the_first_does_not_hold_all_components(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(opening, "_check_scans", lambda name, source: counted.append(len(source)))
+    image = Image.fromarray(NOISE).convert(mode)
+    for option in ("optimize", "restart_marker_rows", "progressive"):
+        content = saved("JPEG", image, **{option: 1})
+        with opening.opened(content) as found:
+            found.load()
+        assert counted == ([len(content)] if option == "progressive" else [])
+    damaged = bytearray(saved("JPEG", image))
+    damaged[damaged.rindex(b"\xff\xda") + 4] += 1  # components that the scan says it has
+    counted.clear()
+    with contextlib.suppress(DataError), opening.opened(bytes(damaged)):
+        assert counted
 
 
 @pytest.mark.parametrize("part", [1 << 20, 7])

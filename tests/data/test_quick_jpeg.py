@@ -172,17 +172,30 @@ def test_load_equals_pillow_when_it_resizes_otherwise(
 ) -> None:
     monkeypatch.setattr(quick_jpeg, "_resize", lambda pixels, geometry, order: np.zeros((3, 56, 48), np.uint8))
     check(saved(photo(75, 100)), quick)
-    assert not decoded
+    assert len(decoded) == 1  # the trial's
 
 
-def test_load_tries_no_size_that_is_too_large_or_too_many(
+def test_load_learns_no_more_sizes_than_it_may(
     quick: QuickJpegs, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quick_jpeg, "_MOST_TRIED", 75 * 100 - 1)
-    check(saved(photo(75, 100)), quick)
     monkeypatch.setattr(quick_jpeg, "_MOST_KNOWN", 1)
-    check(saved(photo(75, 99)), quick)
-    assert not decoded
+    for width, count in ((100, 2), (99, 2), (100, 5)):
+        check(saved(photo(75, width)), quick)
+        assert len(decoded) == count
+
+
+def test_load_learns_nothing_from_an_image_of_one_colour(quick: QuickJpegs, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    find = quick_jpeg._find_order
+
+    def noting(*args: Any) -> Any:
+        tried.append(find(*args))
+        return tried[-1]
+
+    monkeypatch.setattr(quick_jpeg, "_find_order", noting)
+    for image in (Image.new("RGB", (100, 75), "teal"), photo(75, 100), photo(75, 100, 1)):
+        check(saved(image), quick)
+    assert [each.name for each in tried] == ["SEEN_ONCE", "SEEN_ONCE", "ROWS_FIRST"]
 
 
 def test_find_quick_jpegs_finds_nothing_when_libraries_decode_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
