@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -60,15 +62,16 @@ def write(package: Package, wanted: Wanted) -> list[Path]:
     Raises:
         ConfigError: the folder is not empty, or the storage address is missing or invalid.
         BackendError: the engine that converts is not installed, or refuses the model.
+        DataError: the folder cannot be written.
     """
     _check(wanted)
     try:
         # Not `publish`: our manifest does not belong in a server's model repository, nor its lock in a user's folder.
         with whole_folder(wanted.out) as folder:
+            _check_room(package.model, folder)
             _WRITERS[wanted.format](package, wanted, folder)
     except OSError as err:
-        place = err.filename or wanted.out
-        raise DataError(f"--out {place}: cannot be written ({err.strerror}); give another") from err
+        raise DataError(f"--out {wanted.out}: cannot be written ({err.strerror}); give another") from err
     return sorted(path for path in wanted.out.rglob("*") if path.is_file())
 
 
@@ -81,6 +84,12 @@ def _check(wanted: Wanted) -> None:
         raise ConfigError("--storage_uri: missing; say where the model repository will lie, as s3://BUCKET/FOLDER")
     if not _STORAGE.fullmatch(wanted.storage_uri):
         raise ConfigError(f"--storage_uri {wanted.storage_uri}: expected an address such as s3://BUCKET/FOLDER")
+
+
+def _check_room(model: Path, folder: Path) -> None:
+    """Raise OSError where a folder cannot hold a model: runtimes call that a model that they cannot load or save."""
+    if shutil.disk_usage(folder).free < model.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_openvino(package: Package, wanted: Wanted, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,20 @@ def test_folder_that_holds_something_is_left_alone(tiny: TinyWorkspace, capsys: 
     (tiny.root / "file").touch()
     assert main([*arguments, str(tiny.root / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format_", ["openvino", "ort", "triton"])
+def test_disk_without_room_for_the_model_is_named(
+    tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format_: str
+) -> None:
+    usage = shutil.disk_usage(tiny.root)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: usage._replace(free=tiny.prefix.with_suffix(".onnx").stat().st_size - 1)
+    )
+    out = tiny.root / "out"
+    assert main(["package", "-m", str(tiny.prefix), "--format", format_, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: --out {out}: cannot be written (No space left on device); give another\n"
+    assert not out.exists()
 
 
 def test_conversion_that_fails_leaves_nothing(tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
