@@ -103,7 +103,10 @@ def build(cfg: BuildConfig, say: Callable[[str], None] = lambda line: None) -> B
 
     Raises:
         PipelineError: something the user can fix; finished stages are kept, and nothing incomplete is left.
+        TypeError: `cfg` is the path of a build file, or anything else.
     """
+    if not isinstance(cfg, BuildConfig):
+        raise TypeError(f"cfg: expected what load_build_file returns, got {type(cfg).__name__}")
     begun = time.perf_counter()
     told = len(cfg.notices)
     cfg, found = _make_ready(cfg)

@@ -169,6 +169,15 @@ def test_bench_result_has_a_speed_when_one_was_measured(flowers: Path) -> None:
         _ = answered.speed
 
 
+def test_build_and_load_build_file_say_what_they_take_when_given_something_else(flowers: Path) -> None:
+    with pytest.raises(TypeError, match=r"^cfg: expected what load_build_file returns, got str$"):
+        pipeline.build("flowers.yaml")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^overrides: expected a list of 'section\.key=value', got str$"):
+        pipeline.load_build_file("flowers.yaml", "backend.quantize.percentile=99.9")
+    with pytest.raises(TypeError, match=r"^overrides: .*, got dict$"):
+        pipeline.load_build_file("flowers.yaml", {"backend.quantize.percentile": 99.9})  # type: ignore[arg-type]
+
+
 def test_results_are_frozen_and_without_the_methods_of_other_modules(flowers: Path) -> None:
     found = pipeline.bench(iterations=2, batch=1)
     with pytest.raises(AttributeError):

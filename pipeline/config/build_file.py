@@ -55,7 +55,10 @@ def load_build_file(
 
     Raises:
         ConfigError: every fault of the file, of its vdsp_params file and of the overrides, a line for each.
+        TypeError: `overrides` is one text, whose letters would be taken one by one, or a mapping.
     """
+    if isinstance(overrides, str | Mapping):
+        raise TypeError(f"overrides: expected a list of 'section.key=value', got {type(overrides).__name__}")
     path = find_file(config, BUILD_FOLDER)
     document = parse_yaml(read_text(path), shown_path(path))
     if not Path(config).is_file() and Path(config).name != str(config):

@@ -48,6 +48,8 @@ def decode(image: ImageLike, preprocess_as: PreprocessAs = PreprocessAs.TORCHVIS
         with _LOADING[id(image) // 64 % len(_LOADING)]:
             return preprocess.from_pillow(image, preprocess_as)
     array = np.asarray(image)
+    if array.dtype == object:
+        raise DataError(f"expected a path, URL, Pillow image or uint8 [H, W, 3], got {type(image).__name__}")
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError(f"expected uint8 [H, W, 3], got {array.dtype} {list(array.shape)}")
     return np.ascontiguousarray(array.transpose(2, 0, 1))

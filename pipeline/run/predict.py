@@ -61,12 +61,15 @@ class Classifier:
 
         Raises:
             PipelineError: there is no such package, a file of it was changed, or the runtime is not installed.
-            ValueError: `runtime` is none of those, `batch` is negative, or both `model` and `model_name` are given.
+            ValueError: `runtime` is none of those, `batch` is negative, `cores` is less than 1, or both `model` and
+                `model_name` are given.
         """
         if model is not None and model_name is not None:
             raise ValueError("model and model_name: expected one of them")
         if batch < 0:
             raise ValueError(f"batch: expected 0 or more, got {batch}")
+        if cores is not None and cores < 1:
+            raise ValueError(f"cores: expected 1 or more, got {cores}")
         wanted = Runtime(runtime)
         if model_name is not None:
             model = open_package_of(model_name, "model_name")

@@ -117,6 +117,12 @@ def test_predict_says_what_it_takes_when_given_something_else(prefix: Path, imag
         list(classifier.predict(images))  # type: ignore[arg-type]
 
 
+def test_predict_names_what_is_no_image_among_several(prefix: Path, paths: list[Path]) -> None:
+    told = r"^image 2: expected a path, URL, Pillow image or uint8 \[H, W, 3\], got NoneType$"
+    with Classifier(prefix) as classifier, pytest.raises(DataError, match=told):
+        list(classifier.predict([paths[0], None]))  # type: ignore[list-item]
+
+
 def test_predict_mixes_folders_and_files_in_the_order_given(
     prefix: Path, image_tree: Path, paths: list[Path], tmp_path: Path
 ) -> None:
@@ -192,6 +198,7 @@ def test_classifier_takes_what_a_sweep_found(prefix: Path, tmp_path: Path, monke
     ("arguments", "text"),
     [
         ({"batch": -1}, "batch: expected 0 or more, got -1"),
+        ({"cores": 0}, "cores: expected 1 or more, got 0"),
         ({"runtime": "tvm"}, "runtime 'tvm': expected auto, openvino, onnxruntime"),
     ],
 )
