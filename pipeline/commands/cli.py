@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import functools
 import io
 import re
@@ -42,6 +43,8 @@ _LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
 }
 
 
+# Of any file, wherever a command meets them: of the machine, not of this program.
+_FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _CHOICE = re.compile(r"(.*invalid choice: '([^']*)') \(choose from (.*)\)")  # as argparse says it
 
 
@@ -107,12 +110,16 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     except BrokenPipeError:  # `| head` has read enough; Python would report it when it flushes at exit
         streams.drop_output()
         return EXIT_READER_GONE
-    except OSError:
+    except OSError as err:
         unwritable = streams.unwritable_output()
-        if unwritable is None:
+        if unwritable is not None:
+            console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
+            streams.drop_output()
+        elif err.errno in _FULL_OR_CLOSED:
+            console.error(f"{err.filename or 'a file'}: {err.strerror}; see to that, then run again")
+            console.causes(err)
+        else:
             raise
-        console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
-        streams.drop_output()
         return EXIT_FAULT
     return 0
 

@@ -89,7 +89,12 @@ def open_run(out: Location, facts: dict[str, Any], images: Sequence[Location]) -
         "samples": dict(zip(names, map(str, images), strict=True)),
     }
     with _sole_writer(out):
-        _make_room(out, key)
+        try:
+            _make_room(out, key)
+        except OSError as err:
+            raise DataError(
+                f"--path_output {out}: an earlier run's files cannot be removed ({err.strerror}); give another"
+            ) from err
         _write_record(out, record)
         yield [Entry(image, out / name) for name, image in zip(names, images, strict=True)]
         _write_record(out, {**record, "finished": True})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import importlib.util
 import json
 import os
@@ -679,6 +681,27 @@ def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: Tiny
         assert "Traceback" not in done.stderr, (line, done.stderr)
         assert done.returncode == 2, line
         assert "which is not installed; run: pip install " in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_no_traceback(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: argparse.Namespace) -> None:
+        raise OSError(number, os.strerror(number), "ws/model.onnx")
+
+    parser = make_parser()
+    parser.set_defaults(run=fail)
+    assert run_main([], parser) == 2
+    assert capsys.readouterr().err == f"error: ws/model.onnx: {os.strerror(number)}; see to that, then run again\n"
+
+
+def test_an_error_of_the_system_that_only_a_bug_raises_keeps_its_traceback() -> None:
+    def fail(_: argparse.Namespace) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    parser = make_parser()
+    parser.set_defaults(run=fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run_main([], parser)
 
 
 @pytest.mark.parametrize(

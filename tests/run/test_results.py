@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -248,6 +249,21 @@ def test_result_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         read_run(tmp_path / "none", None)
     assert str(raised.value).startswith(f"--result_path {tmp_path / 'none'}: no such folder; run: python -m pipeline")
+
+
+def test_earlier_results_that_cannot_be_removed_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = some_images(tmp_path), tmp_path / "out"
+    write_scores(out, images, np.zeros((len(images), 3), np.float32))
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    told = r"out: an earlier run's files cannot be removed \(Read-only file system\); give another$"
+    with pytest.raises(DataError, match=told):
+        open_run(out, {"other": 1}, images).__enter__()
 
 
 def test_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
