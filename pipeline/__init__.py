@@ -12,7 +12,12 @@ docs/python.md explains every name. Nothing is printed; warnings go to standard 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# ONNX Runtime 1.29 and later report models and runs to Microsoft on Linux too, from the import on, and keep an
+# identifier in the home folder; `disable_telemetry_events` comes too late. Read when the library is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from pipeline.building import build

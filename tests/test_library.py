@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -167,6 +168,16 @@ def test_bench_result_has_a_speed_when_one_was_measured(flowers: Path) -> None:
     answered = pipeline.bench(speed=False, results="speedless")
     with pytest.raises(ValueError, match="speed was not measured"):
         _ = answered.speed
+
+
+def test_runtimes_write_nothing_to_the_home_folder_and_have_their_telemetry_off(tmp_path: Path) -> None:
+    """In a process of its own: what ONNX Runtime does is settled when it is loaded."""
+    code = "import pipeline, pipeline.runtimes.ort, pipeline.runtimes.ov"
+    settled = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "CIRCLECI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in settled}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=ROOT, env={**environment, "HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_build_and_load_build_file_say_what_they_take_when_given_something_else(flowers: Path) -> None:
