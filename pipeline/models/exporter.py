@@ -32,19 +32,10 @@ def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "in
     release_memory()  # torch holds the weights four times while it exports them
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         path = Path(folder) / "network.onnx"  # in memory it would be there once more, beside what torch holds of it
-        with warnings.catch_warnings(), torch.inference_mode(), one_thread():
+        with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", UserWarning)
-            torch.onnx.export(
-                network.eval(),
-                (torch.zeros(1, *chw),),
-                str(path),
-                dynamo=False,
-                input_names=[input_name],
-                output_names=["output"],
-                dynamic_axes={input_name: {0: "N"}, "output": {0: "N"}},
-                opset_version=classifier.OPSET,
-            )
+            _export(network, chw, path, input_name, {input_name: {0: "N"}, "output": {0: "N"}})
         release_memory()
         return onnx.load(path)
 
@@ -71,23 +62,35 @@ def library_to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: s
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         path = Path(folder) / "network.onnx"
         try:
-            with warnings.catch_warnings(), torch.inference_mode():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                torch.onnx.export(
-                    network.eval(),
-                    (torch.zeros(1, *chw),),
-                    str(path),
-                    dynamo=False,
-                    input_names=[input_name],
-                    output_names=["output"],
-                    opset_version=classifier.OPSET,
-                )
+                _export(network, chw, path, input_name)
         except Exception as err:  # of each network's own code, as of the exporter
             raise DataError(f"{name}: torch {torch.__version__} does not export it ({first_line(err)})") from None
         try:
             return classifier.load(path, chw)
         except DataError as err:
             raise DataError(str(err).replace(str(path), name)) from None
+
+
+def _export(
+    network: nn.Module,
+    chw: tuple[int, int, int],
+    path: Path,
+    input_name: str,
+    dynamic_axes: dict[str, dict[int, str]] | None = None,
+) -> None:
+    with torch.inference_mode():
+        torch.onnx.export(
+            network.eval(),
+            (torch.zeros(1, *chw),),
+            str(path),
+            dynamo=False,
+            input_names=[input_name],
+            output_names=["output"],
+            dynamic_axes=dynamic_axes,
+            opset_version=classifier.OPSET,
+        )
 
 
 def to_torchscript(network: nn.Module, chw: tuple[int, ...]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from pipeline.runtimes.sessions import tensor_bytes
 
 Array = npt.NDArray[np.generic]
 _LARGE = 1 << 20  # bytes
+_Part = TypeVar("_Part", onnx.NodeProto, onnx.TensorProto)
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -147,13 +148,16 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
                 value.name = new if value.name == old else value.name
 
 
+def _copy(part: _Part) -> _Part:
+    """Return a copy that outlives the list of the graph that the part stands in."""
+    made = type(part)()
+    made.CopyFrom(part)
+    return made
+
+
 def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
     """Set the nodes of a graph; nodes of the graph itself may be among them."""
-    kept = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        kept.append(copy)
+    kept = [_copy(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
 
@@ -199,11 +203,7 @@ def remove_unused(graph: onnx.GraphProto) -> None:
         replace_nodes(graph, kept[::-1])
     used = [tensor for tensor in graph.initializer if tensor.name in needed]
     if len(used) < len(graph.initializer):
-        copies = []
-        for tensor in used:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copies.append(copy)
+        copies = [_copy(tensor) for tensor in used]
         del graph.initializer[:]
         graph.initializer.extend(copies)
 
