@@ -79,9 +79,8 @@ def parse_yaml(text: str, path: str) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
-        raise ConfigError(
-            str(Fault(path, mark.line + 1 if mark else None, "", f"not valid YAML: {problem}"))
-        ) from error
+        line = mark.line + 1 if mark else None
+        raise ConfigError(str(Fault(path, line, "", f"not valid YAML: {problem}{_advice(problem)}"))) from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -89,6 +88,17 @@ def parse_yaml(text: str, path: str) -> Document:
         raise ConfigError(f"{path}: expected sections of keys (name:, frontend:, ...), got {shown(values)}")
     document.values = values
     return document
+
+
+def _advice(problem: str) -> str:
+    """Return what usually lies behind an error of the parser, which stops where it can no longer go on."""
+    if "mapping values" in problem or "':'" in problem:
+        return "; a colon with a space is missing in the line above, or this one has too many spaces before it"
+    if "block" in problem:
+        return "; this line has too few or too many spaces before it"
+    if "unexpected end of stream" in problem:
+        return "; a quotation mark is not closed"
+    return "; indent with spaces" if r"'\t'" in problem else ""
 
 
 def _plain(loader: _Loader, node: yaml.Node, key: KeyPath, document: Document) -> object:

@@ -78,10 +78,22 @@ def test_parse_yaml_collects_fault_when_mapping_is_wrong(text: str, message: str
     assert faults_of(parse_yaml(text, "f")) == [message]
 
 
+NO_COLON = "; a colon with a space is missing in the line above, or this one has too many spaces before it"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1,\n", "f:2: not valid YAML: expected the node content, but found '<stream end>'"),
+        ("a b\nc: 1\n", f"f:2: not valid YAML: mapping values are not allowed here{NO_COLON}"),
+        ("a:1\nc: 1\n", f"f:2: not valid YAML: mapping values are not allowed here{NO_COLON}"),
+        (
+            "a:\n  b: 1\n c: 2\n",
+            "f:3: not valid YAML: expected <block end>, but found '<block mapping start>'; this line has too few "
+            "or too many spaces before it",
+        ),
+        ("a:\n\tb: 1\n", "f:2: not valid YAML: found character '\\t' that cannot start any token; indent with spaces"),
+        ('a: "b\n', "f:2: not valid YAML: found unexpected end of stream; a quotation mark is not closed"),
         ("a: &x [1]\nb: *x\n", "f:2: not valid YAML: aliases (*name) are supported for single short values only"),
         ("[" * 30 + "]" * 30, "f:1: not valid YAML: nested deeper than 20"),
         ("- 1\n", "f: expected sections of keys (name:, frontend:, ...), got [1]"),
