@@ -55,6 +55,7 @@ class CalibrateMode(Enum):
     KL_DIVERGENCE = "kl_divergence"
     MAX = "max"
     MSE = "mse"
+    MEASURED = "measured"  # of several percentiles, the one whose int8 model answers most like float32
 
 
 class WeightRounding(Enum):

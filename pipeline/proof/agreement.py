@@ -46,14 +46,14 @@ class Answers:
     seconds: float = 0.0
 
 
-def choose(listed: int) -> list[int]:
-    """Return the indices of the calibration images that a model is checked on.
+def choose(listed: int, wanted: int = IMAGES) -> list[int]:
+    """Return the indices of at most so many calibration images that a model is checked on.
 
     Where possible, they are images that its weights were not fitted to.
     """
     fitted = set(choose_evenly(listed, FITTING_IMAGES))
     others = [index for index in range(listed) if index not in fitted] or list(range(listed))
-    return [others[index] for index in choose_evenly(len(others), IMAGES)]
+    return [others[index] for index in choose_evenly(len(others), wanted)]
 
 
 def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False) -> list[Batch]:

@@ -19,7 +19,7 @@ CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line
 OBSERVERS = "observers.npz"  # calibrate: ObserverSet; round: this and the next of its own images
 # calibrate: float32 [images, classes], the model's answers in the order of the list; in bfloat16, where that is faster
 OUTPUTS = "outputs.npy"
-THRESHOLDS = "thresholds.json"  # thresholds: tensor name -> {"low", "high"}
+THRESHOLDS = "thresholds.json"  # thresholds, ranges: tensor name -> {"low", "high"}
 ARITHMETIC = "arithmetic.json"  # equalize, round: what they read activations in, which later stages do too
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
 PLACEMENT = "placement.json"  # place: whether gates stay float32
@@ -35,6 +35,11 @@ NOTES = "notes.json"  # any stage: lines for the user, said by every build; neve
 def float32_model(inputs: Mapping[str, Path]) -> Path:
     """Return the model to quantize: the exported one, or another form of it."""
     return next(inputs[stage] for stage in ("arrange", "equalize", "pixels", "export") if stage in inputs) / MODEL
+
+
+def thresholds_file(inputs: Mapping[str, Path]) -> Path:
+    """Return the file with the range of each activation: those that were measured, where any were."""
+    return inputs["ranges" if "ranges" in inputs else "thresholds"] / THRESHOLDS
 
 
 def read_scores(export: Path) -> Scores:

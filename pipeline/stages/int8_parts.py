@@ -16,7 +16,7 @@ from pipeline.quant.assemble import Parts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import read_rounded
-from pipeline.stages.artefact_names import OBSERVERS, PLACEMENT, THRESHOLDS, WEIGHTS
+from pipeline.stages.artefact_names import OBSERVERS, PLACEMENT, WEIGHTS, thresholds_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
     Raises:
         ConfigError: the build file excludes a layer that the model does not have.
     """
-    ranges = json.loads((inputs["thresholds"] / THRESHOLDS).read_text(encoding="utf-8"))
+    ranges = json.loads(thresholds_file(inputs).read_text(encoding="utf-8"))
     means = None
     if settings.bias_correction:
         means = ObserverSet.load(inputs["calibrate"] / OBSERVERS)[0].means()

@@ -61,7 +61,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     if "calibset" in inputs:
         shutil.copyfile(inputs["calibset"] / names.CALIBRATION, out / packages.CALIBRATION)
     if "thresholds" in inputs:
-        shutil.copyfile(inputs["thresholds"] / names.THRESHOLDS, out / packages.THRESHOLDS)
+        shutil.copyfile(names.thresholds_file(inputs), out / packages.THRESHOLDS)
     if "trial" in inputs:
         shutil.copyfile(inputs["trial"] / names.FIGURES, out / packages.SPEED)
     write_json(out / packages.PREPROCESS, settings.preprocess)
@@ -74,11 +74,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def _facts(settings: Settings, inputs: Mapping[str, Path], report: Mapping[str, Any]) -> dict[str, Any]:
-    calibration = {
-        "calibrate_mode": settings.mode.value,
-        "percentile": settings.percentile,
-        "target": Target.ANY.value,
-    }
+    calibration: dict[str, Any] = {"calibrate_mode": settings.mode.value, "target": Target.ANY.value}
+    if settings.mode is not CalibrateMode.MEASURED:  # which takes none of the build file
+        calibration["percentile"] = settings.percentile
     batch = names.read_batch(inputs["export"])
     workspace = {"float32_model": inputs["export"] / names.MODEL}
     if "quantize" in inputs:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.config.build_config import BuildConfig
-from pipeline.config.choices import Precision, WeightRounding
+from pipeline.config.choices import CalibrateMode, Precision, WeightRounding
 from pipeline.prepare import frontends
 from pipeline.proof import speed
 from pipeline.stages import (
@@ -24,6 +24,7 @@ from pipeline.stages import (
     place,
     prove,
     quantize,
+    ranges,
     rounding,
     sample,
     thresholds,
@@ -74,6 +75,10 @@ def _is_tried(cfg: BuildConfig) -> bool:
     return _is_int8(cfg) and speed.budget_seconds() > 0
 
 
+def _measures_ranges(cfg: BuildConfig) -> bool:
+    return _is_int8(cfg) and cfg.backend.quantize.calibrate_mode is CalibrateMode.MEASURED
+
+
 def _is_float(cfg: BuildConfig) -> bool:
     return not _is_int8(cfg)
 
@@ -93,14 +98,18 @@ _GIVEN = ("export", "calibset", "pixels", "equalize", "arrange")
 _RANGED = (*_GIVEN, "calibrate", "thresholds")
 
 
-_QUANTIZED = (*_RANGED, "round", "place")
+_MEASURED = (*_RANGED, "round", "place")
+
+
+_QUANTIZED = (*_MEASURED, "ranges")
 
 
 _PROVEN = (*_GIVEN, "quantize", "convert")
 
 
 _PACKED = (
-    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "quantize", "convert", "prove", "trial"),
+    *("calibset", "export", "pixels", "equalize", "arrange", "thresholds", "ranges", "quantize", "convert", "prove"),
+    "trial",
     "image2npz",
 )
 
@@ -136,6 +145,7 @@ STAGES: tuple[Stage[Any], ...] = (
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
     Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=4),
+    Stage("ranges", _MEASURED, ranges.take_settings, ranges.run, _measures_ranges),
     Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=9),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=16),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),

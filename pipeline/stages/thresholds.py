@@ -11,8 +11,8 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.config.choices import CalibrateMode
 from pipeline.quant import qmath, search
 from pipeline.quant.observers import Observer, ObserverSet
-from pipeline.quant.pixels import LIMIT, PIXELS
 from pipeline.quant.qmath import Range
+from pipeline.quant.ranges import PERCENTILES, by_percentile, ranges_by
 from pipeline.stages.artefact_names import OBSERVERS, THRESHOLDS
 
 
@@ -22,30 +22,26 @@ class Settings:
     percentile: float  # share of values kept, in %, in (50, 100]; 100 for the modes that have none
 
 
-Rule = Callable[[Observer, float], Range]  # the values seen, the percentile
+Rule = Callable[[Observer], Range]
 
-_RULES: Mapping[CalibrateMode, Rule] = {
-    CalibrateMode.PERCENTILE: lambda seen, percentile: qmath.percentile_range(
-        seen.counts, seen.lowest, seen.highest, percentile
-    ),
-    CalibrateMode.MAX: lambda seen, _: qmath.max_range(seen.lowest, seen.highest),
-    CalibrateMode.MSE: lambda seen, _: search.mse_range(seen.counts, seen.lowest, seen.highest),
-    CalibrateMode.KL_DIVERGENCE: lambda seen, _: search.divergence_range(seen.counts, seen.lowest, seen.highest),
+_RULES: Mapping[CalibrateMode, Callable[[float], Rule]] = {  # of a percentile, which some need none of
+    CalibrateMode.PERCENTILE: by_percentile,
+    CalibrateMode.MEASURED: by_percentile,  # to begin with; stage `ranges` tries others
+    CalibrateMode.MAX: lambda _: lambda seen: qmath.max_range(seen.lowest, seen.highest),
+    CalibrateMode.MSE: lambda _: lambda seen: search.mse_range(seen.counts, seen.lowest, seen.highest),
+    CalibrateMode.KL_DIVERGENCE: lambda _: lambda seen: search.divergence_range(seen.counts, seen.lowest, seen.highest),
 }
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
     quantize = cfg.backend.quantize
-    mode = quantize.calibrate_mode
-    return Settings(mode=mode, percentile=quantize.percentile if mode is CalibrateMode.PERCENTILE else 100.0)
+    percentiles = {CalibrateMode.PERCENTILE: quantize.percentile, CalibrateMode.MEASURED: PERCENTILES[0]}
+    return Settings(mode=quantize.calibrate_mode, percentile=percentiles.get(quantize.calibrate_mode, 100.0))
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write `thresholds.json`: tensor name -> low and high, in the tensor's units."""
-    observers, _ = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
-    rule = _RULES[settings.mode]
-    ranges = {name: asdict(rule(observer, settings.percentile)) for name, observer in observers.observers.items()}
-    if PIXELS in ranges:
-        ranges[PIXELS] = asdict(Range(0.0, LIMIT))  # a step a level, whichever of them these images have
-    write_json(out / THRESHOLDS, ranges)
+    seen, _ = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
+    found = ranges_by(seen, _RULES[settings.mode](settings.percentile))
+    write_json(out / THRESHOLDS, {name: asdict(each) for name, each in found.items()})

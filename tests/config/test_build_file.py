@@ -160,7 +160,7 @@ def test_load_build_file_reports_every_fault_at_its_line_when_several(here: Path
         "b.yaml:1 name: expected letters, digits, '.', '_' and '-', not starting with '.', got '.tiny'",
         "b.yaml:2 frontend.model: missing; a frontend of type timm needs the model's name",
         "b.yaml:4 frontend.modle: unknown key; did you mean 'model'?",
-        "b.yaml:9 backend.quantize.calibrate_mode: expected one of percentile, kl_divergence, max, mse, "
+        "b.yaml:9 backend.quantize.calibrate_mode: expected one of percentile, kl_divergence, max, mse, measured, "
         "got 'percentil'; did you mean 'percentile'?",
         "b.yaml:10 backend.quantize.percentile: must be in (50, 100], got 0.9999",
         "b.yaml:11 backend.quantize.quantize_per_chanel: unknown key; did you mean 'quantize_per_channel'?",

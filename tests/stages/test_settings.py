@@ -111,6 +111,7 @@ DEPENDS: Mapping[str, set[str]] = {
     "thresholds": {"backend.quantize.calibrate_mode", "backend.quantize.percentile"},
     "round": {"backend.quantize.quantize_per_channel", *_SPEC},
     "place": _PARTS,
+    "ranges": {*_PARTS, *_SPEC},
     "tune": {*_PARTS, *_GOAL, *_SPEC},
     "quantize": _PARTS,
     "prove": {"backend.dtype", "backend.quantize.percentile", "backend.quantize.quantize_per_channel", *_SPEC},
