@@ -19,7 +19,8 @@ class How(Enum):
 
     IN_FLOAT = "in float"  # float32, and with it the layers that read it
     SPLIT = "split"  # two int8 channels for one, see `quant.splitting`
-    SUMS = "and later sums in float"  # of the residual stream that begins with it, see `quant.float_sums`
+    JOIN = "in float before it is rounded"  # a sum of two convolutions, see `quant.float_sums`
+    SUMS = "and later sums in float"  # of the residual stream that begins with it
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Candidates:
     costs: Mapping[str, float]  # by activation, the divergence that it causes, nats an image
     splits: Mapping[str, Sequence[Split]]  # by activation that can be split, from few channels to many
     streams: Mapping[str, Sequence[str]]  # by first sum of a residual stream, the names of its additions
-    stream_gains: Mapping[str, float]  # the divergence that its sums in float32 save
-    slowdowns: Mapping[str, float]  # about what share of the time a change takes; of each split and stream
+    joins: Mapping[str, Sequence[str]]  # the same of the streams whose first addition may be changed alone
+    gains: Mapping[str, float]  # by a change of a stream or join, the divergence that it saves
+    slowdowns: Mapping[str, float]  # by such a change, or split, about what share of the time it takes
 
     @classmethod
     def from_document(cls, held: Mapping[str, Any]) -> Candidates:
@@ -115,7 +117,7 @@ class Journal:
         if self.candidates is None:
             return []
         done = {str(step.change) for step in self.steps} | self.lost.keys()
-        int8 = [(Change(name, How.SUMS), gain) for name, gain in self.candidates.stream_gains.items()]
+        int8 = self._sums()
         in_float: list[tuple[Change, float]] = []
         for name, cost in self.candidates.costs.items():
             wider, left = self._next_split(name)
@@ -133,6 +135,18 @@ class Journal:
         left_in_float = [each for each in in_float if str(each[0]) not in done]
         return [*sorted(int8, key=lambda each: -bought(each)), *sorted(left_in_float, key=lambda each: -each[1])]
 
+    def _sums(self) -> list[tuple[Change, float]]:
+        """Return the changes of streams and joins, and what each saves beside what was kept of its stream."""
+        assert self.candidates is not None, "there are candidates by now"
+        kept, gains = set(self.kept()), self.candidates.gains
+        found = []
+        for name in self.candidates.streams:
+            join, whole = Change(name, How.JOIN), Change(name, How.SUMS)
+            found.append((whole, gains[str(whole)] - (gains[str(join)] if join in kept else 0.0)))
+            if name in self.candidates.joins and whole not in kept:
+                found.append((join, gains[str(join)]))
+        return found
+
     def _next_split(self, name: str) -> tuple[Split | None, float]:
         """Return the way to split an activation that is to be tried next, and the share of its noise that is left."""
         assert self.candidates is not None, "there are candidates by now"
@@ -149,15 +163,16 @@ class Journal:
         return None, left
 
     def _slowdowns_kept(self) -> dict[str, float]:
-        """Return what share of the time the splits that were kept take, by activation."""
+        """Return what share of the time the splits and joins that were kept take, by activation."""
         assert self.candidates is not None, "there are candidates by now"
-        kept = [change for change in self.kept() if change.how is How.SPLIT]
+        kept = [change for change in self.kept() if change.how in (How.SPLIT, How.JOIN)]
         return {change.activation: self.candidates.slowdowns[str(change)] for change in kept}
 
     def trials(self) -> int:
         """Return how many changes there are to try, the tried ones among them."""
         found = self.candidates
-        return 0 if found is None else len(found.costs) + sum(map(len, found.splits.values())) + len(found.streams)
+        ways = 0 if found is None else sum(map(len, found.splits.values()))
+        return 0 if found is None else len(found.costs) + ways + len(found.streams) + len(found.joins)
 
     def kept(self) -> list[Change]:
         """Return the changes of the best model so far, in the order in which they were found."""
@@ -175,7 +190,7 @@ class Journal:
 
     def sums_in_float(self) -> list[str]:
         """Return the names of the additions whose sums stay in float32."""
-        return [addition for name in self._kept(How.SUMS) for addition in self.additions_of(name)]
+        return self.additions_of(self.kept())
 
     def splits_of(self, changes: Iterable[Change]) -> dict[str, Split]:
         """Return how changes split activations, by activation; of several of one the last counts."""
@@ -187,10 +202,15 @@ class Journal:
                 found[change.activation] = next(way for way in ways if len(way.channels) == change.channels)
         return found
 
-    def additions_of(self, stream: str) -> list[str]:
-        """Return the names of the additions of a candidate."""
-        assert self.candidates is not None, "there are candidates by now"
-        return list(self.candidates.streams[stream])
+    def additions_of(self, changes: Iterable[Change]) -> list[str]:
+        """Return the names of the additions that changes leave in float32."""
+        found: dict[str, None] = {}
+        for change in changes:
+            if change.how in (How.SUMS, How.JOIN):
+                assert self.candidates is not None, "there are candidates by now"
+                of_how = self.candidates.streams if change.how is How.SUMS else self.candidates.joins
+                found.update(dict.fromkeys(of_how[change.activation]))
+        return list(found)
 
     def _kept(self, how: How) -> list[str]:
         return [change.activation for change in self.kept() if change.how is how]

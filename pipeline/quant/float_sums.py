@@ -43,6 +43,21 @@ def find_streams(model: onnx.ModelProto) -> dict[str, list[str]]:
     return found
 
 
+def find_joins(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Return of each residual stream that begins with the sum of two convolutions that addition, by name of its sum.
+
+    It is what a stream costs most: a runtime rounds one of the two convolutions, or both. Streams of one addition are
+    left out, since that is all of them.
+    """
+    nodes, makers = {node.name: node for node in model.graph.node}, makers_of(model.graph)
+    return {
+        name: additions[:1]
+        for name, additions in find_streams(model).items()
+        if len(additions) > 1
+        and all(read in makers and makers[read].op_type == "Conv" for read in nodes[additions[0]].input)
+    }
+
+
 def _is_own(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> bool:
     return node.op_type == "Conv" and len(readers[node.output[0]]) == 1
 

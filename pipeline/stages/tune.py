@@ -35,7 +35,7 @@ from pipeline.quant import pixels, slowdown
 from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.equalization import channel_extremes
-from pipeline.quant.float_sums import convolutions_added, find_streams, gain_of
+from pipeline.quant.float_sums import convolutions_added, find_joins, find_streams, gain_of
 from pipeline.quant.splitting import Split, can_split, split, ways_to_split
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
@@ -88,11 +88,10 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     judge = Judge(images, expected, samples, read_scores(inputs["export"]))
 
     def make(changes: Sequence[Change]) -> onnx.ModelProto:
-        named = {how: {each.activation for each in changes if each.how is how} for how in How}
-        in_float = named[How.IN_FLOAT]
+        in_float = {each.activation for each in changes if each.how is How.IN_FLOAT}
         parted = journal.splits_of(change for change in changes if change.activation not in in_float)
         changed, theirs = split(float32, parts, dict(sorted(parted.items())))
-        sums = tuple(each for name in sorted(named[How.SUMS]) for each in journal.additions_of(name))
+        sums = tuple(journal.additions_of(sorted(changes, key=str)))
         return assemble(changed, replace(theirs.leaving(in_float), float_sums=sums)).model
 
     def find() -> Candidates:
@@ -100,17 +99,20 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         streams = find_streams(float32)
         in_openvino = (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO
         exact = added_within(float32, parts.ranges) if in_openvino else frozenset()
-        gains = {name: gain_of(float32, additions, costs, exact) for name, additions in streams.items()}
+        joins = find_joins(float32)
+        sums = {str(Change(name, How.SUMS)): additions for name, additions in streams.items()}
+        sums |= {str(Change(name, How.JOIN)): additions for name, additions in joins.items()}
+        gains = {change: gain_of(float32, additions, costs, exact) for change, additions in sums.items()}
         if in_openvino:  # of two convolutions that are added up, it would round the other
             added = convolutions_added(float32, [each for additions in streams.values() for each in additions])
             costs = {name: cost for name, cost in costs.items() if name not in exact | added}
         costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
         ways = _find_splits(float32, parts, list(costs), judge.images)
-        slowdowns = {str(Change(name, How.SUMS)): slowdown.of_sums(float32, each) for name, each in streams.items()}
+        slowdowns = {change: slowdown.of_sums(float32, additions) for change, additions in sums.items()}
         for name, each in [(name, each) for name, found in ways.items() for each in found]:
             change = Change(name, How.SPLIT, len(each.channels))
             slowdowns[str(change)] = slowdown.of_split(float32, name, each)
-        return Candidates(costs, ways, streams, gains, slowdowns)
+        return Candidates(costs, ways, streams, joins, gains, slowdowns)
 
     with judge.opened(make(())) as plain:
         _search(goal, journal, judge, plain, make, find)
@@ -207,7 +209,7 @@ def _outlook(goal: AccuracyConfig, journal: Journal) -> str:
     """Return a line on the best model so far, and what the search may still buy."""
     best, waiting = journal.best().figures, journal.waiting()
     # What sums in float32 save is a part of what the quantizers of their activations cost.
-    left = max(0.0, best.kl - sum(gain for change, gain in waiting if change.how is not How.SUMS))
+    left = max(0.0, best.kl - sum(gain for change, gain in waiting if change.how not in (How.SUMS, How.JOIN)))
     drop = "" if best.drop is None or goal.max_drop is None else f", {best.drop:.2f} points of top-1 lost"
     untried = f"{len(waiting)} more changes would bring it to about {left:.5f}" if waiting else "all tried"
     return (

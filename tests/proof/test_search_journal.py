@@ -14,6 +14,7 @@ from pipeline.quant.splitting import Split
 FIGURES = CandidateFigures(agreement=99.0, kl=0.001, sqnr_db=30.0, drop=None, speed=0.9)
 
 
+SUMS, JOIN = Change("s", How.SUMS), Change("s", How.JOIN)
 FEW, MANY = Split([1, 0], 3.0, 0.5), Split([1, 0, 3, 2], 2.0, 0.25)
 
 
@@ -21,8 +22,10 @@ def journal(path: Path) -> Journal:
     made = Journal(path)
     made.add(Step("", True, FIGURES, 1.0))
     costs = {"a": 0.4, "b": 0.2, "c": 0.05}
-    slowdowns = {"a split, 2 channels": 0.02, "a split, 4 channels": 0.03, str(Change("s", How.SUMS)): 0.03}
-    made.set_candidates(Candidates(costs, {"a": [FEW, MANY]}, {"s": ["add1", "add2"]}, {"s": 0.25}, slowdowns), 2.0)
+    slowdowns = {"a split, 2 channels": 0.02, "a split, 4 channels": 0.03, str(SUMS): 0.03, str(JOIN): 0.01}
+    gains = {str(SUMS): 0.25, str(JOIN): 0.08}
+    streams, joins = {"s": ["add1", "add2"]}, {"s": ["add1"]}
+    made.set_candidates(Candidates(costs, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns), 2.0)
     return made
 
 
@@ -34,17 +37,16 @@ def test_what_saves_most_for_its_time_comes_first_and_float32_last(tmp_path: Pat
     made = journal(tmp_path / "journal.json")
     few, many = Change("a", How.SPLIT, 2), Change("a", How.SPLIT, 4)
     others = [Change("b"), Change("c")]
-    # .2 for .02; .25 for .03
-    assert [change for change, _ in made.waiting()] == [few, Change("s", How.SUMS), *others]
+    # .2 for .02, .25 for .03, .08 for .01
+    assert [change for change, _ in made.waiting()] == [few, SUMS, JOIN, *others]
     made.add(split_step(2, kept=True))
     # .1 more for .01 more
-    assert [change for change, _ in made.waiting()] == [many, Change("s", How.SUMS), *others]
+    assert [change for change, _ in made.waiting()] == [many, SUMS, JOIN, *others]
     assert made.waiting()[0][1] == pytest.approx((0.5 - 0.25) * 0.4)
     assert made.split() == {"a": FEW} and made.in_float() == []
     made.add(split_step(4, kept=True))
     assert made.split() == {"a": MANY}
-    assert made.waiting()[1] == (Change("b"), 0.2)
-    assert made.waiting()[2] == (Change("a"), 0.25 * 0.4)
+    assert made.waiting()[2:4] == [(Change("b"), 0.2), (Change("a"), 0.25 * 0.4)]
     made.add(Step("a", True, FIGURES, 1.0))
     assert made.split() == {} and made.in_float() == ["a"]
 
@@ -52,9 +54,9 @@ def test_what_saves_most_for_its_time_comes_first_and_float32_last(tmp_path: Pat
 def test_more_channels_are_not_split_where_few_were_too_slow(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
     made.add(split_step(2, kept=False))
-    assert made.waiting()[1] == (Change("a"), 0.4)
+    assert made.waiting()[2] == (Change("a"), 0.4)
     made.lose(Change("a"), "died", 1.0)
-    assert [change for change, _ in made.waiting()] == [Change("s", How.SUMS), Change("b"), Change("c")]
+    assert [change for change, _ in made.waiting()] == [SUMS, JOIN, Change("b"), Change("c")]
 
 
 def test_more_channels_are_split_where_few_bought_too_little(tmp_path: Path) -> None:
@@ -78,7 +80,17 @@ def test_a_journal_goes_on_where_another_one_was(tmp_path: Path) -> None:
 
 def test_sums_of_a_stream_that_were_kept_stay_in_float(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
-    assert made.sums_in_float() == [] and made.trials() == 6
+    assert made.sums_in_float() == [] and made.trials() == 7
     made.add(Step("s", True, FIGURES, 1.0, How.SUMS))
     assert made.sums_in_float() == ["add1", "add2"] and made.in_float() == []
-    assert Change("s", How.SUMS) not in [change for change, _ in made.waiting()]
+    assert not {SUMS, JOIN} & {change for change, _ in made.waiting()}
+
+
+def test_a_stream_whose_first_sum_was_kept_is_tried_for_the_rest(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    made.add(Step("s", True, FIGURES, 1.0, How.JOIN))
+    assert made.sums_in_float() == ["add1"]
+    (rest,) = [gain for change, gain in made.waiting() if change == SUMS]
+    assert rest == pytest.approx(0.25 - 0.08)
+    made.add(Step("s", True, FIGURES, 1.0, How.SUMS))
+    assert made.sums_in_float() == ["add1", "add2"]

@@ -9,7 +9,7 @@ from small_graphs import Builder, images, ranges_seen, run_exact
 
 from pipeline.onnx_models.graphs import makers_of
 from pipeline.quant.assemble import Parts, assemble
-from pipeline.quant.float_sums import find_streams, gain_of
+from pipeline.quant.float_sums import find_joins, find_streams, gain_of
 
 CHANNELS = 16
 
@@ -49,6 +49,16 @@ def test_find_streams_begins_one_where_no_earlier_sum_is_added() -> None:
     assert len(find_streams(network("Sigmoid")[0])) == 4
 
 
+def test_find_joins_are_first_sums_of_two_convolutions_with_others_behind() -> None:
+    model, sums = network()
+    assert find_joins(model) == {sums[0]: ["add0"]}  # the last stream is one addition
+    made = Builder()
+    x = made.op("Relu", made.conv("x", 3, 8))
+    for _ in range(2):  # what the first one adds to is no convolution
+        x = made.op("Relu", made.op("Add", made.conv(x, 8, 8), x))
+    assert find_joins(made.model(made.gemm(made.pooled(x), 8, 5))) == {}
+
+
 def test_find_streams_leaves_out_constants_sums_without_convolutions_and_convolutions_that_others_read() -> None:
     made = Builder()
     x = made.op("Relu", made.conv("x", 3, 8))
@@ -79,6 +89,17 @@ def test_float_sums_take_away_the_quantizers_between_additions_and_keep_convolut
     onnx.checker.check_model(made, full_check=True)
     expected = run_exact(model, images(32))
     assert np.square(run_exact(made, images(32)) - expected).mean() < 0.01 * expected.var()
+
+
+def test_a_join_in_float_leaves_every_convolution_and_later_sum_in_int8() -> None:
+    model, _ = network()
+    plain, made = (assemble(model, parts_of(model, additions)).model for additions in ((), ("add0",)))
+    (join,) = (node for node in model.graph.node if node.name == "add0")
+    assert rounded(plain) - rounded(made) == set(join.input)
+    makers = makers_of(made.graph)
+    assert all(
+        makers[node.input[0]].op_type == "DequantizeLinear" for node in made.graph.node if node.op_type == "Conv"
+    )
 
 
 def test_gain_counts_rounded_convolutions_whole_and_sums_that_are_added_by_half() -> None:
