@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,6 +33,10 @@ class Parts:
     def leaving(self, activations: Collection[str]) -> Parts:
         """Return the parts of a model that leaves more activations in float32."""
         return replace(self, float_activations=self.float_activations | frozenset(activations))
+
+    def adding_in_float(self, additions: Iterable[str]) -> Parts:
+        """Return the parts of a model in which more additions, names of nodes, sum in float32."""
+        return replace(self, float_sums=tuple(dict.fromkeys([*self.float_sums, *additions])))
 
 
 @dataclass(frozen=True)

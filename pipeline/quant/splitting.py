@@ -5,7 +5,8 @@ computes both, the second with a bias that is t lower; quantizers saturate where
 that read it have the same weights for both. With t half of what the quantizer covered, rounding causes a quarter of
 the noise, in int8 kernels alone; weights keep the values that they were rounded to. Channels that stay below t need no
 second part: with a higher t fewer need one, which costs less time. An addition reads the sum of the parts in float32,
-from a 1x1 convolution.
+from a 1x1 convolution, and what it is added to as it is: OpenVINO computes the addition within one of the two
+convolutions, and would round the other.
 
 Channels of their own for what exceeds a range: Zhao et al., "Improving Neural Network Quantization without Retraining
 using Outlier Channel Splitting" (arXiv:1901.09504); there values are halved, which keeps their steps.
@@ -213,7 +214,7 @@ class _Splitting:
         for tensor in dict.fromkeys(tensor for _, tensor in self._place.added):
             self._add_up(tensor, channels)
         return replace(
-            self._parts,
+            self._parts.adding_in_float(name for name, _ in self._place.added),
             ranges=self._ranges,
             rounded=self._rounded,
             means=self._means,

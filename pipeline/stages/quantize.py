@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     parts = int8_parts.load(settings, inputs, float32)
     classifier = [node.name for node in find_classifier(float32)]
     float32, parts = split(float32, parts, read_splits(tuned.get("split_activations", {}), parts.ranges))
-    parts = replace(parts.leaving(tuned.get("float_activations", ())), float_sums=tuple(tuned.get("float_sums", ())))
+    parts = parts.leaving(tuned.get("float_activations", ())).adding_in_float(tuned.get("float_sums", ()))
     made = assemble(float32, parts)
     save_model(made.model, out / MODEL)
     report = {

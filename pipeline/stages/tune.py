@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +91,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         in_float = {each.activation for each in changes if each.how is How.IN_FLOAT}
         parted = journal.splits_of(change for change in changes if change.activation not in in_float)
         changed, theirs = split(float32, parts, dict(sorted(parted.items())))
-        sums = tuple(journal.additions_of(sorted(changes, key=str)))
-        return assemble(changed, replace(theirs.leaving(in_float), float_sums=sums)).model
+        sums = journal.additions_of(sorted(changes, key=str))
+        return assemble(changed, theirs.leaving(in_float).adding_in_float(sums)).model
 
     def find() -> Candidates:
         costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)

@@ -74,6 +74,19 @@ def test_split_leaves_a_quarter_of_the_noise() -> None:
     assert rounding_noise(assemble(changed, theirs).model, channels) == pytest.approx(before / 4, rel=0.1)
 
 
+def test_an_addition_reads_the_sum_of_the_parts_and_the_other_convolution_in_float32() -> None:
+    model = network()
+    parts = parts_of(model)
+    changed, theirs = split(model, parts, in_the_middle(parts, list(range(16))))
+    made = assemble(changed, theirs).model
+    makers = {name: node for node in made.graph.node for name in node.output}
+    (addition,) = [node for node in made.graph.node if node.op_type == "Add"]
+    assert [makers[name].op_type for name in addition.input] == ["Conv", "Conv"]
+    for node in made.graph.node:
+        if node.op_type == "Conv":  # int8
+            assert makers[node.input[0]].op_type == makers[node.input[1]].op_type == "DequantizeLinear"
+
+
 def rounding_noise(int8: onnx.ModelProto, again: list[int]) -> float:
     """Return the power of what the stem's quantizer changes, both parts of a channel together."""
     (quantizer,) = [each for each in int8.graph.node if each.op_type == "QuantizeLinear" and each.input[0] == STEM]
