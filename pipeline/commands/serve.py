@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.serve.settings import Models, Settings, TlsFiles, Wanted
 
 _MIB = 1 << 20
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 # Modules of the extra `serve` that are imported here.
 _EXTRA = (
     *("fastapi", "google", "google.protobuf", "grpc", "grpc_interceptor", "httptools", "kserve", "orjson"),
@@ -112,6 +114,14 @@ def _add_door(parser: argparse.ArgumentParser) -> None:
     door.add_argument(
         "--client_mib", type=count, default=0, metavar="N", help="MiB a second of one client (default: any number)"
     )
+    door.add_argument(
+        "--allow_origin",
+        type=_origin,
+        nargs="+",
+        default=(),
+        metavar="ORIGIN",
+        help="pages of these origins, such as https://shop.example, may call from browsers; '*': of any",
+    )
     door.add_argument("--access_log", type=Path, metavar="FILE", help="a JSON line a request; - is standard output")
 
 
@@ -119,6 +129,14 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
     return int(text)
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"expected an origin as browsers send it, such as https://shop.example or http://localhost:3000, got {text}"
+        )
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -173,6 +191,7 @@ def _serve(args: argparse.Namespace) -> None:
         shares=Shares(args.client_requests, args.client_rate, args.client_mib * _MIB),
         access_log=args.access_log,
         open_metrics=args.open_metrics,
+        origins=tuple(args.allow_origin),
         insecure=args.insecure,
     )
     _start(args, wanted, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from pipeline.serve import paddle_serving, triton
@@ -26,7 +28,17 @@ _PROBES = ["GET", "HEAD"]
 _MODEL_PATHS = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}")
 
 
-def make_app(plane: Plane, room: Room, door: Door, siblings: Siblings, registry: CollectorRegistry) -> ASGIApp:
+_READABLE = "inference-header-content-length"  # by scripts of other origins, beside what every script may read
+
+
+def make_app(
+    plane: Plane,
+    room: Room,
+    door: Door,
+    siblings: Siblings,
+    registry: CollectorRegistry,
+    origins: Sequence[str] = (),
+) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
@@ -34,6 +46,7 @@ def make_app(plane: Plane, room: Room, door: Door, siblings: Siblings, registry:
         door: the admission check.
         siblings: the other workers.
         registry: what `/metrics` shows.
+        origins: of pages in browsers that may read answers; `*`: any.
     """
     app = FastAPI(title="Open Inference Protocol v2", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_server_routes(plane, registry))
@@ -41,7 +54,17 @@ def make_app(plane: Plane, room: Room, door: Door, siblings: Siblings, registry:
     app.include_router(paddle_serving.routes(plane))
     answer_faults(app)
     called = Limits(Unpacking(Calls(app, plane=plane), room=room), room=room, stopping=lambda: plane.stopping)
-    return Guard(called, door=door)  # around everything, so that the framework's own responses are logged too
+    guarded = Guard(called, door=door)  # around everything, so that the framework's own responses are logged too
+    if not origins:
+        return guarded
+    # Around that: browsers ask whether they may call without a token.
+    return CORSMiddleware(
+        guarded,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        expose_headers=[_READABLE],
+    )
 
 
 def _server_routes(plane: Plane, registry: CollectorRegistry) -> APIRouter:

@@ -122,7 +122,9 @@ class _Server:
         """Open both ports, and close them when told to stop."""
         folder = self._leash.folder if self._leash is not None else None
         siblings = Siblings(folder, lambda: statistics(self._plane.loaded))
-        app = rest.make_app(self._plane, self._room, self._door, siblings, make_registry(folder))
+        app = rest.make_app(
+            self._plane, self._room, self._door, siblings, make_registry(folder), self._settings.origins
+        )
         http = make_http_server(app, self._room.patience, self._certificates)
         address = (self._settings.host, self._settings.grpc_port)
         rpc, grpc_port = make_rpc_server(

@@ -76,6 +76,7 @@ class Settings:
     shares: Shares = field(default_factory=Shares)  # of one client
     access_log: Path | None = None
     open_metrics: bool = False  # /metrics without a token
+    origins: tuple[str, ...] = ()  # of pages in browsers that may read answers; "*": any
     insecure: bool = False  # listen where others reach it, without TLS or without authentication
 
 

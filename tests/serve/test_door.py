@@ -369,6 +369,47 @@ def test_a_log_on_a_full_disk_keeps_nobody_from_asking_and_stopping(tiny_workspa
     assert "Traceback" not in text
 
 
+def test_pages_of_allowed_origins_may_call_and_no_others(
+    guarded: Guarded, tiny_workspace_master: TinyWorkspace, tmp_path: Path
+) -> None:
+    page, other = "https://shop.example", "https://shop.example.net"
+    asked = {"access_control_request_method": "POST", "access_control_request_headers": "authorization,content-type"}
+    token = make_token(tmp_path / "tokens.txt", "alice", None)
+    with running(
+        tiny_workspace_master.package, "--tokens", str(tmp_path / "tokens.txt"), "--allow_origin", page, "http://a:1"
+    ) as server:
+        client = Client(server, token=token)
+        nobody = Client(server)
+        for origin in (page, "http://a:1"):
+            # Browsers send no token here.
+            status, headers, _ = nobody.ask("OPTIONS", CLASSIFY, b"", origin=origin, **asked)
+            assert (status, headers["access-control-allow-origin"]) == (200, origin)
+            assert "authorization" in headers["access-control-allow-headers"]
+            status, headers, _ = client.ask("POST", CLASSIFY, encoded(0), origin=origin)
+            assert (status, headers["access-control-allow-origin"]) == (200, origin)
+            assert headers["access-control-expose-headers"] == "inference-header-content-length"
+            # A page can read why it was refused.
+            status, headers, _ = nobody.ask("POST", CLASSIFY, encoded(0), origin=origin)
+            assert (status, headers["access-control-allow-origin"]) == (401, origin)
+        status, headers, _ = nobody.ask("OPTIONS", CLASSIFY, b"", origin=other, **asked)
+        assert status == 400 and "access-control-allow-origin" not in headers
+        status, headers, _ = client.ask("POST", CLASSIFY, encoded(0), origin=other)
+        assert "access-control-allow-origin" not in headers
+    for method in ("OPTIONS", "POST"):  # without the flag
+        _, headers, _ = guarded.client.ask(method, CLASSIFY, encoded(0), origin=page, **asked)
+        assert not [key for key in headers if key.startswith("access-control")]
+
+
+@pytest.mark.parametrize("origin", ["shop.example", "https://shop.example/", "https://*.example", "null", "HTTPS://A"])
+def test_origins_that_no_browser_sends_are_refused(origin: str, tiny_workspace_master: TinyWorkspace) -> None:
+    done = subprocess.run(
+        command(tiny_workspace_master.package, "--allow_origin", origin), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "expected an origin as browsers send it, such as https://shop.example" in done.stderr
+    assert f", got {origin}; see" in done.stderr
+
+
 def test_plain_clients_and_those_that_do_not_trust_get_nothing(guarded: Guarded, stranger: Authority) -> None:
     server, token = guarded.client.server, guarded.client.token
     with pytest.raises(ssl.SSLCertVerificationError):
