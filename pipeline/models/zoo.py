@@ -142,10 +142,10 @@ def _installed(library: str, name: str, where: str) -> Model:
     if not libraries.is_installed(library):
         known = [model.name for model in MODELS if model.library == library]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        hint = f"; did you mean {near[0]!r}?" if near else f" (without it: {', '.join(known)})"
-        raise ConfigError(
-            f"{where}: {name!r} needs {library} itself, which is not installed; run: {install_command(library)}{hint}"
-        )
+        wanted = f"needs {library} itself, which is not installed; run: {install_command(library)}"
+        if near:  # a slip of the keyboard wants no gigabyte
+            raise ConfigError(f"{where}: {name!r}: did you mean {near[0]!r}? Any other {wanted}")
+        raise ConfigError(f"{where}: {name!r} {wanted} (without it: {', '.join(known)})")
     libraries.check(library, name, where)
     try:
         size = libraries.recipe(library, name).crop_hw[0]

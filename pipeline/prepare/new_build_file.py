@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -56,6 +57,9 @@ def write(given: Given) -> list[str]:
     """
     out = check_out(given.out)
     is_file = not is_written_through(out)
+    if given.weights is not None and given.weights.is_dir() and _is_no_data_set(given.dataset):
+        what = f"--weights {given.weights}: is a folder, --dataset {given.dataset}: is a file"
+        raise ConfigError(f"{what}; give them the other way round")
     network = find_network(Wanted(given.weights, given.model, given.size, given.checkpoint_key))
     images: dict[str, object] = {"path": None}
     notes: list[str] = []
@@ -92,6 +96,10 @@ def write(given: Given) -> list[str]:
     with written_to(out, given.out, document) as scratch:
         load_build_file(scratch, extra={"evaluation.path": evaluation["path"]}).check_inputs()
     return [*notes, said]
+
+
+def _is_no_data_set(path: Path | None) -> bool:
+    return path is not None and path.is_file() and not tarfile.is_tarfile(path)
 
 
 def check_out(given: Path) -> Path:

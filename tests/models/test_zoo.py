@@ -59,8 +59,8 @@ def test_find_model_gives_the_row_of_the_library() -> None:
         (
             "timm",
             "wide_resnet502",
-            "frontend.model: 'wide_resnet502' needs timm itself, which is not installed; run: "
-            f"{install_command('timm')}; did you mean 'wide_resnet50_2'?",
+            "frontend.model: 'wide_resnet502': did you mean 'wide_resnet50_2'? Any other needs timm itself, which is "
+            f"not installed; run: {install_command('timm')}",
         ),
         (
             "timm",

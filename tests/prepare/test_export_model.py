@@ -91,8 +91,8 @@ def test_export_takes_the_published_weights_when_none_are_given(
         (("--size", "8"), "--size: must be in 32..2048 px, got 8"),
         (
             ("--model_name", "resnet19"),
-            "--model_name: 'resnet19' needs timm itself, which is not installed; run: "
-            f"{install_command('timm')}; did you mean 'resnet18'?",
+            "--model_name: 'resnet19': did you mean 'resnet18'? Any other needs timm itself, which is not "
+            f"installed; run: {install_command('timm')}",
         ),
     ],
 )

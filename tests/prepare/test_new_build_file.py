@@ -126,7 +126,8 @@ def test_init_tells_networks_apart(
         (("--model", "timm/resnet34"), "w.pth: is not of timm/resnet34; it fits torchvision/resnet18, timm/resnet18"),
         (
             ("--model", "timm/resnet19"),
-            f"needs timm itself, which is not installed; run: {install_command('timm')}; did you mean",
+            "did you mean 'resnet18'? Any other needs timm itself, which is not installed; run: "
+            f"{install_command('timm')}",
         ),
         (("--dataset", "nowhere"), "nowhere"),
         (("--dataset", "empty"), "empty: no images; give the folder of the images"),
@@ -165,6 +166,16 @@ def test_init_says_what_is_wrong_in_a_line_and_writes_nothing(
     assert len(errors.splitlines()) == 1
     assert ".x.yaml" not in errors  # of the scratch file
     assert not Path("x.yaml").exists()
+
+
+def test_init_says_so_when_weights_and_images_are_swapped(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("w.pth"), "torchvision", "resnet18")
+    assert main(["init", "x.yaml", "--weights", "pets", "--dataset", "w.pth"]) == 2
+    told = "--weights pets: is a folder, --dataset w.pth: is a file; give them the other way round"
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 def test_init_overwrites_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
