@@ -50,6 +50,8 @@ _IMAGES = 400  # images that a model is judged on
 _CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
 _RANGED = 128  # images that tell which channels of an activation are wide
 _LEAST_GAIN = 0.98  # of the previous distance: a smaller gain is noise, and float parts slow the other runtime more
+# The same where every convolution stays in int8: such changes are cheap, and several together count.
+_LEAST_GAIN_INT8 = 0.995
 _DOUBT = 2.0  # a prediction may be too small by this factor
 
 
@@ -170,9 +172,6 @@ def _search(
     def is_over() -> bool:
         return _reached(goal, journal.best().figures) or journal.seconds > 60 * goal.budget_minutes
 
-    def is_better(figures: CandidateFigures) -> bool:
-        return figures.distance < _LEAST_GAIN * journal.best().figures.distance or _reached(goal, figures)
-
     if not journal.steps:
         begun = time.perf_counter()
         journal.add(Step("", True, judge.figures(plain, plain), time.perf_counter() - begun))
@@ -190,6 +189,11 @@ def _search(
             if is_over() or not worth:
                 return
             change = worth[0]
+            least = (_LEAST_GAIN if change.how is How.IN_FLOAT else _LEAST_GAIN_INT8) * best.distance
+
+            def is_better(figures: CandidateFigures, least: float = least) -> bool:
+                return figures.distance < least or _reached(goal, figures)
+
             begun = time.perf_counter()
             try:
                 with judge.opened(make([*journal.kept(), change])) as candidate:
