@@ -139,15 +139,15 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=10),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
-    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=13),
+    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=14),
     Stage(
-        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=14
+        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=15
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8),
-    Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=4),
+    Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=5),
     Stage("ranges", _MEASURED, ranges.take_settings, ranges.run, _measures_ranges),
-    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=9),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=16),
+    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=10),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=17),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
     Stage("prove", _PROVEN, prove.take_settings, prove.run, version=4),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),
