@@ -41,7 +41,7 @@ def test_keys_of_set_are_offered(tmp_path: Path) -> None:
 
 def test_values_of_set_are_offered(tmp_path: Path) -> None:
     found = offered("int8-pipeline build timm_wideres.yaml --set backend.quantize.calibrate_mode=", tmp_path)
-    assert {word.rpartition("=")[2] for word in found} == {"percentile", "kl_divergence", "max", "mse"}
+    assert {word.rpartition("=")[2] for word in found} == {"percentile", "measured", "kl_divergence", "max", "mse"}
 
 
 def test_build_files_are_offered_here_and_shipped_ones(tmp_path: Path) -> None:
