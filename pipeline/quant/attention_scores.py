@@ -5,7 +5,8 @@ Rounded queries and keys add little to the noise of the layers that make them, a
 thirds of the time. It does so where both are signed without a zero point; with one it takes as long as in float32.
 
 x86 CPUs without VNNI add two neighbouring products in 16 bits, of a value that is shifted to 0..255 and a signed one.
-So keys have half of the steps: 255 * 64 * 2 is below 2^15.
+So keys have half of the steps: 255 * 64 * 2 is below 2^15. Sums of keys beyond the range that
+calibration saw may be cut off there.
 """
 
 from __future__ import annotations

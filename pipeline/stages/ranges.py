@@ -7,6 +7,7 @@ evaluation images.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,7 @@ IMAGES = 200  # that models are compared on
 # Of the least distance: of ranges as good as each other the widest is taken. Calibration images set the ranges, and
 # others reach a little further.
 _EQUAL = 1.01
+_INSTEAD = "backend.quantize.calibrate_mode: percentile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,11 @@ def take_settings(cfg: BuildConfig) -> Settings:
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write the ranges of the best percentile, in the form of stage `thresholds`, and what each came to."""
+    """Write the ranges of the best percentile, in the form of stage `thresholds`, and what each came to.
+
+    Raises:
+        BackendError: no percentile's model runs.
+    """
     begun = time.perf_counter()
     float32 = onnx.load(float32_model(inputs))
     parts = int8_parts.load(settings.parts, inputs, float32)
@@ -79,7 +85,11 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             except (isolated.LostError, BackendError) as err:
                 lost[percentile] = str(err)
             progress.update()
-    best = _choose({percentile: figures.distance for percentile, (_, figures) in found.items()})
+    distances = {percentile: figures.distance for percentile, (_, figures) in found.items()}
+    best = _choose({percentile: distance for percentile, distance in distances.items() if math.isfinite(distance)})
+    if best is None:
+        why = next(iter(lost.values()), "their answers are no numbers")
+        raise BackendError(f"none of the int8 models of {len(PERCENTILES)} percentiles runs: {why}; set {_INSTEAD}")
     write_json(out / THRESHOLDS, {name: asdict(each) for name, each in found[best][0].items()})
     write_notes(out, [_describe(best, {percentile: figures for percentile, (_, figures) in found.items()})])
     tried = {f"{percentile:g}": asdict(figures) for percentile, (_, figures) in found.items()}
@@ -94,14 +104,16 @@ def _judge(settings: Settings, inputs: Mapping[str, Path], *, raw: bool) -> Judg
     return Judge(images, expected, samples, read_scores(inputs["export"]))
 
 
-def _choose(distances: Mapping[float, float]) -> float:
+def _choose(distances: Mapping[float, float]) -> float | None:
     """Return the percentile to take: of those that are as near to float32 as the nearest, the one of the widest range.
+
+    None without any.
 
     Args:
         distances: by percentile.
     """
-    least = min(distances.values())
-    return max(percentile for percentile, distance in distances.items() if distance <= _EQUAL * least)
+    least = min(distances.values(), default=0.0)
+    return max((percentile for percentile, distance in distances.items() if distance <= _EQUAL * least), default=None)
 
 
 def _describe(best: float, found: Mapping[float, CandidateFigures]) -> str:

@@ -147,12 +147,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     write_rounded(out / WEIGHTS, rounded)
     for leftover in [*out.glob("partial_*.npz"), *out.glob(".*")]:
         leftover.unlink(missing_ok=True)
-    figures = {
-        "images": len(images),
-        "layers": len(layers),
-        "seconds": round(time.perf_counter() - begun, 1),
-        "peak_memory_mib": round(peak_memory_mib()),
-    }
+    seconds, memory = round(time.perf_counter() - begun, 1), round(peak_memory_mib())
+    figures = {"images": len(images), "layers": len(layers), "seconds": seconds, "peak_memory_mib": memory}
     write_json(out / FIGURES, figures)
 
 

@@ -21,7 +21,7 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.config.sections import AccuracyConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
-from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
+from pipeline.data.calibration_list import choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError, DataError
@@ -83,7 +83,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     def load(image: Sample) -> Prepared:
         return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
 
-    judged = _judged(len(listed))
+    judged = agreement.choose(len(listed), _IMAGES)
     samples = [listed[index] for index in judged]
     images = [load(each) for each in samples]
     expected = agreement.float32_answers(float32_model(inputs), images)
@@ -97,24 +97,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         return assemble(changed, theirs.leaving(in_float).adding_in_float(sums)).model
 
     def find() -> Candidates:
-        costs = measure_costs(float32, make(()), parts.ranges, judge.images, judge.expected)
-        streams = find_streams(float32)
-        in_openvino = (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO
-        exact = added_within(float32, parts.ranges) if in_openvino else frozenset()
-        joins = find_joins(float32)
-        sums = {str(Change(name, How.SUMS)): additions for name, additions in streams.items()}
-        sums |= {str(Change(name, How.JOIN)): additions for name, additions in joins.items()}
-        gains = {change: gain_of(float32, additions, costs, exact) for change, additions in sums.items()}
-        if in_openvino:  # of two convolutions that are added up, it would round the other
-            added = convolutions_added(float32, [each for additions in streams.values() for each in additions])
-            costs = {name: cost for name, cost in costs.items() if name not in exact | added}
-        costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
-        ways = _find_splits(float32, parts, list(costs), judge.images)
-        slowdowns = {change: slowdown.of_sums(float32, additions) for change, additions in sums.items()}
-        for name, each in [(name, each) for name, found in ways.items() for each in found]:
-            change = Change(name, How.SPLIT, len(each.channels))
-            slowdowns[str(change)] = slowdown.of_split(float32, name, each)
-        return Candidates(costs, ways, streams, joins, gains, slowdowns)
+        return _find_candidates(float32, parts, make(()), judge)
 
     with judge.opened(make(())) as plain:
         _search(goal, journal, judge, plain, make, find)
@@ -136,11 +119,26 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     (out / _JOURNAL).unlink()
 
 
-def _judged(listed: int) -> list[int]:
-    """Return the images that models are judged on: where possible, none that weights were fitted to."""
-    fitted = choose_evenly(listed, FITTING_IMAGES)
-    others = [index for index in range(listed) if index not in fitted] or list(range(listed))
-    return [others[index] for index in choose_evenly(len(others), _IMAGES)]
+def _find_candidates(float32: onnx.ModelProto, parts: Parts, int8: onnx.ModelProto, judge: Judge) -> Candidates:
+    """Return what may be tried, and what each change saves and costs; `int8` is the model without any."""
+    costs = measure_costs(float32, int8, parts.ranges, judge.images, judge.expected)
+    streams = find_streams(float32)
+    in_openvino = (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO
+    exact = added_within(float32, parts.ranges) if in_openvino else frozenset()
+    joins = find_joins(float32)
+    sums = {str(Change(name, How.SUMS)): additions for name, additions in streams.items()}
+    sums |= {str(Change(name, How.JOIN)): additions for name, additions in joins.items()}
+    gains = {change: gain_of(float32, additions, costs, exact) for change, additions in sums.items()}
+    if in_openvino:  # of two convolutions that are added up, it would round the other
+        added = convolutions_added(float32, [each for additions in streams.values() for each in additions])
+        costs = {name: cost for name, cost in costs.items() if name not in exact | added}
+    costs = dict(sorted(costs.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
+    ways = _find_splits(float32, parts, list(costs), judge.images)
+    slowdowns = {change: slowdown.of_sums(float32, additions) for change, additions in sums.items()}
+    for name, each in [(name, each) for name, found in ways.items() for each in found]:
+        change = Change(name, How.SPLIT, len(each.channels))
+        slowdowns[str(change)] = slowdown.of_split(float32, name, each)
+    return Candidates(costs, ways, streams, joins, gains, slowdowns)
 
 
 def _find_splits(

@@ -31,10 +31,11 @@ MEASURED = "backend.quantize.calibrate_mode=measured"
         ({99.9999: 1.0, 99.9997: 1.1, 99.999: 0.8, 99.997: 0.7}, 99.997),
         ({99.9997: 1.0, 99.999: 1.1}, 99.9997),  # the model of the widest could not be run
         ({99.9999: 0.0, 99.9997: 0.0, 99.999: 0.0, 99.997: 0.0}, 99.9999),
+        ({}, None),
     ],
 )
 def test_widest_of_the_ranges_that_are_as_near_as_the_nearest_is_taken(
-    distances: dict[float, float], best: float
+    distances: dict[float, float], best: float | None
 ) -> None:
     assert ranges._choose(distances) == best
 

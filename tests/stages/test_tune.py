@@ -19,7 +19,7 @@ from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly
 from pipeline.errors import ConfigError
 from pipeline.host import isolated
 from pipeline.packages.package import open_package
-from pipeline.proof import judge
+from pipeline.proof import agreement, judge
 from pipeline.proof.search_journal import How, Step
 from pipeline.reports.summary import summarize
 from pipeline.stages import tune
@@ -198,10 +198,10 @@ def test_search_goes_on_after_the_last_trial_when_it_was_interrupted(
 
 
 def test_judged_images_are_others_than_those_that_weights_were_rounded_by() -> None:
-    judged = tune._judged(1000)
+    judged = agreement.choose(1000, 400)
     assert len(judged) == len(set(judged)) == 400
     assert not set(choose_evenly(1000, FITTING_IMAGES)) & set(judged)
-    assert tune._judged(20) == list(range(20))  # all were used, and there are no others
+    assert agreement.choose(20, 400) == list(range(20))  # all were used, and there are no others
 
 
 @pytest.mark.slow
