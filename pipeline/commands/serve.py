@@ -64,7 +64,7 @@ def add_serve(commands: Any) -> None:
     )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
     _add_network(parser)
-    _add_door(parser)
+    _add_access(parser)
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -90,31 +90,31 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, seconds for what is under way")
 
 
-def _add_door(parser: argparse.ArgumentParser) -> None:
-    door = parser.add_argument_group("who may come in")
-    door.add_argument("--tls_cert", type=Path, metavar="PEM", help="certificate, and those that vouch for it")
-    door.add_argument("--tls_key", type=Path, metavar="PEM", help="its key, without a passphrase")
-    door.add_argument("--tls_client_ca", type=Path, metavar="PEM", help="clients need a certificate of one of these")
-    door.add_argument("--tokens", type=Path, metavar="FILE", help="clients need a bearer token; see token --help")
-    door.add_argument("--open_metrics", action="store_true", help="/metrics needs no token")
-    door.add_argument(
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    access = parser.add_argument_group("access control")
+    access.add_argument("--tls_cert", type=Path, metavar="PEM", help="certificate, and those that vouch for it")
+    access.add_argument("--tls_key", type=Path, metavar="PEM", help="its key, without a passphrase")
+    access.add_argument("--tls_client_ca", type=Path, metavar="PEM", help="clients need a certificate of one of these")
+    access.add_argument("--tokens", type=Path, metavar="FILE", help="clients need a bearer token; see token --help")
+    access.add_argument("--open_metrics", action="store_true", help="/metrics needs no token")
+    access.add_argument(
         "--client_requests",
         type=count,
         default=0,
         metavar="N",
         help="requests of one client under way (default: any number)",
     )
-    door.add_argument(
+    access.add_argument(
         "--client_rate",
         type=count,
         default=0,
         metavar="N",
         help="requests a second of one client (default: any number)",
     )
-    door.add_argument(
+    access.add_argument(
         "--client_mib", type=count, default=0, metavar="N", help="MiB a second of one client (default: any number)"
     )
-    door.add_argument(
+    access.add_argument(
         "--allow_origin",
         type=_origin,
         nargs="+",
@@ -122,7 +122,7 @@ def _add_door(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="pages of these origins, such as https://shop.example, may call from browsers; '*': of any",
     )
-    door.add_argument("--access_log", type=Path, metavar="FILE", help="a JSON line a request; - is standard output")
+    access.add_argument("--access_log", type=Path, metavar="FILE", help="a JSON line a request; - is standard output")
 
 
 def _port(text: str) -> int:

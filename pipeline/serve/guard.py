@@ -24,7 +24,7 @@ _NOTHING = nullcontext()  # which costs a fifth of a generator; most servers nei
 
 
 @dataclass
-class Door:
+class Admission:
     """The checks that every request passes."""
 
     tokens: Tokens | None
@@ -93,8 +93,8 @@ class Door:
 class Guard:
     """The admission check of REST: a layer around the application."""
 
-    def __init__(self, app: ASGIApp, *, door: Door) -> None:
-        self._app, self._door = app, door
+    def __init__(self, app: ASGIApp, *, admission: Admission) -> None:
+        self._app, self._admission = app, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,10 +114,10 @@ class Guard:
             visit.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        headers: Mapping[str, str] = Headers(scope=scope) if self._door.reads_headers else {}
-        with self._door.logged(visit, headers):
+        headers: Mapping[str, str] = Headers(scope=scope) if self._admission.reads_headers else {}
+        with self._admission.logged(visit, headers):
             try:
-                with self._door.admitted(visit, headers.get("authorization")):
+                with self._admission.admitted(visit, headers.get("authorization")):
                     await self._app(scope, receiving, sending)
             except UnauthorizedError as err:
                 await refusal(401, str(err), {"www-authenticate": "Bearer"})(scope, receiving, sending)

@@ -28,7 +28,7 @@ class FullError(Exception):
 
 
 @dataclass
-class Room:
+class Capacity:
     """The limits, and what all requests share."""
 
     max_body: int  # bytes of a body, packed and unpacked
@@ -96,8 +96,8 @@ async def receive_by(until: float, receiving: Awaitable[Received]) -> Received:
 class Limits:
     """Limits bodies and requests under way, and asks clients to leave while the server is stopping."""
 
-    def __init__(self, app: ASGIApp, *, room: Room, stopping: Callable[[], bool]) -> None:
-        self._app, self._room, self._stopping = app, room, stopping
+    def __init__(self, app: ASGIApp, *, capacity: Capacity, stopping: Callable[[], bool]) -> None:
+        self._app, self._capacity, self._stopping = app, capacity, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,21 +113,21 @@ class Limits:
         if scope["method"] != "POST":
             await self._app(scope, receive, sending)
             return
-        body = _Body(self._room, receive)
+        body = _Body(self._capacity, receive)
         try:
-            with self._room.taken():
+            with self._capacity.taken():
                 await self._app(scope, body.receive, sending)
         except FullError as err:
             await refusal(503, str(err))(scope, receive, sending)
         finally:
-            self._room.held -= body.size
+            self._capacity.held -= body.size
 
 
 class _Body:
     """The body of one request, counted as it arrives."""
 
-    def __init__(self, room: Room, receive: Receive) -> None:
-        self._room, self._receive = room, receive
+    def __init__(self, capacity: Capacity, receive: Receive) -> None:
+        self._capacity, self._receive = capacity, receive
         self._begun = asyncio.get_running_loop().time()
         self._whole = False
         self.size = 0
@@ -140,22 +140,22 @@ class _Body:
         """
         if self._whole:  # the next message is the client's disconnect
             return await self._receive()
-        until = self._begun + self._room.patience + self.size / LEAST_RATE
+        until = self._begun + self._capacity.patience + self.size / LEAST_RATE
         try:
             message = await receive_by(until, self._receive())
         except asyncio.TimeoutError:
             metrics.REFUSED.labels("body too slow").inc()
             raise HTTPException(
-                408, f"the body came too slowly: {self.size} bytes in {self._room.patience:g} s"
+                408, f"the body came too slowly: {self.size} bytes in {self._capacity.patience:g} s"
             ) from None
         count = len(message.get("body", b""))
         self.size += count
         self._whole = not message.get("more_body", False)
         try:
-            self._room.hold(count)
+            self._capacity.hold(count)
         except FullError as err:
             raise HTTPException(503, str(err)) from None
-        if self.size > self._room.max_body:
+        if self.size > self._capacity.max_body:
             metrics.REFUSED.labels("body too large").inc()
-            raise HTTPException(413, f"the body has more than {self._room.max_body} bytes")
+            raise HTTPException(413, f"the body has more than {self._capacity.max_body} bytes")
         return message

@@ -16,15 +16,15 @@ from starlette.types import ASGIApp
 from pipeline.errors import BackendError
 from pipeline.serve.backlog import Backlog, leave_refusing
 from pipeline.serve.connections import Connection
-from pipeline.serve.guard import Door
-from pipeline.serve.limits import Room
+from pipeline.serve.guard import Admission
+from pipeline.serve.limits import Capacity
 from pipeline.serve.rpc import make_methods
 from pipeline.serve.rpc_guard import RpcGuard
 from pipeline.serve.served import Plane
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
 
-LAST_WORDS = 1  # s, for error responses to requests that were on their way, and for answers to be sent
+LAST_RESPONSES_S = 1  # s, for error responses to requests that were on their way, and for answers to be sent
 _MOST_METADATA = 64 * 1024  # bytes of a call's headers
 
 
@@ -67,7 +67,7 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
         log_config=None,
         access_log=False,
         proxy_headers=False,  # else any client on this machine could claim another address
-        timeout_graceful_shutdown=LAST_WORDS,
+        timeout_graceful_shutdown=LAST_RESPONSES_S,
         lifespan="off",
     )
     config.load()
@@ -77,8 +77,8 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
 
 def make_rpc_server(
     plane: Plane,
-    room: Room,
-    door: Door,
+    capacity: Capacity,
+    admission: Admission,
     siblings: Siblings,
     address: tuple[str, int],
     certificates: Certificates | None,
@@ -94,17 +94,17 @@ def make_rpc_server(
         BackendError: the port is taken, or the address is not of this machine.
     """
     calls = Backlog()
-    room.waiting = calls.waiting
+    capacity.waiting = calls.waiting
     rpc = grpc.aio.server(
         options=[
-            *leave_refusing(room.max_requests),
-            ("grpc.max_receive_message_length", room.max_body),
+            *leave_refusing(capacity.max_requests),
+            ("grpc.max_receive_message_length", capacity.max_body),
             ("grpc.max_metadata_size", _MOST_METADATA),
-            ("grpc.server_handshake_timeout_ms", round(room.patience * 1000)),
+            ("grpc.server_handshake_timeout_ms", round(capacity.patience * 1000)),
             ("grpc.so_reuseport", int(shared)),
         ],
     )
-    rpc.add_generic_rpc_handlers((RpcGuard(make_methods(plane, siblings), door, room, calls),))
+    rpc.add_generic_rpc_handlers((RpcGuard(make_methods(plane, siblings), admission, capacity, calls),))
     host, port = address
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

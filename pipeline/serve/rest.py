@@ -16,9 +16,9 @@ from starlette.types import ASGIApp
 from pipeline.serve import paddle_serving, triton
 from pipeline.serve.calls import Calls
 from pipeline.serve.faults import answer_faults
-from pipeline.serve.guard import Door, Guard
+from pipeline.serve.guard import Admission, Guard
 from pipeline.serve.kserve import ModelMetadataResponse, V2Endpoints
-from pipeline.serve.limits import Limits, Room
+from pipeline.serve.limits import Capacity, Limits
 from pipeline.serve.page import show_page
 from pipeline.serve.served import Plane
 from pipeline.serve.siblings import Siblings
@@ -26,15 +26,13 @@ from pipeline.serve.unpacking import Unpacking
 
 _PROBES = ["GET", "HEAD"]
 _MODEL_PATHS = ("/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}")
-
-
 _READABLE = "inference-header-content-length"  # by scripts of other origins, beside what every script may read
 
 
 def make_app(
     plane: Plane,
-    room: Room,
-    door: Door,
+    capacity: Capacity,
+    admission: Admission,
     siblings: Siblings,
     registry: CollectorRegistry,
     origins: Sequence[str] = (),
@@ -42,8 +40,8 @@ def make_app(
     """Return the ASGI application.
 
     Args:
-        room: limits of bodies and requests under way.
-        door: the admission check.
+        capacity: limits of bodies and requests under way.
+        admission: the admission check.
         siblings: the other workers.
         registry: what `/metrics` shows.
         origins: of pages in browsers that may read answers; `*`: any.
@@ -53,8 +51,9 @@ def make_app(
     app.include_router(_model_routes(plane, _Models(plane, siblings)))
     app.include_router(paddle_serving.routes(plane))
     answer_faults(app)
-    called = Limits(Unpacking(Calls(app, plane=plane), room=room), room=room, stopping=lambda: plane.stopping)
-    guarded = Guard(called, door=door)  # around everything, so that the framework's own responses are logged too
+    unpacked = Unpacking(Calls(app, plane=plane), capacity=capacity)
+    limited = Limits(unpacked, capacity=capacity, stopping=lambda: plane.stopping)
+    guarded = Guard(limited, admission=admission)  # outermost, so that the framework's own responses are logged too
     if not origins:
         return guarded
     # Around that: browsers ask whether they may call without a token.

@@ -15,9 +15,9 @@ from pipeline.serve import metrics
 from pipeline.serve.access import Visit
 from pipeline.serve.backlog import Backlog
 from pipeline.serve.clients import TooMuchError
-from pipeline.serve.guard import Door
+from pipeline.serve.guard import Admission
 from pipeline.serve.kserve import ExceptionToStatusInterceptor
-from pipeline.serve.limits import LEAST_RATE, FullError, Room, receive_by
+from pipeline.serve.limits import LEAST_RATE, Capacity, FullError, receive_by
 from pipeline.serve.tokens import UnauthorizedError
 
 _Code = grpc.StatusCode
@@ -38,13 +38,15 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     are asked for each call, take as long as reading the request.
     """
 
-    def __init__(self, methods: Mapping[str, _Handler], door: Door, room: Room, backlog: Backlog) -> None:
+    def __init__(
+        self, methods: Mapping[str, _Handler], admission: Admission, capacity: Capacity, backlog: Backlog
+    ) -> None:
         """Prepare to answer.
 
         Args:
             methods: handlers of one message and one answer, by the path of the method.
         """
-        self._door, self._room, self._backlog = door, room, backlog
+        self._admission, self._capacity, self._backlog = admission, capacity, backlog
         self._handlers = {path: self._guarded(path.rpartition("/")[2], each) for path, each in methods.items()}
 
     def service(self, details: Any) -> _Handler | None:
@@ -54,14 +56,14 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         async def guarded(requests: AsyncIterator[bytes], context: Any) -> Any:
             visit = Visit("grpc", "POST", method, _address(context.peer()))
-            headers = dict(context.invocation_metadata() or ()) if self._door.reads_headers else {}
-            with self._backlog.taken_up(), self._door.logged(visit, headers):
+            headers = dict(context.invocation_metadata() or ()) if self._admission.reads_headers else {}
+            with self._backlog.taken_up(), self._admission.logged(visit, headers):
                 try:
-                    taken = nullcontext() if self._door.is_open(method) else self._room.taken()
-                    with self._door.admitted(visit, headers.get("authorization")), taken:
+                    taken = nullcontext() if self._admission.is_open(method) else self._capacity.taken()
+                    with self._admission.admitted(visit, headers.get("authorization")), taken:
                         message = await self._message(requests, context)
                         visit.bytes_in = len(message)
-                        with self._room.holding(visit.bytes_in):
+                        with self._capacity.holding(visit.bytes_in):
                             answer = await self._answer(handler, message, context, method)
                         visit.status = "OK"
                         return answer
@@ -94,7 +96,7 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     async def _message(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         """Return a call's message."""
         # How much of it has arrived is not known here, so every message has the time of the largest.
-        seconds = self._room.patience + self._room.max_body / LEAST_RATE
+        seconds = self._capacity.patience + self._capacity.max_body / LEAST_RATE
         try:
             return await receive_by(asyncio.get_running_loop().time() + seconds, requests.__anext__())
         except asyncio.TimeoutError:

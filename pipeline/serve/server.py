@@ -22,31 +22,31 @@ from pipeline.serve import metrics, rest
 from pipeline.serve.access import AccessLog
 from pipeline.serve.clients import Clients
 from pipeline.serve.exposition import make_registry
-from pipeline.serve.guard import Door
-from pipeline.serve.limits import Room
-from pipeline.serve.listening import LAST_WORDS, make_http_server, make_rpc_server
+from pipeline.serve.guard import Admission
+from pipeline.serve.limits import Capacity
+from pipeline.serve.listening import LAST_RESPONSES_S, make_http_server, make_rpc_server
+from pipeline.serve.loaded_packages import LoadedPackages
 from pipeline.serve.ports import join, listen
 from pipeline.serve.served import Plane
 from pipeline.serve.settings import Models, Settings, Wanted, check_exposure, describe_address
 from pipeline.serve.shared_clients import SharedStore
-from pipeline.serve.shelf import Shelf
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
 from pipeline.serve.tokens import Tokens
 from pipeline.serve.tracing import open_tracing
 from pipeline.serve.triton import statistics
-from pipeline.serve.worker import Leash
+from pipeline.serve.worker import ParentLink
 from pipeline.terminal import console
 
 _LOOK_S = 2.0  # between two checks of files that may change
 _STARTUP_S = 60.0  # for the HTTP server to listen
 
 
-def serve(models: Models, wanted: Wanted, settings: Settings, leash: Leash | None = None) -> None:
+def serve(models: Models, wanted: Wanted, settings: Settings, parent: ParentLink | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; a second one does not wait.
 
     Args:
-        leash: of a worker process, which serves beside others and is told by its parent what to do.
+        parent: of a worker process, which serves beside others and is told by its parent what to do.
 
     Raises:
         ConfigError: others could reach it without TLS or authentication, or a file that a flag names is invalid.
@@ -63,14 +63,14 @@ def serve(models: Models, wanted: Wanted, settings: Settings, leash: Leash | Non
         if tracing is not None:
             opened.callback(tracing.close)
         store = None
-        if leash is not None:
-            store = opened.enter_context(closing(SharedStore(leash.folder / "clients", wanted.part)))
-        door = Door(tokens, Clients(settings.shares, store=store), log, settings.open_metrics, tracing)
+        if parent is not None:
+            store = opened.enter_context(closing(SharedStore(parent.folder / "clients", wanted.part)))
+        admission = Admission(tokens, Clients(settings.shares, store=store), log, settings.open_metrics, tracing)
         _allow_many_connections()
         Image.MAX_IMAGE_PIXELS = settings.max_pixels
-        take = listen if leash is None else join
+        take = listen if parent is None else join
         listener = opened.enter_context(take(settings.host, settings.http_port))
-        _run(_Server(models, wanted, settings, door, certificates, leash).run(listener))
+        _run(_Server(models, wanted, settings, admission, certificates, parent).run(listener))
 
 
 def _allow_many_connections() -> None:
@@ -95,40 +95,46 @@ class _Server:
         models: Models,
         wanted: Wanted,
         settings: Settings,
-        door: Door,
+        admission: Admission,
         certificates: Certificates | None,
-        leash: Leash | None,
+        parent: ParentLink | None,
     ) -> None:
-        self._models, self._settings, self._door, self._certificates = models, settings, door, certificates
-        self._leash = leash
-        self._room = Room(settings.max_body, wanted.max_queue, settings.patience)
+        self._models, self._settings, self._admission, self._certificates = models, settings, admission, certificates
+        self._parent = parent
+        self._capacity = Capacity(settings.max_body, wanted.max_queue, settings.patience)
         self._stop, self._look_around = asyncio.Event(), asyncio.Event()
         self._plane = Plane()
-        self._shelf = Shelf(self._plane, wanted, models.find, models.keep)
+        self._packages = LoadedPackages(self._plane, wanted, models.find, models.keep)
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until told to stop."""
         try:
             await self._look_at_models(strict=not self._models.watched)
             if not self._plane.models:
-                raise ArtefactError("; ".join(self._shelf.faults()) or f"{self._models.where}: no package there")
-            if self._leash is not None:
-                await self._leash.wait_for_go()
+                raise ArtefactError("; ".join(self._packages.faults()) or f"{self._models.where}: no package there")
+            if self._parent is not None:
+                await self._parent.wait_for_go()
             await self._serve(listener)
         finally:
-            await self._shelf.close()
+            await self._packages.close()
 
     async def _serve(self, listener: socket.socket) -> None:
         """Open both ports, and close them when told to stop."""
-        folder = self._leash.folder if self._leash is not None else None
+        folder = self._parent.folder if self._parent is not None else None
         siblings = Siblings(folder, lambda: statistics(self._plane.loaded))
         app = rest.make_app(
-            self._plane, self._room, self._door, siblings, make_registry(folder), self._settings.origins
+            self._plane, self._capacity, self._admission, siblings, make_registry(folder), self._settings.origins
         )
-        http = make_http_server(app, self._room.patience, self._certificates)
+        http = make_http_server(app, self._capacity.patience, self._certificates)
         address = (self._settings.host, self._settings.grpc_port)
         rpc, grpc_port = make_rpc_server(
-            self._plane, self._room, self._door, siblings, address, self._certificates, shared=folder is not None
+            self._plane,
+            self._capacity,
+            self._admission,
+            siblings,
+            address,
+            self._certificates,
+            shared=folder is not None,
         )
         async with siblings.answered():
             with self._told_what_to_do(http):
@@ -146,8 +152,8 @@ class _Server:
         gc.collect()
         gc.freeze()
         metrics.WORKERS.set(1)
-        if self._leash is not None:
-            self._leash.report_serving(list(self._plane.models))
+        if self._parent is not None:
+            self._parent.report_serving(list(self._plane.models))
             return
         known = replace(self._settings, http_port=http_port, grpc_port=grpc_port)
         console.step(f"serving {', '.join(self._plane.models)}: {describe_address(known)}")
@@ -163,11 +169,11 @@ class _Server:
             self._plane.stopping = True
             self._stop.set()
 
-        if self._leash is None:
+        if self._parent is None:
             signals = {number: lambda: stop(self._plane.stopping) for number in (signal.SIGTERM, signal.SIGINT)}
             signals[signal.SIGHUP] = look
         else:  # systemd sends SIGTERM to workers too, so that only what the parent says counts as a second time
-            self._leash.obey(stop, look)
+            self._parent.obey(stop, look)
         for number, handler in signals.items():
             loop.add_signal_handler(number, handler)
         try:
@@ -189,8 +195,8 @@ class _Server:
                 await self._look_at_models(again=told)
 
     async def _look_at_models(self, *, again: bool = False, strict: bool = False) -> None:
-        await self._shelf.look(again=again, strict=strict)
-        self._room.max_requests = self._shelf.most_requests
+        await self._packages.look(again=again, strict=strict)
+        self._capacity.max_requests = self._packages.most_requests
 
     async def _end(self, http: uvicorn.Server, rpc: grpc.aio.Server, serving: asyncio.Task[None]) -> None:
         """Let clients leave, then refuse new requests, finish those under way, and close both ports."""
@@ -199,15 +205,15 @@ class _Server:
         # With an error response on open connections: a closed one would not tell a client what became of its request.
         for model in self._plane.loaded:
             model.refuse()
-        await self._wait(LAST_WORDS, lambda: http.force_exit)
+        await self._wait(LAST_RESPONSES_S, lambda: http.force_exit)
         await self._wait(self._settings.grace_seconds, lambda: http.force_exit or not self._under_way())
         http.should_exit = True
-        await asyncio.gather(rpc.stop(0 if http.force_exit else LAST_WORDS), serving)
+        await asyncio.gather(rpc.stop(0 if http.force_exit else LAST_RESPONSES_S), serving)
         self._say("stopped")
 
     def _under_way(self) -> int:
         # gRPC would end those that wait as CANCELLED.
-        return sum(model.under_way for model in self._plane.loaded) + self._room.waiting(1)
+        return sum(model.under_way for model in self._plane.loaded) + self._capacity.waiting(1)
 
     async def _wait(self, seconds: float, until: Callable[[], bool]) -> None:
         deadline = asyncio.get_running_loop().time() + seconds
@@ -216,6 +222,6 @@ class _Server:
 
     def _say(self, text: str) -> None:
         """Print the progress of stopping, which of workers the parent does."""
-        if self._leash is None:
+        if self._parent is None:
             with contextlib.suppress(OSError):  # the reader of the output may be gone by then, the clients are not
                 console.step(text)

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
 from pipeline.serve.headers import find_header
-from pipeline.serve.limits import FullError, Room
+from pipeline.serve.limits import Capacity, FullError
 
 _GZIP = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip's header and checksum
 _PIECE = 64 * 1024  # bytes given to zlib at once: what is left of them is copied where a stream ends
@@ -24,8 +24,8 @@ _ENCODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
 class Unpacking:
     """Gives the application the unpacked body of a request with `content-encoding`."""
 
-    def __init__(self, app: ASGIApp, *, room: Room) -> None:
-        self._app, self._room = app, room
+    def __init__(self, app: ASGIApp, *, capacity: Capacity) -> None:
+        self._app, self._capacity = app, capacity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoding = (find_header(scope, b"content-encoding") or "") if scope["type"] == "http" else ""
@@ -35,7 +35,7 @@ class Unpacking:
         try:
             packed = await _body(receive)
             # In a thread: tens of MB take a tenth of a second.
-            body = await asyncio.to_thread(unpack, packed, encoding.strip().lower(), self._room.max_body)
+            body = await asyncio.to_thread(unpack, packed, encoding.strip().lower(), self._capacity.max_body)
         except HTTPException as err:
             await refusal(err.status_code, str(err.detail), err.headers)(scope, receive, send)
             return
@@ -45,7 +45,7 @@ class Unpacking:
         headers["content-length"] = str(len(body))
         waiting = iter([{"type": "http.request", "body": body, "more_body": False}])
         try:
-            with self._room.holding(len(body)):
+            with self._capacity.holding(len(body)):
                 await self._app(scope, _first(waiting, receive), send)
         except FullError as err:
             await refusal(503, str(err))(scope, receive, send)

@@ -34,8 +34,8 @@ class Task:
     console: Mapping[str, bool]
 
 
-class Leash:
-    """The worker's end of the pipe. Called by the event loop only."""
+class ParentLink:
+    """The worker's end of the pipe to its parent. Called by the event loop only."""
 
     def __init__(self, pipe: Connection, folder: Path) -> None:
         self._pipe, self.folder = pipe, folder
@@ -96,7 +96,7 @@ def run_worker(task: Task, pipe: Connection) -> None:
 
         if task.replaces:
             metrics.RESTARTS.inc()
-        serve(task.models, task.wanted, task.settings, Leash(pipe, task.folder))
+        serve(task.models, task.wanted, task.settings, ParentLink(pipe, task.folder))
     except PipelineError as err:
         _report(pipe, type(err)(str(err)))
     except Exception:

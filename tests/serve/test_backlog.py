@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from run_fixtures import TinyWorkspace
 
 METADATA = "/inference.GRPCInferenceService/ServerMetadata"  # which needs no model
-ROOM = 8
+MOST = 8
 
 
 def call(port: int, count: int, timeout: float) -> Counter[str]:
@@ -49,25 +49,25 @@ async def flood(count: int, blocked_s: float, timeout: float) -> dict[str, Any]:
         blocked_s: it is busy until all have arrived, 30 s at most, and for so many seconds more.
     """
     from pipeline.serve.clients import Clients, Shares
-    from pipeline.serve.guard import Door
-    from pipeline.serve.limits import Room
+    from pipeline.serve.guard import Admission
+    from pipeline.serve.limits import Capacity
     from pipeline.serve.listening import make_rpc_server
     from pipeline.serve.served import Plane
     from pipeline.serve.siblings import Siblings
 
-    room = Room(max_body=1000, max_requests=ROOM, patience=30.0)
-    door = Door(None, Clients(Shares()), None)
-    server, port = make_rpc_server(Plane(), room, door, Siblings(None, list), ("127.0.0.1", 0), None)
+    capacity = Capacity(max_body=1000, max_requests=MOST, patience=30.0)
+    admission = Admission(None, Clients(Shares()), None)
+    server, port = make_rpc_server(Plane(), capacity, admission, Siblings(None, list), ("127.0.0.1", 0), None)
     await server.start()
     asked = asyncio.create_task(asyncio.to_thread(call, port, count, timeout))
     await asyncio.sleep(0)
     begun = time.monotonic()
-    while room.waiting(0) < count - 1 and time.monotonic() < begun + 30:
+    while capacity.waiting(0) < count - 1 and time.monotonic() < begun + 30:
         time.sleep(0.02)
     time.sleep(blocked_s)
     found = await asked
     until = time.monotonic() + 10
-    while (left := room.waiting(0)) and time.monotonic() < until:
+    while (left := capacity.waiting(0)) and time.monotonic() < until:
         await asyncio.sleep(0.02)
     await server.stop(0)
     return {"codes": found, "left": left}

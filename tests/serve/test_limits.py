@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="serve's packages are not installed: pip install '.[serve]'")
 from starlette.exceptions import HTTPException
 
-from pipeline.serve.limits import FullError, Limits, Room
+from pipeline.serve.limits import Capacity, FullError, Limits
 from pipeline.serve.unpacking import Unpacking
 
 Message = dict[str, Any]
@@ -37,7 +37,7 @@ def ask(app: Any, *parts: bytes, **headers: str) -> tuple[int, Any]:
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
-def app_of(room: Room, seen: list[int]) -> Limits:
+def app_of(capacity: Capacity, seen: list[int]) -> Limits:
     """Return the limits around an application that reads the body, and notes the bytes that are held meanwhile."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -47,45 +47,45 @@ def app_of(room: Room, seen: list[int]) -> Limits:
             while more:
                 message = await receive()
                 size, more = size + len(message["body"]), message["more_body"]
-            seen.append(room.held)
+            seen.append(capacity.held)
         except HTTPException as err:
             status, text = err.status_code, err.detail
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(text).encode()})
 
-    return Limits(Unpacking(application, room=room), room=room, stopping=lambda: False)
+    return Limits(Unpacking(application, capacity=capacity), capacity=capacity, stopping=lambda: False)
 
 
 def test_bodies_are_held_while_they_are_under_way() -> None:
     seen: list[int] = []
-    room = Room(max_body=100, max_requests=1, patience=1.0)
-    assert ask(app_of(room, seen), b"a" * 30, b"b" * 40) == (200, "read")
-    assert ask(app_of(room, seen), gzip.compress(b"a" * 90), content_encoding="gzip") == (200, "read")
+    capacity = Capacity(max_body=100, max_requests=1, patience=1.0)
+    assert ask(app_of(capacity, seen), b"a" * 30, b"b" * 40) == (200, "read")
+    assert ask(app_of(capacity, seen), gzip.compress(b"a" * 90), content_encoding="gzip") == (200, "read")
     assert seen == [70, 90 + len(gzip.compress(b"a" * 90))]
-    assert (room.held, room.requests) == (0, 0)
+    assert (capacity.held, capacity.requests) == (0, 0)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_bodies_are_refused_when_all_together_are_too_large(packed: bool) -> None:
-    room = Room(max_body=100, max_requests=1, patience=1.0)
-    room.held = 1600 - 50  # of 16 times the largest
+    capacity = Capacity(max_body=100, max_requests=1, patience=1.0)
+    capacity.held = 1600 - 50  # of 16 times the largest
     content = gzip.compress(b"a" * 60) if packed else b"a" * 60
-    status, answer = ask(app_of(room, []), content, **({"content_encoding": "gzip"} if packed else {}))
+    status, answer = ask(app_of(capacity, []), content, **({"content_encoding": "gzip"} if packed else {}))
     assert status == 503
     assert "too many bytes under way" in str(answer)
-    assert (room.held, room.requests) == (1550, 0)
+    assert (capacity.held, capacity.requests) == (1550, 0)
 
 
 def test_a_body_that_is_too_large_is_not_held_any_more() -> None:
-    room = Room(max_body=100, max_requests=1, patience=1.0)
-    assert ask(app_of(room, []), b"a" * 60, b"a" * 60) == (413, "the body has more than 100 bytes")
-    assert (room.held, room.requests) == (0, 0)
+    capacity = Capacity(max_body=100, max_requests=1, patience=1.0)
+    assert ask(app_of(capacity, []), b"a" * 60, b"a" * 60) == (413, "the body has more than 100 bytes")
+    assert (capacity.held, capacity.requests) == (0, 0)
 
 
 def test_requests_are_refused_when_as_many_are_under_way_as_may_be() -> None:
-    room = Room(max_body=100, max_requests=1, patience=1.0)
-    with room.taken():
-        assert ask(app_of(room, []), b"a") == (503, {"error": "too many requests; try again later"})
-        with pytest.raises(FullError), room.taken():
+    capacity = Capacity(max_body=100, max_requests=1, patience=1.0)
+    with capacity.taken():
+        assert ask(app_of(capacity, []), b"a") == (503, {"error": "too many requests; try again later"})
+        with pytest.raises(FullError), capacity.taken():
             pass
-    assert ask(app_of(room, []), b"a") == (200, "read")
+    assert ask(app_of(capacity, []), b"a") == (200, "read")

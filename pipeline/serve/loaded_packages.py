@@ -28,7 +28,7 @@ class _Held:
     loaded: Loaded
 
 
-class Shelf:
+class LoadedPackages:
     """The loaded packages. Called by the event loop only; packages are opened and closed in threads beside it."""
 
     def __init__(self, plane: Plane, wanted: Wanted, find: Callable[[], Sequence[Found]], keep: int) -> None:

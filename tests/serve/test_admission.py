@@ -1,4 +1,4 @@
-"""Who may come in: tokens and certificates over both protocols, what one client may take, and what the log says."""
+"""Access control: tokens and certificates over both protocols, what one client may take, and what the log says."""
 
 from __future__ import annotations
 
