@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import RUNTIMES, add_command, check_json_path, count, print_json, sayer
+from pipeline.commands.flags import (
+    RUNTIMES,
+    add_command,
+    add_json_flag,
+    add_model_flag,
+    check_json_path,
+    count,
+    print_json,
+    sayer,
+)
 from pipeline.errors import ConfigError
 from pipeline.terminal.counts import counted
 
@@ -16,22 +24,20 @@ def add_analyze(commands: Any) -> None:
         commands,
         "analyze",
         _analyze,
-        "what each quantizer of an int8 package costs in accuracy, or each operation in time",
+        "show what each quantizer of an int8 package costs in accuracy, or each operation in time",
         "python -m pipeline analyze --top 30",
     )
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--images", type=count, default=None, metavar="N", help="calibration images to measure on (default: 16)"
     )
     parser.add_argument("--top", type=count, default=20, metavar="N", help="rows of the table")
-    parser.add_argument("--time", action="store_true", help="measure time in place of accuracy")
+    parser.add_argument("--time", action="store_true", help="measure time instead of accuracy")
     parser.add_argument(
-        "--runtime", choices=RUNTIMES, help="of --time (default: auto, the one that the build found faster)"
+        "--runtime", choices=RUNTIMES, help="with --time (default: auto, the one that the build found faster)"
     )
-    parser.add_argument("-b", "--batch", type=count, metavar="N", help="of --time: images a request (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+    parser.add_argument("-b", "--batch", type=count, metavar="N", help="with --time: images per request (default: 1)")
+    add_json_flag(parser)
 
 
 def _analyze(args: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ from pipeline.commands.flags import (
     RUNTIMES,
     add_command,
     add_engine_flags,
+    add_json_flag,
+    add_model_flag,
     add_report_flag,
     add_results_flag,
     check_json_path,
@@ -25,11 +27,9 @@ from pipeline.errors import ConfigError
 
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
-    )
+    add_model_flag(parser)
     found = "what --sweep found"
-    parser.add_argument("-b", "--batch", type=int, help=f"images a request (default: {found}, else 1)")
+    parser.add_argument("-b", "--batch", type=int, help=f"images per request (default: {found}, else 1)")
     parser.add_argument("-i", "--instances", type=int, help=f"requests in flight (default: {found}, else 1)")
     parser.add_argument("-p", "--processes", type=int, default=1, help="worker processes")
     parser.add_argument(
@@ -62,37 +62,43 @@ def add_bench(commands: Any) -> None:
         commands,
         "bench",
         _bench,
-        "measure throughput and latency; write the answers to a datalist",
+        "measure throughput and latency; write the predictions for a datalist",
         "python -m pipeline bench -b 22 -i 8",
     )
     _add_load_flags(parser)
     parser.add_argument(
         "-s", "--shape", type=_shape, metavar="[C,H,W]", help="input shape, checked against the package"
     )
-    parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing (default: the package's own)")
+    parser.add_argument("--vdsp_params", metavar="FILE", help="preprocessing file (default: the package's own)")
     parser.add_argument(
-        "--datalist", type=read_local_path, metavar="FILE", help="npz files to answer, a path or URL a line"
+        "--datalist", type=read_local_path, metavar="FILE", help="npz files to predict, one path or URL per line"
     )
     add_results_flag(parser, type=read_location, help="results folder, path or URL (default: output)")
-    parser.add_argument("--duration", type=_positive, metavar="S", help="seconds of the performance run (default: 10)")
     parser.add_argument(
-        "--iterations", type=int, metavar="N", help="requests of the performance run, instead of a time"
-    )
-    parser.add_argument("--reference", action="store_true", help="measure the build's float32 model too, in turn")
-    parser.add_argument(
-        "--sweep", action="store_true", help="find the best --runtime -b -i of this machine, and keep it for later runs"
+        "--duration", type=_positive, metavar="S", help="length of the performance run in seconds (default: 10)"
     )
     parser.add_argument(
-        "--max_latency", type=_positive, metavar="MS", help="of --sweep: what 95%% of the requests must stay under"
+        "--iterations", type=int, metavar="N", help="length of the performance run in requests, instead of --duration"
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="also measure the build's float32 model, in alternating rounds"
+    )
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="find the best --runtime, -b and -i for this machine, and keep them for later runs",
+    )
+    parser.add_argument(
+        "--max_latency", type=_positive, metavar="MS", help="with --sweep: limit for the 95th percentile of the latency"
     )
     parser.add_argument(
         "--documents",
         action="store_true",
-        help="latency at batch 1, 4 and 8 beside the documents' figures of the package's network, on GPUs",
+        help="measure latency at batch 1, 4 and 8, beside the GPU figures of the vendor's documents for the network",
     )
-    add_engine_flags(parser, "of --datalist: ")
-    add_report_flag(parser, "of --sweep: ")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+    add_engine_flags(parser, "with --datalist: ")
+    add_report_flag(parser, "with --sweep: ")
+    add_json_flag(parser)
 
 
 def _bench(args: argparse.Namespace) -> None:

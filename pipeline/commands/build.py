@@ -26,19 +26,21 @@ def add_build(commands: Any) -> None:
         commands,
         "build",
         _build,
-        "make an int8 package from a build file",
+        "build an int8 package from a build file",
         "python -m pipeline build timm_wideres.yaml",
     )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="build file, or the name of one in build_configs/")
     parser.add_argument(
-        "config", nargs="?", metavar="CONFIG", help="a build file, or the name of one in build_configs/"
-    )
-    parser.add_argument(
-        "-c", "--config", dest="config_file", metavar="FILE", help="the same; also a config of PaddleClas, unchanged"
+        "-c",
+        "--config",
+        dest="config_file",
+        metavar="FILE",
+        help="same as CONFIG; also takes a PaddleClas config, unchanged",
     )
     for key in flagged_keys():
         add_key_flag(parser, key)
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved build file and what would run, and do nothing"
+        "--dry-run", action="store_true", help="print the resolved build file and the stages that would run, and stop"
     )
     parser.add_argument(
         "-o",
@@ -47,7 +49,7 @@ def add_build(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override any key of the build file, or of a config of PaddleClas",
+        help="override any key of the build file, or of a PaddleClas config",
     )
     add_report_flag(parser)
 

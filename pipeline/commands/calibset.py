@@ -14,16 +14,20 @@ def add_calibset(commands: Any) -> None:
         commands,
         "calibset",
         _calibset,
-        "choose calibration images, every class present",
+        "choose calibration images from all classes",
         "python -m pipeline calibset --dataset_path ILSVRC2012_img_val --num 1000 --out calibration.txt",
     )
-    parser.add_argument("--dataset_path", type=Path, required=True, metavar="DIR", help="images, folder or tar")
+    parser.add_argument(
+        "--dataset_path", type=Path, required=True, metavar="DIR", help="images: a folder or a tar file"
+    )
     add_key_flag(parser, "dataset.sampler.get_data_num", "--num", "--num_images", type=int, default=1000)
     add_key_flag(parser, "dataset.sampler.seed", "--seed", type=int, default=0)
     add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")
     add_key_flag(parser, "dataset.val_label", "--val_label", type=Path, metavar="FILE")
     add_key_flag(parser, "dataset.class_order", "--class_order", choices=("text", "numeric"), metavar="ORDER")
-    parser.add_argument("--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="the list of images")
+    parser.add_argument(
+        "--out", type=Path, default=Path("calibration.txt"), metavar="FILE", help="list of images to write"
+    )
 
 
 def _calibset(args: argparse.Namespace) -> None:

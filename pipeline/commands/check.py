@@ -15,14 +15,14 @@ def add_check(commands: Any) -> None:
         commands,
         "check",
         _check,
-        "load build files and vdsp_params and name every fault",
+        "check build files and vdsp_params files, and report every fault",
         "python -m pipeline check build_configs/timm_wideres.yaml",
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="build files, .yaml, and vdsp_params, .json"
+        "files", nargs="+", type=Path, metavar="FILE", help="build files, .yaml, and vdsp_params files, .json"
     )
     parser.add_argument(
-        "--keys", action="store_true", help="look at the keys alone: weights and images that they name may be elsewhere"
+        "--keys", action="store_true", help="check the keys only: the weights and images that they name may be absent"
     )
 
 

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
             console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
             streams.drop_output()
         elif err.errno in _FULL_OR_CLOSED:
-            console.error(f"{err.filename or 'a file'}: {err.strerror}; see to that, then run again")
+            console.error(f"{err.filename or 'a file'}: {err.strerror}; fix that, then run again")
             console.causes(err)
         else:
             raise
@@ -164,8 +164,8 @@ class _Version(argparse.Action):
 def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m pipeline",
-        description="Image classifiers in int8 on CPUs: build, bench, eval.",
-        epilog="The vendor's words are understood too: vamc build and vamc compile for build, vamp for bench.",
+        description="Quantize image classifiers to int8, measure and run them on CPUs. Start with: build, bench, eval.",
+        epilog="The vendor's commands work too: vamc build and vamc compile for build, vamp for bench.",
         # argparse makes no room for the indentation of commands: by two, the longest stood on a line of its own.
         formatter_class=functools.partial(argparse.HelpFormatter, indent_increment=1),
     )

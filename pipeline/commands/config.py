@@ -18,18 +18,18 @@ def add_config(commands: Any) -> None:
         commands,
         "config",
         _config,
-        "what a build file may hold, and what one comes to",
+        "show the keys of build files, or a build file with defaults and overrides resolved",
         "python -m pipeline config keys",
     )
-    kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT", dest="what")
-    kinds.add_parser("keys", help="every key with its default, its values and what it is for")
-    kinds.add_parser("schema", help="the same as a JSON Schema, for editors")
-    docs = kinds.add_parser("docs", help="the same as a table in Markdown")
+    kinds = parser.add_subparsers(title="subcommands", required=True, metavar="WHAT", dest="what")
+    kinds.add_parser("keys", help="list every key with its default, its values and its meaning")
+    kinds.add_parser("schema", help="print the same as a JSON Schema, for editors")
+    docs = kinds.add_parser("docs", help="print the same as a table in Markdown")
     docs.add_argument(
-        "page", type=Path, nargs="?", metavar="PAGE", help="renew the table of this page, docs/build-files.md"
+        "page", type=Path, nargs="?", metavar="PAGE", help="page whose table is renewed, docs/build-files.md"
     )
-    show = kinds.add_parser("show", help="a build file with every default and override resolved")
-    show.add_argument("config", metavar="CONFIG", help="a build file, or the name of one in build_configs/")
+    show = kinds.add_parser("show", help="print a build file with every default and override resolved")
+    show.add_argument("config", metavar="CONFIG", help="build file, or the name of one in build_configs/")
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
 
 

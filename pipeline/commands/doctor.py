@@ -16,10 +16,12 @@ def add_doctor(commands: Any) -> None:
         commands,
         "doctor",
         _doctor,
-        "say whether this machine is fit, and what to install",
+        "check whether this machine can build and run packages, and say what to install",
         "python -m pipeline doctor",
     )
-    parser.add_argument("--workspace", type=Path, default=Path("deploy_weights"), metavar="DIR", help="where builds go")
+    parser.add_argument(
+        "--workspace", type=Path, default=Path("deploy_weights"), metavar="DIR", help="folder of the builds"
+    )
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -30,4 +32,4 @@ def _doctor(args: argparse.Namespace) -> None:
     faults = doctor.faults(findings)
     if faults:
         raise PipelineError(f"this machine is not fit: {counted(faults, 'fault')} to fix, see above")
-    print("this machine is fit")
+    print("this machine can build and run packages")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import (
     add_command,
+    add_json_flag,
+    add_override_flag,
     add_report_flag,
     add_results_flag,
     check_json_path,
@@ -27,24 +29,28 @@ def add_eval(commands: Any) -> None:
         commands,
         "eval",
         _eval,
-        "top-1 and top-5 of a run, beside float32",
+        "top-1 and top-5 accuracy of a run, compared with float32",
         "python -m pipeline eval --result_path output",
     )
-    add_results_flag(parser, type=Path, required=True, help="results folder of bench")
-    parser.add_argument("--datalist", type=Path, metavar="FILE", help="the datalist of the run, to check it against")
+    add_results_flag(parser, type=Path, required=True, help="results folder that bench has written")
+    parser.add_argument(
+        "--datalist", type=Path, metavar="FILE", help="the datalist of the run: check the results against it"
+    )
     parser.add_argument(
         "--label",
         type=Path,
         metavar="FILE",
-        help="class names, a line a class, or as --val_label (default: the package's)",
+        help="class names, one per line, or lines as in --val_label (default: the package's)",
     )
     parser.add_argument("--val_label", type=Path, metavar="FILE", help="ground truth: lines 'name index'")
     parser.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help="a config of PaddleClas: the label list of its evaluation"
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="take the label list of the evaluation from a PaddleClas config",
     )
-    parser.add_argument(
-        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
-    )
+    add_override_flag(parser)
     parser.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
@@ -52,7 +58,7 @@ def add_eval(commands: Any) -> None:
         help="run float32 on the same images and compare (default: up to 2000 images)",
     )
     add_report_flag(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, - for standard output")
+    add_json_flag(parser)
 
 
 def _read_labels(args: argparse.Namespace) -> Path | None:

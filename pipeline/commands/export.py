@@ -15,7 +15,7 @@ def add_export(commands: Any) -> None:
         commands,
         "export",
         _export,
-        "write one network as an ONNX model, or as TorchScript",
+        "export one network as an ONNX model, or as TorchScript",
         "python -m pipeline export --model_library timm --model_name wide_resnet50_2 --size 256 --save_dir onnx "
         "--pretrained_weights wide_resnet50_2.pth",
     )
@@ -25,7 +25,7 @@ def add_export(commands: Any) -> None:
         choices=("timm", "torchvision", "official", "paddleclas"),
         help="library of the network",
     )
-    parser.add_argument("--model_name", required=True, help="as `models` lists it")
+    parser.add_argument("--model_name", required=True, help="name of the network, as `models` lists it")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of the input")
     parser.add_argument("--save_dir", type=Path, default=Path("onnx"), metavar="DIR", help="folder of the model")
     parser.add_argument(
@@ -33,12 +33,12 @@ def add_export(commands: Any) -> None:
         type=Path,
         default=AUTO,
         metavar="FILE",
-        help="checkpoint; auto: the weights that the library publishes",
+        help="checkpoint; auto: download the weights that the library publishes",
     )
     parser.add_argument(
         "--convert_mode", choices=("onnx", "pt"), default="onnx", help="pt: TorchScript, for a batch of any size"
     )
-    parser.add_argument("--num_classes", type=int, default=1000, help="classes of the checkpoint")
+    parser.add_argument("--num_classes", type=int, default=1000, help="number of classes of the checkpoint")
     add_key_flag(parser, "frontend.checkpoint_key", "--checkpoint_key", metavar="KEY")
 
 

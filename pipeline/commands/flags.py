@@ -47,11 +47,15 @@ def add_command(
         name, help=text, description=text, epilog=f"example: {example}", formatter_class=HelpFormatter
     )
     parser.set_defaults(run=run)
-    said = parser.add_argument_group("what it says")
+    said = parser.add_argument_group("output")
     level = said.add_mutually_exclusive_group()
-    level.add_argument("--quiet", action="store_true", help="only results and errors: no steps, no progress")
-    level.add_argument("--verbose", action="store_true", help="details too: where artefacts lie, how models are opened")
-    said.add_argument("--log-json", action="store_true", help="steps, progress and errors as JSON lines on stderr")
+    level.add_argument("--quiet", action="store_true", help="print only results and errors: no steps, no progress")
+    level.add_argument(
+        "--verbose", action="store_true", help="print details too: where artefacts are, how models are opened"
+    )
+    said.add_argument(
+        "--log-json", action="store_true", help="print steps, progress and errors as JSON lines on stderr"
+    )
     return parser
 
 
@@ -70,14 +74,14 @@ def read_local_path(text: str) -> Path:
 
 
 def add_engine_flags(parser: argparse.ArgumentParser, of: str = "") -> None:
-    group = parser.add_argument_group("where it computes")
+    group = parser.add_argument_group("where to compute")
     group.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help=f"{of}local: here; ray: a Ray cluster"
+        "--engine", choices=("local", "ray"), default="local", help=f"{of}local: this machine; ray: a Ray cluster"
     )
     group.add_argument(
         "--address",
         metavar="ADDR",
-        help="of --engine ray: the cluster, auto or HOST:PORT (default: one for this run, here)",
+        help="with --engine ray: the cluster, auto or HOST:PORT (default: one for this run, on this machine)",
     )
 
 
@@ -88,7 +92,7 @@ def cluster_of(args: argparse.Namespace) -> Cluster | None:
 
         return Cluster(args.address)
     if args.address is not None:
-        raise ConfigError(f"--address {args.address}: is of a Ray cluster; add --engine ray, or leave it out")
+        raise ConfigError(f"--address {args.address}: needs a Ray cluster; add --engine ray, or leave it out")
     return None
 
 
@@ -110,8 +114,26 @@ def add_results_flag(parser: argparse.ArgumentParser, **settings: Any) -> None:
     parser.add_argument("--results", "--path_output", "--result_path", dest="results", metavar="DIR", **settings)
 
 
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of the package that a command works on."""
+    parser.add_argument(
+        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the last one built)"
+    )
+
+
+def add_override_flag(parser: argparse.ArgumentParser) -> None:
+    """Add PaddleClas's flag that overrides a key of its config, which `-c` names."""
+    parser.add_argument(
+        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
+    )
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file; - is standard output")
+
+
 def add_report_flag(parser: argparse.ArgumentParser, of: str = "") -> None:
-    parser.add_argument("--report", type=Path, metavar="FILE.html", help=f"{of}write a page to look at")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help=f"{of}write an HTML report")
 
 
 def check_report_path(path: Path | None) -> None:

@@ -28,7 +28,7 @@ def add_image2npz(commands: Any) -> None:
         "--text_path npz_datalist.txt",
     )
     parser.add_argument(
-        "--dataset_path", type=read_location, required=True, metavar="DIR", help="images: folder, tar or URL"
+        "--dataset_path", type=read_location, required=True, metavar="DIR", help="images: a folder, a tar file or a URL"
     )
     parser.add_argument(
         "--target_path", type=read_location, required=True, metavar="DIR", help="folder or URL of the npz files"
@@ -41,9 +41,9 @@ def add_image2npz(commands: Any) -> None:
         "--preprocess_as",
         default="torchvision",
         choices=("torchvision", "paddleclas", "transformers"),
-        help="turn images as EXIF says, as paddleclas and transformers do (torchvision does not)",
+        help="whose decoding to follow: paddleclas and transformers rotate images as EXIF says, torchvision does not",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core)")
     add_engine_flags(parser)
 
 

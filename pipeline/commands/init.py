@@ -8,11 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import (
-    add_command,
-    add_key_flag,
-    sayer,
-)
+from pipeline.commands.flags import add_command, add_key_flag, add_override_flag, sayer
 from pipeline.errors import ConfigError
 
 
@@ -24,35 +20,33 @@ def add_init(commands: Any) -> None:
         "write a build file for your own weights and images",
         "python -m pipeline init mynet.yaml --weights mynet.pth --dataset images/train --evaluation images/val",
     )
-    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="the build file to write, - for standard output")
+    parser.add_argument("out", type=Path, metavar="FILE.yaml", help="build file to write; - is standard output")
     parser.add_argument(
         "-c",
         "--config",
         type=Path,
         metavar="FILE",
-        help="make it of a config of PaddleClas; the flags below win over it",
+        help="start from a PaddleClas config; the flags below override it",
     )
-    parser.add_argument(
-        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
-    )
+    add_override_flag(parser)
     add_key_flag(parser, "frontend.checkpoint", type=Path)
     add_key_flag(parser, "dataset.path", type=Path)
     add_key_flag(parser, "evaluation.path", type=Path)
     parser.add_argument(
         "--model",
         metavar="LIBRARY/NAME",
-        help="as `models` lists it, or any that timm or torchvision has where it is installed, as "
-        "timm/convnext_tiny.fb_in1k; without --weights, its published weights (default: found out from the weights)",
+        help="network, as `models` lists it, or any of an installed timm or torchvision, such as "
+        "timm/convnext_tiny.fb_in1k; without --weights, its published weights (default: recognised by the weights)",
     )
     parser.add_argument(
-        "--size", type=int, metavar="PX", help="height and width of the input (default: the network's usual)"
+        "--size", type=int, metavar="PX", help="height and width of the input (default: the network's usual size)"
     )
     for name, what in (("--mean", "means"), ("--std", "standard deviations")):
         parser.add_argument(
             name,
             metavar="R,G,B",
-            help=f"{what} that the network was trained with, of a 0..1 image (default: as the library or files beside "
-            "the weights record them, else ImageNet's)",
+            help=f"{what} that the network was trained with, for pixels from 0 to 1 (default: as the library or files "
+            "beside the weights record them, else ImageNet's)",
         )
     add_key_flag(parser, "frontend.checkpoint_key", "--checkpoint_key", metavar="KEY")
     add_key_flag(parser, "dataset.sampler.suffix", "--suffix", default="any")

@@ -10,9 +10,11 @@ from pipeline.commands.flags import add_command
 
 def add_models(commands: Any) -> None:
     parser = add_command(commands, "models", _models, "list the known networks", "python -m pipeline models iresnet")
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only networks whose library or name holds a word")
-    parser.add_argument("--latency", action="store_true", help="published latencies on GPUs, at batch 1, 4 and 8")
-    parser.add_argument("--json", action="store_true", help="all that is known of them, as JSON")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="list only networks whose library or name contains one of the words"
+    )
+    parser.add_argument("--latency", action="store_true", help="list published latencies on GPUs, at batch 1, 4 and 8")
+    parser.add_argument("--json", action="store_true", help="print everything known about them as JSON")
 
 
 def _models(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.flags import add_command, count
+from pipeline.commands.flags import add_command, add_model_flag, count
 from pipeline.errors import ConfigError
 
 
@@ -15,30 +15,28 @@ def add_package(commands: Any) -> None:
         commands,
         "package",
         _package,
-        "write a package as OpenVINO IR, in ORT format, for Triton or for KServe",
+        "convert a package to OpenVINO IR or ORT format, or for Triton or KServe",
         "python -m pipeline package --format triton --out models",
     )
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
-    )
+    add_model_flag(parser)
     parser.add_argument("--format", required=True, choices=("openvino", "ort", "triton", "kserve"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="an empty or new folder")
-    served = parser.add_argument_group("of triton and kserve")
+    served = parser.add_argument_group("with --format triton and kserve")
     served.add_argument(
-        "--backend", choices=("onnxruntime", "openvino"), help="which runs it there (default: onnxruntime)"
+        "--backend", choices=("onnxruntime", "openvino"), help="the runtime there (default: onnxruntime)"
     )
     served.add_argument(
         "-b",
         "--batch",
         type=count,
         metavar="N",
-        help="images put together (default: what bench --sweep found, else 32)",
+        help="largest batch (default: what bench --sweep found, else 32)",
     )
     served.add_argument(
-        "-i", "--instances", type=count, metavar="N", help="models side by side (default: one a core of this machine)"
+        "-i", "--instances", type=count, metavar="N", help="model instances (default: one per core of this machine)"
     )
     served.add_argument(
-        "--storage_uri", metavar="URI", help="of kserve: where the folder will lie, as s3://BUCKET/FOLDER"
+        "--storage_uri", metavar="URI", help="with kserve: where the folder will be, such as s3://BUCKET/FOLDER"
     )
 
 

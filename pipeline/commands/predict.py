@@ -14,6 +14,8 @@ from pipeline.commands.flags import (
     RUNTIMES,
     add_command,
     add_engine_flags,
+    add_model_flag,
+    add_override_flag,
     check_json_path,
     cluster_of,
     count,
@@ -54,7 +56,7 @@ def add_predict(commands: Any) -> None:
         commands,
         "predict",
         _predict,
-        "the best classes of images",
+        "classify images",
         "python -m pipeline predict cat.jpg photos/ --topk 3",
     )
     parser.add_argument(
@@ -62,35 +64,33 @@ def add_predict(commands: Any) -> None:
         type=read_location,
         nargs="*",
         metavar="IMAGE|FOLDER",
-        help="image files, npz, or folders; paths or URLs",
+        help="image files, npz files or folders; paths or URLs",
     )
-    parser.add_argument("--infer_imgs", type=read_location, metavar="PATH", help="the same, as PaddleClas names it")
+    parser.add_argument("--infer_imgs", type=read_location, metavar="PATH", help="PaddleClas's name for the same")
     parser.add_argument(
         "--model_name",
         metavar="NAME",
-        help="one of PaddleClas's networks: its package built last, and lines as its pip package prints them",
+        help="a PaddleClas network: take the last package built of it, and print lines as PaddleClas does",
     )
     parser.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help="a config of PaddleClas: its images, batch size and topk"
+        "-c", "--config", type=Path, metavar="FILE", help="take images, batch size and topk from a PaddleClas config"
     )
+    add_override_flag(parser)
+    add_model_flag(parser)
+    parser.add_argument("--topk", type=count, metavar="K", help=f"classes per image (default: {_TOPK})")
     parser.add_argument(
-        "-o", dest="set", action="append", default=[], metavar="KEY=VALUE", help="override a key of that config"
+        "-b", "--batch", type=count, help="images per inference (default: what bench --sweep found, else 8)"
     )
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
-    )
-    parser.add_argument("--topk", type=count, metavar="K", help=f"classes an image (default: {_TOPK})")
-    parser.add_argument("-b", "--batch", type=count, help="images at once (default: what bench --sweep found, else 8)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
     parser.add_argument(
-        "--skip_bad", action="store_true", help="images that cannot be read are no error: the exit code stays 0"
+        "--skip_bad", action="store_true", help="skip images that cannot be read, with a warning; the exit code stays 0"
     )
     written = parser.add_mutually_exclusive_group()
     written.add_argument(
-        "--json", type=read_local_path, metavar="FILE", help="write a list of objects, - for standard output"
+        "--json", type=read_local_path, metavar="FILE", help="write a list of JSON objects; - is standard output"
     )
     written.add_argument(
-        "--csv", type=read_local_path, metavar="FILE", help="write a row a class, - for standard output"
+        "--csv", type=read_local_path, metavar="FILE", help="write one row per class; - is standard output"
     )
     add_engine_flags(parser)
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.flags import RUNTIMES, add_command, count
+from pipeline.commands.flags import RUNTIMES, add_command, add_model_flag, count
 from pipeline.errors import ConfigError
 from pipeline.host.extras import install_command
 
@@ -30,37 +30,39 @@ def add_serve(commands: Any) -> None:
         commands,
         "serve",
         _serve,
-        "answer requests over REST and gRPC (Open Inference Protocol v2)",
+        "serve packages over REST and gRPC (Open Inference Protocol v2)",
         "python -m pipeline serve -m deploy_weights/.../wide_resnet50_2",
     )
-    parser.add_argument(
-        "-m", "--model", type=Path, metavar="PREFIX", help="package: folder/name (default: the one built last)"
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--models",
         type=Path,
         metavar="DIR",
-        help="folder of packages to serve, loaded and unloaded as they change",
+        help="folder of packages to serve; packages are loaded and unloaded as the folder changes",
     )
     parser.add_argument(
-        "--versions", type=count, default=1, metavar="N", help="newest versions of each model in --models to serve"
+        "--versions",
+        type=count,
+        default=1,
+        metavar="N",
+        help="with --models: how many versions of each model to serve, the newest first",
     )
     parser.add_argument(
         "-b",
         "--batch",
         type=count,
         default=0,
-        help="images computed at once (default: what bench --sweep found, else 8)",
+        help="largest batch (default: what bench --sweep found, else 8)",
     )
     parser.add_argument(
         "-i",
         "--instances",
         type=count,
         default=0,
-        help="batches at the same time (default: what bench --sweep found, else one a core)",
+        help="batches computed at the same time (default: what bench --sweep found, else one per core)",
     )
     parser.add_argument(
-        "--workers", type=count, default=1, metavar="N", help="server processes behind the same ports; they share cores"
+        "--workers", type=count, default=1, metavar="N", help="server processes on the same ports; they share the cores"
     )
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: what bench --sweep found")
     _add_network(parser)
@@ -69,32 +71,55 @@ def add_serve(commands: Any) -> None:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 127.0.0.1: for this machine only")
-    parser.add_argument("--insecure", action="store_true", help="let other machines in without TLS or tokens")
     parser.add_argument(
-        "--http_port", type=_port, default=8080, metavar="PORT", help="port of REST; 0: any that is free"
+        "--insecure", action="store_true", help="accept requests from other machines without TLS or tokens"
     )
-    parser.add_argument(
-        "--grpc_port", type=_port, default=8081, metavar="PORT", help="port of gRPC; 0: any that is free"
-    )
+    parser.add_argument("--http_port", type=_port, default=8080, metavar="PORT", help="REST port; 0: any free port")
+    parser.add_argument("--grpc_port", type=_port, default=8081, metavar="PORT", help="gRPC port; 0: any free port")
     parser.add_argument("--max_body", type=count, default=64, metavar="MIB", help="largest request, in MiB")
     parser.add_argument("--max_pixels", type=count, default=64, metavar="MP", help="largest image, in megapixels")
     parser.add_argument(
-        "--max_queue", type=count, default=512, metavar="IMAGES", help="images that may wait; more are answered by 503"
+        "--max_queue",
+        type=count,
+        default=512,
+        metavar="IMAGES",
+        help="most images in the queue; requests beyond it are answered with status 503",
     )
     parser.add_argument(
-        "--client_timeout", type=_patience, default=30.0, metavar="S", help="seconds for a request's head, and its body"
+        "--client_timeout",
+        type=_patience,
+        default=30.0,
+        metavar="S",
+        help="seconds that a client has to send a request's head, and its body",
     )
     parser.add_argument(
-        "--drain", type=_seconds, default=2.0, metavar="S", help="seconds to serve on while clients leave"
+        "--drain",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="on shutdown, seconds during which new requests are still served",
     )
-    parser.add_argument("--grace", type=_seconds, default=30.0, metavar="S", help="then, seconds for what is under way")
+    parser.add_argument(
+        "--grace",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="after --drain, seconds for requests under way to finish",
+    )
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
     access = parser.add_argument_group("access control")
-    access.add_argument("--tls_cert", type=Path, metavar="PEM", help="certificate, and those that vouch for it")
-    access.add_argument("--tls_key", type=Path, metavar="PEM", help="its key, without a passphrase")
-    access.add_argument("--tls_client_ca", type=Path, metavar="PEM", help="clients need a certificate of one of these")
+    access.add_argument("--tls_cert", type=Path, metavar="PEM", help="certificate chain")
+    access.add_argument(
+        "--tls_key", type=Path, metavar="PEM", help="private key of the certificate, without a passphrase"
+    )
+    access.add_argument(
+        "--tls_client_ca",
+        type=Path,
+        metavar="PEM",
+        help="CA certificates: clients need a certificate issued by one of them",
+    )
     access.add_argument("--tokens", type=Path, metavar="FILE", help="clients need a bearer token; see token --help")
     access.add_argument("--open_metrics", action="store_true", help="/metrics needs no token")
     access.add_argument(
@@ -102,17 +127,17 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=0,
         metavar="N",
-        help="requests of one client under way (default: any number)",
+        help="requests under way per client (default: no limit)",
     )
     access.add_argument(
         "--client_rate",
         type=count,
         default=0,
         metavar="N",
-        help="requests a second of one client (default: any number)",
+        help="requests per second and client (default: no limit)",
     )
     access.add_argument(
-        "--client_mib", type=count, default=0, metavar="N", help="MiB a second of one client (default: any number)"
+        "--client_mib", type=count, default=0, metavar="N", help="MiB per second and client (default: no limit)"
     )
     access.add_argument(
         "--allow_origin",
@@ -120,9 +145,12 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="ORIGIN",
-        help="pages of these origins, such as https://shop.example, may call from browsers; '*': of any",
+        help="origins whose pages may call the server from a browser (CORS), such as https://shop.example; '*': any "
+        "(default: none)",
     )
-    access.add_argument("--access_log", type=Path, metavar="FILE", help="a JSON line a request; - is standard output")
+    access.add_argument(
+        "--access_log", type=Path, metavar="FILE", help="write one JSON line per request; - is standard output"
+    )
 
 
 def _port(text: str) -> int:

@@ -20,11 +20,15 @@ def add_token(commands: Any) -> None:
         "make a bearer token for clients of serve, or revoke one",
         "python -m pipeline token alice --tokens tokens.txt --days 90",
     )
-    parser.add_argument("name", metavar="NAME", help="whose token it is: letters, digits and . _ @ -")
+    parser.add_argument("name", metavar="NAME", help="owner of the token: letters, digits and . _ @ -")
     parser.add_argument(
-        "--tokens", type=Path, required=True, metavar="FILE", help="keeps names and hashes, made if it is not there"
+        "--tokens",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file of names and hashes; created if it does not exist",
     )
-    parser.add_argument("--days", type=count, metavar="N", help="until it expires (default: never)")
+    parser.add_argument("--days", type=count, metavar="N", help="days until it expires (default: never)")
     parser.add_argument("--revoke", action="store_true", help="remove all tokens of that name")
 
 

@@ -33,8 +33,8 @@ from pipeline.config.kinds import SHAPE, ByHand, Integer, Layers, Number, PathTo
 AUTO = Path("auto")
 
 
-_LAYOUTS = "a folder a class, a flat folder with a label list, or a tar of either"
-_LABELS = "label list of a flat folder, lines `name index`; null: one that lies in or beside it"
+_LAYOUTS = "one folder per class, a flat folder with a label list, or a tar file of either"
+_LABELS = "label list of a flat folder, lines `name index`; null: one found in or beside it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,32 +45,32 @@ class FrontendConfig:
         REQUIRED,
         choice(Frontend, fallback=Frontend.ONNX),
         "library of the network (`official`: iduta/iresnet), or `onnx` for a file that holds the whole network; "
-        "`pytorch`: TorchScript or a program of torch.export; `keras`: a whole `.keras` or `.h5`; the other words load "
-        "and are refused at the build",
+        "`pytorch`: TorchScript or a program of torch.export; `keras`: a whole `.keras` or `.h5`; the other values are "
+        "read and refused by the build",
     )
-    model: str | None = key(None, Text(), "name of the network, as `models` lists it; none for `onnx`")
+    model: str | None = key(None, Text(), "name of the network, as `models` lists it; null for `onnx`")
     checkpoint: Path | None = key(
         None,
         PathTo(),
-        "PyTorch, safetensors, PaddlePaddle, Keras or ONNX file; `auto`: the one that the library publishes; null: the "
-        "sample",
+        "PyTorch, safetensors, PaddlePaddle, Keras or ONNX file; `auto`: download the one that the library publishes; "
+        "null: generated sample weights",
         flag="--weights",
         metavar="FILE",
     )
     checkpoint_key: str | None = key(
         None,
         Text(),
-        "which weights of a checkpoint that holds several; null: the averaged ones (EMA), or all there are",
+        "which weights of a checkpoint that holds several sets; null: the averaged ones (EMA), else the plain ones",
         example="model_ema",
     )
     input_name: str = "input"
     shape: tuple[int, int, int, int] = key(  # [N, C, H, W]; N is 1 or, for any batch, -1
         REQUIRED,
         ByHand(SHAPE, "{name: [1, 3, H, W]}"),
-        "the one input, by its name in ONNX; of an ONNX file with channels last also `[1, H, W, 3]`",
+        "the input: its name in the ONNX model, and its shape; for an ONNX file with channels last also `[1, H, W, 3]`",
         flag="--size",
         metavar="PX",
-        flag_means="height and width of the input; the preprocessing is scaled with it",
+        flag_means="height and width of the input; the preprocessing is scaled to match",
         example="{input: [1, 3, 224, 224]}",
     )
     dtype: Precision = key(
@@ -78,14 +78,14 @@ class FrontendConfig:
         choice((Precision.FP32, Precision.FP16)),
         "precision of the checkpoint; the vendor's key, without effect",
     )
-    num_classes: int | None = key(None, Integer(1), "classes of the checkpoint; null: as many as the data set has")
+    num_classes: int | None = key(None, Integer(1), "number of classes of the checkpoint; null: that of the data set")
     output: str | None = key(
-        None, Text(), "of an ONNX file with several outputs, the one with the scores; null: its only one"
+        None, Text(), "the output with the scores, for an ONNX file with several outputs; null: its only one"
     )
     background: BackgroundClass | None = key(
         None,
         choice(BackgroundClass),
-        "a class of an ONNX file that no image shows (TensorFlow's 1001) and that is cut off",
+        "background class of an ONNX file (as in TensorFlow's 1001 classes), which is cut off",
     )
 
     @property
@@ -101,20 +101,22 @@ class QuantizeConfig:
         CalibrateMode.PERCENTILE,
         choice(CalibrateMode),
         "how the range of each activation is chosen; `measured`: of several percentiles, the one whose int8 model "
-        "answers most like float32 on calibration images",
+        "is nearest to float32 on calibration images",
         misspelt="alibrate_mode",  # in files of the vendor's model zoo
     )
     percentile: float = key(
         99.9999,
         Number(above=50, most=100),
-        "the range leaves (100 - P)% of the values outside at either end; of calibrate_mode `percentile`",
+        "calibrate_mode `percentile`: the range leaves (100 - P)% of the values outside at either end",
         flag="--percentile",
         metavar="P",
         example="99.99",
     )
-    quantize_per_channel: bool = key(True, Switch(), "weights: one scale an output channel, or one a tensor")
+    quantize_per_channel: bool = key(
+        True, Switch(), "weights: one scale per output channel (true) or per tensor (false)"
+    )
     pixel_input: bool = key(True, Switch(), "the model reads uint8 pixels and normalises them itself, where it can")
-    equalization: bool = key(True, Switch(), "channels that share a scale are rescaled to like ranges")
+    equalization: bool = key(True, Switch(), "channels that share a scale are rescaled to similar ranges")
     weight_rounding: WeightRounding = key(
         WeightRounding.SECOND_ORDER,
         choice(WeightRounding),
@@ -122,7 +124,9 @@ class QuantizeConfig:
     )
     float_classifier: bool = key(True, Switch(), "the last layer and the activation it reads stay float32")
     bias_correction: bool = key(
-        True, Switch(), "what rounding the weights adds to the mean output is taken from each bias"
+        True,
+        Switch(),
+        "the shift that rounding the weights causes in a layer's mean output is subtracted from its bias",
     )
     skip_conv_layers: tuple[int | str, ...] = key((), Layers(), "convolutions left in float", example="[0, 3]")
     exclude_layers: tuple[int | str, ...] = key(
@@ -137,12 +141,14 @@ class AccuracyConfig:
     min_agreement: float | None = key(
         None, Number(above=50, most=100, unit="%"), "goal: same answer as float32, in % of the images", example="99.5"
     )
-    max_kl: float | None = key(None, Number(above=0, unit="nats"), "goal: KL divergence of the answers, nats an image")
+    max_kl: float | None = key(
+        None, Number(above=0, unit="nats"), "goal: KL divergence from float32, in nats per image"
+    )
     max_drop: float | None = key(
         None, Number(least=0, most=100, unit="points"), "goal: top-1 accuracy that may be lost, in points"
     )
     min_speed: float = key(
-        0.85, Number(above=0, most=1, unit="a share"), "least images/s, as a share of the plain int8 model's"
+        0.85, Number(above=0, most=1, unit="a share"), "least throughput, as a share of the plain int8 model's"
     )
     budget_minutes: float = key(15.0, Number(above=0, unit="minutes"), "time for the search, in minutes")
 
@@ -151,7 +157,7 @@ class AccuracyConfig:
 class BackendConfig:
     """Section `backend:`."""
 
-    type: BackendType = key(BackendType.TVM_VACC, choice(BackendType), "the vendor's word")
+    type: BackendType = key(BackendType.TVM_VACC, choice(BackendType), "the vendor's value, without effect")
     dtype: Precision = key(
         Precision.INT8, choice(Precision), "precision of the package; fp16 and fp32 are not calibrated"
     )
@@ -201,7 +207,7 @@ class SamplerConfig:
         "counted",
     )
     get_data_num: int = key(1000, Integer(1), "number of calibration images", flag="--num_images", metavar="N")
-    seed: int = key(0, Integer(0), "another seed, another choice of images")
+    seed: int = key(0, Integer(0), "seed of the random choice of images")
     cover_classes: bool = key(True, Switch(), "a class without an image is an error")
 
 
@@ -209,16 +215,16 @@ class SamplerConfig:
 class DatasetConfig:
     """Section `dataset:`, the calibration images."""
 
-    type: DatasetType = key(DatasetType.TVM, choice(DatasetType), "the vendor's word")
+    type: DatasetType = key(DatasetType.TVM, choice(DatasetType), "the vendor's value, without effect")
     path: Path | None = key(
-        None, PathTo(), f"calibration images: {_LAYOUTS}; null: the sample", flag="--dataset", metavar="DIR"
+        None, PathTo(), f"calibration images: {_LAYOUTS}; null: the generated sample", flag="--dataset", metavar="DIR"
     )
     val_label: Path | None = key(None, PathTo(), _LABELS)
     class_order: ClassOrder | None = key(  # also of the evaluation images
         None,
         choice(ClassOrder),
-        "of class folders that are numbers: `text` (0, 1, 10, 2, as torchvision sorts) or `numeric`; null: text, and "
-        "the build says how float32 does in either",
+        "order of class folders whose names are numbers: `text` (0, 1, 10, 2, as torchvision sorts) or `numeric`; "
+        "null: `text`, and the build reports the accuracy of float32 in either order",
     )
     vdsp_params: str | None = key(
         None,
@@ -229,14 +235,15 @@ class DatasetConfig:
     process_ops: tuple[Mapping[str, object], ...] = key(
         (),
         ByHand({"type": ["array", "null"]}, "a list of ops"),
-        "preprocessing as the documents write it: DecodeImage, Resize, CenterCrop, Normalize, ToTensor, CvtColor; "
-        "where neither this nor `vdsp_params` says it and the checkpoint is `auto`, as its library recorded it",
+        "preprocessing as the vendor's documents write it: DecodeImage, Resize, CenterCrop, Normalize, ToTensor, "
+        "CvtColor; without this and `vdsp_params`, and with the checkpoint `auto`: as its library recorded it",
         also="transform_ops",
     )
     preprocess_as: PreprocessAs | None = key(  # resolved by `read_dataset`
         None,
         choice(PreprocessAs),
-        "whose sizes, corners and EXIF: null: `paddleclas` for frontends paddleclas and paddle, else `torchvision`",
+        "library whose rounding of sizes and crops, and use of EXIF, is followed; null: `paddleclas` for frontends "
+        "paddleclas and paddle, else `torchvision`",
     )
     skip_bad: bool = key(
         False,
@@ -257,7 +264,7 @@ class EvaluationConfig:
         None, PathTo(), f"evaluation images: {_LAYOUTS}; null: none", flag="--evaluation", metavar="DIR"
     )
     val_label: Path | None = key(None, PathTo(), _LABELS)
-    num: int | None = key(None, Integer(1), "so many of them, spread over the classes; null: all")
+    num: int | None = key(None, Integer(1), "number of evaluation images, spread over the classes; null: all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +274,7 @@ class WorkspaceConfig:
     path: Path = key(
         Path("deploy_weights"),
         PathTo(),
-        "folder of packages and of the artefacts of the steps",
+        "folder of packages, and of the cached artefacts of the stages",
         flag="--output",
         metavar="DIR",
     )
@@ -284,15 +291,19 @@ class Sections:
     )
     frontend: FrontendConfig = section(FrontendConfig, "what to export", required=True)
     backend: BackendConfig = section(BackendConfig, "precision and quantization")
-    graph: GraphConfig = section(GraphConfig, "what is added to the network")
+    graph: GraphConfig = section(GraphConfig, "what is appended to the network")
     dataset: DatasetConfig = section(DatasetConfig, "calibration images and their preprocessing")
-    evaluation: EvaluationConfig = section(EvaluationConfig, "images that become npz, and that `bench` answers")
+    evaluation: EvaluationConfig = section(
+        EvaluationConfig, "images that are decoded into npz files, and that `bench` predicts"
+    )
     accuracy: AccuracyConfig | None = optional_section(
-        AccuracyConfig, "split, or leave in float, what costs most, until a goal is reached; null: the plain int8 model"
+        AccuracyConfig,
+        "split the activations that cost most, or leave them in float32, until a goal is reached; null: the plain int8 "
+        "model",
     )
     workspace: WorkspaceConfig = section(
         WorkspaceConfig,
-        "where packages and the artefacts of the steps go",
+        "where packages and the artefacts of the stages go",
         unused=UNUSED_WORKSPACE,
     )
 

@@ -1,4 +1,4 @@
-"""Doctor: whether this machine is fit to build and to run packages, and what to do where it is not."""
+"""Doctor: whether this machine can build and run packages, and what to do where it cannot."""
 
 from __future__ import annotations
 

@@ -691,7 +691,7 @@ def test_a_disk_that_takes_nothing_is_no_traceback(number: int, capsys: pytest.C
     parser = make_parser()
     parser.set_defaults(run=fail)
     assert run_main([], parser) == 2
-    assert capsys.readouterr().err == f"error: ws/model.onnx: {os.strerror(number)}; see to that, then run again\n"
+    assert capsys.readouterr().err == f"error: ws/model.onnx: {os.strerror(number)}; fix that, then run again\n"
 
 
 def test_an_error_of_the_system_that_only_a_bug_raises_keeps_its_traceback() -> None:
