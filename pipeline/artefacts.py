@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +162,13 @@ def is_published(folder: Path) -> bool:
     return True
 
 
-def write_manifest(folder: Path, producer: str, facts: Mapping[str, Any] | None = None) -> None:
-    """List every file of `folder` with its size and sha256, and `facts` beside them."""
+def write_manifest(folder: Path, producer: str) -> None:
+    """List every file of `folder` with its size and sha256 in its manifest."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     files.pop(MANIFEST, None)
-    write_json(folder / MANIFEST, {"producer": producer, "files": files, **(facts or {})})
+    write_json(folder / MANIFEST, {"producer": producer, "files": files})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

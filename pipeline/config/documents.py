@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +203,17 @@ def find_data_file(folder_name: str, name: str | Path) -> Path:
             names.update(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     hint = _meant(Path(name))
     if not hint:
-        near = difflib.get_close_matches(last, sorted(names), n=3, cutoff=0.4)
+        near = _nearest(last, names)
         hint = f"; nearest: {', '.join(near)}" if near else ""
     raise ConfigError(f"{name}: no such file, nor one of that name in {folder_name}/{hint}")
+
+
+def _nearest(name: str, known: Collection[str]) -> list[str]:
+    """Return up to three known names: first those that end in `_<name>` (timm_resnet18.yaml for resnet18), then similar."""
+    stem = Path(name).stem.casefold()
+    ending = [each for each in sorted(known) if Path(each).stem.casefold().endswith(f"_{stem}")]
+    similar = difflib.get_close_matches(name, sorted(set(known) - set(ending)), n=3, cutoff=0.4)
+    return [*ending, *similar][:3]
 
 
 def _meant(path: Path) -> str:

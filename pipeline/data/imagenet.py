@@ -76,10 +76,6 @@ class Dataset:
     classes: tuple[ClassInfo, ...]
     has_folder_classes: bool = False  # the classes are the class folders, in the order that was asked for
 
-    def known_labels(self) -> dict[str, int]:
-        """Return the class index of every labelled sample by its key: the `known` of `find_ground_truth`."""
-        return {sample.key: sample.class_index for sample in self.samples if sample.class_index is not None}
-
 
 def list_dataset(
     path: Path,

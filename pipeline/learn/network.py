@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -92,11 +91,6 @@ class Network:
                 if not left[name] and name not in wanted:
                     values.pop(name, None)
         return {name: values[name] for name in wanted}
-
-    def output_of(self, images: np.ndarray) -> Tensor:
-        """Return the output for prepared images [N, C, H, W], float32 or uint8."""
-        with torch.no_grad():
-            return self.run({self.input: torch.from_numpy(np.ascontiguousarray(images))}, [self.output])[self.output]
 
 
 def _find(name: str, values: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> Tensor | None:

@@ -111,10 +111,10 @@ def _pool(attributes: Attributes, inputs: Sequence[Any], *, largest: bool) -> Te
     return pooled / functional.avg_pool2d(_padded(ones, before, after, 0.0), kernel, strides)
 
 
-def _axes(attributes: Attributes, inputs: Sequence[Any], at: int = 1) -> list[int] | None:
+def _axes(attributes: Attributes, inputs: Sequence[Any]) -> list[int] | None:
     """Return the axes that an attribute names up to opset 12, and an input from 13 (ReduceMean: 18)."""
-    if len(inputs) > at and inputs[at] is not None:
-        return [int(axis) for axis in inputs[at]]
+    if len(inputs) > 1 and inputs[1] is not None:
+        return [int(axis) for axis in inputs[1]]
     return list(attributes["axes"]) if "axes" in attributes else None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,43 +100,80 @@ def _convert(
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         network, shape = _load(path)
+        if shape:
+            _check_shape(shape, chw)
         batch = (shape[0] if shape else None) or 1
-        if shape and (
-            len(shape) != 4 or any(size not in (None, own) for size, own in zip(shape[1:], chw, strict=True))
-        ):
-            shown = ", ".join("?" if size is None else str(size) for size in shape)
-            raise DataError(
-                f"was exported for inputs of [{shown}], frontend.shape says {list(chw)}; set it and the crop of "
-                "process_ops to that size"
-            )
-        try:
-            output = network(torch.zeros(batch, *chw))
-        except Exception as err:  # of the network's own code
-            kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32}
-            wanted = f"export it as float32, after model.float(), not {_names(kinds)}" if kinds else "give its own size"
-            raise DataError(f"does not run on an image of {list(chw)} ({in_a_line(err)}); {wanted}") from None
-        try:
-            torch.onnx.export(
-                network,
-                (torch.zeros(batch, *chw),),
-                out,
-                dynamo=False,
-                input_names=["input"],
-                output_names=["output"] if isinstance(output, torch.Tensor) else None,
-                opset_version=_OPSET,
-            )
-        except Exception as err:  # the exporter's errors have no parent of their own
-            raise DataError(
-                f"torch {torch.__version__} cannot export it to ONNX ({in_a_line(err)}); export the network itself by "
-                "torch.onnx.export(..., dynamo=True) and give that file"
-            ) from None
-        if images_nchw is None or not isinstance(output, torch.Tensor):
+        blank = torch.zeros(batch, *chw)
+        output = _run_once(network, blank)
+        has_one_output = isinstance(output, torch.Tensor)
+        _export(network, blank, out, ["output"] if has_one_output else None)
+        if images_nchw is None or not has_one_output:
             return None
-        padding = np.repeat(images_nchw[-1:], -len(images_nchw) % batch, axis=0)
-        padded = np.concatenate([images_nchw, padding])
-        parts = [torch.from_numpy(padded[start : start + batch]) for start in range(0, len(padded), batch)]
-        answers = np.concatenate([network(part).numpy() for part in parts])[: len(images_nchw)]
-        return answers.reshape(len(images_nchw), -1).astype(np.float32)
+        return _answer(network, images_nchw, batch)
+
+
+def _check_shape(shape: _Shape, chw: tuple[int, int, int]) -> None:
+    """Raise DataError where a program was exported for inputs of another shape than [N, C, H, W] of `chw`."""
+    if len(shape) == 4 and all(size in (None, own) for size, own in zip(shape[1:], chw, strict=True)):
+        return
+    shown = ", ".join("?" if size is None else str(size) for size in shape)
+    raise DataError(
+        f"was exported for inputs of [{shown}], frontend.shape says {list(chw)}; set it and the crop of process_ops to "
+        "that size"
+    )
+
+
+def _run_once(network: Any, blank: torch.Tensor) -> Any:
+    """Return the network's output for a blank batch.
+
+    Raises:
+        DataError: it does not run on such a batch.
+    """
+    import torch
+
+    try:
+        return network(blank)
+    except Exception as err:  # of the network's own code
+        kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32}
+        wanted = f"export it as float32, after model.float(), not {_names(kinds)}" if kinds else "give its own size"
+        size = list(blank.shape[1:])
+        raise DataError(f"does not run on an image of {size} ({in_a_line(err)}); {wanted}") from None
+
+
+def _export(network: Any, blank: torch.Tensor, out: str, output_names: Sequence[str] | None) -> None:
+    """Write a network as ONNX, for batches like `blank`.
+
+    Raises:
+        DataError: torch cannot export it.
+    """
+    import torch
+
+    try:
+        torch.onnx.export(
+            network,
+            (blank,),
+            out,
+            dynamo=False,
+            input_names=["input"],
+            output_names=output_names,
+            opset_version=_OPSET,
+        )
+    except Exception as err:  # the exporter's errors have no parent of their own
+        raise DataError(
+            f"torch {torch.__version__} cannot export it to ONNX ({in_a_line(err)}); export the network itself by "
+            "torch.onnx.export(..., dynamo=True) and give that file"
+        ) from None
+
+
+def _answer(network: Any, images_nchw: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:
+    """Return a network's outputs, float32 [N, classes], computed in batches of one size; the last one is padded."""
+    import torch
+
+    padding = np.repeat(images_nchw[-1:], -len(images_nchw) % batch, axis=0)
+    padded = np.concatenate([images_nchw, padding])
+    parts = [torch.from_numpy(padded[start : start + batch]) for start in range(0, len(padded), batch)]
+    answers = np.concatenate([network(part).numpy() for part in parts])[: len(images_nchw)]
+    return answers.reshape(len(images_nchw), -1).astype(np.float32)
 
 
 def _load(path: str) -> tuple[Any, _Shape | None]:

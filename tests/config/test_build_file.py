@@ -138,6 +138,12 @@ def test_load_build_file_lists_nearest_when_missing(here: Path) -> None:
         load_build_file("timm_widres.yaml")
 
 
+def test_load_names_the_build_files_of_a_network_first_when_only_the_network_is_given() -> None:
+    wanted = r"nearest: ppcls_resnet18\.yaml, timm_resnet18\.yaml, torchvision_resnet18\.yaml$"
+    with pytest.raises(ConfigError, match=wanted):
+        load_build_file("resnet18")
+
+
 def test_load_build_file_gives_defaults_when_sections_are_absent(here: Path) -> None:
     cfg = load(TEXT)
     assert (cfg.backend.dtype, cfg.backend.quantize.percentile) == (Precision.INT8, 99.9999)
