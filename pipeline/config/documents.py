@@ -209,7 +209,10 @@ def find_data_file(folder_name: str, name: str | Path) -> Path:
 
 
 def _nearest(name: str, known: Collection[str]) -> list[str]:
-    """Return up to three known names: first those that end in `_<name>` (timm_resnet18.yaml for resnet18), then similar."""
+    """Return up to three known names: first those that end in `_<name>` (timm_resnet18.yaml for resnet18).
+
+    Similar names follow.
+    """
     stem = Path(name).stem.casefold()
     ending = [each for each in sorted(known) if Path(each).stem.casefold().endswith(f"_{stem}")]
     similar = difflib.get_close_matches(name, sorted(set(known) - set(ending)), n=3, cutoff=0.4)
