@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of CONTRIBUTING.md, held against the code."""
+"""Which module may import which: the layers of CONTRIBUTING.md, checked against the code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pipeline"
 
-# The rooms, bottom to top: a module imports from rows below its own in this list's order, or from its own room.
-ROWS = (
+# Subpackages and modules, lowest layer first: a module imports from its own subpackage and from lower layers.
+LAYERS = (
     {"errors", "version", "terminal"},
     {"config", "host"},
     {"artefacts", "runtimes"},
@@ -30,9 +30,9 @@ ROWS = (
     {"commands"},
     {"__main__"},
 )
-ROW_OF = {unit: number for number, row in enumerate(ROWS) for unit in row}
+LAYER_OF = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 # The only modules that need torch when they are imported; the export command and stage reach them lazily.
-TORCH_ROOMS = {"learn", "models", "weights"}
+TORCH_UNITS = {"learn", "models", "weights"}
 HEAVY = ("ray", "torch", "onnx", "onnxruntime", "openvino", "numpy", "yaml", "PIL")
 
 
@@ -91,24 +91,24 @@ def needed_at_import(path: Path) -> set[str]:
 
 def test_map_names_every_module() -> None:
     units = {unit_of(module) for module in MODULES if module != "pipeline"}
-    assert units <= ROW_OF.keys(), f"give these a row: {sorted(units - ROW_OF.keys())}"
+    assert units <= LAYER_OF.keys(), f"give these a layer: {sorted(units - LAYER_OF.keys())}"
 
 
-def test_contributing_has_the_rooms_in_this_order() -> None:
+def test_contributing_has_the_layers_in_this_order() -> None:
     listed: list[set[str]] = []
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for number, room in re.findall(r"^\| (\d*) *\| `(\w+)(?:/|\.py)` \|", text, re.MULTILINE):
+    for number, unit in re.findall(r"^\| (\d*) *\| `(\w+)(?:/|\.py)` \|", text, re.MULTILINE):
         if number:
             assert int(number) == len(listed) + 1
             listed.append(set())
-        listed[-1].add(room)
-    assert tuple(listed) == ROWS
+        listed[-1].add(unit)
+    assert tuple(listed) == LAYERS
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"pipeline"}))
-def test_module_imports_from_lower_rows_only(module: str) -> None:
+def test_module_imports_from_lower_layers_only(module: str) -> None:
     for name in sorted(our_imports(module)):
-        assert unit_of(name) == unit_of(module) or ROW_OF[unit_of(name)] < ROW_OF[unit_of(module)], (
+        assert unit_of(name) == unit_of(module) or LAYER_OF[unit_of(name)] < LAYER_OF[unit_of(module)], (
             f"{module} imports {name}"
         )
 
@@ -140,9 +140,9 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_torch_is_named_in_its_rooms_only(module: str) -> None:
+def test_torch_is_imported_in_its_subpackages_only(module: str) -> None:
     path = MODULES[module]
-    if module != "pipeline" and unit_of(module) not in TORCH_ROOMS:
+    if module != "pipeline" and unit_of(module) not in TORCH_UNITS:
         assert "torch" not in needed_at_import(path)
     if module == "pipeline.models.zoo":
         assert "torch" not in needed_at_import(path), "the table of networks is read without torch"
@@ -192,7 +192,7 @@ def test_everything_but_the_networks_imports_without_torch() -> None:
     failing = {line.partition(" ")[0] for line in failing_imports(("torch",), names)} - incomplete
     needing = {name for name in MODULES if "torch" in needed_at_import(MODULES[name])}
     assert needing <= failing
-    assert {unit_of(name) for name in failing} <= {*TORCH_ROOMS, "prepare"}
+    assert {unit_of(name) for name in failing} <= {*TORCH_UNITS, "prepare"}
 
 
 @pytest.mark.parametrize("blocked", ["openvino", "onnxruntime", "onnx"])

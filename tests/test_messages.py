@@ -147,8 +147,8 @@ def wrong_flags(text: str, module: str) -> list[str]:
 
 
 def test_readers_name_modules_and_commands_that_exist() -> None:
-    rooms = {module.rpartition(".")[0] for module in MODULES}
-    assert [row for row in READERS if row and row not in MODULES and row not in rooms] == []
+    subpackages = {module.rpartition(".")[0] for module in MODULES}
+    assert [row for row in READERS if row and row not in MODULES and row not in subpackages] == []
     assert {command for row in READERS.values() for command in row} <= FLAGS.keys()
 
 
