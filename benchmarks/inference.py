@@ -3,7 +3,7 @@
     pip install '.[benchmarks]'
     python benchmarks/inference.py -m deploy_weights/FOLDER/NAME --loads 22x8,8x4,1x1
 
-For each load (images a request x requests in flight): this pipeline in either runtime; OpenVINO's own benchmark_app on
+For each load (images per request x requests in flight): this pipeline in either runtime; OpenVINO's benchmark_app on
 the same int8 file, in the best of several configurations; ONNX Runtime as it comes, on the same int8 file; and the
 build's float32 model here, in benchmark_app, in ONNX Runtime and in torch as they come. First, what int8 convolutions
 reach here at best, in multiply-accumulates a second, and then which share of it each int8 row has.
@@ -304,7 +304,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=5.0,
-        help="of a turn at least; slow models take four requests a stream (%(default)s)",
+        help="of a turn at least; slow models take four requests per stream (%(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser

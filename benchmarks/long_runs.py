@@ -49,7 +49,7 @@ def draw(index: int) -> Image.Image:
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """Write images into a folder a class; those that are there already stay."""
+    """Write images into a folder per class; those that are there already stay."""
     for index in range(count):
         path = folder / f"class{index % CLASSES}" / f"{index:06d}.JPEG"
         if not path.exists():

@@ -285,7 +285,7 @@ def describe(layer: Layer, cut: set[Pair]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runtime", choices=RUNTIMES)
-    parser.add_argument("--json", action="store_true", help="a line a layer: its name, the pairs, the unbounded ones")
+    parser.add_argument("--json", action="store_true", help="a line per layer: its name, the pairs, the unbounded ones")
     args = parser.parse_args()
     for layer in layers():
         cut = found_in(layer, RUNTIMES[args.runtime])

@@ -305,7 +305,7 @@ def scale(args: argparse.Namespace) -> None:
 
 
 def make_images(package: Package, root: Path, count: int) -> None:
-    """Write small JPEG files into a folder a class; many are equal, which nothing here can take advantage of."""
+    """Write small JPEG files into a folder per class; many are equal, which nothing here can take advantage of."""
     classes = [known.id for known in package.classes()]
     drawn = np.random.default_rng(0).integers(0, 256, (64, SMALL // 8, SMALL // 8, 3), np.uint8)
     for index in range(count):

@@ -1,4 +1,4 @@
-"""The table of `zoo.py`: a row a build file, with what came of it and how far int8 is from float32."""
+"""The table of `zoo.py`: a row per build file, with what came of it and how far int8 is from float32."""
 
 from __future__ import annotations
 

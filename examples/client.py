@@ -4,7 +4,7 @@
     python examples/client.py --grpc cat.jpg dog.jpg              # pip install 'tritonclient[grpc]'
     TOKEN=... python examples/client.py --url https://HOST:8080 --ca ca.pem cat.jpg
 
-Over REST it needs Python alone. A line an image and class: file, class, score, name.
+Over REST it needs Python alone. A line per image and class: file, class, score, name.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grpc", action="store_true", help="over gRPC, by tritonclient; needs --model")
     parser.add_argument("--url", help="http(s)://HOST:PORT (default: port 8080 of this machine, with --grpc 8081)")
     parser.add_argument("--model", help="name of the model (default over REST: the one that is served)")
-    parser.add_argument("--topk", type=int, default=5, help="classes an image (%(default)s)")
+    parser.add_argument("--topk", type=int, default=5, help="classes per image (%(default)s)")
     parser.add_argument("--ca", metavar="FILE", help="of TLS: who vouches for the server (default: the system's)")
     args = parser.parse_args(arguments)
     args.url = (args.url or f"http://localhost:{8081 if args.grpc else 8080}").rstrip("/")

@@ -20,7 +20,7 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """A build file, vdsp_params file or flag is wrong. May hold several faults, one a line."""
+    """A build file, vdsp_params file or flag is wrong. May hold several faults, one per line."""
 
 
 class DataError(PipelineError):

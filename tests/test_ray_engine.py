@@ -406,7 +406,7 @@ def test_url_of_what_must_be_a_file_is_one_line(command: Sequence[str], capsys: 
     [
         ((), "--engine ray: is for a run over --datalist FILE"),
         (("--sweep",), "--engine ray: is for a run over --datalist FILE"),
-        (("--datalist", "list.txt", "-p", "2"), "--processes: --engine ray starts as many workers as have room"),
+        (("--datalist", "list.txt", "-p", "2"), "--processes: --engine ray starts as many workers as fit on the nodes"),
     ],
 )
 def test_bench_refuses_what_a_cluster_cannot_do(

@@ -1,1 +1,1 @@
-"""The command line: one file a command, over the library."""
+"""The command line: one file per command, over the library."""

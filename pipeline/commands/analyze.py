@@ -61,7 +61,7 @@ def _analyze(args: argparse.Namespace) -> None:
         say(
             "\n".join(
                 [
-                    f"{runtime.value}, {counted(args.batch or 1, 'image')} a request",
+                    f"{runtime.value}, {counted(args.batch or 1, 'image')} per request",
                     *layer_times.describe(times, args.top),
                 ]
             )

@@ -206,5 +206,5 @@ def _check_cluster_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--engine ray: is for a run over --datalist FILE; speed is measured on one machine at a time")
     if args.processes != 1:
         raise ConfigError(
-            "--processes: --engine ray starts as many workers as have room, one for -i cores; leave -p out"
+            "--processes: --engine ray starts as many workers as fit on the nodes, one for -i cores; leave -p out"
         )

@@ -1,4 +1,4 @@
-"""Pillow's resize and crop of an image of four bytes a pixel, compiled by Numba: the same bits in a third of the time.
+"""Pillow's resize and crop of an image of four bytes per pixel, compiled by Numba: same bits in a third of the time.
 
 Pillow resizes rows and columns one after the other, in whole numbers: a pixel is the sum of its neighbours, each with a
 weight of 22 bits, rounded to 8 bits after either step. Source: `src/libImaging/Resample.c` of Pillow.

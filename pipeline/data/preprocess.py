@@ -35,7 +35,7 @@ _TURNS: Mapping[object, Callable[[Pixels], Pixels]] = {  # of [H, W, 3]
 
 
 def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:
-    """Decode an image file exactly as Pillow's `Image.open(source).convert("RGB")` does, but for 16 bits a pixel.
+    """Decode an image file exactly as Pillow's `Image.open(source).convert("RGB")` does, but for 16 bits per pixel.
 
     Of those, which Pillow cuts off at 255, the upper 8 are taken.
 

@@ -250,7 +250,7 @@ def _checked_name(path: Path, prefix: str, member: tarfile.TarInfo) -> str | Non
 
 
 def _check_printable(root: Location, name: str) -> None:
-    """Raise where a name holds a control character: lists have one image a line."""
+    """Raise where a name holds a control character: lists have one image per line."""
     if any(ord(letter) < 32 for letter in name):
         raise DataError(f"{root}: file name {name!r} holds a control character; rename the file")
 

@@ -41,7 +41,7 @@ def divergences(
     expected: Float32,
     advance: Callable[[], object] = lambda: None,
 ) -> dict[tuple[Kind, str], float]:
-    """Return the divergence of the answers from float32's, nats an image, with each quantizer alone.
+    """Return the divergence of the answers from float32's, nats per image, with each quantizer alone.
 
     Args:
         float32: the model, batch norms folded.

@@ -34,7 +34,7 @@ def measure_costs(
     images: Sequence[Prepared],
     expected: npt.NDArray[np.float32],
 ) -> dict[str, float]:
-    """Return by quantized activation the divergence of the answers, nats an image, that would go with its quantizer.
+    """Return by quantized activation the divergence of the answers, nats per image, that would go with its quantizer.
 
     From gradients, or, of a network that torch cannot compute here, by running it for each quantizer.
 

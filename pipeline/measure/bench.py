@@ -58,7 +58,7 @@ def bench(
 
     Args:
         package: a package or its path, as of `open_package`; None: the one built last under deploy_weights/.
-        batch: images a request.
+        batch: images per request.
         instances: requests in flight, over all processes.
         processes: worker processes.
         runtime: auto, openvino or onnxruntime. Where this, `batch` and `instances` are None, all three are what

@@ -21,7 +21,7 @@ from pipeline.runtimes.base import Runtime
 
 @dataclass(frozen=True)
 class DocumentedLatency:
-    """Mean latency of a request in ms, at `BATCHES` images a request with one request in flight."""
+    """Mean latency of a request in ms, at `BATCHES` images per request with one request in flight."""
 
     package: Package
     network: str
@@ -42,7 +42,7 @@ class DocumentedLatency:
 
     def lines(self) -> Iterator[str]:
         """Yield the table."""
-        yield f"{f'{self.network}, ms a request':34} " + " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
+        yield f"{f'{self.network}, ms per request':34} " + " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
         for name, row in {f"here, {self.package.precision}": self.here, **self.documents}.items():
             yield f"{name:34} " + " ".join(f"{ms:9.3f}" for ms in row)
         machine = f"{hardware.cpu_name()}, {hardware.available_cores()} cores"

@@ -62,7 +62,7 @@ def evaluate(
     Args:
         result_path: the folder, as of `--results`.
         datalist: the datalist of the run, which is checked; needed where the folder has no record beside it.
-        label: class names, a line a class (None: the package's); or lines `name index`, as `val_label`.
+        label: class names, a line per class (None: the package's); or lines `name index`, as `val_label`.
         val_label: ground truth, lines `name index`. None: the folders of the images, then the build's own list, then
             the official labels of ILSVRC2012_val_*.
         reference: run float32 on the same images and compare. None: where it can be done for up to 2000 images.

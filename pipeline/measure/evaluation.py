@@ -107,7 +107,7 @@ class Evaluation:
             f"agreement      {reference.agreement}",
             f"flips    {reference.right_to_wrong} right to wrong, {reference.wrong_to_right} wrong to right, "
             f"{counted(len(reference.flips), 'answer')} changed in all; exact McNemar p = {reference.p_value:.2g}",
-            f"scores   KL divergence {reference.divergence.kl:.5f} nats an image, logit SQNR "
+            f"scores   KL divergence {reference.divergence.kl:.5f} nats per image, logit SQNR "
             f"{reference.divergence.sqnr_db:.1f} dB",
         ]
         if reference.divergence.scores is Scores.SIGMOID:

@@ -40,7 +40,7 @@ def describe(times: Sequence[LayerTime], count: int) -> list[str]:
     for time in times:
         kinds[time.work] += time.seconds
         numbers[time.work] += 1
-    lines = [f"{1e3 * total:.2f} ms a request", "   share       ms  operations  kind"]
+    lines = [f"{1e3 * total:.2f} ms per request", "   share       ms  operations  kind"]
     lines += [
         f"{100 * seconds / total:7.1f}%  {1e3 * seconds:7.2f}  {numbers[work]:10}  {work.value}"
         for work, seconds in sorted(kinds.items(), key=lambda item: -item[1])

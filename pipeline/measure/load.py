@@ -1,4 +1,4 @@
-"""The load of a bench: images a request, requests in flight, processes, runtime."""
+"""The load of a bench: images per request, requests in flight, processes, runtime."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runtimes.opening import choose
 class Load:
     """A load: `-b -i -p --runtime`."""
 
-    batch: int = 1  # images a request
+    batch: int = 1  # images per request
     instances: int = 1  # requests in flight, over all processes
     processes: int = 1
     runtime: Runtime = Runtime.AUTO

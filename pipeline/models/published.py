@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BATCHES = (1, 4, 8)  # images a request, of all latencies
+BATCHES = (1, 4, 8)  # images per request, of all latencies
 
-Latencies = tuple[float, float, float]  # ms a request, at `BATCHES`
+Latencies = tuple[float, float, float]  # ms per request, at `BATCHES`
 
 
 @dataclass(frozen=True)

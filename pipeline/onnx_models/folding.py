@@ -28,7 +28,7 @@ def fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onn
         without: names of optimizers that are left out.
 
     Raises:
-        DataError: ONNX Runtime does not load it, or there is no room for a temporary file.
+        DataError: ONNX Runtime does not load it, or there is no space for a temporary file.
     """
     forms.rename_fused_shapes(model)
     aside = _kept_weights(model)
@@ -42,7 +42,9 @@ def fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onn
             reason = first_line(err)
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
         except FILE_ERRORS:
-            raise DataError(f"{tempfile.gettempdir()}: has no room; make some, or name another by TMPDIR") from None
+            raise DataError(
+                f"{tempfile.gettempdir()}: no space left for temporary files; free some, or set TMPDIR to another folder"
+            ) from None
         folded = onnx.load(target)
     inputs = [value for value in folded.graph.input if value.name not in aside]
     del folded.graph.input[:]

@@ -20,7 +20,7 @@ _UNIT_SCALES = (1.5, 8.0)  # what they are multiplied by then: 1 / 0.225 for Ima
 _PASSING = ("Cast", "Transpose", "Identity", "Gather", "Slice")  # the last two exchange red and blue
 
 _Numbers = npt.NDArray[np.float64]
-_Affine = tuple[_Numbers, _Numbers]  # factor and offset, each of one number or one a channel
+_Affine = tuple[_Numbers, _Numbers]  # factor and offset, each of one number or one per channel
 
 
 class InputUnit(Enum):
@@ -107,7 +107,7 @@ def _affine(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto], name: 
 
 
 def _numbers(tensor: onnx.TensorProto | None) -> _Numbers | None:
-    """Return a constant of one number, or one a channel; None of any other, and of one that lies beside the file."""
+    """Return a constant of one number, or one per channel; None of any other, and of one that lies beside the file."""
     if tensor is None or external_data_helper.uses_external_data(tensor):
         return None
     values: _Numbers = numpy_helper.to_array(tensor).astype(np.float64).reshape(-1)

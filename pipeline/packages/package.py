@@ -21,7 +21,7 @@ from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import version_of
 
 PREPROCESS = "preprocess.json"  # a vdsp_params file
-CLASSES = "classes.tsv"  # a line a class, in index order: id, name
+CLASSES = "classes.tsv"  # a line per class, in index order: id, name
 BUILD_FILE = "build.json"  # the whole build file, resolved
 REPORT = "report.json"  # what each stage measured
 CALIBRATION = "calibration.txt"  # the images it was calibrated and checked on; float packages may have none

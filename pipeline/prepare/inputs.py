@@ -25,7 +25,7 @@ from pipeline.terminal import console
 
 
 def settle_images(cfg: BuildConfig) -> BuildConfig:
-    """Return the build file with at least one calibration image a class: the vendor's ask for 50 or 100 of 1000.
+    """Return the build file with at least one calibration image per class: the vendor's ask for 50 or 100 of 1000.
 
     Raises:
         DataError: the images cannot be listed, some classes have none, or there are fewer than are wanted.

@@ -86,16 +86,16 @@ def lines(models: Sequence[Model]) -> Iterator[str]:
 
 
 def latency_lines(models: Sequence[Model]) -> list[str]:
-    """Return the documents' latencies of each network that they measured, in ms a request.
+    """Return the documents' latencies of each network that they measured, in ms per request.
 
     Raises:
         ConfigError: they measured none of these.
     """
     batches = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
-    lines = [f"{'model':21} {'ms a request, with TensorRT':27} {batches}"]
+    lines = [f"{'model':21} {'ms per request, with TensorRT':29} {batches}"]
     for model in models:
         for gpu, row in published_of(model.library, model.name).latencies().items():
-            lines.append(f"{model.name:21} {gpu:27} " + " ".join(f"{ms:9.3f}" for ms in row))
+            lines.append(f"{model.name:21} {gpu:29} " + " ".join(f"{ms:9.3f}" for ms in row))
     if len(lines) == 1:
         raise ConfigError("models --latency: the documents give latencies of PaddleClas's networks only")
     return [*lines, "`bench --documents` sets the latencies of a package on this machine beside them"]

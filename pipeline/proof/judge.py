@@ -46,7 +46,7 @@ class CandidateFigures:
     """A model on the images it is judged on."""
 
     agreement: float  # %, answers of float32
-    kl: float  # nats an image
+    kl: float  # nats per image
     sqnr_db: float
     drop: float | None  # top-1 lost, in points; None where the images have no labels
     speed: float | None  # images a CPU second over those of the plain int8 model, in the same run; None: not measured

@@ -63,7 +63,7 @@ class Step:
 class Candidates:
     """What may be tried."""
 
-    costs: Mapping[str, float]  # by activation, the divergence that it causes, nats an image
+    costs: Mapping[str, float]  # by activation, the divergence that it causes, nats per image
     splits: Mapping[str, Sequence[Split]]  # by activation that can be split, from few channels to many
     streams: Mapping[str, Sequence[str]]  # by first sum of a residual stream, the names of its additions
     joins: Mapping[str, Sequence[str]]  # the same of the streams whose first addition may be changed alone

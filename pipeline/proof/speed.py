@@ -26,7 +26,7 @@ from pipeline.runtimes.opening import open_backend, place
 
 SECONDS = "INT8_PIPELINE_TRIAL_SECONDS"  # environment variable: seconds that a build may spend on it; 0: none
 _SECONDS = 15.0
-_BATCH = 8  # images a request, as in predict and serve; fewer where they take long
+_BATCH = 8  # images per request, as in predict and serve; fewer where they take long
 _SLOT_S = 0.03  # least time of a candidate in a round: shorter ones measure the clock's resolution
 _LOOKS = (6, 12, 24, 48)  # rounds after which it may end: testing after every round would find differences by chance
 _OVERTIME = 4.0  # times the seconds, until the first test; beyond, the result is unknown
@@ -46,7 +46,7 @@ class Candidate:
 class Rates:
     """What was measured: for each candidate images/s, round by round."""
 
-    batch: int  # images a request
+    batch: int  # images per request
     requests: int  # in flight
     rounds: list[list[float]]  # by candidate
 

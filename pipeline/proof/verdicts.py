@@ -23,7 +23,7 @@ Float32 = npt.NDArray[np.float32]
 _USELESS_DB = 8.0
 _BAD_DB = 15.0  # suspicious in any case
 _LOW_DB = 20.0  # suspicious where it changes answers too
-_KL = 0.02  # nats an image: good models of 1000 classes stay below .01
+_KL = 0.02  # nats per image: good models of 1000 classes stay below .01
 _SAME = 0.95  # of the answers, together with a low SQNR
 _LEAST_SAME = 0.8  # of the answers, whatever the SQNR: a few logits may make up all of its signal
 _ALIKE = 1e-4  # of the largest output: by how much outputs differ that float32 rounding alone makes different
@@ -49,7 +49,7 @@ class Figures:
     images: int
     same_answers: int
     finite: bool
-    kl: float | None  # nats an image; None where an output is not finite
+    kl: float | None  # nats per image; None where an output is not finite
     sqnr_db: float | None  # of the logits; None where there is no noise, or an output is not finite
     largest_difference: float | None
     largest_output: float  # of the reference, by magnitude

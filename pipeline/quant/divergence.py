@@ -64,7 +64,7 @@ class Divergence:
 
     @property
     def kl(self) -> float:
-        """Mean Kullback-Leibler divergence of the answers' probabilities from the reference's, in nats an image."""
+        """Mean Kullback-Leibler divergence of the answers' probabilities from the reference's, in nats per image."""
         return self.divergence_sum / self.images
 
     @property

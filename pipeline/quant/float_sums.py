@@ -80,7 +80,7 @@ def convolutions_added(model: onnx.ModelProto, additions: Collection[str]) -> fr
 def gain_of(
     model: onnx.ModelProto, additions: Collection[str], costs: Mapping[str, float], exact: Collection[str]
 ) -> float:
-    """Return about how much lower the divergence is, nats an image, with the sums of some additions in float32.
+    """Return about how much lower the divergence is, nats per image, with the sums of some additions in float32.
 
     Args:
         model: float32.

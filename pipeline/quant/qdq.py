@@ -40,12 +40,12 @@ def insert_qdq(
     scores_in_int8: bool = False,
     installed_later: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """Return the int8 model: weights int8 symmetric (one scale an output channel, or one a tensor), activations uint8.
+    """Return the int8 model: weights int8 symmetric (one scale per output channel or tensor), activations uint8.
 
     Args:
         model: float32, opset 13 or later, batch norms folded; it is not changed.
         ranges: by name for every tensor of `observed_tensors(model)`.
-        per_channel: one weight scale an output channel; else one a tensor.
+        per_channel: one weight scale per output channel; else one per tensor.
         float_layers: names of nodes that stay float32.
         float_activations: of `observed_tensors(model)` those that stay float32, and with them their readers.
         gates_in_float: leave what lies between convolutions and gates in float32, see `float_parts`.

@@ -99,7 +99,7 @@ def _with_stand_ins(float32: onnx.ModelProto) -> onnx.ModelProto:
 def _weight_scales(
     model: onnx.ModelProto, ranges: Mapping[str, Range], float_layers: Collection[str], *, per_channel: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the scales of all int8 weights as `onnxruntime.quantization` takes them: by tensor, one an output channel.
+    """Return the scales of all int8 weights as `onnxruntime.quantization` takes them: by tensor, per output channel.
 
     Raises:
         DataError: weights or a bias hold NaN or Inf.

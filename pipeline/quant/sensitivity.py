@@ -50,7 +50,7 @@ class QuantizerCost:
     readers: tuple[str, ...]  # layers that would compute in float without it
     noise: float  # power, in squared logits an image
     sqnr_db: float  # of the logits, were this the only quantizer
-    kl: float  # divergence of the answers from float32, nats an image
+    kl: float  # divergence of the answers from float32, nats per image
 
 
 def quantizer_ranges(float32: onnx.ModelProto, ranges: Mapping[str, Range]) -> dict[str, Range]:

@@ -72,7 +72,7 @@ def _comparison(evaluation: Evaluation, reference: AnswerComparison) -> Iterator
         ["McNemar's exact test", f"p = {reference.p_value:.2g}"],
         ["same answer", _share(reference.agreement)],
         ["right to wrong, wrong to right", f"{reference.right_to_wrong}, {reference.wrong_to_right}"],
-        [f"KL divergence{', sum of the labels' if by_label else ''}", f"{reference.divergence.kl:.5f} nats an image"],
+        [f"KL divergence{', sum of the labels' if by_label else ''}", f"{reference.divergence.kl:.5f} nats per image"],
         ["logit SQNR", f"{reference.divergence.sqnr_db:.1f} dB"],
     ]
     yield "<h2>Beside float32, image by image</h2>" + markup.table(["", ""], rows)

@@ -37,6 +37,6 @@ def _body(package: Package, found: Sweep) -> Iterator[str]:
         ]
         for point in sorted(found.points, key=lambda point: -point.throughput)
     ]
-    titles = ["runtime", "images a request", "requests in flight", "images/s", "p95, ms", "Pareto-optimal"]
+    titles = ["runtime", "images per request", "requests in flight", "images/s", "p95, ms", "Pareto-optimal"]
     yield "<h2>Everything tried</h2>" + markup.table(titles, rows)
     yield markup.built(package)

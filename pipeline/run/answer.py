@@ -177,7 +177,7 @@ def make_predictions(
     Args:
         scores: what the outputs are (`Package.scores`).
         labels: of the classes, in the order of the outputs.
-        topk: classes an image, as far as there are so many.
+        topk: classes per image, as far as there are so many.
     """
     shares = probabilities(outputs, scores)
     return [
@@ -199,12 +199,12 @@ class Lane:
         self._spec, self._scores = package.preprocess(), package.scores
         self._labels = [known.name for known in package.classes()]
         self._opened = ExitStack()
-        self._backends: dict[tuple[int, int], Backend] = {}  # by images a request and requests at once
+        self._backends: dict[tuple[int, int], Backend] = {}  # by images per request and requests at once
         self.seconds = {"read": 0.0, "preprocess": 0.0, "infer": 0.0}  # of all threads
         self._lock = threading.Lock()
 
     def open(self, batch: int, streams: int) -> Backend:
-        """Return the model loaded for so many images a request and so many requests at once; later calls reuse it."""
+        """Return the model loaded for so many images per request and so many requests at once; later calls reuse it."""
         if (batch, streams) not in self._backends:
             placement = place(streams, self._cores)
             wide = self.package.has_wide_weights

@@ -53,7 +53,7 @@ def predict(
         cluster: its nodes must see the images by the same names; the package is sent to them.
         classifier: says which package, runtime and batch; its `seconds` count those of all workers.
         images: files.
-        topk: classes an image.
+        topk: classes per image.
         skip: as of `Classifier.predict`.
 
     Raises:

@@ -20,7 +20,7 @@ class Plan:
     model: Path
     runtime: Runtime
     spec: PreprocessSpec
-    batch: int = 1  # images a request (-b)
+    batch: int = 1  # images per request (-b)
     instances: int = 1  # requests in flight (-i)
     processes: int = 1  # worker processes (-p)
     cores: int = 0  # 0: all that this process may use

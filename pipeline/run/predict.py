@@ -101,7 +101,7 @@ class Classifier:
             images: one image, a folder, or an iterable of either. An image is a path or URL (of what Pillow reads, or
                 of an npz of `image2npz`), a Pillow image of any mode, or an array uint8 [H, W, 3], RGB; an array
                 [N, H, W, 3] is N images. Of a folder all images below it count, sorted by name.
-            topk: classes an image, as far as there are so many.
+            topk: classes per image, as far as there are so many.
             skip: called with the name of an image that cannot be read and the reason, which is left out then; None: it
                 is raised.
 

@@ -65,7 +65,7 @@ class Prediction:
         )
 
     def as_rows(self) -> list[list[object]]:
-        """Return a table row a class: file, rank from 1, class, score, label."""
+        """Return a table row per class: file, rank from 1, class, score, label."""
         ranked = zip(self.class_ids, self.scores, self.labels, strict=True)
         return [
             [self.source, rank, class_id, f"{score:.6f}", label]

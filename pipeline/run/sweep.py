@@ -1,4 +1,4 @@
-"""Sweep: the runtime, images a request and requests in flight that serve a package best on this machine.
+"""Sweep: the runtime, images per request and requests in flight that serve a package best on this machine.
 
 What it finds is kept in the user's cache, for this model and machine; `bench` uses it where its flags leave the load
 open.

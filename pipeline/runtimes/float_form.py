@@ -171,7 +171,7 @@ class _FloatForm:
                         node.input[position] = source
 
     def _fold_factors(self, product: onnx.NodeProto) -> None:
-        """Let the convolutions that alone read an activation times a factor a channel have it in their weights.
+        """Let the convolutions that alone read an activation times a factor per channel have it in their weights.
 
         Such factors bring channels behind gates to ranges that one quantizer can hold (`quant/gate_scaling.py`).
         """

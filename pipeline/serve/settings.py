@@ -41,7 +41,7 @@ class Wanted:
 
     runtime: Runtime
     batch: int  # largest number of images computed at once; 0: what a sweep of the package found, or 8
-    instances: int  # batches computed at the same time, of all workers; 0: what a sweep found, or one a core
+    instances: int  # batches computed at the same time, of all workers; 0: what a sweep found, or one per core
     max_queue: int  # images that wait, in each worker
     part: Part = Part()
 

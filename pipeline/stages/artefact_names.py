@@ -15,7 +15,7 @@ GIVEN = "given.json"  # export: how the float32 model answers beside the file, o
 SCORES = "scores.json"  # export: what the model's outputs are, and its batch where that is fixed
 CALIBRATION = "calibration.txt"  # calibset: the list of images
 IMAGES = "images.sha256"  # calibset: the digest of each image of the list
-CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line a class in index order: id, name
+CLASSES = "classes.tsv"  # calibset, or export of a build without images: a line per class in index order: id, name
 OBSERVERS = "observers.npz"  # calibrate: ObserverSet; round: this and the next of its own images
 # calibrate: float32 [images, classes], the model's answers in the order of the list; in bfloat16, where that is faster
 OUTPUTS = "outputs.npy"

@@ -249,7 +249,7 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
             f"--set dataset.val_label=FILE --set frontend.num_classes={found} --set dataset.sampler.cover_classes=false"
         )
     elif wanted_by:
-        line += "; give images of the classes it was trained on alone, one folder a class"
+        line += "; give images of the classes it was trained on alone, one folder per class"
     raise DataError(line)
 
 

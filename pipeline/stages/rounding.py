@@ -171,7 +171,7 @@ class _Work:
 
     @staticmethod
     def of(layers: Sequence[Layer], macs: float, positions: int) -> _Work:
-        """Return the work of some layers, of a network of `macs` multiply-accumulates an image."""
+        """Return the work of some layers, of a network of `macs` multiply-accumulates per image."""
         summing = sum(positions * layer.groups * layer.inputs**2 for layer in layers)
         rounding = {each.name: rounding_work(len(each.weights.matrix), each.inputs, each.groups) for each in layers}
         image = round(COLLECTING * (macs + summing) / 1e6)

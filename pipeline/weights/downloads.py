@@ -237,7 +237,7 @@ def _check_size(url: str, total: int, done: int, folder: Path) -> None:
         raise DataError(f"{url}: has {total} bytes, wanted a checkpoint of at most {_MAX_BYTES}; check the address")
     if total - done > free:
         raise DataError(
-            f"{folder}: {free} bytes are free, {url} needs {total - done}; make room, or name another folder in "
+            f"{folder}: {free} bytes are free, {url} needs {total - done}; free some space, or name another folder in "
             f"{FOLDER_VARIABLE}"
         )
 

@@ -134,7 +134,7 @@ def own_labels(space: TinyWorkspace) -> list[str]:
 def test_bench_documents_prints_the_table(resnet50: TinyWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--documents", "--iterations", "2"]) == 0
     out = capsys.readouterr().out
-    assert "ResNet50, ms a request" in out and "V100 GPU, FP32" in out and "here, int8" in out
+    assert "ResNet50, ms per request" in out and "V100 GPU, FP32" in out and "here, int8" in out
 
 
 def test_init_writes_the_build_file_of_a_config(resnet50: TinyWorkspace, capsys: pytest.CaptureFixture[str]) -> None:

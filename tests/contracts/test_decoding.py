@@ -118,7 +118,7 @@ def test_grey_of_16_bits_equals_opencv_and_is_not_white_as_in_pillow(kind: str) 
 
 
 def test_colour_of_16_bits_equals_pillow_and_opencv() -> None:
-    cv2 = pytest.importorskip("cv2", reason="writes a PNG of 16 bits a channel")
+    cv2 = pytest.importorskip("cv2", reason="writes a PNG of 16 bits per channel")
     values = samples(37, 53, 3).astype(np.uint16) * 256 + 77
     data = cv2.imencode(".png", values)[1].tobytes()
     np.testing.assert_array_equal(decode(data), values.transpose(2, 0, 1)[::-1] >> 8)

@@ -90,7 +90,7 @@ def validation_tar(root: Path) -> Layout:
 
 
 def training_tar(root: Path) -> Layout:
-    """A tar of tars, one a class."""
+    """A tar of tars, one per class."""
     folder = class_folders(root)[0]
     tars = root / "tars"
     tars.mkdir()

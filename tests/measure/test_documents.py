@@ -25,7 +25,7 @@ def test_measure_puts_this_machine_beside_the_documents(tiny: TinyWorkspace) -> 
     assert latency["T4 GPU, FP32"] == (3.47712, 7.84421, 13.90633)
     assert len(latency["here"]) == 3 and all(0 < ms < 1000 for ms in latency["here"])
     head, here, v100, *_, machine, size = found.lines()
-    assert head.split() == ["ResNet50,", "ms", "a", "request", "batch", "1", "batch", "4", "batch", "8"]
+    assert head.split() == ["ResNet50,", "ms", "per", "request", "batch", "1", "batch", "4", "batch", "8"]
     assert here.split() == ["here,", "int8", *(f"{ms:.3f}" for ms in latency["here"])]
     assert v100.split() == ["V100", "GPU,", "FP32", "2.540", "4.790", "7.400"]
     assert machine.startswith("here: onnxruntime on ")

@@ -67,7 +67,7 @@ def test_times_add_up_to_less_than_a_request_takes(runtime: Runtime, tiny_worksp
 def test_tables_add_up(tiny_workspace_master: TinyWorkspace) -> None:
     times = layer_times.measure(tiny_workspace_master.package, Runtime.ONNXRUNTIME, batch=2, runs=3)
     lines = layer_times.describe(times, 2)
-    assert lines[0] == f"{1e3 * sum(each.seconds for each in times):.2f} ms a request"
+    assert lines[0] == f"{1e3 * sum(each.seconds for each in times):.2f} ms per request"
     kinds = lines[2 : lines.index("   share       ms  operation")]
     assert sum(float(line.split("%")[0]) for line in kinds) == pytest.approx(100, abs=0.5)
     assert lines[-1].endswith(f"in {len(times) - 2} others")
@@ -81,7 +81,7 @@ def test_command_prints_and_writes_them(
     arguments = ["analyze", "--time", "--runtime", "onnxruntime", "-b", "4", "--top", "3"]
     assert main([*arguments, "--json", str(tmp_path / "times.json")]) == 0
     out = capsys.readouterr().out
-    assert "onnxruntime, 4 images a request" in out
+    assert "onnxruntime, 4 images per request" in out
     assert Work.INT8.value in out
     rows = json.loads((tmp_path / "times.json").read_text(encoding="utf-8"))
     assert {row["work"] for row in rows} >= {Work.INT8.value}

@@ -34,7 +34,7 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel")
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Four png files a class, and one jpg."""
+    """Four png files per class, and one jpg."""
     for index, name in enumerate(CLASSES):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for image in range(4):

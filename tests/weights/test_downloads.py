@@ -306,7 +306,7 @@ def test_download_says_so_when_the_disk_is_too_small(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     assert error_of(server, tmp_path) == (
-        f"{tmp_path}: 1000 bytes are free, {server.url} needs 1048576; make room, or name another folder in "
+        f"{tmp_path}: 1000 bytes are free, {server.url} needs 1048576; free some space, or name another folder in "
         "INT8_PIPELINE_CACHE"
     )
 
