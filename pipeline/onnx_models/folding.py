@@ -43,7 +43,7 @@ def fold(model: onnx.ModelProto, path: Path, without: Sequence[str] = ()) -> onn
             raise DataError(f"{path}: ONNX Runtime does not load it ({reason}); export it again") from None
         except FILE_ERRORS:
             raise DataError(
-                f"{tempfile.gettempdir()}: no space left for temporary files; free some, or set TMPDIR to another folder"
+                f"{tempfile.gettempdir()}: no space left for temporary files; free some, or set TMPDIR"
             ) from None
         folded = onnx.load(target)
     inputs = [value for value in folded.graph.input if value.name not in aside]
