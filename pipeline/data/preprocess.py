@@ -12,9 +12,10 @@ from PIL import Image
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.data.bilinear_cv import bilinear_cv
+from pipeline.data.jpeg_header import find_plain_hw
 from pipeline.data.opening import check_pixels, decoding, opened
 from pipeline.data.pillow_resize import FILTERS, Geometry, resize_and_crop
-from pipeline.data.quick_jpeg import QuickJpegs
+from pipeline.data.quick_jpeg import QuickJpegs, is_usual_jpeg
 from pipeline.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -146,24 +147,44 @@ def load(spec: PreprocessSpec, source: Path | bytes, *, raw: bool, quick: QuickJ
     """Decode an image file and `prepare` it, with the same result in less time: see `_resized_by_pillow`.
 
     Args:
-        quick: takes half of the rest of the time for JPEGs that are given as bytes.
+        quick: takes half of the rest of the time for JPEGs that are given as bytes; Pillow does not open plain ones.
     """
+    is_known = spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in FILTERS
+    if quick is None or isinstance(source, Path) or not is_known:
+        return _load_by_pillow(spec, source, raw=raw, is_known=is_known)
+    if (hw := find_plain_hw(source)) is not None:
+        pixels = _resized_quickly(quick, spec, hw, source, lambda: _open_and_resize(spec, source))
+        return _finish(spec, pixels, raw=raw)
+    return _load_by_pillow(spec, source, raw=raw, is_known=is_known, quick=quick)
+
+
+def _load_by_pillow(
+    spec: PreprocessSpec, source: Path | bytes, *, raw: bool, is_known: bool, quick: QuickJpegs | None = None
+) -> Prepared:
+    """Open an image by Pillow and prepare it; `quick` may decode it, which is given for bytes only."""
     with opened(source) as image:
-        usual = image.mode == "RGB" and spec.preprocess_as is PreprocessAs.TORCHVISION and spec.filter in FILTERS
-        if not usual:
+        if image.mode != "RGB" or not is_known:
             return prepare(spec, _to_chw(image, spec.preprocess_as), raw=raw)
-        if quick is None or isinstance(source, Path):
+        if quick is None or isinstance(source, Path) or not is_usual_jpeg(image):
             return _finish(spec, _resized_by_pillow(spec, image), raw=raw)
-        return _finish(spec, _resized_quickly(quick, spec, image, source), raw=raw)
+        hw = (image.height, image.width)
+        pixels = _resized_quickly(quick, spec, hw, source, lambda: _resized_by_pillow(spec, image))
+        return _finish(spec, pixels, raw=raw)
 
 
-def _resized_quickly(quick: QuickJpegs, spec: PreprocessSpec, image: Image.Image, content: bytes) -> Pixels:
+def _resized_quickly(
+    quick: QuickJpegs, spec: PreprocessSpec, hw: tuple[int, int], content: bytes, by_pillow: Callable[[], Pixels]
+) -> Pixels:
     try:
-        full_hw, corner = _window(spec, image.height, image.width)
+        full_hw, corner = _window(spec, *hw)
     except DataError:  # of an image that is damaged as well, Pillow says that first
+        return by_pillow()
+    return quick.load(content, Geometry(hw, full_hw, corner, spec.crop_hw, spec.filter), by_pillow)
+
+
+def _open_and_resize(spec: PreprocessSpec, source: bytes) -> Pixels:
+    with opened(source) as image:
         return _resized_by_pillow(spec, image)
-    geometry = Geometry((image.height, image.width), full_hw, corner, spec.crop_hw, spec.filter)
-    return quick.load(image, content, geometry, lambda: _resized_by_pillow(spec, image))
 
 
 def _resized_by_pillow(spec: PreprocessSpec, image: Image.Image) -> Pixels:

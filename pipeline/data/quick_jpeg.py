@@ -42,6 +42,11 @@ def find_quick_jpegs() -> QuickJpegs | None:
     return quick if quick.decodes_as_pillow() else None
 
 
+def is_usual_jpeg(image: Image.Image) -> bool:
+    """Tell whether an opened image may be decoded quickly."""
+    return image.format in ("JPEG", "MPO") and "progressive" not in image.info
+
+
 class QuickJpegs:
     """Decodes, resizes and crops JPEGs. Any thread may call it."""
 
@@ -69,22 +74,21 @@ class QuickJpegs:
                     return False
         return True
 
-    def load(self, image: Image.Image, content: bytes, geometry: Geometry, by_pillow: Callable[[], Planes]) -> Planes:
+    def load(self, content: bytes, geometry: Geometry, by_pillow: Callable[[], Planes]) -> Planes:
         """Return what decoding, resizing and cropping give, uint8 [3, *geometry.crop_hw].
 
         A size that comes a second time is a trial: in which order Pillow resizes it, and whether the pixels are the
         same. What it gives for one photo it gives for all of that size.
 
         Args:
-            image: opened from `content`, its geometry's size, not decoded yet.
+            content: a usual JPEG of the geometry's size, as far as its header says.
             by_pillow: does the same, and raises what is wrong with a damaged file.
         """
         order = self._orders.get(geometry)
         if order is None and len(self._orders) < _MOST_KNOWN:
             is_known = compiled_resize.is_known(geometry.resize_filter)
             self._orders[geometry] = _Order.SEEN_ONCE if is_known else _Order.OTHERWISE
-        is_usual = image.format in ("JPEG", "MPO") and "progressive" not in image.info
-        if order in (None, _Order.OTHERWISE) or not is_usual:
+        if order in (None, _Order.OTHERWISE):
             return by_pillow()
         pixels = self._decode(content, geometry.hw)
         if pixels is None:
