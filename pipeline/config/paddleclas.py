@@ -91,7 +91,7 @@ def read_infer_config(path: Path, overrides: Sequence[str]) -> InferConfig:
 def read_network(path: Path, overrides: Sequence[str]) -> NetworkConfig:
     """Return which network a config is about; arguments and errors as of `read_infer_config`."""
     document = _read(path, overrides)
-    frontend = _frontend(document, _section(document, "Global"), _section(document, "Arch"), _SIDE)
+    frontend = _frontend(document, _section(document, "Global"), _section(document, "Arch"), [_SIDE, _SIDE])
     weights = frontend["checkpoint"]
     named = frontend.get("model") or Path(str(weights)).name.partition(".")[0].removesuffix(INFERENCE)
     return NetworkConfig(str(named), None if weights in (None, str(AUTO)) else Path(weights))
@@ -180,7 +180,7 @@ def to_build_document(document: Document, *, with_images: bool = False) -> Docum
     """
     settings, arch = _section(document, "Global"), _section(document, "Arch")
     ops = list(process_ops(document.path, _transforms(document)))
-    frontend = _frontend(document, settings, arch, _side_of(ops, settings))
+    frontend = _frontend(document, settings, arch, _hw_of(ops, settings))
     built = Document(path=document.path, notices=list(document.notices))
     built.values = {
         "name": str(arch.get("name") or Path(str(frontend["checkpoint"])).name.partition(".")[0]),
@@ -198,10 +198,12 @@ def to_build_document(document: Document, *, with_images: bool = False) -> Docum
     return built
 
 
-def _frontend(document: Document, settings: Mapping[str, Any], arch: Mapping[str, Any], side: int) -> dict[str, Any]:
+def _frontend(
+    document: Document, settings: Mapping[str, Any], arch: Mapping[str, Any], hw: list[int]
+) -> dict[str, Any]:
     folder = settings.get("inference_model_dir")
     if "Arch" not in document.values and folder:
-        return {"type": "paddle", "checkpoint": str(folder), "shape": {"x": [1, 3, side, side]}}
+        return {"type": "paddle", "checkpoint": str(folder), "shape": {"x": [1, 3, *hw]}}
     if not arch.get("name"):
         raise ConfigError(f"{document.path} Arch.name: missing; it says which network this is")
     weights = settings.get("pretrained_model") or arch.get("pretrained")  # true: those that PaddleClas publishes
@@ -210,7 +212,7 @@ def _frontend(document: Document, settings: Mapping[str, Any], arch: Mapping[str
         "type": "paddleclas",
         "model": str(arch["name"]),
         "checkpoint": str(AUTO) if weights is True else _weights_file(weights) if isinstance(weights, str) else None,
-        "shape": {"x": [1, 3, side, side]},
+        "shape": {"x": [1, 3, *hw]},
         **({"num_classes": classes} if classes is not None else {}),
     }
 
@@ -263,12 +265,15 @@ def _transforms(document: Document) -> list[object]:
     return found
 
 
-def _side_of(ops: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> int:
-    for op in ops:
-        if op["type"] == "CenterCrop" and isinstance(op["crop_size"], int):
-            return int(op["crop_size"])
-    shape = settings.get("image_shape")
-    return int(shape[-1]) if isinstance(shape, list) and shape and isinstance(shape[-1], int) else _SIDE
+def _hw_of(ops: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[int]:
+    """Return [height, width] of the input: what the preprocessing ends in, else what Global.image_shape says."""
+    sizes = {op["type"]: op.get("crop_size", op.get("size")) for op in ops}
+    for size in (sizes.get("CenterCrop"), sizes.get("Resize"), settings.get("image_shape")):
+        if isinstance(size, int) and "CenterCrop" in sizes:
+            return [size, size]
+        if isinstance(size, list) and len(size) >= 2 and all(isinstance(side, int) for side in size):
+            return size[-2:]
+    return [_SIDE, _SIDE]
 
 
 def _section(document: Document, name: str) -> dict[str, Any]:

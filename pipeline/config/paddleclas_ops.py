@@ -18,6 +18,8 @@ _FILTERS = {
 }
 _SCALE = 1 / 255
 _SCALE_TOLERANCE = 1e-6  # configs write it as 0.00392157
+# What PaddleClas takes where NormalizeImage does not say it.
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def process_ops(path: str, transforms: Sequence[object]) -> Iterator[dict[str, Any]]:
@@ -45,16 +47,22 @@ def _process_op(path: str, name: object, values: Mapping[str, Any]) -> dict[str,
     if name == "CropImage":
         return {"type": "CenterCrop", "crop_size": _hw(values.get("size"))}
     if name == "NormalizeImage":
-        scale = _number(values.get("scale", _SCALE))
-        if scale is None or abs(scale - _SCALE) > _SCALE_TOLERANCE:
-            raise ConfigError(f"{path} NormalizeImage.scale: expected 1/255, got {shown(values.get('scale'))}")
-        return {"type": "Normalize", "mean": values.get("mean"), "std": values.get("std")}
+        return _normalize(path, values)
     if name == "ToCHWImage":
         return {"type": "ToTensor"}
     raise ConfigError(
         f"{path}: operator {shown(name)} of the preprocessing is not known here; known: DecodeImage, ResizeImage, "
         "CropImage, NormalizeImage, ToCHWImage"
     )
+
+
+def _normalize(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    said = values.get("scale")
+    scale = _SCALE if said is None else _number(said)
+    if scale is None or min(abs(scale - _SCALE), abs(scale - 1)) > _SCALE_TOLERANCE:
+        raise ConfigError(f"{path} NormalizeImage.scale: expected 1/255 or 1, got {shown(said)}")
+    mean, std = (values.get(key) or usual for key, usual in (("mean", _MEAN), ("std", _STD)))
+    return {"type": "Normalize", "mean": mean, "std": std, **({} if scale < 1 / 2 else {"div255": False})}
 
 
 def _resize(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,8 +74,16 @@ def _resize(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
             f"{path} ResizeImage: interpolation {interpolation} of {backend} is not known here; known: "
             + ", ".join(f"{name} of {library}" for library, name in _FILTERS)
         )
-    size = values.get("resize_short") or _hw(values.get("size"))
-    return {"type": "Resize", "size": size, "interpolation": known}
+    return {
+        "type": "Resize",
+        "size": values.get("resize_short") or _stretched(values.get("size")),
+        "interpolation": known,
+    }
+
+
+def _stretched(size: object) -> object:
+    """[height, width] of a `size`, which PaddleClas stretches to, one number too."""
+    return [size, size] if isinstance(size, int) else _hw(size)
 
 
 def _hw(size: object) -> object:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import Frontend
 from pipeline.config.paddleclas import read_infer_config
-from pipeline.config.vdsp import ResizeFilter
+from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.errors import ConfigError
 
 NORMALIZE = {"scale": "1.0/255.0", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "order": ""}
@@ -173,12 +173,48 @@ def test_alias_of_a_single_value_is_read(tmp_path: Path) -> None:
     assert load_build_file(path).frontend.chw == (3, 224, 224)
 
 
+def spec_of(tmp_path: Path, *ops: object) -> PreprocessSpec:
+    values = {**training_config(), "Infer": {"transforms": list(ops)}}
+    return load_build_file(write(tmp_path / "c.yaml", values)).preprocess
+
+
+def test_size_of_resize_image_is_both_sides_even_as_one_number(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, {"ResizeImage": {"size": 224}})
+    assert (spec.resize, spec.resize_hw, spec.crop_hw) == (ResizeMode.STRETCH, (224, 224), (224, 224))
+    spec = spec_of(tmp_path, {"ResizeImage": {"size": 256, "resize_short": 300}}, {"CropImage": {"size": 224}})
+    assert (spec.resize, spec.resize_hw) == (ResizeMode.SHORTER_SIDE, (300, 300))
+
+
+def test_input_has_the_size_that_the_preprocessing_ends_in(tmp_path: Path) -> None:
+    values = training_config() | {"Infer": {"transforms": [{"ResizeImage": {"size": [160, 80]}}]}}
+    cfg = load_build_file(write(tmp_path / "c.yaml", values))
+    assert cfg.frontend.chw == (3, 80, 160) and cfg.preprocess.output_hw == (80, 160)
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        (None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ({"scale": None, "mean": [0.5, 0.5, 0.5]}, (0.5, 0.5, 0.5), (0.229, 0.224, 0.225)),
+        ({"scale": 1.0, "mean": [127.5, 127.5, 127.5], "std": [51, 51, 51]}, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+    ],
+)
+def test_normalize_image_takes_paddleclas_own_numbers_for_what_it_does_not_say(
+    tmp_path: Path, said: object, mean: object, std: object
+) -> None:
+    spec = spec_of(tmp_path, {"ResizeImage": {"size": 224}}, {"NormalizeImage": said})
+    assert (spec.mean, spec.std) == (mean, std)
+
+
 @pytest.mark.parametrize(
     ("op", "fault"),
     [
         ({"AutoAugment": {}}, "operator 'AutoAugment' of the preprocessing is not known here"),
         ({"ResizeImage": {"size": 224, "interpolation": "area"}}, "interpolation area of cv2 is not known here"),
-        ({"NormalizeImage": {**NORMALIZE, "scale": "1.0/128"}}, "NormalizeImage.scale: expected 1/255, got '1.0/128'"),
+        (
+            {"NormalizeImage": {**NORMALIZE, "scale": "1.0/128"}},
+            "NormalizeImage.scale: expected 1/255 or 1, got '1.0/128'",
+        ),
     ],
 )
 def test_preprocessing_that_is_not_known_is_named(tmp_path: Path, op: object, fault: str) -> None:
