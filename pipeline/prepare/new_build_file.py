@@ -18,7 +18,8 @@ from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.recipe import Numbers, Recipe
+from pipeline.models.recipe import Recipe
+from pipeline.models.record_values import Numbers
 from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
 from pipeline.prepare.listed_tables import Order, make_list

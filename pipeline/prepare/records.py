@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
-from pipeline.models.recipe import Recipe, of_timm, of_transformers
+from pipeline.models.processors import of_transformers
+from pipeline.models.recipe import Recipe, of_timm
 
 if TYPE_CHECKING:
     import onnx
@@ -36,15 +37,23 @@ def read_records(model: Path, side: int | None) -> Records:
     Raises:
         ConfigError: a record asks for something that build files cannot say.
     """
-    config, _ = _find(model, _CONFIG)
+    config, where = _find(model, _CONFIG)
     preprocessor, path = _find(model, _PREPROCESSOR)
     recipe = None
     if preprocessor is not None:
         # Which processor it is decides what is left out; since transformers 5 it may be said beside the model alone.
         recipe = of_transformers(preprocessor, side, str(path))
-    elif config is not None and isinstance(config.get("pretrained_cfg"), dict):
-        recipe = of_timm(config["pretrained_cfg"], str(_find(model, _CONFIG)[1]))
+    elif config is not None and (record := _timm_record(config)) is not None:
+        recipe = of_timm(record, str(where))
     return Records(recipe, _labels(config))
+
+
+def _timm_record(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return timm's record in a `config.json`: an entry of it, or of 2021 and 2022 the file itself."""
+    record = config.get("pretrained_cfg")
+    if isinstance(record, dict):
+        return record
+    return config if "architecture" in config and {"mean", "std", "input_size"} & config.keys() else None
 
 
 def read_metadata(model: onnx.ModelProto, path: Path) -> Records:

@@ -20,7 +20,7 @@ from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import PreprocessSpec, ResizeFilter, ResizeMode
 from pipeline.data import preprocess
-from pipeline.models.recipe import of_transformers as recipe_of_transformers
+from pipeline.models.processors import of_transformers as recipe_of_transformers
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = 56

@@ -6,11 +6,13 @@ import pytest
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.errors import ConfigError
-from pipeline.models.recipe import of_timm, of_transformers
+from pipeline.models.processors import of_transformers
+from pipeline.models.recipe import of_timm
 
 HALF = (0.5, 0.5, 0.5)
 CROPPED: dict[str, object] = {"do_center_crop": True, "crop_size": 224}
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+IMAGENET: dict[str, object] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+BILINEAR = {**IMAGENET, "resample": 2}
 
 
 def timm(**changes: object) -> dict[str, object]:
@@ -34,7 +36,8 @@ def test_of_timm_stretches_when_the_crop_mode_is_squash() -> None:
         ({"crop_mode": "border"}, "x: crop_mode 'border' at 224x224 px: write process_ops"),
         ({"input_size": [3, 224, 320]}, "x: crop_mode 'center' at 224x320 px"),
         ({"interpolation": "hamming"}, "x: interpolation 'hamming'; known are"),
-        ({"mean": None}, "x: mean is None, wanted a number for each channel"),
+        ({"mean": "0.5"}, "x: mean is '0.5', wanted a number for each channel"),
+        ({"crop_pct": 1.1}, "x: crops 224x224 px of images of 203x203, which pads them"),
         ({"crop_pct": "big"}, "x: expected a number, got 'big'"),
     ],
 )
@@ -88,7 +91,7 @@ def test_of_timm_names_what_build_files_cannot_say(changes: dict[str, object], m
 def test_of_transformers_reads_sizes_as_each_processor_does(
     record: dict[str, object], resize: object, crop: int | tuple[int, int]
 ) -> None:
-    found = of_transformers({**record, **IMAGENET}, None, "x")
+    found = of_transformers({**record, **BILINEAR}, None, "x")
     assert found.resize == resize
     assert found.crop_hw == ((crop, crop) if isinstance(crop, int) else crop)
     assert found.interpolation == "BILINEAR_PILLOW"
@@ -128,7 +131,7 @@ def test_of_transformers_reads_efficientnets_two_normalisations(
 
 def test_of_transformers_normalises_twice_when_only_the_processor_is_named() -> None:
     """EfficientNetImageProcessor has `include_top` on where its file does not say."""
-    record = {"image_processor_type": "EfficientNetImageProcessor", "size": {"height": 8, "width": 8}}
+    record = {"image_processor_type": "EfficientNetImageProcessor", "size": {"height": 8, "width": 8}, "resample": 0}
     found = of_transformers({**record, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.4, 0.2]}, None, "x")
     assert found.mean == (0.1, 0.2, 0.3)
     assert found.std == pytest.approx((0.25, 0.16, 0.04))
@@ -145,6 +148,74 @@ def test_of_transformers_takes_the_networks_size_when_the_file_has_none() -> Non
     assert of_transformers(dict(IMAGENET), 96, "x").crop_hw == (96, 96)
     with pytest.raises(ConfigError, match="x: size None"):
         of_transformers(dict(IMAGENET), None, "x")
+
+
+@pytest.mark.parametrize("said", [{}, {"interpolation": "", "mean": None, "std": None}])
+def test_of_timm_takes_timms_own_values_for_what_is_not_said(said: dict[str, object]) -> None:
+    found = of_timm({"input_size": [3, 224, 224], **said}, "x")
+    assert (found.resize, found.interpolation) == (256, "BICUBIC_PILLOW")
+    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_one_number_is_that_of_all_channels() -> None:
+    assert of_timm(timm(mean=0.5, std=[0.25]), "x").mean == HALF
+    assert of_timm(timm(mean=0.5, std=[0.25]), "x").std == (0.25, 0.25, 0.25)
+    assert of_transformers({**BILINEAR, "size": 8, "image_mean": 0.5}, None, "x").mean == HALF
+
+
+@pytest.mark.parametrize(
+    ("kind", "interpolation", "resize", "crop"),
+    [
+        ("CLIP", "BICUBIC_PILLOW", 224, 224),
+        ("DeiT", "BICUBIC_PILLOW", (256, 256), 224),
+        ("Levit", "BICUBIC_PILLOW", 256, 224),
+        ("ConvNext", "BICUBIC_PILLOW", (384, 384), 384),
+        ("MobileNetV2", "BILINEAR_PILLOW", 256, 224),
+        ("PoolFormer", "BICUBIC_PILLOW", 248, 224),
+    ],
+)
+def test_of_transformers_takes_the_processors_own_values_for_what_is_not_said(
+    kind: str, interpolation: str, resize: object, crop: int
+) -> None:
+    """As of transformers 5.24.0: `KindImageProcessorPil()`."""
+    found = of_transformers({"image_processor_type": f"{kind}ImageProcessor", **IMAGENET}, None, "x")
+    assert (found.interpolation, found.resize, found.crop_hw) == (interpolation, resize, (crop, crop))
+
+
+def test_of_transformers_asks_for_the_filter_where_versions_differ() -> None:
+    record = {"image_processor_type": "PvtImageProcessor", "size": {"height": 8, "width": 8}, **IMAGENET}
+    with pytest.raises(ConfigError, match="x: PvtImageProcessor without resample differs between versions"):
+        of_transformers(record, None, "x")
+    assert of_transformers({**record, "resample": 3}, None, "x").interpolation == "BICUBIC_PILLOW"
+
+
+def test_of_transformers_passes_over_keys_that_the_processor_does_not_read() -> None:
+    record = {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, **BILINEAR}
+    found = of_transformers({**record, "crop_pct": 0.9, "do_flip_channel_order": True}, None, "x")
+    assert (found.resize, found.crop_hw, found.bgr) == ((224, 224), (224, 224), False)
+
+
+def test_of_transformers_crops_images_as_they_are_when_it_does_not_resize() -> None:
+    record = {"image_processor_type": "CLIPImageProcessor", "size": 256, "do_resize": False, **CROPPED, **IMAGENET}
+    found = of_transformers(record, None, "x")
+    assert [op["type"] for op in found.process_ops()] == ["DecodeImage", "CenterCrop", "Normalize", "ToTensor"]
+    assert str(found).startswith("no Resize, CenterCrop 224") and found.sized(192).resize is None
+    with pytest.raises(ConfigError, match="x: neither resizes nor crops images"):
+        of_transformers({**record, "do_center_crop": False}, None, "x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": {"shortest_edge": 200}}, "x: crops 224x224 px of images of 200x200, which pads them"),
+        ({"size": {"shortest_edge": 224, "longest_edge": 320}}, "x: size has a longest_edge"),
+        ({"image_processor_type": "DonutImageProcessor"}, "x: DonutImageProcessor fits images into a frame"),
+    ],
+)
+def test_of_transformers_names_what_build_files_cannot_say(changes: dict[str, object], message: str) -> None:
+    record = {"image_processor_type": "CLIPImageProcessor", "size": 256, **CROPPED, **BILINEAR}
+    with pytest.raises(ConfigError, match=message):
+        of_transformers({**record, **changes}, None, "x")
 
 
 def test_sized_keeps_the_ratio_of_resize_and_crop() -> None:

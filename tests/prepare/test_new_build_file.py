@@ -294,15 +294,18 @@ def test_init_reads_what_transformers_wrote_beside_the_model(
     assert all(dataset.classes[sample.class_index or 0].id in sample.source.name for sample in dataset.samples)
 
 
+@pytest.mark.parametrize("within", [True, False])
 def test_init_reads_what_timm_wrote_beside_the_weights(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], within: bool
 ) -> None:
+    """In an entry of the file, or as of 2021 and 2022 in the file itself."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(libraries, "is_installed", lambda _: False)
     save_weights(Path("w.pth"), "timm", "resnet18")
     record = {"input_size": [3, 288, 288], "crop_pct": 0.95, "interpolation": "bicubic", "crop_mode": "center"}
     record |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    Path("config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": record}), encoding="utf-8")
+    config = {"architecture": "resnet18", **({"pretrained_cfg": record} if within else record)}
+    Path("config.json").write_text(json.dumps(config), encoding="utf-8")
     assert main(["init", "x.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "96"]) == 0
     assert (
         "Resize 101 (bicubic), CenterCrop 96, mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]: from config.json, whose size "
