@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.artefacts import whole_file
 from pipeline.data.imagenet import Sample, make_sample
-from pipeline.data.labels import read_lines
+from pipeline.data.list_files import read_lines
 from pipeline.data.sources import ImageSource, scan
 from pipeline.errors import DataError
 

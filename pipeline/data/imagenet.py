@@ -22,7 +22,6 @@ from pipeline.data.labels import (
     LabelLine,
     classes_of,
     classes_of_list,
-    image_stem,
     imagenet_classes,
     is_imagenet,
     read_label_lines,
@@ -30,6 +29,7 @@ from pipeline.data.labels import (
     usual_classes,
     validation_label,
 )
+from pipeline.data.list_files import image_stem
 from pipeline.data.sources import ImageSource, Listing, scan
 from pipeline.data.storage import Location
 from pipeline.errors import DataError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.data.class_tree import TABLE_SUFFIXES
 from pipeline.data.imagenet import Sample
-from pipeline.data.labels import image_stem, read_lines
+from pipeline.data.list_files import image_stem, read_lines
 from pipeline.data.sources import ImageSource, scan
 from pipeline.data.storage import Location
 from pipeline.errors import DataError

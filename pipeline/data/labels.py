@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.config.documents import find_data_file
 from pipeline.data.image_kinds import IMAGE_SUFFIXES
+from pipeline.data.list_files import image_stem, read_lines
 from pipeline.data.sources import ImageSource
 from pipeline.errors import DataError
 
-MAX_LIST_BYTES = 256 << 20  # ImageNet's training list has 1.3 million lines of 45 bytes
 _DATA_PREP = "data_prep"
 _VALIDATION_STEM = re.compile(r"ILSVRC2012_val_(\d{8})", re.ASCII)
 
@@ -108,37 +108,6 @@ def validation_label(stem: str) -> int | None:
 
 def _shipped_lines(name: str) -> list[str]:
     return find_data_file(_DATA_PREP, name).read_text(encoding="utf-8").splitlines()
-
-
-def read_lines(path: Path | ImageSource) -> list[str]:
-    """Return the lines of a list file, without their ends.
-
-    Raises:
-        DataError: missing, not text, or larger than MAX_LIST_BYTES.
-    """
-    content = path.read() if isinstance(path, ImageSource) else _read_list(path)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: is text in UTF-16; save it as UTF-8")
-    # File names need not be UTF-8; surrogates carry their bytes through unchanged.
-    text = content.decode("utf-8-sig", errors="surrogateescape")
-    return [line.rstrip("\r") for line in text.split("\n")]
-
-
-def _read_list(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_LIST_BYTES + 1)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read ({err.strerror}); give an existing list file") from err
-    if len(content) > MAX_LIST_BYTES:
-        raise DataError(f"{path}: larger than {MAX_LIST_BYTES >> 20} MiB, so not taken for a list")
-    return content
-
-
-def image_stem(name: str) -> str:
-    """Return a file name without folder and image suffix; a dot that begins no image suffix stays."""
-    path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def read_label_lines(path: Path | ImageSource, class_count: int | None = None) -> dict[str, LabelLine]:
@@ -257,16 +226,24 @@ def _parse_label_lines(path: Path | ImageSource) -> Iterator[LabelLine]:
         if len(fields) != 2 or not _is_number(fields[1]):
             sign = next((sign for sign in ";," if sign in line), "\t")
             fields = [field.strip().strip('"') for field in line.rsplit(sign, 1)]
-        if number == 1 and len(fields) == 2 and (fields[1].isalpha() or all(map(str.isidentifier, fields))):
-            continue  # the header of a table
         if len(fields) != 2 or not _is_number(fields[1]):
-            last = re.split(r"[\s,;]+", line.strip().strip('"'))[-1]
-            advice = f": {last!r} is no number; number the classes from 0, in the order of the network's outputs"
-            raise DataError(
-                f"{path}:{number}: expected 'name index', found {line[:80]!r}{advice if last.isidentifier() else ''}"
-            )
+            words = re.split(r"[\s,;]+", line.strip().strip('"'))
+            if number == 1 and any(map(str.strip, lines[1:])) and not any(map(_is_image_or_number, words)):
+                continue  # the header of a table
+            raise DataError(f"{path}:{number}: expected 'name index', found {line[:80]!r}{_advice(words)}")
         name = fields[0].strip().rstrip(",;").strip('"').replace("\\", "/")  # as Windows writes folders
         yield LabelLine(number, name, int(fields[1]))
+
+
+def _is_image_or_number(word: str) -> bool:
+    return PurePosixPath(word.strip("'\"")).suffix.lower() in IMAGE_SUFFIXES or _is_number(word.strip("-"))
+
+
+def _advice(words: Sequence[str]) -> str:
+    """Return what to do with a line of other words than a name and an index, to complete a message."""
+    if words[-1].isidentifier():
+        return f": {words[-1]!r} is no number; number the classes from 0, in the order of the network's outputs"
+    return "; the name comes first" if len(words) == 2 and _is_number(words[0]) else ""
 
 
 def _devkit_lines(path: Path | ImageSource, lines: Sequence[str]) -> Iterator[LabelLine]:

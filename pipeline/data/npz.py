@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.artefacts import whole_file
 from pipeline.config.choices import PreprocessAs
-from pipeline.data.labels import read_lines
+from pipeline.data.list_files import read_lines
 from pipeline.data.npz_format import (
     CENTRAL,
     END,

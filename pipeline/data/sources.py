@@ -21,7 +21,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE_FILE_BYTES = 256 << 20  # the largest of ImageNet has 15 MB
 _MAX_TAR_READ_BYTES = 64 << 20  # tarfile reads extended headers at the size they claim
 _FOLDER_LEVELS = 3  # split, class, image
-_NO_FOLDERS = frozenset({"__MACOSX"})  # what macOS adds to archives
+_NO_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # what macOS adds to archives, and Synology to folders of images
 
 _gzip_lock = threading.Lock()  # a gzip stream has one position
 

@@ -16,12 +16,11 @@ from pipeline.data.label_check import find_guessing
 from pipeline.data.labels import (
     ClassInfo,
     classes_of,
-    image_stem,
     imagenet_classes,
     read_label_list,
-    read_lines,
     usual_classes,
 )
+from pipeline.data.list_files import image_stem, read_lines
 from pipeline.data.listed_labels import read_kept
 from pipeline.data.npz import read_datalist, read_result_npz
 from pipeline.errors import DataError

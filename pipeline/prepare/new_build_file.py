@@ -23,6 +23,7 @@ from pipeline.models.record_values import Numbers
 from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
 from pipeline.prepare.listed_tables import Order, make_list
+from pipeline.terminal import console
 
 _MEAN: Numbers = (0.485, 0.456, 0.406)
 _STD: Numbers = (0.229, 0.224, 0.225)
@@ -73,9 +74,9 @@ def write(given: Given) -> list[str]:
     else:
         dataset = _list(given, path, network.classes)
         network = network.with_output(len(dataset.classes) if dataset.samples[0].class_index is not None else None)
+        by_hand = given.val_label
         given, listed = _with_table(given, out if is_file else None, dataset, network)
-        if given.val_label is not None:
-            dataset = _list(given, path, network.classes)
+        dataset = dataset if given.val_label == by_hand else _list(given, path, network.classes)
         if given.evaluation is not None and given.evaluation.exists():
             _check_splits(given.evaluation, given.suffix)
         section, images, notes = _of_images(given, path, dataset, network, dict(network.section))
@@ -142,10 +143,10 @@ def _list(given: Given, path: Path, classes: int | None) -> Dataset:
     Raises:
         DataError: the images cannot be listed, or lie in class folders of several sets, as train and val.
     """
-    found = list_dataset(path, given.suffix, given.val_label, class_count=classes, require_labels=False)
-    if any(sample.class_index is not None for sample in found.samples) or _splits_of(found):
-        return list_dataset(path, given.suffix, given.val_label, class_count=classes)
-    return found
+    with console.silence():  # the second time, what is left out is said
+        found = list_dataset(path, given.suffix, given.val_label, class_count=classes, require_labels=False)
+    labelled = any(sample.class_index is not None for sample in found.samples) or bool(_splits_of(found))
+    return list_dataset(path, given.suffix, given.val_label, class_count=classes, require_labels=labelled)
 
 
 def _with_table(given: Given, out: Path | None, dataset: Dataset, network: FoundNetwork) -> tuple[Given, list[str]]:
@@ -183,7 +184,9 @@ def _of_evaluation(
 
 def _check_splits(path: Path, suffix: str) -> None:
     """Raise DataError for evaluation images in class folders of several sets, as train and val."""
-    if _splits_of(list_dataset(path, suffix, require_labels=False)):
+    with console.silence():
+        found = list_dataset(path, suffix, require_labels=False)
+    if _splits_of(found):
         list_dataset(path, suffix)
 
 

@@ -301,6 +301,8 @@ def test_list_dataset_says_so_when_images_lie_beside_class_folders(tmp_path: Pat
             "{}:2: expected 'name index', found 'b.JPEG x': 'x' is no number; number the classes from 0, in the order "
             "of the network's outputs",
         ),
+        ("a.JPEG -1\nb.JPEG 1\n", "{}:1: expected 'name index', found 'a.JPEG -1'"),
+        ("0 a.JPEG\n1 b.JPEG\n", "{}:1: expected 'name index', found '0 a.JPEG'; the name comes first"),
         ("a.JPEG 1\nb.JPEG -1\n", "{}:2: expected 'name index', found 'b.JPEG -1'"),
         ("\n\n", "{}: holds no labels, expected lines 'name index'"),
         ("b.JPEG 1000\n", "{}:1: class index 1000, expected 0 to 999 (1000 classes); indices count from 0"),
@@ -328,7 +330,7 @@ def test_list_dataset_refuses_file_names_that_would_break_lists(tmp_path: Path) 
     assert "holds a control character; rename the file" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize(
     "lines",
@@ -336,6 +338,9 @@ def test_list_dataset_refuses_file_names_that_would_break_lists(tmp_path: Path) 
         ["file,label", "a b.png,0", "c.png,12"],
         ["image_id,class_id", "a b,0", "c,12"],
         ["image_id\tclass_id", "a b\t0", "c\t12"],
+        ["name index", "a b.png 0", "c.png 12"],
+        ["file name;class id", "a b.png;0", "c.png;12"],
+        ["image (path),label (int)", "a b.png,0", "c.png,12"],
         ["a b.png,0", "c.png,12"],
         ['"a b.png",0', '"c.png",12'],
         ["a b.png, 0", "c.png, 12"],

@@ -315,6 +315,21 @@ def test_init_reads_what_timm_wrote_beside_the_weights(
     assert (cfg.preprocess.resize_hw, cfg.preprocess.mean) == ((101, 101), (0.5, 0.5, 0.5))
 
 
+@pytest.mark.parametrize("with_list", [True, False])
+def test_init_says_once_what_is_left_out(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_list: bool
+) -> None:
+    weights = save_onnx(tmp_path / "net.onnx")
+    listed = tmp_path / "l.txt"
+    paths = sorted(images.rglob("*.*"))
+    listed.write_text("".join(f"{path.parent.name}/{path.name} {CLASSES.index(path.parent.name)}\n" for path in paths))
+    (images / "dog" / "x.heic").touch()
+    flags = ["--val_label", str(listed)] if with_list else []
+    command = ["init", f"{tmp_path}/x.yaml", "--weights", str(weights), "--dataset", str(images)]
+    assert main([*command, "--evaluation", str(images), *flags]) == 0
+    assert capsys.readouterr().err.count("left out 1 heic images") == 2  # of calibration, and of evaluation
+
+
 @pytest.mark.parametrize(("name", "is_said"), [("image_embeds", True), ("last_hidden_state", True), ("logits", False)])
 def test_init_says_where_an_output_is_named_like_an_embedding(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, is_said: bool
