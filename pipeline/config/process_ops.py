@@ -8,8 +8,17 @@ from enum import Enum
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.kinds import MAX_SIDE
+from pipeline.config.pixel_units import check_unit
 from pipeline.config.schema import MISSING, Fault, Section, did_you_mean, shown
-from pipeline.config.vdsp import ColourOrder, NormType, PreprocessSpec, ResizeFilter, ResizeMode, Triple, centre_offset
+from pipeline.config.vdsp import (
+    ColourOrder,
+    NormType,
+    PreprocessSpec,
+    ResizeFilter,
+    ResizeMode,
+    Triple,
+    centre_offset,
+)
 
 # Op types in the order they must stand. ToTensor may be on either side of Normalize: the vendor has it after,
 # torchvision before, and both mean the same.
@@ -177,10 +186,7 @@ def _read_normalize(section: Section | None) -> tuple[NormType, Triple, Triple]:
             section.fault(key, "missing")
     mean = section.numbers("mean", (0.0, 0.0, 0.0))
     std = section.numbers("std", (1.0, 1.0, 1.0), positive=True)
-    if div255 and max(mean) > 1.0:
-        section.fault(
-            "mean", f"expected numbers of a 0..1 image, got {shown(list(mean))}; a 0..255 image has div255: false"
-        )
+    check_unit(section, mean, std, of_share=div255, other="div255: false" if div255 else "no div255: false")
     unit = 1.0 if div255 else 255.0
     norm = NormType.DIV255_MINUSMEAN_DIVSTD if div255 else NormType.MINUSMEAN_DIVSTD
     return norm, (mean[0] / unit, mean[1] / unit, mean[2] / unit), (std[0] / unit, std[1] / unit, std[2] / unit)

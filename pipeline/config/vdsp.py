@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.documents import find_file, parse_json, read_text, shown_path
 from pipeline.config.kinds import MAX_SIDE
+from pipeline.config.pixel_units import check_unit
 from pipeline.config.schema import Document, Fault, Section, raise_faults
 
 Triple = tuple[float, float, float]
@@ -201,7 +202,10 @@ def _read_norm(config: Section, norm: NormType) -> tuple[Triple, Triple]:
     if not free:
         fixed_mean, fixed_std = _FIXED_NORMS[norm]
         return (fixed_mean,) * 3, (fixed_std,) * 3
-    unit = 255.0 if norm is NormType.MINUSMEAN_DIVSTD else 1.0
+    of_share = norm is NormType.DIV255_MINUSMEAN_DIVSTD
+    other = NormType.MINUSMEAN_DIVSTD if of_share else NormType.DIV255_MINUSMEAN_DIVSTD
+    check_unit(config, mean, std, of_share=of_share, other=f"NormaType {other.value}", keys=("Mean", "Std"))
+    unit = 1.0 if of_share else 255.0
     return _triple(tuple(x / unit for x in mean)), _triple(tuple(x / unit for x in std))
 
 

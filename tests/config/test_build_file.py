@@ -339,6 +339,14 @@ def test_load_build_file_reads_ops_when_spelled_transform_ops(here: Path) -> Non
             "3.mean=[123.675, 116.28, 103.53]",
             "3.mean: expected numbers of a 0..1 image, got [123.675, 116.28, 103.53]; a 0..255 image has div255: false",
         ),
+        (
+            "3={type: Normalize, mean: [0, 0, 0], std: [255, 255, 255]}",
+            "3.std: expected numbers of a 0..1 image, got [255.0, 255.0, 255.0]; a 0..255 image has div255: false",
+        ),
+        (
+            "3={type: Normalize, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2], div255: false}",
+            "3.mean: expected numbers of a 0..255 image, got [0.5, 0.5, 0.5]; a 0..1 image has no div255: false",
+        ),
         ("3={type: Normalize}", "3.mean: missing\n--set dataset.process_ops.3.std: missing"),
         ("4.type=DecodeImage", "4.type: DecodeImage stands twice"),
     ],

@@ -140,6 +140,16 @@ def test_load_vdsp_takes_output_size_when_op_does_not_crop() -> None:
         ({"Std": [0.229, 0.224]}, "f:OpConfig.Std: expected 3 numbers > 0, got [0.229, 0.224]"),
         ({"Std": [0.2, 0.2, 0]}, "f:OpConfig.Std: expected 3 numbers > 0, got [0.2, 0.2, 0]"),
         ({"Mean": None}, "f:OpConfig.Mean: missing, and DIV255_MINUSMEAN_DIVSTD needs it"),
+        (
+            {"Std": [58, 57, 57]},
+            "f:OpConfig.Std: expected numbers of a 0..1 image, got [58.0, 57.0, 57.0]; a 0..255 image has NormaType "
+            "MINUSMEAN_DIVSTD",
+        ),
+        (
+            {"NormaType": "MINUSMEAN_DIVSTD", "Mean": [0.5, 0.5, 0.5], "Std": [0.2, 0.2, 0.2]},
+            "f:OpConfig.Mean: expected numbers of a 0..255 image, got [0.5, 0.5, 0.5]; a 0..1 image has NormaType "
+            "DIV255_MINUSMEAN_DIVSTD",
+        ),
         ({"CropX": True}, "f:OpConfig.CropX: expected an integer in [0, 56], got true"),
         ({"CropX": 57}, "f:OpConfig.CropX: expected an integer in [0, 56], got 57"),
         ({"CropY": None}, "f:OpConfig.CropY: missing"),
