@@ -1,8 +1,7 @@
 """A model at an opset that all libraries here support: older ones are raised to 17, those beyond 21 lowered to 21.
 
 Operators are rewritten here one by one, not by onnx's version converter, which gives a linear Resize of opset 10 the
-defaults of opset 11 with other sampling points, changes Hardmax over several axes, and skips If branches. Only models
-older than opset 7 go through it first.
+defaults of opset 11 with other sampling points, changes Hardmax over several axes, and skips If branches.
 """
 
 from __future__ import annotations
@@ -10,25 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import defs, numpy_helper, version_converter
+from onnx import defs
 
-from pipeline.errors import DataError, first_line
-from pipeline.onnx_models import upgrades
-from pipeline.onnx_models.graphs import (
-    Names,
-    add_constant,
-    constants_of,
-    graphs_of,
-    integer,
-    remove_attributes,
-    shapes_of,
-)
+from pipeline.errors import DataError
+from pipeline.onnx_models import first_opsets, upgrades
+from pipeline.onnx_models.graphs import Names, graphs_of, remove_attributes, shapes_of
 
 OPSET = 17
 # Later ones are lowered to 21, which recent runtimes support, or to the first after it that has all operators.
 # ONNX Runtime 1.32.0 loads 28, and has none of the operators that 28 changed.
 _LOWERED_TO, _LATEST = 21, 27
-_OLDEST = 7  # the rewrites begin here; ONNX Runtime gives no guarantee for older opsets
+_OLDEST = 7  # `upgrades` begins here; ONNX Runtime gives no guarantee for older opsets
 
 
 def version_of(model: onnx.ModelProto) -> int:
@@ -46,20 +37,10 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         DataError: an operator has no equivalent in opset 17; it is named.
     """
     if version_of(model) < _OLDEST:
-        batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-        free = str(batch.dim_param)
-        _align_operands(model)
         try:
-            batch.dim_value = 1  # the converter needs sizes, not names, for every tensor that is broadcast
-            model = version_converter.convert_version(onnx.shape_inference.infer_shapes(model), _OLDEST)
-            model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = free
-            del model.graph.value_info[:]
-        except (RuntimeError, ValueError) as err:
-            reason = first_line(err)
-            raise DataError(
-                f"{path}: cannot be brought from opset {version_of(model)} to {OPSET} ({reason}); export it with "
-                f"opset {OPSET}"
-            ) from None
+            first_opsets.raise_to_7(model, version_of(model))
+        except first_opsets.NotRaisedError as err:
+            raise DataError(f"{path}: {err}") from None
     version = version_of(model)
     if version >= OPSET:
         return model
@@ -73,21 +54,6 @@ def raise_version(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             ) from None
     _declare(model, OPSET)
     return model
-
-
-def _align_operands(model: onnx.ModelProto) -> None:
-    """Add the trailing axes of size 1 that opset 7 needs to constants that opset 6 broadcasts from `axis`, in place.
-
-    The version converter omits them where the constant is an initializer.
-    """
-    shapes, names, constants = shapes_of(model), Names(model), constants_of(model.graph)
-    for node in model.graph.node:
-        shape, axis = shapes.get(node.input[0], []) if node.input else [], integer(node, "axis", -1)
-        if integer(node, "broadcast", 0) and axis >= 0 and shape and node.input[1] in constants:
-            values = numpy_helper.to_array(constants[node.input[1]])
-            aligned = values.reshape([*values.shape, *[1] * (len(shape) - axis - values.ndim)])
-            node.input[1] = add_constant(model.graph, names, f"{node.input[1]}_aligned", aligned)
-            remove_attributes(node, "broadcast", "axis")
 
 
 def lower(model: onnx.ModelProto, path: Path) -> None:
