@@ -17,7 +17,8 @@ _PIXEL_SCALES = (1 / 300, 1 / 100)  # from one to the other: what a network scal
 _PIXEL_MEANS = (64.0, 160.0)  # what it subtracts from them; ImageNet's are 104 to 124, and 127.5 is usual
 _UNIT_MEANS = (0.25, 0.65)  # what is subtracted from images of 0 to 1: ImageNet's are 0.406 to 0.485, and 0.5 is usual
 _UNIT_SCALES = (1.5, 8.0)  # what they are multiplied by then: 1 / 0.225 for ImageNet, and 2 for a mean of 0.5
-_PASSING = ("Cast", "Transpose", "Identity", "Gather", "Slice")  # the last two exchange red and blue
+# Gather and Slice exchange red and blue.
+_PASSING = ("Cast", "Transpose", "Identity", "Reshape", "Unsqueeze", "Gather", "Slice")
 
 _Numbers = npt.NDArray[np.float64]
 _Affine = tuple[_Numbers, _Numbers]  # factor and offset, each of one number or one per channel

@@ -21,6 +21,7 @@ from pipeline.host.hardware import release_memory
 from pipeline.onnx_models.files import structure as onnx_structure
 from pipeline.onnx_models.files import with_tensors_beside
 from pipeline.onnx_models.graphs import Array, makers_of
+from pipeline.onnx_models.input_axes import image_sizes
 from pipeline.onnx_models.label_outputs import unzipped, zipped_labels
 from pipeline.onnx_models.pixel_inputs import LUMINANCE
 from pipeline.onnx_models.signature import channels_read, has_channels_last
@@ -134,7 +135,8 @@ class RawFile:
                 if self._grey:
                     images = np.tensordot(batch_nchw, np.array(LUMINANCE, np.float32), (1, 0))[:, None]
                 layout = images.transpose(0, 2, 3, 1) if self._last else images
-                feed[value.name] = np.ascontiguousarray(layout).astype(kind)
+                dims = value.type.tensor_type.shape.dim
+                feed[value.name] = np.ascontiguousarray(_with_axes(layout, len(dims))).astype(kind)
             else:
                 dims = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
                 self._check_size(math.prod(dims) * kind.itemsize)
@@ -223,11 +225,14 @@ def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) 
     """Return the image input's name, whether its channels are last, whether it is grey, and its batch if fixed."""
     read = {name for node in model.graph.node for name in node.input}
     image = next((value for value in inputs if value.name in read), inputs[0])
-    dims = [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
-        for dim in image.type.tensor_type.shape.dim
-    ]
-    last = len(dims) == 4 and has_channels_last(model.graph, image.name, dims)
-    channels = dims[3 if last else 1] if len(dims) == 4 else None
-    grey = (channels or channels_read(model.graph, image.name)) == 1
-    return image.name, last, grey, dims[0] if dims else None
+    dims = image_sizes(model.graph, image) or [None] * 4
+    last = has_channels_last(model.graph, image.name, dims)
+    grey = (dims[3 if last else 1] or channels_read(model.graph, image.name)) == 1
+    return image.name, last, grey, dims[0]
+
+
+def _with_axes(images: Float32, axes: int) -> Float32:
+    """Return images in the axes of a file's input: four, or three for one image or grey ones, or two for rows."""
+    if axes == 3:
+        return images[0] if len(images) == 1 else images[:, 0]
+    return images.reshape(len(images), -1) if axes == 2 else images

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import DataError
-from pipeline.onnx_models import pixel_inputs
+from pipeline.onnx_models import input_axes, pixel_inputs
 from pipeline.onnx_models.graphs import (
     Names,
     constants_of,
@@ -49,13 +49,15 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
             f"{path}: input {value.name!r} is {kind_of(value)}: wanted images as float32, or pixels as uint8, int32 "
             "or int64; export it without the Cast"
         )
-    dims = _dims_of(value, path)
+    dims = _dims_of(graph, value, path)
+    given = shown(value)
+    input_axes.give_four_axes(model, value, dims)
     last = has_channels_last(graph, value.name, dims)
     found = (dims[3], dims[1], dims[2]) if last else (dims[1], dims[2], dims[3])
     channels = found[0] or channels_read(graph, value.name) or _CHANNELS
     if channels not in (1, _CHANNELS):
         raise DataError(
-            f"{path}: input {value.name!r} is {shown(value)}, images of {channels} channels; only networks of 3 "
+            f"{path}: input {value.name!r} is {given}, images of {channels} channels; only networks of 3 "
             "channels (RGB) or 1 (grey) are taken"
         )
     if any(size not in (None, wanted) for size, wanted in zip(found[1:], chw[1:], strict=True)):
@@ -63,7 +65,7 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         _, height, width = found
         way = f" (--size {height} of build does it)" if height == width else ""
         raise DataError(
-            f"{path}: input {value.name!r} is {shown(value)}{layout}; the build file wants [N, "
+            f"{path}: input {value.name!r} is {given}{layout}; the build file wants [N, "
             f"{', '.join(map(str, chw))}]; set frontend.shape and process_ops to the model's size{way}"
         )
     if last:
@@ -116,12 +118,12 @@ def describe_input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int |
         DataError: it has not one input of images.
     """
     value = _only_input(model, path)
-    dims = _dims_of(value, path)
+    dims = _dims_of(model.graph, value, path)
     last = has_channels_last(model.graph, value.name, dims)
     return str(value.name), ((dims[1], dims[2]) if last else (dims[2], dims[3]))
 
 
-def _dims_of(value: onnx.ValueInfoProto, path: Path) -> list[int | None]:
+def _dims_of(graph: onnx.GraphProto, value: onnx.ValueInfoProto, path: Path) -> input_axes.Sizes:
     """Return the four sizes of images, None where one is free."""
     shape = value.type.tensor_type.shape
     if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
@@ -129,16 +131,18 @@ def _dims_of(value: onnx.ValueInfoProto, path: Path) -> list[int | None]:
             f"{path}: input {value.name!r} is {shown(value)}: an axis of size 0 holds no image, and ONNX Runtime "
             "takes none for it; export it with free axes (dynamic_axes or dynamic_shapes)"
         )
-    dims = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in shape.dim]
-    if dims and len(dims) != 4:
-        advice = ": export it with an axis of the batch before the others" if len(dims) == 3 else ""
-        if len(dims) == 1 and value.type.tensor_type.elem_type in (TensorProto.UINT8, TensorProto.STRING):
+    dims = input_axes.image_sizes(graph, value)
+    if dims is None:
+        advice = ""
+        if len(shape.dim) == 2:
+            advice = ": nothing behind it tells in which order a row holds an image; export it with images as its input"
+        if len(shape.dim) == 1 and value.type.tensor_type.elem_type in (TensorProto.UINT8, TensorProto.STRING):
             advice = (
                 ": it reads image files, which its graph decodes; give the network from before decoding and "
                 "preprocessing were added, which process_ops of the build file describe"
             )
         raise DataError(f"{path}: input {value.name!r} is {shown(value)}; wanted images, [N, 3, H, W]{advice}")
-    return dims or [None] * 4  # of unknown rank
+    return dims
 
 
 def _only_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:

@@ -328,7 +328,8 @@ def test_load_shows_both_shapes_when_the_input_has_another(load_error: Callable[
         f"FILE: input 'x' is float [batch, 3, 8, 9]; the build file wants [N, 3, 8, 8]{ending}"
     )
     assert load_error(classifier([node("Identity", "x", "y")], inputs={"x": (1, 5)})) == (
-        "FILE: input 'x' is float [1, 5]; wanted images, [N, 3, H, W]"
+        "FILE: input 'x' is float [1, 5]; wanted images, [N, 3, H, W]: nothing behind it tells in which order a row "
+        "holds an image; export it with images as its input"
     )
 
 

@@ -76,8 +76,8 @@ CASES: list[Case] = [
         (1, 3, 6),
         flat(node("Sub", "x mean", "d", broadcast=1, axis=1), node("Conv", "d w", "a")),
         flat(node("Sub", "x mean", "d"), node("Conv", "d w", "a")),
-        {"mean": np.float32([0.1, 0.2, 0.3])},
-        {"mean": np.float32([0.1, 0.2, 0.3])[:, None, None]},
+        {"mean": np.array([0.1, 0.2, 0.3], np.float32)},
+        {"mean": np.array([0.1, 0.2, 0.3], np.float32)[:, None, None]},
     ),
     (
         "a computed operand",
@@ -141,7 +141,7 @@ def test_load_gives_what_the_operators_of_the_first_opsets_mean(tmp_path: Path, 
     ],
 )
 def test_load_names_what_has_no_equal(tmp_path: Path, made: onnx.NodeProto, words: str) -> None:
-    constants = {"w": WEIGHT, **NORM, "t": np.float32([1])}
+    constants = {"w": WEIGHT, **NORM, "t": np.ones(1, np.float32)}
     path = save(tmp_path / "m.onnx", flat(CONV, made), 3, constants)
     with pytest.raises(DataError) as caught:
         classifier.load(path, CHW)

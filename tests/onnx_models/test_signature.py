@@ -233,7 +233,7 @@ def test_describe_input_passes_over_unused_inputs_and_unknown_ranks(tmp_path: Pa
     ("dims", "why"),
     [
         (("N", 192), "input 'x' is float [N, 192]; wanted images, [N, 3, H, W]"),
-        ((3, 8, 8), "[N, 3, H, W]: export it with an axis of the batch before the others"),
+        (("N", 3, 1, 8, 8), "input 'x' is float [N, 3, 1, 8, 8]; wanted images, [N, 3, H, W]"),
         (("N", 3, 0, 8), "an axis of size 0 holds no image"),
     ],
 )
