@@ -153,7 +153,7 @@ class Number(Kind):
         if self.unit:
             return section.number_within(name, default, f"{self.unit} {self._where()}", self._fits)
         value = section.number(name, default)
-        if self._fits(value):
+        if value is default or self._fits(value):
             return value
         section.fault(name, f"must be {self._where()}, got {shown(section.values[name])}")
         return default

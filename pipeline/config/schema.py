@@ -169,8 +169,10 @@ class Section:
             return default
         return value  # type: ignore[return-value]
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: T) -> float | T:
         value = self.read(key, default, (int, float), "a number", False)
+        if value is default:
+            return default
         if not is_number(value):
             self.fault(key, f"expected a number, got {shown(value)}")
             return default

@@ -104,10 +104,11 @@ class QuantizeConfig:
         "is nearest to float32 on calibration images",
         misspelt="alibrate_mode",  # in files of the vendor's model zoo
     )
-    percentile: float = key(
-        99.9999,
+    percentile: float | None = key(
+        None,
         Number(above=50, most=100),
-        "calibrate_mode `percentile`: the range leaves (100 - P)% of the values outside at either end",
+        "calibrate_mode `percentile`: the range leaves (100 - P)% of the values outside at either end; "
+        "null: 99.9999, or less where the histograms promise clearly less noise so",
         flag="--percentile",
         metavar="P",
         example="99.99",

@@ -75,8 +75,11 @@ class Judge:
         self._truth = None if None in labels else np.array(labels)
 
     @contextmanager
-    def opened(self, model: onnx.ModelProto) -> Iterator[Backend]:
+    def opened(self, model: onnx.ModelProto, *, is_known: bool = False) -> Iterator[Backend]:
         """Open a model, once another process has run it.
+
+        Args:
+            is_known: it differs in values alone from one that was opened: that tells that it runs.
 
         Raises:
             LostError, BackendError: it cannot be run in the runtime of the models before it.
@@ -88,7 +91,7 @@ class Judge:
             save_model(model, path)
             if self.runtime is None:
                 self.runtime = _surviving_runtime(path)
-            else:
+            elif not is_known:
                 isolated.call(_run_once, self.runtime, path, seconds=_MOST_S)
             with open_backend(self.runtime, path, batch=_BATCH, placement=placement) as backend:
                 yield backend
@@ -106,24 +109,29 @@ class Judge:
             is_wanted: of the figures without the speed, whether to measure that, which takes most of the time.
             least_speed: it is measured until it is clear whether it is above, or 32 rounds are done.
         """
+        figures = self.compare(self.answers(candidate))
+        if candidate is plain:
+            return replace(figures, speed=1.0)
+        if not is_wanted(figures):
+            return figures
         with ThreadPoolExecutor(available_cores()) as pool:
-            answers = np.concatenate(list(pool.map(candidate.infer, self._batches)))
-            divergence = Divergence(self._scores)
-            divergence.add(self.expected, answers)
-            found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)
-            drop = None
-            if self._truth is not None:
-                drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
-            figures = CandidateFigures(
-                agreement=100 * float((found == wanted).mean()),
-                kl=divergence.kl,
-                sqnr_db=divergence.sqnr_db,
-                drop=drop,
-                speed=1.0 if candidate is plain else None,
-            )
-            if candidate is plain or not is_wanted(figures):
-                return figures
             return replace(figures, speed=self._speed(pool, candidate, plain, least_speed))
+
+    def answers(self, backend: Backend) -> Float32:
+        """Return a model's outputs for the images, [images, classes]."""
+        with ThreadPoolExecutor(available_cores()) as pool:
+            return np.concatenate(list(pool.map(backend.infer, self._batches)))
+
+    def compare(self, answers: Float32) -> CandidateFigures:
+        """Return the figures of a model's outputs, [images, classes], without its speed."""
+        divergence = Divergence(self._scores)
+        divergence.add(self.expected, answers)
+        found, wanted = answers.argmax(axis=1), self.expected.argmax(axis=1)
+        drop = None
+        if self._truth is not None:
+            drop = 100 * float((wanted == self._truth).mean() - (found == self._truth).mean())
+        agreement = 100 * float((found == wanted).mean())
+        return CandidateFigures(agreement, divergence.kl, divergence.sqnr_db, drop, speed=None)
 
     def _speed(self, pool: ThreadPoolExecutor, candidate: Backend, plain: Backend, least: float) -> float:
         """Return how many times as fast one model is as another, by CPU time."""

@@ -47,6 +47,12 @@ def read_scores(export: Path) -> Scores:
     return Scores(json.loads((export / SCORES).read_text(encoding="utf-8"))["scores"])
 
 
+def read_percentile(inputs: Mapping[str, Path]) -> float:
+    """Return the percentile that stage `thresholds` chose, in %."""
+    found: float = json.loads((inputs["thresholds"] / FIGURES).read_text(encoding="utf-8"))["percentile"]
+    return found
+
+
 def read_batch(export: Path) -> int | None:
     """Return how many images the exported model takes at a time; None: any number."""
     batch: int | None = json.loads((export / SCORES).read_text(encoding="utf-8")).get("batch")

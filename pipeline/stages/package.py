@@ -28,7 +28,7 @@ class Settings:
     precision: Precision
     input_chw: tuple[int, int, int]
     mode: CalibrateMode
-    percentile: float  # share of values kept, in %
+    percentile: float | None  # share of values kept, in %; None: chosen by stage `thresholds`
     uses_sample: bool
     preprocess: Mapping[str, object]  # as a vdsp_params file has it
     build_file: Mapping[str, object]  # all of it, resolved: the package tells how it was made
@@ -75,8 +75,8 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
 
 def _facts(settings: Settings, inputs: Mapping[str, Path], report: Mapping[str, Any]) -> dict[str, Any]:
     calibration: dict[str, Any] = {"calibrate_mode": settings.mode.value, "target": Target.ANY.value}
-    if settings.mode is not CalibrateMode.MEASURED:  # which takes none of the build file
-        calibration["percentile"] = settings.percentile
+    if settings.mode is CalibrateMode.PERCENTILE and "thresholds" in inputs:
+        calibration["percentile"] = settings.percentile or names.read_percentile(inputs)
     batch = names.read_batch(inputs["export"])
     workspace = {"float32_model": inputs["export"] / names.MODEL}
     if "quantize" in inputs:

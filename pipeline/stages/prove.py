@@ -228,10 +228,11 @@ def _model_cause(cfg: BuildConfig) -> str:
     if cfg.backend.dtype is Precision.FP16:
         return "the network needs more range than float16 has: set backend.dtype: fp32"
     quantize = cfg.backend.quantize
-    if quantize.calibrate_mode is CalibrateMode.PERCENTILE and quantize.percentile < _TIGHT_PERCENTILE:
+    percentile = quantize.percentile if quantize.calibrate_mode is CalibrateMode.PERCENTILE else None
+    if percentile is not None and percentile < _TIGHT_PERCENTILE:
         return (
             "the ranges clip too much of the activations: raise backend.quantize.percentile "
-            f"(now {quantize.percentile:g}) or set calibrate_mode: max"
+            f"(now {percentile:g}) or set calibrate_mode: max"
         )
     if not quantize.quantize_per_channel:
         return "all filters of a layer share a scale: set backend.quantize.quantize_per_channel: true"

@@ -1,18 +1,20 @@
 """Ranges: of several percentiles, the one whose int8 model answers most like float32 (calibrate_mode `measured`).
 
-A narrower range has finer steps, and cuts off values: how much of both a network bears cannot be told from histograms.
-So the model of each percentile is made and run, on calibration images that no weight was fitted to, never on the
-evaluation images.
+A narrower range has finer steps, and cuts off values: how much of both a network bears histograms tell in part. So the
+models of percentiles beside the one that they speak for are made and run, on calibration images that no weight was
+fitted to, never on the evaluation images.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import write_json
@@ -22,10 +24,12 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import BackendError
 from pipeline.host import isolated
+from pipeline.onnx_models.scores import Scores
 from pipeline.proof import agreement
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.quant import pixels
 from pipeline.quant.assemble import assemble
+from pipeline.quant.divergence import Divergence
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.quant.ranges import PERCENTILES, by_percentile, ranges_by
@@ -36,16 +40,21 @@ from pipeline.stages.artefact_names import (
     OBSERVERS,
     THRESHOLDS,
     float32_model,
+    read_percentile,
     read_scores,
     write_notes,
 )
 from pipeline.terminal.progress import progress_bar
 
 IMAGES = 200  # that models are compared on
-# Of the least distance: of ranges as good as each other the widest is taken. Calibration images set the ranges, and
+# Of the distance: what a gain has to be at least, beside its standard error. Calibration images set the ranges, and
 # others reach a little further.
-_EQUAL = 1.01
+_LEAST_GAIN = 0.01
+_MOST_LOST = 2  # models one after the other that are no better than the best: none is tried after them
 _INSTEAD = "backend.quantize.calibrate_mode: percentile"
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,16 @@ class Settings:
     preprocess: PreprocessSpec
     percentiles: tuple[float, ...]  # the widest range first
     images: int  # at most so many are used
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the int8 model of a percentile came to."""
+
+    ranges: Mapping[str, Range]
+    figures: CandidateFigures
+    divergence: Float64  # [images], of the answers from float32's
+    noise: Float64  # [images], squared, of the logits
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -69,31 +88,61 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         BackendError: no percentile's model runs.
     """
     begun = time.perf_counter()
+    found: dict[float, Trial] = {}
+    lost: dict[float, str] = {}
+    best, beaten = None, 0
+    order = _order(settings.percentiles, read_percentile(inputs))
+    with progress_bar(len(order), "ranges", "model") as progress:
+        for percentile, trial in _trials(settings, inputs, order):
+            progress.update()
+            if isinstance(trial, str):
+                lost[percentile] = trial
+                continue
+            found[percentile] = trial
+            if best is None or _is_better(trial, found[best]):
+                best, beaten = percentile, 0
+            else:
+                beaten += 1
+            if beaten == _MOST_LOST:
+                break
+    if best is None:
+        raise BackendError(
+            f"none of the int8 models of {len(order)} percentiles runs: {next(iter(lost.values()))}; set {_INSTEAD}"
+        )
+    write_json(out / THRESHOLDS, {name: asdict(each) for name, each in found[best].ranges.items()})
+    write_notes(out, [_describe(best, {percentile: trial.figures for percentile, trial in found.items()})])
+    tried = {f"{percentile:g}": asdict(trial.figures) for percentile, trial in found.items()}
+    write_json(out / FIGURES, {"tried": tried, "lost": lost, "seconds": round(time.perf_counter() - begun, 1)})
+
+
+def _order(percentiles: Sequence[float], first: float) -> list[float]:
+    """Return the percentiles in the order of their trials: that of the histograms, those beside it, the others."""
+    places = {percentile: place for place, percentile in enumerate(percentiles)}
+    return sorted(percentiles, key=lambda percentile: (abs(places[percentile] - places[first]), places[percentile]))
+
+
+def _trials(
+    settings: Settings, inputs: Mapping[str, Path], order: Sequence[float]
+) -> Iterator[tuple[float, Trial | str]]:
+    """Yield for each percentile what its model came to, or why there is none."""
     float32 = onnx.load(float32_model(inputs))
     parts = int8_parts.load(settings.parts, inputs, float32)
     seen, _ = ObserverSet.load(inputs["calibrate"] / OBSERVERS)
-    judge = _judge(settings, inputs, raw=pixels.are_input_of(float32))
-    found: dict[float, tuple[dict[str, Range], CandidateFigures]] = {}
-    lost: dict[float, str] = {}
-    with progress_bar(len(settings.percentiles), "ranges", "model") as progress:
-        for percentile in settings.percentiles:
-            ranges = ranges_by(seen, by_percentile(percentile))
-            model = assemble(float32, replace(parts, ranges=ranges)).model
-            try:
-                with judge.opened(model) as backend:
-                    found[percentile] = ranges, judge.figures(backend, backend)
-            except (isolated.LostError, BackendError) as err:
-                lost[percentile] = str(err)
-            progress.update()
-    distances = {percentile: figures.distance for percentile, (_, figures) in found.items()}
-    best = _choose({percentile: distance for percentile, distance in distances.items() if math.isfinite(distance)})
-    if best is None:
-        why = next(iter(lost.values()), "their answers are no numbers")
-        raise BackendError(f"none of the int8 models of {len(PERCENTILES)} percentiles runs: {why}; set {_INSTEAD}")
-    write_json(out / THRESHOLDS, {name: asdict(each) for name, each in found[best][0].items()})
-    write_notes(out, [_describe(best, {percentile: figures for percentile, (_, figures) in found.items()})])
-    tried = {f"{percentile:g}": asdict(figures) for percentile, (_, figures) in found.items()}
-    write_json(out / FIGURES, {"tried": tried, "lost": lost, "seconds": round(time.perf_counter() - begun, 1)})
+    judge, scores = _judge(settings, inputs, raw=pixels.are_input_of(float32)), read_scores(inputs["export"])
+    for percentile in order:
+        ranges = ranges_by(seen, by_percentile(percentile))
+        model = assemble(float32, replace(parts, ranges=ranges)).model
+        try:
+            # Models differ in scales alone: where the first runs, the others do.
+            with judge.opened(model, is_known=judge.runtime is not None) as backend:
+                answers = judge.answers(backend)
+        except (isolated.LostError, BackendError) as err:
+            yield percentile, str(err)
+            continue
+        if np.isfinite(answers).all():
+            yield percentile, Trial(ranges, judge.compare(answers), *_by_image(judge.expected, answers, scores))
+        else:
+            yield percentile, "its answers are no numbers"
 
 
 def _judge(settings: Settings, inputs: Mapping[str, Path], *, raw: bool) -> Judge:
@@ -104,20 +153,32 @@ def _judge(settings: Settings, inputs: Mapping[str, Path], *, raw: bool) -> Judg
     return Judge(images, expected, samples, read_scores(inputs["export"]))
 
 
-def _choose(distances: Mapping[float, float]) -> float | None:
-    """Return the percentile to take: of those that are as near to float32 as the nearest, the one of the widest range.
+def _by_image(expected: Float32, answers: Float32, scores: Scores) -> tuple[Float64, Float64]:
+    """Return divergence and noise of each image; their sums are those of `CandidateFigures.distance`."""
+    found = []
+    for index in range(len(expected)):
+        each = Divergence(scores)
+        each.add(expected[index : index + 1], answers[index : index + 1])
+        found.append((each.divergence_sum, each.noise))
+    divergence, noise = np.array(found, np.float64).T
+    return divergence, noise
 
-    None without any.
 
-    Args:
-        distances: by percentile.
+def _is_better(trial: Trial, best: Trial) -> bool:
+    """Whether a model is nearer to float32 by more than the images chosen leave open.
+
+    The gain is that of the logarithm of the distance, and its standard error that of a ratio of sums over the same
+    images (the delta method).
     """
-    least = min(distances.values(), default=0.0)
-    return max((percentile for percentile, distance in distances.items() if distance <= _EQUAL * least), default=None)
+    gain, variance = 0.0, np.zeros(len(trial.noise))
+    for mine, its in ((trial.divergence, best.divergence), (trial.noise, best.noise)):
+        if its.sum() <= 0 or mine.sum() <= 0:
+            return bool(its.sum() > 0)
+        gain += math.log(its.sum() / mine.sum()) / 2
+        variance += (its / its.sum() - mine / mine.sum()) / 2
+    return gain > max(_LEAST_GAIN, float(np.sqrt((variance**2).sum())))
 
 
 def _describe(best: float, found: Mapping[float, CandidateFigures]) -> str:
-    tried: Sequence[str] = [
-        f"{each:g} KL {figures.kl:.5f}, {figures.sqnr_db:.1f} dB" for each, figures in found.items()
-    ]
+    tried = [f"{each:g} KL {figures.kl:.5f}, {figures.sqnr_db:.1f} dB" for each, figures in found.items()]
     return f"ranges of percentile {best:g}, the best of those tried on calibration images: {'; '.join(tried)}"

@@ -146,7 +146,7 @@ def test_load_names_the_build_files_of_a_network_first_when_only_the_network_is_
 
 def test_load_build_file_gives_defaults_when_sections_are_absent(here: Path) -> None:
     cfg = load(TEXT)
-    assert (cfg.backend.dtype, cfg.backend.quantize.percentile) == (Precision.INT8, 99.9999)
+    assert (cfg.backend.dtype, cfg.backend.quantize.percentile) == (Precision.INT8, None)
     assert cfg.backend.quantize.quantize_per_channel is True
     assert (cfg.dataset.sampler.suffix, cfg.dataset.sampler.get_data_num, cfg.dataset.sampler.seed) == ("any", 1000, 0)
     assert cfg.dataset.sampler.cover_classes is True

@@ -114,3 +114,21 @@ def test_search_gives_the_whole_range_of_zeros_and_raises_when_nothing_was_count
     with pytest.raises(DataError) as caught:
         search_range(np.zeros(qmath.BINS, np.int64), float("inf"), float("-inf"))
     assert str(caught.value) == "no value was counted, so no range can be chosen"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_relative_noise_is_that_of_a_quantizer_run_on_the_values_with_clipping_four_times(name: str) -> None:
+    values = samples(name)
+    counts, lowest, highest = seen(values)
+    candidates = [Range(share * min(lowest, 0), share * max(highest, 0)) for share in (1.0, 0.7, 0.4)]
+    power = float((values.astype(np.float64) ** 2).mean())
+    wanted = []
+    for covered in candidates:
+        clipped = float(((np.clip(values, covered.low, covered.high).astype(np.float64) - values) ** 2).mean())
+        wanted.append((error_of(values, covered) + 3 * clipped) / power)
+    assert search.relative_noise(counts, candidates) == pytest.approx(wanted, rel=0.03)
+
+
+def test_relative_noise_is_zero_when_all_values_are() -> None:
+    counts, _, _ = seen(np.zeros(10, np.float32))
+    assert list(search.relative_noise(counts, [Range(0, 0), Range(0, 1)])) == [0, 0]

@@ -11,6 +11,7 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.errors import ArtefactError
 from pipeline.quant.observers import ObserverSet
 from pipeline.stages import thresholds
+from pipeline.stages.artefact_names import read_notes
 
 MakeConfig = Callable[..., BuildConfig]
 
@@ -31,7 +32,8 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 def run(cfg: BuildConfig, inputs: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
     out.mkdir()
     thresholds.run(thresholds.take_settings(cfg), inputs, out)
-    assert [path.name for path in out.iterdir()] == ["thresholds.json"]
+    chosen = thresholds.take_settings(cfg).percentile is None
+    assert {path.name for path in out.iterdir()} == {"thresholds.json", *(["figures.json"] if chosen else [])}
     ranges: dict[str, dict[str, float]] = json.loads((out / "thresholds.json").read_text(encoding="utf-8"))
     return ranges
 
@@ -52,6 +54,24 @@ def test_run_cuts_the_outlier_when_the_mode_is_percentile(
     assert found["relu"] == {"low": 0.0, "high": found["input"]["high"]}
     everything = run(make_config("backend.quantize.percentile=100"), inputs, tmp_path / "all")
     assert everything["input"] == {"low": -1.0, "high": 50.0}
+
+
+def test_run_chooses_the_percentile_where_the_build_file_names_none(
+    make_config: MakeConfig, tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    values = np.random.default_rng(0).normal(0, 1, 1 << 22).astype(np.float32)
+    seen = ObserverSet(["linear"])
+    seen.add({"linear": values})
+    seen.save(inputs["calibrate"] / "observers.npz", images=1)
+    out, stated = tmp_path / "out", tmp_path / "stated"
+    out.mkdir()
+    thresholds.run(thresholds.take_settings(make_config()), inputs, out)
+    assert json.loads((out / "figures.json").read_text(encoding="utf-8")) == {"percentile": 99.999}
+    assert read_notes(out) == ["ranges of percentile 99.999: by the histograms, clearly less noise so"]
+    named = run(make_config("backend.quantize.percentile=99.999"), inputs, stated)
+    assert json.loads((out / "thresholds.json").read_text(encoding="utf-8")) == named
+    widest = run(make_config("backend.quantize.percentile=99.9999"), inputs, tmp_path / "widest")
+    assert widest["linear"]["high"] > named["linear"]["high"]  # a percentile that is named stays what it is
 
 
 def test_run_says_what_to_do_when_the_calibration_is_damaged(
