@@ -70,8 +70,8 @@ _SECONDS: Mapping[str, Callable[[BuildWork], float]] = {
     "round": _round,
     # Gates, which are measured both ways, are not known before the export; most networks have none.
     "place": lambda work: 0.01e-6 * work.network.params,
-    # Four models, each made and run on 200 images.
-    "ranges": lambda work: 4 * (4 + 0.1e-6 * work.network.params + 200 * _reading(work, 0.001) / 2),
+    # 200 images in float32; three models or four, each made and run on them.
+    "ranges": lambda work: 2 + 3 * (0.6 + 0.03e-6 * work.network.params) + 200 * _reading(work, 0.001),
     "tune": lambda work: work.tuning_s / 2,  # it ends where the goal is reached
     "quantize": lambda work: 0.075e-6 * work.network.params,
     "convert": lambda work: 0.03e-6 * work.network.params,
