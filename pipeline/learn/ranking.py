@@ -1,8 +1,9 @@
-"""What leaving an activation in float32 buys: its own quantizer, and the int8 weights of the layers that read it."""
+"""What each activation costs: its own quantizer, the int8 weights of the layers that read it, and a narrower range."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +13,25 @@ from pipeline.data.calibration_list import choose_evenly
 from pipeline.data.preprocess import Prepared
 from pipeline.quant import placement
 from pipeline.quant.graphs import WEIGHTED
+from pipeline.quant.narrowing import Cuts
 from pipeline.quant.qmath import Range
-from pipeline.quant.sensitivity import Kind, Sensitivity
+from pipeline.quant.sensitivity import Kind, Sensitivity, quantizer_ranges
 from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 _IMAGES = 64  # whose gradients are taken: few images, those of doubtful answers, have most of the divergence
 _IMAGES_RUN = 16  # where the network is run for each quantizer
 
-Costs = dict[tuple[Kind, str], float]  # divergence that each quantizer causes alone; weights by layer
+Divergences = dict[tuple[Kind, str], float]  # that each quantizer causes alone; weights by layer
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What quantizers cost, in nats per image."""
+
+    rounding: dict[str, float]  # by quantized activation, what its own quantizer does
+    weights: dict[str, float]  # by activation, what the int8 weights of the layers that read it do
+    cuts: Cuts | None  # what narrower ranges cut off; None without gradients
 
 
 class _NotInTorchError(Exception):
@@ -33,8 +44,8 @@ def measure_costs(
     ranges: Mapping[str, Range],
     images: Sequence[Prepared],
     expected: npt.NDArray[np.float32],
-) -> dict[str, float]:
-    """Return by quantized activation the divergence of the answers, nats per image, that would go with its quantizer.
+) -> Costs:
+    """Return what each quantized activation costs.
 
     From gradients, or, of a network that torch cannot compute here, by running it for each quantizer.
 
@@ -46,18 +57,21 @@ def measure_costs(
         expected: float32 [images, classes], what the model answers.
     """
     shown = choose_evenly(len(images), _IMAGES)
+    cuts, known = Cuts(quantizer_ranges(float32, ranges)), True
     try:
-        costs = _by_gradients(float32, int8, ranges, [images[at] for at in shown], expected[shown])
+        costs = _by_gradients(float32, int8, ranges, [images[at] for at in shown], expected[shown], cuts)
     except _NotInTorchError as err:
         console.detail(f"the network is run for each quantizer, since gradients are not known: {err}")
         costs = _by_runs(float32, int8, ranges, [images[at] for at in choose_evenly(len(images), _IMAGES_RUN)])
+        known = False
     sources = placement.range_sources(float32)
-    found = {name: cost for (kind, name), cost in costs.items() if kind is Kind.ACTIVATION}
+    rounding = {name: cost for (kind, name), cost in costs.items() if kind is Kind.ACTIVATION}
+    weights = dict.fromkeys(rounding, 0.0)
     for node in float32.graph.node:
         source = sources.get(node.input[0]) if node.op_type in WEIGHTED else None
-        if source in found:
-            found[source] += costs.get((Kind.WEIGHTS, node.name), 0.0)
-    return found
+        if source in weights:
+            weights[source] += costs.get((Kind.WEIGHTS, node.name), 0.0)
+    return Costs(rounding, weights, cuts if known else None)
 
 
 def _by_gradients(
@@ -66,7 +80,8 @@ def _by_gradients(
     ranges: Mapping[str, Range],
     images: Sequence[Prepared],
     expected: npt.NDArray[np.float32],
-) -> Costs:
+    cuts: Cuts,
+) -> Divergences:
     """Raises _NotInTorchError: there is no torch, or it does not compute this network."""
     try:
         from pipeline.learn import fisher
@@ -76,14 +91,14 @@ def _by_gradients(
         raise _NotInTorchError(str(err)) from err
     with progress_bar(len(images), "sensitivity", "img", span=(0, 0.2)) as progress, one_thread():
         try:
-            return fisher.divergences(float32, int8, ranges, images, expected, progress.update)
+            return fisher.divergences(float32, int8, ranges, images, expected, progress.update, cuts.add)
         except UnsupportedError as err:
             raise _NotInTorchError(str(err)) from err
 
 
 def _by_runs(
     float32: onnx.ModelProto, int8: onnx.ModelProto, ranges: Mapping[str, Range], images: Sequence[Prepared]
-) -> Costs:
+) -> Divergences:
     sensitivity = Sensitivity(float32, int8, ranges)
     with progress_bar(len(sensitivity), "sensitivity", "quantizer", span=(0, 0.2)) as progress:
         return {(cost.kind, cost.name): cost.kl for cost in sensitivity.measure(images, progress.update)}

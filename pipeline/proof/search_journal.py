@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class How(Enum):
     IN_FLOAT = "in float"  # float32, and with it the layers that read it
     SPLIT = "split"  # two int8 channels for one, see `quant.splitting`
     JOIN = "in float before it is rounded"  # a sum of two convolutions, see `quant.float_sums`
+    NARROW = "in narrower ranges"  # several, see `quant.narrowing`
     SUMS = "and later sums in float"  # of the residual stream that begins with it
 
 
@@ -27,7 +28,7 @@ class How(Enum):
 class Change:
     """What a trial does to one activation."""
 
-    activation: str
+    activation: str  # of several in narrower ranges, how many they are
     how: How = How.IN_FLOAT
     channels: int = 0  # of a split, that get a second part
 
@@ -63,12 +64,21 @@ class Step:
 class Candidates:
     """What may be tried."""
 
-    costs: Mapping[str, float]  # by activation, the divergence that it causes, nats per image
+    costs: Mapping[str, float]  # by activation, the divergence that would go with it in float32, nats per image
+    rounding: Mapping[str, float]  # by activation, the part of it that its own quantizer causes
     splits: Mapping[str, Sequence[Split]]  # by activation that can be split, from few channels to many
     streams: Mapping[str, Sequence[str]]  # by first sum of a residual stream, the names of its additions
     joins: Mapping[str, Sequence[str]]  # the same of the streams whose first addition may be changed alone
     gains: Mapping[str, float]  # by a change of a stream or join, the divergence that it saves
     slowdowns: Mapping[str, float]  # by such a change, or split, about what share of the time it takes
+    narrowed: Mapping[str, float] = field(default_factory=dict)  # by activation, the share of its range to cover
+    saved: float = 0.0  # the divergence that this saves
+
+    @property
+    def narrowing(self) -> Change:
+        """The change of all ranges that may be narrowed."""
+        count = len(self.narrowed)
+        return Change(f"{count} activation{'s' if count > 1 else ''}", How.NARROW)
 
     @classmethod
     def from_document(cls, held: Mapping[str, Any]) -> Candidates:
@@ -110,21 +120,21 @@ class Journal:
     def waiting(self) -> list[tuple[Change, float]]:
         """Return the changes that were not tried and about what divergence each saves, in the order to try them in.
 
-        Those after which every convolution is still int8 come first, and of these what saves most for its time. An
-        activation that can be split is split first, in few channels and then in more, unless few were too slow, and
-        left in float32 for what remains of its noise.
+        Narrower ranges, which take no time, come first. Those after which every convolution is still int8 come next,
+        and of these what saves most for its time. An activation that can be split is split first, in few channels and
+        then in more, unless few were too slow, and left in float32 for what remains of its noise.
         """
         if self.candidates is None:
             return []
         done = {str(step.change) for step in self.steps} | self.lost.keys()
-        int8 = self._sums()
+        int8, rounding = self._sums(), self.candidates.rounding
         in_float: list[tuple[Change, float]] = []
         for name, cost in self.candidates.costs.items():
             wider, left = self._next_split(name)
             if wider is None:
-                in_float.append((Change(name), left * cost))
+                in_float.append((Change(name), cost - (1 - left) * rounding[name]))
             else:
-                int8.append((Change(name, How.SPLIT, len(wider.channels)), (left - wider.left) * cost))
+                int8.append((Change(name, How.SPLIT, len(wider.channels)), (left - wider.left) * rounding[name]))
         int8 = [each for each in int8 if str(each[0]) not in done]
         before, slowdowns = self._slowdowns_kept(), self.candidates.slowdowns
 
@@ -133,7 +143,9 @@ class Journal:
             return gain / max(1e-9, slowdowns[str(change)] - before.get(change.activation, 0.0))
 
         left_in_float = [each for each in in_float if str(each[0]) not in done]
-        return [*sorted(int8, key=lambda each: -bought(each)), *sorted(left_in_float, key=lambda each: -each[1])]
+        narrowing = [(self.candidates.narrowing, self.candidates.saved)] if self.candidates.narrowed else []
+        free = [each for each in narrowing if str(each[0]) not in done]
+        return [*free, *sorted(int8, key=lambda each: -bought(each)), *sorted(left_in_float, key=lambda each: -each[1])]
 
     def _sums(self) -> list[tuple[Change, float]]:
         """Return the changes of streams and joins, and what each saves beside what was kept of its stream."""
@@ -172,7 +184,9 @@ class Journal:
         """Return how many changes there are to try, the tried ones among them."""
         found = self.candidates
         ways = 0 if found is None else sum(map(len, found.splits.values()))
-        return 0 if found is None else len(found.costs) + ways + len(found.streams) + len(found.joins)
+        if found is None:
+            return 0
+        return len(found.costs) + ways + len(found.streams) + len(found.joins) + bool(found.narrowed)
 
     def kept(self) -> list[Change]:
         """Return the changes of the best model so far, in the order in which they were found."""
@@ -181,6 +195,16 @@ class Journal:
     def in_float(self) -> list[str]:
         """Return the activations that stay in float32."""
         return self._kept(How.IN_FLOAT)
+
+    def narrowed(self) -> dict[str, float]:
+        """Return by activation the share of its range that its quantizer covers, where that is less than all of it."""
+        return self.narrowed_by(self.kept())
+
+    def narrowed_by(self, changes: Iterable[Change]) -> dict[str, float]:
+        """Return what changes narrow, by activation."""
+        if self.candidates is None or not any(change.how is How.NARROW for change in changes):
+            return {}
+        return dict(self.candidates.narrowed)
 
     def split(self) -> dict[str, Split]:
         """Return the activations that are split, and how."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,16 @@ SUMS, JOIN = Change("s", How.SUMS), Change("s", How.JOIN)
 FEW, MANY = Split([1, 0], 3.0, 0.5), Split([1, 0, 3, 2], 2.0, 0.25)
 
 
-def journal(path: Path) -> Journal:
+def journal(path: Path, narrowed: Mapping[str, float] | None = None) -> Journal:
     made = Journal(path)
     made.add(Step("", True, FIGURES, 1.0))
     costs = {"a": 0.4, "b": 0.2, "c": 0.05}
     slowdowns = {"a split, 2 channels": 0.02, "a split, 4 channels": 0.03, str(SUMS): 0.03, str(JOIN): 0.01}
     gains = {str(SUMS): 0.25, str(JOIN): 0.08}
     streams, joins = {"s": ["add1", "add2"]}, {"s": ["add1"]}
-    made.set_candidates(Candidates(costs, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns), 2.0)
+    rounding = {"a": 0.3, "b": 0.2, "c": 0.04}  # and the weights of the layers that read them
+    found = Candidates(costs, rounding, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns, narrowed or {}, 0.1)
+    made.set_candidates(found, 2.0)
     return made
 
 
@@ -37,16 +40,16 @@ def test_what_saves_most_for_its_time_comes_first_and_float32_last(tmp_path: Pat
     made = journal(tmp_path / "journal.json")
     few, many = Change("a", How.SPLIT, 2), Change("a", How.SPLIT, 4)
     others = [Change("b"), Change("c")]
-    # .2 for .02, .25 for .03, .08 for .01
-    assert [change for change, _ in made.waiting()] == [few, SUMS, JOIN, *others]
+    # .15 for .02, .25 for .03, .08 for .01
+    assert [change for change, _ in made.waiting()] == [SUMS, JOIN, few, *others]
     made.add(split_step(2, kept=True))
-    # .1 more for .01 more
-    assert [change for change, _ in made.waiting()] == [many, SUMS, JOIN, *others]
-    assert made.waiting()[0][1] == pytest.approx((0.5 - 0.25) * 0.4)
+    # .075 more for .01 more
+    assert [change for change, _ in made.waiting()] == [SUMS, JOIN, many, *others]
+    assert made.waiting()[2][1] == pytest.approx((0.5 - 0.25) * 0.3)
     assert made.split() == {"a": FEW} and made.in_float() == []
     made.add(split_step(4, kept=True))
     assert made.split() == {"a": MANY}
-    assert made.waiting()[2:4] == [(Change("b"), 0.2), (Change("a"), 0.25 * 0.4)]
+    assert made.waiting()[2:4] == [(Change("b"), 0.2), (Change("a"), pytest.approx(0.4 - 0.75 * 0.3))]
     made.add(Step("a", True, FIGURES, 1.0))
     assert made.split() == {} and made.in_float() == ["a"]
 
@@ -62,8 +65,9 @@ def test_more_channels_are_not_split_where_few_were_too_slow(tmp_path: Path) -> 
 def test_more_channels_are_split_where_few_bought_too_little(tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
     made.add(split_step(2, kept=False, speed=None))
-    change, gain = made.waiting()[0]
-    assert change == Change("a", How.SPLIT, 4) and gain == pytest.approx(0.75 * 0.4)
+    gains = {str(change): gain for change, gain in made.waiting()}
+    change = Change("a", How.SPLIT, 4)
+    assert gains[str(change)] == pytest.approx(0.75 * 0.3)
     assert str(change) == "a split, 4 channels"
 
 
@@ -76,6 +80,17 @@ def test_a_journal_goes_on_where_another_one_was(tmp_path: Path) -> None:
     assert found.seconds == made.seconds == 5.0
     assert found.waiting() == made.waiting()
     assert found.kept() == [Change("a", How.SPLIT, 4)] and found.split() == {"a": MANY}
+
+
+def test_narrower_ranges_which_take_no_time_come_first(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json", narrowed={"a": 0.7, "b": 0.9})
+    change, saved = made.waiting()[0]
+    assert str(change) == "2 activations in narrower ranges" and saved == 0.1
+    assert made.narrowed() == {} and made.trials() == 8
+    made.add(Step(change.activation, True, FIGURES, 1.0, change.how))
+    assert made.narrowed() == {"a": 0.7, "b": 0.9}
+    assert How.NARROW not in {each.how for each, _ in made.waiting()}
+    assert Journal(tmp_path / "journal.json").candidates == made.candidates
 
 
 def test_sums_of_a_stream_that_were_kept_stay_in_float(tmp_path: Path) -> None:
