@@ -155,11 +155,20 @@ class Package:
 
     def speed(self) -> dict[str, Any] | None:
         """Return the speeds that the build measured; None where it measured none."""
+        found: dict[str, Any] | None = self._measured().get("speed")
+        return found
+
+    def placements(self) -> dict[str, dict[str, Any]]:
+        """Return which parts the build ran in int8 and in float32: what was chosen, what it brought and cost."""
+        found: dict[str, dict[str, Any]] = self._measured().get("placements", {})
+        return found
+
+    def _measured(self) -> dict[str, Any]:
         path = self.folder / SPEED
         if not path.is_file():
-            return None
-        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")).get("speed")
-        return found
+            return {}
+        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return measured
 
     def preprocess(self) -> PreprocessSpec:
         return load_vdsp(self.folder / PREPROCESS)

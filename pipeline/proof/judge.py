@@ -26,7 +26,7 @@ from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
 from pipeline.onnx_models.saving import save_model
 from pipeline.onnx_models.scores import Scores
-from pipeline.proof.speed import median_interval
+from pipeline.proof.ratios import median_interval
 from pipeline.quant.divergence import Divergence
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes, open_backend, place

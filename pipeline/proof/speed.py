@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,9 +18,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import ConfigError
 from pipeline.host.hardware import available_cores
+from pipeline.proof.ratios import Ratio, ratio
 from pipeline.runtimes.base import Backend, Batch, Runtime
 from pipeline.runtimes.opening import open_backend, place
 
@@ -30,7 +33,8 @@ _BATCH = 8  # images per request, as in predict and serve; fewer where they take
 _SLOT_S = 0.03  # least time of a candidate in a round: shorter ones measure the clock's resolution
 _LOOKS = (6, 12, 24, 48)  # rounds after which it may end: testing after every round would find differences by chance
 _OVERTIME = 4.0  # times the seconds, until the first test; beyond, the result is unknown
-_ERROR = 0.05  # probability that an interval does not contain the median
+
+Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,57 +48,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured: for each candidate images/s, round by round."""
+    """What was measured: for each candidate images/s, round by round, and its outputs for the images given."""
 
     batch: int  # images per request
     requests: int  # in flight
     rounds: list[list[float]]  # by candidate
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as fast one candidate is as another, with a 95% interval; None where the rounds are too few."""
-
-    median: float
-    interval: tuple[float, float] | None
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 1."""
-        return self.interval is not None and not self.interval[0] <= 1 <= self.interval[1]
-
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{_times(self.median)}x"
-        return f"{_times(self.median)}x ({_times(self.interval[0])} to {_times(self.interval[1])})"
-
-
-def _times(value: float) -> str:
-    return f"{value:.1f}" if value >= 2 else f"{value:.2f}"
-
-
-def ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """Return how many times as fast one is as the other, from rates measured in the same rounds."""
-    ratios = [a / b for a, b in zip(one, other, strict=True)]
-    return Ratio(median(ratios), median_interval(ratios))
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return a 95% interval for the median of the distribution that `values` come from; None for fewer than 6.
-
-    Whatever the distribution, each value lies below the median with probability 1/2. So the k-th values from either end
-    enclose it, except with twice the probability that fewer than k of n lie on one side (David and Nagaraja, Order
-    Statistics, 2003, section 7.1).
-    """
-    count = len(values)
-    tail, outside = 0.0, 0
-    for k in range(count):
-        tail += math.comb(count, k) / 2**count
-        if 2 * tail > _ERROR:
-            break
-        outside = k + 1
-    ordered = sorted(values)
-    return (ordered[outside - 1], ordered[count - outside]) if outside else None
+    answers: tuple[Float32, ...] = ()  # by candidate, [images, classes]; none without images
 
 
 def budget_seconds() -> float:
@@ -113,48 +72,65 @@ def budget_seconds() -> float:
     return value
 
 
-def measure(candidates: Sequence[Candidate], seconds: float) -> Rates:
+Rounds = Sequence[Sequence[float]]  # by candidate, images/s round by round
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    seconds: float,
+    is_clear: Callable[[Sequence[Candidate], Rounds], bool] | None = None,
+    images: Sequence[Prepared] = (),
+    *,
+    by_cpu: bool = False,
+) -> Rates:
     """Measure candidates in turn until it is clear which of each compared pair is the faster, or the time is over.
 
     Args:
         candidates: of one network; all of them are held in memory.
         seconds: after these no round begins once the least number is done; 4 times as many end it in any case.
+        is_clear: of what was measured so far, in the place of whether each compared pair is.
+        images: that each answers once it was measured, as prepared for the models.
+        by_cpu: rates are those of a machine without other work: images by CPU time, of which other processes take none.
 
     Raises:
         BackendError: a runtime refuses a model.
     """
     cores = available_cores()
+    clear = is_clear or _is_every_pair_clear
     with ExitStack() as opened, ThreadPoolExecutor(cores) as pool:
-        batch, slots = _BATCH, _open(opened, candidates, _BATCH, pool)
+        batch, slots = _BATCH, _open(opened, candidates, _BATCH, pool, by_cpu)
         once = sum(slot.seconds for slot in slots)
         most = seconds / _LOOKS[0] / 2
         if once > most and batch > 1:
             batch = max(1, 2 ** math.floor(math.log2(batch * most / once)))
             opened.close()
-            slots = _open(opened, candidates, batch, pool)
+            slots = _open(opened, candidates, batch, pool, by_cpu)
         rounds: list[list[float]] = [[] for _ in candidates]
         begun = time.perf_counter()
-        while not _is_over(candidates, rounds, time.perf_counter() - begun, seconds):
+        while not _is_over(candidates, rounds, time.perf_counter() - begun, seconds, clear):
             order = range(len(slots)) if len(rounds[0]) % 2 else range(len(slots) - 1, -1, -1)
             for index in order:
                 rounds[index].append(slots[index].rate())
-    return Rates(batch, cores, rounds)
+        answers = tuple(slot.answers(images) for slot in slots) if images else ()
+    return Rates(batch, cores, rounds, answers)
 
 
-def _open(opened: ExitStack, candidates: Sequence[Candidate], batch: int, pool: ThreadPoolExecutor) -> list[_Slot]:
+def _open(
+    opened: ExitStack, candidates: Sequence[Candidate], batch: int, pool: ThreadPoolExecutor, by_cpu: bool
+) -> list[_Slot]:
     placement = place(available_cores(), available_cores())
     slots = []
     for each in candidates:
         backend = open_backend(each.runtime, each.model, batch=batch, placement=placement)
-        slots.append(_Slot(opened.enter_context(backend), batch, pool))
+        slots.append(_Slot(opened.enter_context(backend), batch, pool, by_cpu))
     return slots
 
 
 class _Slot:
     """A candidate, loaded and warmed up."""
 
-    def __init__(self, backend: Backend, batch: int, pool: ThreadPoolExecutor) -> None:
-        self._backend, self._pool = backend, pool
+    def __init__(self, backend: Backend, batch: int, pool: ThreadPoolExecutor, by_cpu: bool) -> None:
+        self._backend, self._pool, self._by_cpu = backend, pool, by_cpu
         shape = (batch, *(axis or 1 for axis in backend.input.shape[1:]))
         self._images = _images(shape, backend.input.dtype)
         self._requests = available_cores()
@@ -166,10 +142,19 @@ class _Slot:
 
     def rate(self) -> float:
         """Return images/s, with as many requests in flight as there are cores."""
-        begun = time.perf_counter()
+        begun = self._now()
         for _ in self._pool.map(self._backend.infer, [self._images] * self._requests):
             pass
-        return self._requests * len(self._images) / (time.perf_counter() - begun)
+        return self._requests * len(self._images) / (self._now() - begun)
+
+    def answers(self, images: Sequence[Prepared]) -> Float32:
+        """Return the outputs for some images, [images, classes]."""
+        batch = len(self._images)
+        batches = [np.stack(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return np.concatenate(list(self._pool.map(self._backend.infer, batches)))
+
+    def _now(self) -> float:
+        return time.process_time() / available_cores() if self._by_cpu else time.perf_counter()
 
 
 def _images(shape: tuple[int, ...], dtype: str) -> Batch:
@@ -179,14 +164,23 @@ def _images(shape: tuple[int, ...], dtype: str) -> Batch:
     return random.standard_normal(shape, np.float32)
 
 
-def _is_over(candidates: Sequence[Candidate], rounds: Sequence[Sequence[float]], spent: float, seconds: float) -> bool:
+def _is_over(
+    candidates: Sequence[Candidate],
+    rounds: Rounds,
+    spent: float,
+    seconds: float,
+    is_clear: Callable[[Sequence[Candidate], Rounds], bool],
+) -> bool:
     done = len(rounds[0])
     if done < _LOOKS[0]:
         return spent > _OVERTIME * seconds
     if spent > seconds or done >= _LOOKS[-1]:
         return True
-    pairs = _pairs(candidates)
-    return done in _LOOKS and all(ratio(rounds[a], rounds[b]).is_clear for a, b in pairs)
+    return done in _LOOKS and is_clear(candidates, rounds)
+
+
+def _is_every_pair_clear(candidates: Sequence[Candidate], rounds: Rounds) -> bool:
+    return all(ratio(rounds[a], rounds[b]).is_clear for a, b in _pairs(candidates))
 
 
 def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:

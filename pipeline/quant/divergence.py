@@ -45,22 +45,11 @@ class Divergence:
 
     def add(self, reference: Float32, answers: Float32) -> None:
         """Add images: scores of both models, float32 [images, classes]."""
+        found = by_image(reference, answers, self.scores)
         self.images += len(reference)
-        if self.scores is Scores.SIGMOID:
-            wanted, found = _logits_of_sigmoids(reference), _logits_of_sigmoids(answers)
-            share = 1 / (1 + np.exp(-wanted))
-            # ln p = -ln(1 + exp(-x)), and ln(1 - p) is the same for -x.
-            right = np.logaddexp(0, -found) - np.logaddexp(0, -wanted)
-            wrong = np.logaddexp(0, found) - np.logaddexp(0, wanted)
-            self.divergence_sum += float((share * right + (1 - share) * wrong).sum())
-        else:
-            wanted, found = _log_probabilities(reference, self.scores), _log_probabilities(answers, self.scores)
-            self.divergence_sum += float((np.exp(wanted) * (wanted - found)).sum())
-            # Adding a constant to all logits of an image does not change its softmax.
-            wanted -= wanted.mean(axis=1, keepdims=True)
-            found -= found.mean(axis=1, keepdims=True)
-        self.signal += float((wanted**2).sum())
-        self.noise += float(((wanted - found) ** 2).sum())
+        self.divergence_sum += float(found.kl.sum())
+        self.signal += float(found.signal.sum())
+        self.noise += float(found.noise.sum())
 
     @property
     def kl(self) -> float:
@@ -71,6 +60,38 @@ class Divergence:
     def sqnr_db(self) -> float:
         """Signal-to-quantization-noise ratio of the logits, in dB; before a softmax, less the mean of each image."""
         return 10 * math.log10(self.signal / self.noise) if self.noise > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class ByImage:
+    """What the sums of `Divergence` are made of, float64 [images] each."""
+
+    kl: Float64  # nats
+    signal: Float64  # squared logits of the reference; before a softmax, less their mean
+    noise: Float64  # squared differences of the logits, likewise
+
+
+def by_image(reference: Float32, answers: Float32, scores: Scores | None) -> ByImage:
+    """Return how far the outputs of two models for the same images differ, image by image.
+
+    Args:
+        reference, answers: scores of both, [images, classes].
+        scores: what they are; None: guessed from their values.
+    """
+    if scores is Scores.SIGMOID:
+        wanted, found = _logits_of_sigmoids(reference), _logits_of_sigmoids(answers)
+        share = 1 / (1 + np.exp(-wanted))
+        # ln p = -ln(1 + exp(-x)), and ln(1 - p) is the same for -x.
+        right = np.logaddexp(0, -found) - np.logaddexp(0, -wanted)
+        wrong = np.logaddexp(0, found) - np.logaddexp(0, wanted)
+        kl = (share * right + (1 - share) * wrong).sum(axis=1)
+    else:
+        wanted, found = _log_probabilities(reference, scores), _log_probabilities(answers, scores)
+        kl = (np.exp(wanted) * (wanted - found)).sum(axis=1)
+        # Adding a constant to all logits of an image does not change its softmax.
+        wanted -= wanted.mean(axis=1, keepdims=True)
+        found -= found.mean(axis=1, keepdims=True)
+    return ByImage(kl, (wanted**2).sum(axis=1), ((wanted - found) ** 2).sum(axis=1))
 
 
 def probabilities(values: Float32, scores: Scores | None) -> Float64:

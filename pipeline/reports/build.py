@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.building import Built
 from pipeline.packages.package import THRESHOLDS, Package, open_package
-from pipeline.proof import verdicts
+from pipeline.proof import placements, verdicts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import max_range
 from pipeline.quant.rounding import read_rounded
@@ -36,6 +36,7 @@ def _body(built: Built, package: Package) -> Iterator[str]:
         yield markup.warning(f"{verdict}: {sentence}")
     yield markup.built(package)
     yield from _proof(package, report)
+    yield from _placements(package)
     yield from _search(report.get("accuracy"))
     yield from _stages(built)
     yield from _layers(built.stages)
@@ -46,6 +47,14 @@ def _proof(package: Package, report: Mapping[str, Any]) -> Iterator[str]:
     images = "calibration images" if package.has_images else "noise"
     yield f"<h2>Beside float32, on {images}</h2>{markup.proof(report['proof'])}"
     yield "<p>A check that every build makes. For the accuracy, see <code>eval --report</code>.</p>"
+
+
+def _placements(package: Package) -> Iterator[str]:
+    found = package.placements()
+    if found:
+        yield "<h2>Measured in int8 and in float32</h2>"
+        for what, each in found.items():
+            yield markup.note(placements.describe(what, each))
 
 
 def _search(outcome: Mapping[str, Any] | None) -> Iterator[str]:

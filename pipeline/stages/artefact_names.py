@@ -22,13 +22,14 @@ OUTPUTS = "outputs.npy"
 THRESHOLDS = "thresholds.json"  # thresholds, ranges: tensor name -> {"low", "high"}
 ARITHMETIC = "arithmetic.json"  # equalize, round: what they read activations in, which later stages do too
 WEIGHTS = "weights.npz"  # round: the int8 weights by layer, and what rounding costs each
-PLACEMENT = "placement.json"  # place: whether gates stay float32
+PLACEMENT = "placement.json"  # place: whether gates stay float32, and scores are int8
 ISLANDS = "islands.json"  # tune: the activations that stay float32, and what each trial bought
 CHECK = "check.json"  # quantize: what became of the layers; prove: how the model compares with float32
 MACHINE = "machine.json"  # trial: where speeds were measured
 DATALIST = "npz_datalist.txt"  # image2npz: the evaluation npz
 VAL_LABEL = "val_label.txt"  # image2npz: lines `name index`
 FIGURES = "figures.json"  # any stage: seconds and memory; never part of an artefact's identity
+TRIALS = "placements"  # place, in its figures: by part, what was chosen and what that brought and cost
 NOTES = "notes.json"  # any stage: lines for the user, said by every build; never part of an artefact's identity
 
 
@@ -40,6 +41,14 @@ def float32_model(inputs: Mapping[str, Path]) -> Path:
 def thresholds_file(inputs: Mapping[str, Path]) -> Path:
     """Return the file with the range of each activation: those that were measured, where any were."""
     return inputs["ranges" if "ranges" in inputs else "thresholds"] / THRESHOLDS
+
+
+def read_placement(inputs: Mapping[str, Path]) -> dict[str, bool]:
+    """Return what stage `place` decided; nothing before it ran."""
+    if "place" not in inputs:
+        return {}
+    placed: dict[str, bool] = json.loads((inputs["place"] / PLACEMENT).read_text(encoding="utf-8"))
+    return placed
 
 
 def read_scores(export: Path) -> Scores:

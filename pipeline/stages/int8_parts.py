@@ -16,7 +16,7 @@ from pipeline.quant.assemble import Parts
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import read_rounded
-from pipeline.stages.artefact_names import OBSERVERS, PLACEMENT, WEIGHTS, thresholds_file
+from pipeline.stages.artefact_names import OBSERVERS, WEIGHTS, read_placement, thresholds_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
         means = ObserverSet.load(inputs["calibrate"] / OBSERVERS)[0].means()
     elif pixels.are_input_of(float32):  # see there: without it, the mean pixel would go through weights as they were
         means = {pixels.PIXELS: pixels.mean_input(float32, settings.mean)}
-    placed = json.loads((inputs["place"] / PLACEMENT).read_text(encoding="utf-8")) if "place" in inputs else {}
+    placed = read_placement(inputs)
     return Parts(
         ranges={name: Range(**bounds) for name, bounds in ranges.items()},
         per_channel=settings.per_channel,

@@ -63,7 +63,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     if "thresholds" in inputs:
         shutil.copyfile(names.thresholds_file(inputs), out / packages.THRESHOLDS)
     if "trial" in inputs:
-        shutil.copyfile(inputs["trial"] / names.FIGURES, out / packages.SPEED)
+        measured = json.loads((inputs["trial"] / names.FIGURES).read_text(encoding="utf-8"))
+        placed = json.loads((inputs["place"] / names.FIGURES).read_text(encoding="utf-8"))
+        write_json(out / packages.SPEED, {**measured, names.TRIALS: placed[names.TRIALS]})
     write_json(out / packages.PREPROCESS, settings.preprocess)
     write_json(out / packages.BUILD_FILE, settings.build_file)
     report = json.loads((inputs["prove"] / names.CHECK).read_text(encoding="utf-8"))

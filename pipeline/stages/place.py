@@ -2,10 +2,11 @@
 whether the scores of attention are.
 
 The graph does not tell which is faster: OpenVINO computes such activations within the convolution where no quantizer is
-between, ONNX Runtime computes the convolution in float32 there. So both models are made and run in turn, in every
-installed runtime, and the placement whose best runtime is the faster is taken. Fewer quantizers are not less accurate.
-Gates whose channels differ so much that `gate_scaling` scaled them are float32 in any case: in int8 they would lose
-what that is for. Scores are int8 only where that is worth its noise: `_WORTH`.
+between, ONNX Runtime computes the convolution in float32 there. Nor does it tell what that costs: noise in scores that
+a Softmax reads depends on how sharp it is. So both models are made and run in turn, in every installed runtime, and
+answer calibration images; what is int8 has to be faster and to lose no more accuracy than that is worth
+(`proof.placements`). Gates whose channels differ so much that `gate_scaling` scaled them are float32 in any case: in
+int8 they would lose what that is for.
 """
 
 from __future__ import annotations
@@ -14,136 +15,176 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import onnx
 
 from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
+from pipeline.config.vdsp import PreprocessSpec
+from pipeline.data import preprocess
+from pipeline.data.calibration_list import read_calibration_list
+from pipeline.data.preprocess import Prepared
 from pipeline.errors import BackendError
 from pipeline.host import hardware, isolated
 from pipeline.onnx_models.saving import save_model
 from pipeline.packages.choice import machine
-from pipeline.proof import speed
-from pipeline.proof.speed import Candidate
-from pipeline.quant.assemble import assemble
+from pipeline.proof import agreement, placements, speed
+from pipeline.proof.placements import FEWER, MORE, Comparison, Tried
+from pipeline.proof.speed import Candidate, Rates
+from pipeline.quant import pixels
+from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.attention_scores import find_scores
+from pipeline.quant.divergence import by_image
 from pipeline.quant.float_parts import has_gates
 from pipeline.quant.gate_scaling import has_scaled_gates
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes
 from pipeline.stages import int8_parts
-from pipeline.stages.artefact_names import FIGURES, PLACEMENT, float32_model, write_notes
+from pipeline.stages.artefact_names import (
+    CALIBRATION,
+    FIGURES,
+    PLACEMENT,
+    TRIALS,
+    float32_model,
+    read_scores,
+    write_notes,
+)
 from pipeline.terminal import console
 
-_EQUAL = 0.97  # of the speed of int8 gates: below, those in float32 are slower beyond what a machine wanders by
-_WORTH = 1.08  # times the speed with scores in float32, from which they are int8: they cost about half a decibel
+IMAGES = 64  # that both placements answer
+# Times as fast as in float32, from which a part is int8. Gates: what a machine wanders by. Scores: they always add
+# noise, and a gain that is smaller than this is not worth having two kinds of attention.
+_GATES_WORTH, _SCORES_WORTH = 1.03, 1.08
 _GATES = "gates (SiLU, GELU, HardSwish, squeeze-and-excitation)"
 _SCORES = "scores of attention"
 _SCALED = f"{_GATES} are float32: their channels differ too much for 8 bits"
 _MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
 
-Rates = Mapping[str, Mapping[str, float]]  # images/s by runtime and placement
+Placed = Mapping[str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     parts: int8_parts.PartSettings
+    preprocess: PreprocessSpec
+    images: int  # at most so many are answered
     machine: Mapping[str, Any]  # as of `packages.choice.machine`
     isa_caps: tuple[str, ...]  # what holds each runtime to fewer instruction sets, in the order of `Runtime`
     seconds: float  # that measuring may take; 0: the placement that OpenVINO wants, where that is installed
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
-    """Return what this stage's outcome depends on beside its inputs: the machine."""
-    caps = tuple(hardware.isa_cap(runtime.value) for runtime in Runtime)
-    parts = int8_parts.take_settings(cfg)
-    return Settings(parts=parts, machine=machine(), isa_caps=caps, seconds=speed.budget_seconds())
+    """Return what this stage's outcome depends on beside its inputs: the preprocessing and the machine."""
+    return Settings(
+        parts=int8_parts.take_settings(cfg),
+        preprocess=cfg.preprocess,
+        images=IMAGES,
+        machine=machine(),
+        isa_caps=tuple(hardware.isa_cap(runtime.value) for runtime in Runtime),
+        seconds=speed.budget_seconds(),
+    )
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
-    """Write whether gates and scores are float32, and the images/s that said so."""
+    """Write whether gates and scores are float32, and what speed and accuracy said so."""
     begun = time.perf_counter()
-    float32 = onnx.load(float32_model(inputs))
-    notes, placed = list[str](), {"gates_in_float": False, "scores_in_int8": False}
-    rates: dict[str, Rates] = {"rates": {}, "score_rates": {}}
-    if has_scaled_gates(float32):
-        placed["gates_in_float"] = True
+    trial = _Trial(settings, inputs)
+    placed: Placed = {"gates_in_float": False, "scores_in_int8": False}
+    notes, found = list[str](), dict[str, dict[str, Any]]()
+    if has_scaled_gates(trial.float32):
+        placed = {**placed, "gates_in_float": True}
         notes.append(_SCALED)
-    elif has_gates(float32):
-        choices = {"int8": placed, "float32": {**placed, "gates_in_float": True}}
-        rates["rates"] = measured = _measure(settings, inputs, float32, choices)
-        placed = choices["float32" if _prefers_float(measured) else "int8"]
-        notes += [_describe(_GATES, placed["gates_in_float"], measured)] if measured else []
-    if find_scores(float32):
-        choices = {"int8": {**placed, "scores_in_int8": True}, "float32": placed}
-        rates["score_rates"] = measured = _measure(settings, inputs, float32, choices)
-        placed = choices["int8" if _is_worth_it(measured) else "float32"]
-        notes += [_describe(_SCORES, not placed["scores_in_int8"], measured)] if measured else []
-    write_notes(out, notes)
+    elif has_gates(trial.float32):
+        in_float = {**placed, "gates_in_float": True}
+        compared = trial.compare({FEWER: in_float, MORE: placed}, _GATES_WORTH)
+        placed = in_float if _leaves_gates(compared) else placed
+        if compared is not None:
+            found[_GATES] = compared.as_document()
+    if find_scores(trial.float32):
+        in_int8 = {**placed, "scores_in_int8": True}
+        compared = trial.compare({FEWER: placed, MORE: in_int8}, _SCORES_WORTH)
+        if compared is not None:
+            placed = in_int8 if compared.takes_more else placed
+            found[_SCORES] = compared.as_document()
+    write_notes(out, [*notes, *(placements.describe(what, each) for what, each in found.items())])
     write_json(out / PLACEMENT, placed)
-    write_json(out / FIGURES, {**rates, "seconds": round(time.perf_counter() - begun, 1)})
+    write_json(out / FIGURES, {TRIALS: found, "seconds": round(time.perf_counter() - begun, 1)})
 
 
-def _measure(
-    settings: Settings, inputs: Mapping[str, Path], float32: onnx.ModelProto, choices: Mapping[str, Mapping[str, bool]]
-) -> Rates:
-    """Return images/s by runtime and choice; runtimes that cannot run all are left out, and all without any time."""
-    if not settings.seconds:
-        return {}
-    # Neither the values of weights nor of biases change the speed.
-    parts = replace(int8_parts.load(settings.parts, inputs, float32), rounded={}, means=None)
-    with tempfile.TemporaryDirectory() as folder:
-        candidates = []
-        for name, placed in choices.items():
-            path = Path(folder) / f"{name}.onnx"
-            gates, scores = placed["gates_in_float"], placed["scores_in_int8"]
-            save_model(assemble(float32, replace(parts, gates_in_float=gates, scores_in_int8=scores)).model, path)
-            candidates += [Candidate(runtime, "int8", path) for runtime in installed_runtimes()]
-        together = _rates(candidates, settings.seconds)
-        if together:
-            return together
-        found: dict[str, Mapping[str, float]] = {}
-        for runtime in installed_runtimes():
-            found |= _rates([each for each in candidates if each.runtime is runtime], settings.seconds)
+def _leaves_gates(compared: Comparison | None) -> bool:
+    """Tell whether gates are float32; without a measurement, where OpenVINO computes them."""
+    if compared is None:
+        return choose(Runtime.AUTO) is Runtime.OPENVINO and not hardware.is_arm()
+    return not compared.takes_more
+
+
+class _Trial:
+    """Two models of one network, measured beside each other."""
+
+    def __init__(self, settings: Settings, inputs: Mapping[str, Path]) -> None:
+        self.float32 = onnx.load(float32_model(inputs))
+        self._settings, self._inputs = settings, inputs
+
+    def compare(self, choices: Mapping[str, Placed], least: float) -> Comparison | None:
+        """Return how two placements compare in the runtimes that run both; None: in none, or there is no time.
+
+        Args:
+            choices: by name, as of `placements`.
+            least: as of `placements.compare`.
+        """
+        if not self._settings.seconds:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            candidates = []
+            for name, placed in choices.items():
+                path = Path(folder) / f"{name}.onnx"
+                gates, scores = placed["gates_in_float"], placed["scores_in_int8"]
+                parts = replace(self._parts, gates_in_float=gates, scores_in_int8=scores)
+                save_model(assemble(self.float32, parts).model, path)
+                candidates += [Candidate(runtime, "int8", path) for runtime in installed_runtimes()]
+            found = self._measure(candidates, least)
+            for runtime in installed_runtimes() if not found else ():
+                found |= self._measure([each for each in candidates if each.runtime is runtime], least)
+        return placements.compare(found, least) if found else None
+
+    def _measure(self, candidates: Sequence[Candidate], least: float) -> dict[str, dict[str, Tried]]:
+        """Return what was measured by runtime and placement, in a process of its own; nothing where that was lost."""
+        images, expected = self._images
+        rates = _rates(candidates, self._settings.seconds, least, images)
+        if rates is None:
+            return {}
+        found: dict[str, dict[str, Tried]] = {}
+        scores = read_scores(self._inputs["export"])
+        for each, of_rounds, answers in zip(candidates, rates.rounds, rates.answers, strict=True):
+            if of_rounds:
+                tried = Tried(of_rounds, by_image(expected, answers, scores))
+                found.setdefault(each.runtime.value, {})[each.model.stem] = tried
         return found
 
+    @cached_property
+    def _parts(self) -> Parts:
+        return int8_parts.load(self._settings.parts, self._inputs, self.float32)
 
-def _rates(candidates: Sequence[Candidate], budget_s: float) -> Rates:
-    """Return images/s by runtime and placement, in a process of its own; nothing where that was lost."""
+    @cached_property
+    def _images(self) -> tuple[list[Prepared], agreement.Float32]:
+        """What the models answer, and float32's outputs, [images, classes]."""
+        raw = pixels.are_input_of(self.float32)
+        listed = read_calibration_list(self._inputs["calibset"] / CALIBRATION)
+        samples = [listed[index] for index in agreement.choose(len(listed), self._settings.images)]
+        images = [preprocess.load(self._settings.preprocess, each.source.content(), raw=raw) for each in samples]
+        return images, agreement.float32_answers(float32_model(self._inputs), images)
+
+
+def _rates(candidates: Sequence[Candidate], budget_s: float, least: float, images: Sequence[Prepared]) -> Rates | None:
+    """Return what `speed.measure` does, by CPU time, of a process of its own; None where that was lost."""
+    is_clear = partial(placements.is_clear, least)
+    measure = partial(speed.measure, by_cpu=True)
     try:
-        rates = isolated.call(speed.measure, candidates, budget_s, seconds=4 * budget_s + _MOST_S)
+        rates: Rates = isolated.call(measure, candidates, budget_s, is_clear, images, seconds=4 * budget_s + _MOST_S)
     except (isolated.LostError, BackendError) as err:
         console.detail(f"placements were not measured: {err}")
-        return {}
-    found: dict[str, dict[str, float]] = {}
-    for each, of_rounds in zip(candidates, rates.rounds, strict=True):
-        if of_rounds:
-            found.setdefault(each.runtime.value, {})[each.model.stem] = round(median(of_rounds), 2)
-    return found
-
-
-def _prefers_float(measured: Rates) -> bool:
-    if not measured:
-        return choose(Runtime.AUTO) is Runtime.OPENVINO and not hardware.is_arm()
-    return _best(measured, "float32") >= _EQUAL * _best(measured, "int8")
-
-
-def _is_worth_it(measured: Rates) -> bool:
-    return bool(measured) and _best(measured, "int8") >= _WORTH * _best(measured, "float32")
-
-
-def _best(measured: Rates, name: str) -> float:
-    return max(each[name] for each in measured.values())
-
-
-def _describe(what: str, in_float: bool, measured: Rates) -> str:
-    figures = "; ".join(
-        f"{each['float32']:.4g} images/s so, {each['int8']:.4g} in int8, in {name}"
-        if in_float
-        else f"{each['int8']:.4g} images/s so, {each['float32']:.4g} in float32, in {name}"
-        for name, each in measured.items()
-    )
-    return f"{what} are {'float32' if in_float else 'int8'}: {figures}"
+        return None
+    return rates

@@ -19,7 +19,7 @@ from pipeline.quant.classifier import find_classifier
 from pipeline.quant.narrowing import narrow
 from pipeline.quant.splitting import read_splits, split
 from pipeline.stages import int8_parts
-from pipeline.stages.artefact_names import CHECK, ISLANDS, MODEL, float32_model
+from pipeline.stages.artefact_names import CHECK, ISLANDS, MODEL, float32_model, read_placement
 
 Settings = int8_parts.PartSettings
 
@@ -49,5 +49,6 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         "corrected_biases": made.corrected_biases,
         "rounded_weights": made.rounded_weights,
         "accuracy": tuned or None,
+        "placement": read_placement(inputs),
     }
     write_json(out / CHECK, report)

@@ -11,7 +11,8 @@ import pytest
 from run_fixtures import TinyWorkspace, float32_model
 
 from pipeline.proof import speed
-from pipeline.proof.speed import Candidate, Rates, Ratio
+from pipeline.proof.ratios import Ratio, median_interval, ratio
+from pipeline.proof.speed import Candidate, Rates
 from pipeline.runtimes.base import Runtime
 
 INT8 = Candidate(Runtime.OPENVINO, "int8", Path("int8.onnx"))
@@ -27,14 +28,14 @@ ALL = [INT8, FLOAT32, INT8_ORT, FLOAT32_ORT]
 def test_median_interval_is_that_of_tables_of_the_sign_test(count: int, left_out: int | None) -> None:
     values = list(np.random.default_rng(count).permutation(count).astype(float))
     wanted = None if left_out is None else (float(left_out), float(count - 1 - left_out))
-    assert speed.median_interval(values) == wanted
+    assert median_interval(values) == wanted
 
 
 def test_median_interval_holds_the_median_in_95_of_100_draws() -> None:
     random = np.random.default_rng(0)
     held = 0
     for _ in range(2000):
-        found = speed.median_interval(list(random.lognormal(0.0, 0.5, 12)))
+        found = median_interval(list(random.lognormal(0.0, 0.5, 12)))
         assert found is not None
         held += found[0] <= 1.0 <= found[1]
     assert 0.95 <= held / 2000 <= 0.98  # 12 rounds have steps: 96.1%
@@ -42,12 +43,12 @@ def test_median_interval_holds_the_median_in_95_of_100_draws() -> None:
 
 def test_ratio_compares_rates_of_the_same_round() -> None:
     drifting = [10.0, 20.0, 40.0, 80.0, 160.0, 320.0]
-    found = speed.ratio([2 * rate for rate in drifting], drifting)
+    found = ratio([2 * rate for rate in drifting], drifting)
     assert found == Ratio(2.0, (2.0, 2.0))
     assert found.is_clear
     assert str(found) == "2.0x (2.0 to 2.0)"
-    assert not speed.ratio([1.0] * 5, [2.0] * 5).is_clear  # too few
-    assert not speed.ratio([1.0, 1.0, 1.0, 1.0, 1.0, 3.0], [2.0] * 6).is_clear
+    assert not ratio([1.0] * 5, [2.0] * 5).is_clear  # too few
+    assert not ratio([1.0, 1.0, 1.0, 1.0, 1.0, 3.0], [2.0] * 6).is_clear
 
 
 def rates(int8: float, float32: float, int8_ort: float, float32_ort: float) -> Rates:
@@ -140,7 +141,7 @@ def test_measure_tells_a_slow_model_from_a_fast_one(tmp_path: Path) -> None:
     ]
     found = speed.measure(candidates, 5.0)
     assert len(found.rounds[0]) == len(found.rounds[1]) == 6
-    measured = speed.ratio(*found.rounds)
+    measured = ratio(*found.rounds)
     assert measured.is_clear
     assert measured.median > 2
 

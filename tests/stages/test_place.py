@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -15,7 +17,8 @@ from pipeline.building import build
 from pipeline.config.build_config import BuildConfig
 from pipeline.host import isolated
 from pipeline.models import exporter
-from pipeline.proof import speed
+from pipeline.packages.package import open_package
+from pipeline.proof import placements, speed
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes
 from pipeline.stages import place
@@ -32,37 +35,12 @@ def gated(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("rates", "in_float"),
-    [
-        ({"openvino": {"int8": 57.0, "float32": 94.0}, "onnxruntime": {"int8": 42.0, "float32": 15.0}}, True),
-        ({"openvino": {"int8": 57.0, "float32": 40.0}, "onnxruntime": {"int8": 60.0, "float32": 15.0}}, False),
-        ({"onnxruntime": {"int8": 42.0, "float32": 15.0}}, False),
-        ({"onnxruntime": {"int8": 42.0, "float32": 41.5}}, True),  # as fast, and more accurate
-    ],
-)
-def test_placement_is_that_of_the_fastest_runtime(rates: dict[str, dict[str, float]], in_float: bool) -> None:
-    assert place._prefers_float(rates) is in_float
+def test_gates_are_openvinos_when_nothing_was_measured() -> None:
+    assert place._leaves_gates(None) is (choose(Runtime.AUTO) is Runtime.OPENVINO)
 
 
-def test_placement_is_openvinos_when_nothing_was_measured() -> None:
-    assert place._prefers_float({}) is (choose(Runtime.AUTO) is Runtime.OPENVINO)
-
-
-@pytest.mark.parametrize(
-    ("rates", "in_int8"),
-    [
-        ({"openvino": {"int8": 111.0, "float32": 100.0}, "onnxruntime": {"int8": 60.0, "float32": 90.0}}, True),
-        ({"openvino": {"int8": 107.0, "float32": 100.0}, "onnxruntime": {"int8": 90.0, "float32": 60.0}}, False),
-        ({}, False),
-    ],
-)
-def test_scores_are_int8_when_that_is_worth_its_noise(rates: dict[str, dict[str, float]], in_int8: bool) -> None:
-    assert place._is_worth_it(rates) is in_int8
-
-
-def test_measure_leaves_out_a_runtime_that_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def call(function: object, candidates: list[speed.Candidate], budget_s: float, seconds: float) -> speed.Rates:
+def test_rates_are_none_when_a_runtime_dies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def call(function: object, candidates: list[speed.Candidate], *_: object, seconds: float) -> speed.Rates:
         if any(each.runtime is Runtime.OPENVINO for each in candidates):
             raise isolated.LostError("died by SIGSEGV")
         return speed.Rates(8, 2, [[10.0, 12.0, 11.0] for _ in candidates])
@@ -70,8 +48,10 @@ def test_measure_leaves_out_a_runtime_that_dies(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(isolated, "call", call)
     one = speed.Candidate(Runtime.OPENVINO, "int8", tmp_path / "int8.onnx")
     other = speed.Candidate(Runtime.ONNXRUNTIME, "int8", tmp_path / "float32.onnx")
-    assert place._rates([one, other], 1.0) == {}
-    assert place._rates([other], 1.0) == {"onnxruntime": {"float32": 11.0}}
+    assert place._rates([one, other], 1.0, 1.08, ()) is None
+    rates = place._rates([other], 1.0, 1.08, ())
+    assert rates is not None
+    assert rates.rounds == [[10.0, 12.0, 11.0]]
 
 
 @pytest.fixture
@@ -91,7 +71,7 @@ def wide(tmp_path: Path) -> Path:
 def test_build_leaves_gates_in_float_without_measuring_when_their_channels_were_scaled(
     make_config: MakeConfig, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(place._Trial, "compare", lambda *_: pytest.fail("measured"))
     said: list[str] = []
     stages = build(make_config("frontend.type=onnx", f"frontend.checkpoint={wide}"), said.append).stages
     assert json.loads((stages["equalize"] / "figures.json").read_text())["gates"] == 1
@@ -105,7 +85,7 @@ def test_build_leaves_gates_in_float_without_measuring_when_their_channels_were_
 def test_build_goes_by_the_placement(
     make_config: MakeConfig, gated: Path, monkeypatch: pytest.MonkeyPatch, in_float: bool
 ) -> None:
-    monkeypatch.setattr(place, "_prefers_float", lambda measured: in_float)
+    monkeypatch.setattr(place, "_leaves_gates", lambda compared: in_float)
     cfg = make_config("frontend.type=onnx", f"frontend.checkpoint={gated}")
     stages = build(cfg, lambda line: None).stages
     assert json.loads((stages["place"] / "placement.json").read_text())["gates_in_float"] is in_float
@@ -115,12 +95,89 @@ def test_build_goes_by_the_placement(
     assert read == ({"Conv"} if in_float else {"DequantizeLinear"})
 
 
+@pytest.fixture
+def sharp(tmp_path: Path) -> Path:
+    """A transformer of two blocks, whose scores are nearly one-hot behind their softmax."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv, self.out = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32)
+            with torch.no_grad():
+                self.qkv.weight[:64] *= 6
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, key, value = self.qkv(self.norm(x)).chunk(3, -1)
+            shares = torch.softmax(query @ key.transpose(1, 2) / 32**0.5, -1)
+            mixed: torch.Tensor = x + self.out(shares @ value)
+            return mixed
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 32, 4, 4), nn.Sequential(Block(), Block())
+            self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.blocks(self.stem(x).flatten(2).transpose(1, 2))
+            scores: torch.Tensor = self.head(self.norm(tokens).mean(1))
+            return scores
+
+    torch.manual_seed(0)
+    path = tmp_path / "sharp.onnx"
+    onnx.save(exporter.to_onnx(Network(), (3, 32, 32)), path)
+    return path
+
+
 @pytest.mark.slow
-def test_run_measures_both_placements_in_every_runtime(
-    make_config: MakeConfig, gated: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("part", "network"), [(place._GATES, "gated"), (place._SCORES, "sharp")])
+def test_run_measures_speed_and_accuracy_of_both_placements(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    part: str,
+    network: str,
 ) -> None:
     monkeypatch.setenv(speed.SECONDS, "0.5")
-    cfg = make_config("frontend.type=onnx", f"frontend.checkpoint={gated}")
-    rates = json.loads((build(cfg, lambda line: None).stages["place"] / "figures.json").read_text())["rates"]
-    assert set(rates) == {runtime.value for runtime in installed_runtimes()}
-    assert all(each["int8"] > 0 and each["float32"] > 0 for each in rates.values())
+    said: list[str] = []
+    cfg = make_config("frontend.type=onnx", f"frontend.checkpoint={request.getfixturevalue(network)}")
+    built = build(cfg, said.append)
+    found = open_package(built.prefix).placements()
+    assert list(found) == [part]
+    assert found == json.loads((built.stages["place"] / "figures.json").read_text())["placements"]
+    for each in found[part]["placements"].values():
+        assert each["runtime"] in [runtime.value for runtime in installed_runtimes()]
+        assert each["images_per_s"] > 0
+        assert each["sqnr_db"] > 5
+        assert each["kl"] >= 0
+    assert found[part]["images"] == 20
+    chosen = found[part]["chosen"]
+    assert any(f"note: {part} are {chosen}: " in line for line in said)
+    placed = json.loads((built.stages["place"] / "placement.json").read_text())
+    assert placed == {"gates_in_float": part == place._GATES and chosen == "float32", "scores_in_int8": False} | (
+        {"scores_in_int8": chosen == "int8"} if part == place._SCORES else {}
+    )
+    assert open_package(built.prefix).report()["placement"] == placed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "chosen"), [(1e-6, "float32"), (1.0, "int8")])
+def test_scores_are_int8_when_their_speed_is_worth_the_noise_that_was_measured(
+    make_config: MakeConfig, sharp: Path, monkeypatch: pytest.MonkeyPatch, share: float, chosen: str
+) -> None:
+    """Rates and the price are made up; what the models answer is theirs."""
+    measure = place._rates
+
+    def with_rates(candidates: list[speed.Candidate], *given: Any) -> speed.Rates | None:
+        rates = measure(candidates, *given)
+        assert rates is not None
+        rounds = [[2.0 if each.model.stem == "int8" else 1.0] * 6 for each in candidates]
+        return dataclasses.replace(rates, rounds=rounds)
+
+    monkeypatch.setenv(speed.SECONDS, "0.2")
+    monkeypatch.setattr(place, "_rates", with_rates)
+    monkeypatch.setattr(placements, "_SHARE", share)
+    cfg = make_config("frontend.type=onnx", f"frontend.checkpoint={sharp}")
+    found = open_package(build(cfg, lambda line: None).prefix).placements()[place._SCORES]
+    assert found["lost_db"] > 0.1
+    assert found["chosen"] == chosen

@@ -110,7 +110,7 @@ DEPENDS: Mapping[str, set[str]] = {
     "calibrate": _SPEC,
     "thresholds": {"backend.quantize.calibrate_mode", "backend.quantize.percentile"},
     "round": {"backend.quantize.quantize_per_channel", *_SPEC},
-    "place": _PARTS,
+    "place": {*_PARTS, *_SPEC},
     "ranges": {*_PARTS, *_SPEC},
     "tune": {*_PARTS, *_GOAL, *_SPEC},
     "quantize": _PARTS,
