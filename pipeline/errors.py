@@ -35,6 +35,11 @@ class BackendError(PipelineError):
     """A runtime is missing, or refused a model."""
 
 
+def describe_absent(path: Path, otherwise: str = "no such file") -> str:
+    """Return why a path leads to nothing: a link without a target, as of an unfinished download, or `otherwise`."""
+    return f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else otherwise
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, or the name of its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

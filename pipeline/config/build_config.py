@@ -20,7 +20,7 @@ from pipeline.config.sections import (
     declaration,
 )
 from pipeline.config.vdsp import PreprocessSpec, to_vdsp_dict
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, describe_absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def _wrong_file(path: Path) -> str | None:
     try:
         if path.is_file():
             return None
-        return "is a folder, expected a file" if path.is_dir() else "no such file"
+        return "is a folder, expected a file" if path.is_dir() else describe_absent(path)
     except OSError as error:  # a folder without permission, a name too long
         return f"cannot be read: {error.strerror}"
 
@@ -136,7 +136,7 @@ def _wrong_file(path: Path) -> str | None:
 def _wrong_path(path: Path) -> str | None:
     """As `_wrong_file`, where a folder will do."""
     try:
-        return None if path.exists() else "no such file or folder"
+        return None if path.exists() else describe_absent(path, "no such file or folder")
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 

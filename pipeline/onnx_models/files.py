@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, inliner, numpy_helper
 
-from pipeline.errors import DataError, first_line
+from pipeline.errors import DataError, describe_absent, first_line
 from pipeline.onnx_models import forms, opsets, upgrades
 from pipeline.onnx_models.fused import split_fused
 from pipeline.onnx_models.graphs import check_model, graphs_of, sort_nodes
@@ -86,7 +86,8 @@ def read(path: Path) -> onnx.ModelProto:
 def structure(path: Path) -> onnx.ModelProto:
     """Return the model without the tensors that lie beside it; raises as `read`."""
     if not path.is_file():
-        raise DataError(f"{path}: no such model; give the file with --weights FILE or frontend.checkpoint")
+        absent = describe_absent(path, "no such model")
+        raise DataError(f"{path}: {absent}; give the file with --weights FILE or frontend.checkpoint")
     _check_pointer(path, path)
     try:
         model = _without_functions(onnx.load(path, load_external_data=False))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.sections import AUTO
 from pipeline.data.labels import imagenet_classes
-from pipeline.errors import ConfigError, DataError, in_a_line
+from pipeline.errors import ConfigError, DataError, describe_absent, in_a_line
 from pipeline.host.extras import install_command
 from pipeline.models import libraries, zoo
 from pipeline.models.recipe import Recipe
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.onnx_models.outputs import Candidate
-
 
 # Names of outputs of image encoders: CLIP's and those of transformers.
 _EMBEDDING = re.compile(r"embed|feature|hidden_state|pooler")
@@ -91,7 +90,7 @@ def find_network(wanted: Wanted) -> FoundNetwork:
     if wanted.weights == AUTO:
         raise ConfigError("--weights auto: give --model LIBRARY/NAME alone for the weights that its library publishes")
     if not wanted.weights.exists():
-        raise ConfigError(f"--weights {wanted.weights}: no such file")
+        raise ConfigError(f"--weights {wanted.weights}: {describe_absent(wanted.weights)}")
     if is_onnx(wanted.weights):
         return _from_onnx(wanted, wanted.weights)
     if paddle_inference.is_inference_model(wanted.weights):
@@ -177,7 +176,8 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
     beside = read_records(weights, wanted.size)
     recipe = beside.recipe or _library_recipe(row, weights)
     found = FoundNetwork(_section(row, wanted, classes), (0, 0), classes, recipe, beside.labels, "")
-    return _with_size(found, row, wanted, f"{weights} fits {row.library}/{row.name}{also}, {classes} classes")
+    fits = f"{weights} fits {row.library}/{row.name}{also}, {classes} classes{matching.describe_renamed(row, state)}"
+    return _with_size(found, row, wanted, fits)
 
 
 def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, list[str]]:
@@ -198,7 +198,7 @@ def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, lis
         )
     nearest = matching.describe_nearest(state)
     missing = [library for library in libraries.LIBRARIES if not libraries.is_installed(library)]
-    advice = f"; {nearest}; save a state dict of the network alone" if nearest else ""
+    advice = f"; {nearest}" if nearest else ""
     if missing:
         advice += f"; with {' or '.join(missing)} installed ({install_command(missing[0])}), theirs are tried too"
     known = "of the table (`models` lists them)" + ("" if len(missing) == 2 else ", or of the libraries here")

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError, first_line, in_a_line
+from pipeline.errors import DataError, describe_absent, first_line, in_a_line
 from pipeline.terminal import console
 from pipeline.weights import state_dicts
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
@@ -23,6 +23,8 @@ from pipeline.weights.tensor_reader import HostileError, WrappedTensorError, rea
 
 _PADDLE = ".pdparams"
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of a checkpoint in parts
+_PICKLED = "data.pkl"  # in the zip of a checkpoint
+_UNPACKED = "a checkpoint that was unpacked; give the file that it was before, or pack its folder by zip -0 -r"
 _SHARDS = ".distcp"  # suffix of the files of a distributed checkpoint; what they hold is in `.metadata` beside them
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", _PADDLE)
 _GIVE = "give the file by frontend.checkpoint (--weights of build and init, --pretrained_weights of export)"
@@ -47,13 +49,15 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if path.is_dir():
         raise DataError(f"{path}: {_why_not_folder(path)}")
     if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; {_GIVE}")
+        raise DataError(f"{path}: {describe_absent(path, 'no such checkpoint')}; {_GIVE}")
     try:
         kind = kind_of(path)
         if not kind.is_weights:
             raise DataError(f"{path}: {why_not_weights(path, kind)}")
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror})") from None
+    if path.name == _PICKLED and (path.parent / "data").is_dir():
+        raise DataError(f"{path}: is a part of {_UNPACKED}")
     if path.suffix == _SHARDS:
         raise DataError(f"{path}: is a part of {_why_not_folder(path.parent).removeprefix('is ')}")
     part = _PART.search(path.name)
@@ -79,6 +83,8 @@ def _why_not_folder(path: Path) -> str:
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     if "saved_model.pb" in names:
         return why_not_weights(path, FileKind.TENSORFLOW)
+    if _PICKLED in names:
+        return f"is {_UNPACKED}"
     if any(name.endswith(_SHARDS) for name in names):
         return (
             "is a distributed checkpoint of PyTorch; make one file of it by python -m "
@@ -103,10 +109,11 @@ def _read(path: Path, kind: FileKind) -> _Read:
 
 
 def _read_parts(path: Path) -> _Read:
-    """Read the files that an index names, as transformers writes it, beside it."""
+    """Read the files that an index names, as transformers writes it, beside it: of each the tensors it is named for."""
     try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        parts = [path.parent / Path(name).name for name in names]
+        part_of: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        parts = [path.parent / Path(name).name for name in sorted(set(part_of.values()))]
+        wanted = {tensor: path.parent / Path(name).name for tensor, name in part_of.items()}
     except (ValueError, TypeError, AttributeError) as err:
         raise DataError(f"{path}: not an index of a checkpoint ({_reason(err)}); {_AGAIN}") from None
     missing = [part.name for part in parts if not part.is_file()]
@@ -119,9 +126,21 @@ def _read_parts(path: Path) -> _Read:
         if not kind.is_weights or kind is FileKind.INDEX:
             raise DataError(f"{part}: {why_not_weights(part, kind) if not kind.is_weights else 'is an index itself'}")
         loaded, skipped = _read(part, kind)
-        tensors.update(loaded if isinstance(loaded, dict) else {})
+        tensors.update(_of_part(path, part, loaded, [name for name, file in wanted.items() if file == part]))
         passed_over.update(dict.fromkeys(skipped))
     return tensors, tuple(passed_over)
+
+
+def _of_part(path: Path, part: Path, loaded: object, names: list[str]) -> dict[object, object]:
+    """Return the tensors that an index says a part holds; others in it may be of another state of the training."""
+    held: dict[object, object] = loaded if isinstance(loaded, dict) else {}
+    lacking = [name for name in names if name not in held]
+    if lacking:
+        raise DataError(
+            f"{part}: lacks {len(lacking)} of the {len(names)} tensors that {path.name} says it holds (first: "
+            f"{lacking[0]}); {_AGAIN}, with the index and the other parts"
+        )
+    return {name: held[name] for name in names}
 
 
 def _read_safetensors(path: Path, _: FileKind) -> _Read:

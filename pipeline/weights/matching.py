@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pipeline.errors import DataError
 from pipeline.models import libraries, zoo
 from pipeline.models.torch_threads import one_thread
+from pipeline.terminal import console
+from pipeline.weights.misfits import Entry, Misfit, advise, describe_faults, rename_classifier
 
 _PADDLE_NAMES = ("._mean", "._variance")  # of a batch norm, which PyTorch calls running_mean and running_var
 COUNTER = "num_batches_tracked"
@@ -27,25 +29,6 @@ class _Outline:
     shapes: Mapping[str, tuple[int, ...]]  # of its tensors by name
     linear: tuple[str, ...]  # its linear layers, in order
     outputs: int | None  # classes
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """The place of a network's tensor in a checkpoint."""
-
-    name: str
-    shape: tuple[int, ...]
-    transposed: bool = False
-
-
-@dataclass(frozen=True)
-class _Misfit:
-    """Why a checkpoint does not fit a network, by the names in the file."""
-
-    missing: list[str]
-    unexpected: list[str]
-    wrong: list[_Entry]  # of another shape, as they are wanted
-    classes: tuple[int, int] | None  # found and wanted, where only the number of the classifier's rows differs
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, model: str) -> None:
@@ -62,10 +45,13 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path, m
     state = {name: _dense(path, name, tensor) for name, tensor in state.items()}
     libraries.drop_auxiliary(network, state)
     outline = _outline(network)
+    state, own_name = _with_classifier(outline, state)
     entries = _entries(outline, state)
     misfit = _compare(outline, state, entries)
     if misfit:
         raise DataError(f"{path}: {_describe(misfit, state, path, model)}")
+    if own_name is not None:
+        console.warning(f"note: {path}: {_describe_renaming(outline, own_name, model)}")
     with one_thread():
         bad = next(
             (name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()), None
@@ -116,7 +102,30 @@ def classes_of(network: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return _classes_of(_outline(network), state)
 
 
+def _with_classifier(outline: _Outline, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str | None]:
+    if not outline.linear or has_paddle_names(state):
+        return state, None
+    return rename_classifier(state, outline.shapes, outline.linear[-1])
+
+
+def describe_renamed(row: zoo.Model, state: Mapping[str, Tensor]) -> str:
+    """Return what a classifier of another name than that of a network of the table is taken for, after "; ", or ""."""
+    if row.design is zoo.Design.INSTALLED:
+        return ""
+    outline = _outline_of_row(row)
+    _, own_name = _with_classifier(outline, state)
+    return "" if own_name is None else f"; {_describe_renaming(outline, own_name, f'{row.library} {row.name}')}"
+
+
+def _describe_renaming(outline: _Outline, own_name: str, model: str) -> str:
+    return (
+        f"{own_name!r} is taken for {outline.linear[-1]!r} of {model}; layers without weights beside it (dropout, "
+        "softmax) are in no checkpoint and left out"
+    )
+
+
 def _classes_of(outline: _Outline, state: Mapping[str, Tensor]) -> int | None:
+    state, _ = _with_classifier(outline, state)
     misfit = _compare(outline, state, _entries(outline, state))
     if misfit is not None:
         return misfit.classes[0] if misfit.classes else None
@@ -149,14 +158,14 @@ def _outputs_of(network: nn.Module) -> int | None:
     return found[-1] if found else None
 
 
-def _entries(outline: _Outline, state: Mapping[str, Tensor]) -> dict[str, _Entry]:
+def _entries(outline: _Outline, state: Mapping[str, Tensor]) -> dict[str, Entry]:
     """Return the place of each tensor of the network in the file."""
     if not has_paddle_names(state):
-        return {name: _Entry(name, shape) for name, shape in outline.shapes.items()}
+        return {name: Entry(name, shape) for name, shape in outline.shapes.items()}
     linear = {f"{name}.weight" for name in outline.linear}
     renamed = {name: re.sub(r"\.running_(mean|var)$", _paddle_name, name) for name in outline.shapes}
     return {
-        name: _Entry(renamed[name], shape[::-1] if name in linear else shape, name in linear)
+        name: Entry(renamed[name], shape[::-1] if name in linear else shape, name in linear)
         for name, shape in outline.shapes.items()
     }
 
@@ -169,7 +178,7 @@ def _paddle_name(found: re.Match[str]) -> str:
     return {"mean": "._mean", "var": "._variance"}[found[1]]
 
 
-def _compare(outline: _Outline, state: Mapping[str, Tensor], entries: Mapping[str, _Entry]) -> _Misfit | None:
+def _compare(outline: _Outline, state: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> Misfit | None:
     """Return what does not fit; None where everything fits."""
     wanted = {entry.name: entry for entry in entries.values()}
     # PyTorch before 0.4.1 did not save this counter, Paddle has none; it takes no part in inference.
@@ -179,10 +188,10 @@ def _compare(outline: _Outline, state: Mapping[str, Tensor], entries: Mapping[st
     if not missing and not unexpected and not wrong:
         return None
     classes = None if missing or unexpected else _classes(outline, state, wrong)
-    return _Misfit(missing, unexpected, wrong, classes)
+    return Misfit(missing, unexpected, wrong, classes)
 
 
-def _classes(outline: _Outline, state: Mapping[str, Tensor], wrong: list[_Entry]) -> tuple[int, int] | None:
+def _classes(outline: _Outline, state: Mapping[str, Tensor], wrong: list[Entry]) -> tuple[int, int] | None:
     """Return the classes found and wanted, if the rows of the classifier's tensors are all that differs.
 
     A classifier may be a linear layer or a convolution, and there may be two, as of distilled networks.
@@ -201,7 +210,7 @@ def _classes(outline: _Outline, state: Mapping[str, Tensor], wrong: list[_Entry]
     return pair if pair[1] == outline.outputs else None
 
 
-def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: str) -> str:
+def _describe(misfit: Misfit, state: Mapping[str, Tensor], path: Path, model: str) -> str:
     if misfit.classes:
         found, wanted = misfit.classes
         return (
@@ -210,40 +219,28 @@ def _describe(misfit: _Misfit, state: Mapping[str, Tensor], path: Path, model: s
         )
     known = _known_networks(state)
     advice = f"it fits {', '.join(known)}" if known else "check frontend.model"
-    return f"not a checkpoint of {model}: {_faults(misfit, state)}; {advice}"
-
-
-def _faults(misfit: _Misfit, state: Mapping[str, Tensor]) -> str:
-    faults = []
-    if misfit.missing:
-        faults.append(f"{len(misfit.missing)} keys missing (first: {misfit.missing[0]})")
-    if misfit.unexpected:
-        faults.append(f"{len(misfit.unexpected)} unexpected (first: {misfit.unexpected[0]})")
-    if misfit.wrong:
-        entry = misfit.wrong[0]
-        faults.append(
-            f"{len(misfit.wrong)} of another shape (first: {entry.name} is {list(state[entry.name].shape)}, "
-            f"wanted {list(entry.shape)})"
-        )
-    return ", ".join(faults)
+    return f"not a checkpoint of {model}: {describe_faults(misfit, state)}; {advice}"
 
 
 def describe_nearest(state: Mapping[str, Tensor]) -> str | None:
-    """Return the network of the table that a state dict fits best and the differences; None where none is close."""
-    found: tuple[int, str] | None = None
+    """Return the nearest network of the table, the differences and what to do; None where none is near."""
+    found: tuple[int, zoo.Model, Misfit, str] | None = None
     for row in _different_networks().values():
         outline = _outline_of_row(row)
         misfit = _compare(outline, state, _entries(outline, state))
         if misfit is None:
             continue
-        wrong = [
-            entry for entry in misfit.wrong if not entry.name.startswith(f"{outline.linear[-1]}.")
-        ]  # of other classes
-        misfit = replace(misfit, wrong=wrong)
+        classifier = outline.linear[-1]
+        wrong = [entry for entry in misfit.wrong if not entry.name.startswith(f"{classifier}.")]  # of other classes
+        misfit = replace(misfit, wrong=wrong if wrong or misfit.missing or misfit.unexpected else misfit.wrong)
         count = len(misfit.missing) + len(misfit.unexpected) + len(misfit.wrong)
         if count <= len(state) * _NEAR and (found is None or count < found[0]):
-            found = count, f"{row.library}/{row.name} comes nearest, but for {_faults(misfit, state)}"
-    return found[1] if found else None
+            found = count, row, misfit, classifier
+    if found is None:
+        return None
+    _, row, misfit, classifier = found
+    faults = describe_faults(misfit, state)
+    return f"{row.library}/{row.name} comes nearest, but for {faults}; {advise(misfit, classifier)}"
 
 
 def _known_networks(state: Mapping[str, Tensor]) -> list[str]:

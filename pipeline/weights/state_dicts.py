@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.weights.placeholders import Placeholder
+from pipeline.weights.prefixes import NO_WEIGHTS, strip, without_training_parts
+from pipeline.weights.reparametrized import fold, take_normalization
 from pipeline.weights.tensor_reader import as_tensor
 
 # Names that training scripts give to the weights; the first one present is taken.
@@ -23,18 +25,10 @@ _AUXILIARY = frozenset(
     {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "criterion", "loss", "loops", "callbacks"}
     | {"args", "config", "cfg", "hyper", "hparams", "rng", "random", "metrics", "history", "meta"}
 )
-# Parts of names by wrappers of the whole network or of parts of it: torch.compile, FSDP, activation checkpoints.
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# DataParallel around the convolutions alone, as PyTorch's ImageNet example has it for AlexNet and VGG.
-_PART_IN_PARALLEL = re.compile(r"^features\.module\.")
-# A network in two parts, as OpenMMLab has it; the head holds the classifier by its own name.
-_TWO_PARTS = frozenset({"backbone", "head"})
+# The entries of an optimizer's state dict.
+_OPTIMIZER = frozenset({"state", "param_groups"})
 # A network and its copy, by the first part of their names.
 _COPIES = (frozenset({"student", "teacher"}), frozenset({"online", "target"}))
-# Tensors that take no part in inference, by the last part of their name: thop's counts, AveragedModel's.
-_NO_WEIGHTS = frozenset({"total_ops", "total_params", "n_averaged"})
-# Parts of a Lightning module beside its network, by the first part of their names.
-_TRAINING_PARTS = re.compile(r"criterion|loss(_\w+)?|\w+_loss|(train|val|valid|test)_\w+|(\w+_)?(metrics?|acc(uracy)?)")
 # Last parts of the names of weights that quantizers replace: bitsandbytes and others, GPTQ and AWQ.
 _QUANTIZED = frozenset({"weight", "qweight"})
 _PACKED = "_packed_params"  # of torch.ao.quantization
@@ -79,6 +73,8 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
         DataError: there is no state dict, or there are several and `key` does not choose.
     """
     found = _distinct([part for each in _state_dicts(loaded) for part in _split(each)])
+    if not found and _is_optimizer(loaded):
+        raise DataError(f"{path}: holds the state of an optimizer and no weights; give what the model was saved to")
     if not found:
         names = sorted(str(name) for name in loaded)[:_SHOWN] if isinstance(loaded, Mapping) else _type_of(loaded)
         raise DataError(
@@ -86,10 +82,19 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
         )
     taken, notes = _choose(path, found, key)
     _check_float(path, taken)
-    tensors, prefix = _strip(_without_training_parts(taken.tensors))
-    kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _NO_WEIGHTS}
+    within, normalization = take_normalization(taken.tensors)
+    tensors, prefix = strip(without_training_parts(within))
+    if normalization:
+        notes.append(
+            f"{path}: a layer before the network normalises images, by {normalization}; it is left out, so that they "
+            "must stand in process_ops (--mean of init, --std of init)"
+        )
+    kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in NO_WEIGHTS}
     taken_tensors = {id(tensor) for tensor in kept.values()}  # names differ by more than the prefix
-    dropped = sorted(name for name, tensor in taken.tensors.items() if id(tensor) not in taken_tensors)
+    dropped = sorted(name for name, tensor in within.items() if id(tensor) not in taken_tensors)
+    kept, folded = fold(kept)
+    if folded:
+        notes.append(f"{path}: pruned or normalised weights, kept in two parts, were put together: {shorten(folded)}")
     if dropped:
         notes.append(f"{path}: tensors other than weights were left out: {shorten(dropped)}")
     entries = loaded if isinstance(loaded, Mapping) else {}
@@ -175,6 +180,8 @@ def _items(value: object) -> list[tuple[str, object]]:
 def _state_dicts(value: object, at: tuple[str, ...] = ()) -> list[Found]:
     """Return the state dicts below a value: of a level with tensors and the levels below it, whichever has more."""
     entries = _entries(value)
+    if entries.keys() >= _OPTIMIZER:
+        return []
     tensors = {
         name: made for name, item in entries.items() if isinstance(name, str) if (made := as_tensor(item)) is not None
     }
@@ -189,13 +196,20 @@ def _state_dicts(value: object, at: tuple[str, ...] = ()) -> list[Found]:
     return [Found(".".join(at), tensors, tuple(str(name) for name in entries if name not in tensors))]
 
 
+def _is_optimizer(value: object) -> bool:
+    """Tell whether a checkpoint is, or holds, what an optimizer saves."""
+    return _entries(value).keys() >= _OPTIMIZER or any(
+        _entries(item).keys() >= _OPTIMIZER for item in _entries(value).values()
+    )
+
+
 def _split(found: Found) -> list[Found]:
     """Return the networks in one state dict that holds a network twice: raw and averaged, or student and teacher."""
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in found.tensors.items():
         first, _, rest = name.partition(".")
         groups.setdefault(first, {})[rest] = tensor
-    shapes = {first: _shapes(_strip(group)[0]) for first, group in groups.items()}
+    shapes = {first: _shapes(strip(group)[0]) for first, group in groups.items()}
     at = f"{found.key}." if found.key else ""
     if groups.keys() in _COPIES and all(each == shapes[next(iter(shapes))] for each in shapes.values()):
         return [Found(f"{at}{first}", group, found.others) for first, group in groups.items()]
@@ -212,7 +226,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _choose(path: Path, found: Sequence[Found], key: str | None) -> tuple[Found, list[str]]:
-    known = ", ".join(each.key for each in found)
+    known = shorten([each.key for each in found])
     if key is not None:
         named = [each for each in found if each.key == key] or [each for each in found if key in each.key.split(".")]
         if len(named) != 1:
@@ -233,35 +247,7 @@ def _choose(path: Path, found: Sequence[Found], key: str | None) -> tuple[Found,
     if main is None or averaged is None:
         return main or averaged or found[0], []
     hint = "frontend.checkpoint_key (--checkpoint_key of init and export) takes the other"
-    lacking = len(_shapes(_strip(main.tensors)[0]).keys() - _shapes(_strip(averaged.tensors)[0]).keys())
+    lacking = len(_shapes(strip(main.tensors)[0]).keys() - _shapes(strip(averaged.tensors)[0]).keys())
     if lacking:
         return main, [f"{path}: {main.key!r} taken, as {averaged.key!r} lacks {lacking} of its tensors; {hint}"]
     return averaged, [f"{path}: the averaged weights {averaged.key!r} taken, not {main.key!r}; {hint}"]
-
-
-def _without_training_parts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without those of losses and metrics, which a Lightning module holds beside its network."""
-    kept = {name: value for name, value in tensors.items() if not _TRAINING_PARTS.fullmatch(name.partition(".")[0])}
-    return kept or dict(tensors)
-
-
-def _strip(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors by their names without what wrappers added, and the prefix that all weights shared."""
-    stripped = {_PART_IN_PARALLEL.sub("features.", _WRAPPERS.sub("", name)): value for name, value in tensors.items()}
-    whole = ""
-    while prefix := _shared_prefix(stripped):
-        whole += prefix
-        stripped = {name.removeprefix(prefix): value for name, value in stripped.items() if name.startswith(prefix)}
-    if {name.partition(".")[0] for name in stripped} == _TWO_PARTS:
-        return {name.partition(".")[2]: value for name, value in stripped.items()}, whole
-    return stripped, whole
-
-
-def _shared_prefix(tensors: Mapping[str, Tensor]) -> str:
-    """Return the part that the names of all weights begin with, such as `module.` or `model.`; "" where they differ.
-
-    A single layer keeps its name.
-    """
-    parts = [name.split(".") for name in tensors if name not in _NO_WEIGHTS]
-    shared = {each[0] for each in parts}
-    return f"{shared.pop()}." if len(shared) == 1 and any(len(each) > 2 for each in parts) else ""

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,38 @@ def test_read_state_dict_reads_the_parts_that_an_index_names(tmp_path: Path, sta
     first.unlink()
     with pytest.raises(DataError, match=f"1 of its 2 parts are missing \\(first: model-00001-of-00002.{kind}\\)"):
         checkpoints.read_state_dict(index)
+
+
+def test_read_state_dict_takes_each_tensor_from_the_part_that_an_index_names_for_it(
+    tmp_path: Path, state: State
+) -> None:
+    first, *others = sorted(state)
+    stale = {name: state[name].contiguous() for name in others} | {first: torch.zeros_like(state[first])}
+    safetensors.torch.save_file({first: state[first].contiguous()}, tmp_path / "a.safetensors")
+    safetensors.torch.save_file(stale, tmp_path / "b.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    parts = {name: "a.safetensors" if name == first else "b.safetensors" for name in state}
+    index.write_text(json.dumps({"weight_map": parts}))
+    assert_same(checkpoints.read_state_dict(index), state)
+    index.write_text(json.dumps({"weight_map": {**parts, others[0]: "a.safetensors"}}))
+    with pytest.raises(DataError, match=f"a.safetensors: lacks 1 of the 2 tensors that model.* it holds .*{others[0]}"):
+        checkpoints.read_state_dict(index)
+
+
+def test_read_state_dict_says_so_when_the_file_was_unpacked(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    (folder,) = (tmp_path / "unpacked").iterdir()
+    for path in (folder, folder / "data.pkl"):
+        with pytest.raises(DataError, match="a checkpoint that was unpacked; give the file that it was before"):
+            checkpoints.read_state_dict(path)
+
+
+def test_read_state_dict_says_where_a_broken_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").symlink_to("blobs/1234")
+    with pytest.raises(DataError, match=r"w\.pth: is a link to blobs/1234, which is not there; give the file"):
+        checkpoints.read_state_dict(tmp_path / "w.pth")
 
 
 def test_read_state_dict_says_what_a_folder_of_tensorflow_is(tmp_path: Path) -> None:

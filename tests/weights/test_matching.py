@@ -68,7 +68,7 @@ def test_load_strictly_refuses_weights_without_values(state: State) -> None:
 
 
 def test_load_strictly_counts_names_when_they_do_not_fit(state: State) -> None:
-    state["head.bias"], state["head.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
+    state["head.bias"], state["tail.weight"] = state.pop("fc.bias"), state.pop("fc.weight")
     assert load_error(state) == (
         "w.pth: not a checkpoint of timm tiny: 2 keys missing (first: fc.bias), 2 unexpected (first: head.bias); "
         "check frontend.model"
@@ -140,17 +140,73 @@ def test_load_strictly_names_the_tensor_when_it_holds_nan_or_inf(state: State, b
 @pytest.mark.parametrize(
     ("change", "nearest"),
     [
-        ("aux", "torchvision/resnet18 comes nearest, but for 2 unexpected (first: aux.bias)"),
-        ("headless", "torchvision/resnet18 comes nearest, but for 2 keys missing (first: fc.bias)"),
+        ("aux", "2 unexpected (first: aux.bias); save a state dict of the network alone"),
+        (
+            "headless",
+            "2 keys missing (first: fc.bias); it has no classifier; give the checkpoint of the whole network",
+        ),
+        (
+            "two layers",
+            "2 keys missing (first: fc.bias), 4 unexpected (first: fc.0.bias); its classifier is of other layers; "
+            "export the network to ONNX and give that file",
+        ),
+        (
+            "convolution",
+            "2 of another shape (first: fc.weight is [5, 512, 1, 1], wanted [1000, 512]); the network was changed; "
+            "export it to ONNX and give that file",
+        ),
+        (
+            "grey",
+            "1 of another shape (first: conv1.weight is [64, 1, 7, 7], wanted [64, 3, 7, 7]); the network was changed; "
+            "export it to ONNX and give that file",
+        ),
+        (
+            "lora",
+            "2 unexpected (first: fc.lora_A); LoRA's weights are beside the network's; merge them (merge_and_unload() "
+            "of peft) and save its state dict",
+        ),
         ("other", None),
     ],
 )
-def test_describe_nearest_names_what_is_between(change: str, nearest: str | None) -> None:
+def test_describe_nearest_names_what_is_between_and_what_to_do(change: str, nearest: str | None) -> None:
     state = zoo.build_network(zoo.find_model("torchvision", "resnet18"), 5).state_dict()
     if change == "aux":
         state = {**state, "aux.weight": torch.zeros(5, 9), "aux.bias": torch.zeros(5)}
     elif change == "headless":
         state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    elif change == "two layers":
+        state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        state |= {f"fc.{layer}.{part}": torch.zeros(5, 5) for layer in (0, 2) for part in ("weight", "bias")}
+    elif change == "convolution":
+        state = {**state, "fc.weight": state["fc.weight"][..., None, None]}
+    elif change == "grey":
+        state = {**state, "conv1.weight": state["conv1.weight"][:, :1]}
+    elif change == "lora":
+        state = {**state, "fc.lora_A": torch.zeros(2, 512), "fc.lora_B": torch.zeros(5, 2)}
     else:
         state = {f"odd{name}": value for name, value in state.items()}
-    assert matching.describe_nearest(state) == nearest
+    found = matching.describe_nearest(state)
+    assert found == (None if nearest is None else f"torchvision/resnet18 comes nearest, but for {nearest}")
+
+
+@pytest.mark.parametrize("name", ["fc.1", "classifier", "head.fc"])
+def test_a_classifier_of_another_name_is_taken_and_said(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row = zoo.find_model("torchvision", "resnet18")
+    wanted = zoo.build_network(row, 5).state_dict()
+    state = {key.replace("fc.", f"{name}."): value for key, value in wanted.items()}
+    rows, classes = matching.networks_of(state)
+    assert row in rows and classes == 5
+    said = f"{name!r} is taken for 'fc' of torchvision resnet18; layers without weights beside it (dropout, softmax)"
+    assert said in matching.describe_renamed(row, state)
+    target = zoo.build_network(row, 5)
+    matching.load_strictly(target, state, Path("w.pth"), "torchvision resnet18")
+    assert_same(target.state_dict(), wanted)
+    assert f"note: w.pth: {said}" in capsys.readouterr().err
+    assert matching.describe_renamed(row, wanted) == ""
+
+
+def test_a_classifier_without_a_bias_is_not_taken_for_one_with_it() -> None:
+    row = zoo.find_model("torchvision", "resnet18")
+    state = {key.replace("fc.", "fc.1."): value for key, value in zoo.build_network(row, 5).state_dict().items()}
+    del state["fc.1.bias"]
+    assert matching.networks_of(state) == ([], 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline.errors import DataError
@@ -155,7 +157,7 @@ def test_choose_takes_off_the_prefix_that_all_weights_share(prefix: str) -> None
 
 
 def test_choose_keeps_weights_outside_the_prefix_so_that_loading_refuses_them() -> None:
-    mixed = {**prefixed("model.", RAW), "head.weight": torch.ones(3, 3)}
+    mixed = {**prefixed("model.", RAW), "head.scale": torch.ones(3)}
     assert state_dicts.choose(PATH, {"state_dict": mixed}, None).tensors.keys() == mixed.keys()
 
 
@@ -216,3 +218,59 @@ def test_choose_refuses_quantized_weights_by_that_cause(names: dict[str, object]
 def test_choose_takes_weights_of_other_floats_and_counts_beside_them(dtype: torch.dtype) -> None:
     tensors = {"fc.weight": torch.ones(4, 3, dtype=dtype), "bn.num_batches_tracked": torch.tensor(3)}
     assert state_dicts.choose(Path("w.pth"), tensors, None).tensors.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_choose_says_what_the_state_of_an_optimizer_is(within: bool) -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net[0](torch.zeros(2, 3, 6, 4)).sum().backward()  # type: ignore[index]
+    optimizer.step()
+    saved = {"epoch": 3, "optim_state": optimizer.state_dict()} if within else optimizer.state_dict()
+    with pytest.raises(DataError, match="holds the state of an optimizer and no weights"):
+        state_dicts.choose(PATH, saved, None)
+    both = state_dicts.choose(PATH, {"net": net.state_dict(), "trainer": saved}, None)
+    assert_same(both.tensors, net.state_dict())
+
+
+@pytest.mark.parametrize("parametrized", [True, False])
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_choose_puts_normalised_weights_together(parametrized: bool, dim: int | None) -> None:
+    """As torch.nn.utils.weight_norm and its parametrization keep them."""
+    make = nn.utils.parametrizations.weight_norm if parametrized else nn.utils.weight_norm
+    net = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        make(net[2], dim=dim)  # type: ignore[index, arg-type]
+    found = state_dicts.choose(PATH, net.state_dict(), None)
+    assert found.tensors.keys() == RAW.keys()
+    assert torch.allclose(found.tensors["2.weight"], RAW["2.weight"], atol=1e-6)
+    assert found.notes == (f"{PATH}: pruned or normalised weights, kept in two parts, were put together: 2.weight",)
+
+
+def test_choose_multiplies_pruned_weights_with_their_mask() -> None:
+    net = network()
+    prune.random_unstructured(net[0], "weight", 0.5)  # type: ignore[index, no-untyped-call]
+    found = state_dicts.choose(PATH, net.state_dict(), None)
+    prune.remove(net[0], "weight")  # type: ignore[index, no-untyped-call]
+    assert_same(found.tensors, net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [(("mean", "std"), "model."), (("0.mean", "0.std"), "1."), (("normalize.new_mean", "normalize.new_std"), "model.")],
+)
+def test_choose_says_the_normalisation_that_lies_beside_the_network(names: tuple[str, str], prefix: str) -> None:
+    beside = {names[0]: torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), names[1]: torch.full((1, 3, 1, 1), 0.25)}
+    found = state_dicts.choose(PATH, {**beside, **prefixed(prefix, RAW)}, None)
+    assert_same(found.tensors, RAW)
+    (note,) = found.notes
+    assert "normalises images, by mean 0.5,0.4,0.3 and std 0.25,0.25,0.25; it is left out" in note
+
+
+def test_choose_joins_a_network_and_the_layer_beside_it() -> None:
+    head = {"classifier.weight": torch.ones(5, 4), "classifier.bias": torch.zeros(5)}
+    assert_same(state_dicts.choose(PATH, {**prefixed("backbone.", RAW), **head}, None).tensors, {**RAW, **head})
+    deep = {"classifier.0.weight": torch.ones(5, 4), "classifier.2.weight": torch.ones(5, 5)}
+    kept = {**prefixed("backbone.", RAW), **deep}
+    assert_same(state_dicts.choose(PATH, kept, None).tensors, kept)
