@@ -22,6 +22,15 @@ _MOST_SCANS = 100
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # those that end what a scan holds
 _PART = 1 << 20  # bytes
+_HEAD = 64  # bytes that tell other files from images
+_HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")  # of Apple's and others' photos
+_NO_IMAGES = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer; run git lfs pull in its repository",
+    b"<!doctype html": "an HTML page, as a failed download leaves; download it again",
+    b"<html": "an HTML page, as a failed download leaves; download it again",
+    b"<svg": "a drawing (SVG); export it as PNG",
+    b"%pdf": "a PDF; export its pages as PNG",
+}
 _TILE = (322, 323)  # TIFF's tags of a tile's width and height
 
 
@@ -37,7 +46,7 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
             (Pillow itself only warns up to twice that number); it is a JPEG of more than 100 scans.
     """
     name = str(source) if isinstance(source, Path) else f"image of {len(source)} bytes"
-    with decoding(name), _open(source) as image:
+    with decoding(name), _open(source, name) as image:
         check_pixels(name, image.width, image.height)
         if image.format == "TIFF":
             _check_tiles(name, image)
@@ -46,8 +55,24 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
         yield image
 
 
-def _open(source: Path | bytes) -> Image.Image:
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+def _open(source: Path | bytes, name: str) -> Image.Image:
+    try:
+        return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=_formats())
+    except UnidentifiedImageError as error:  # whose own text names a buffer by its address
+        raise DataError(f"{name}: cannot be decoded as an image: it is {_describe(source)}") from error
+
+
+def _describe(source: Path | bytes) -> str:
+    """Return what a file that is no image is, by its first bytes."""
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            head = stream.read(_HEAD)
+    else:
+        head = source[:_HEAD]
+    found = (what for mark, what in _NO_IMAGES.items() if head.lstrip().lower().startswith(mark))
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
+        return "HEIC, which is not read here; convert it, to JPEG or PNG"
+    return next(found, "of no format that is read here") if head else "empty; copy or download it again"
 
 
 @cache
@@ -65,8 +90,6 @@ def decoding(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
-    except UnidentifiedImageError as error:  # whose own text names a buffer by its address
-        raise DataError(f"{name}: cannot be decoded as an image: it is of no format that is read here") from error
     # Pillow's decoders meet a damaged file with a dozen exception types (struct.error, SyntaxError, zlib.error, ...).
     except Exception as error:
         if is_our_bug(error):

@@ -103,7 +103,20 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow before 11 says "I"
         grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("F", "I"):
+        _check_range(image)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.copy()
+        del image.info["transparency"]  # which is left out anyway, and which Pillow warns of
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raise ValueError for numbers of 32 bits that are no pixels: Pillow would make them all black or all white."""
+    lowest, highest = (float(extreme) for extreme in image.getextrema())  # type: ignore[arg-type]  # of one band
+    of_share = image.mode == "F" and 0 < highest <= 1
+    if of_share or highest > 255 or lowest < 0:
+        raise ValueError(f"it holds numbers from {lowest:.6g} to {highest:.6g}, wanted 0 to 255; save it as 8 bits")
 
 
 def _turned(image_hwc: Pixels, read_exif: Callable[[], Image.Exif]) -> Pixels:

@@ -7,13 +7,15 @@ another name for the standard domain, tensors in files beside the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper, inliner, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, inliner, numpy_helper
 
 from pipeline.errors import DataError, describe_absent, first_line
 from pipeline.onnx_models import forms, opsets, upgrades
@@ -58,8 +60,12 @@ def _locations(path: Path) -> list[str]:
 
 
 def check(path: Path) -> None:
-    """Raise what `read` would of a file's structure, without reading the tensors beside it."""
-    opsets.lower(structure(path), path)
+    """Raise what `read` would of a file's structure and of the files beside it, without reading the tensors in them."""
+    model = structure(path)
+    for tensor in external_data_helper._get_all_tensors(model):
+        if external_data_helper.uses_external_data(tensor):
+            _find_external(tensor, path)
+    opsets.lower(model, path)
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -213,10 +219,22 @@ def _beside(path: Path, location: str) -> Path:
     return file if file.exists() else path.resolve().parent / location
 
 
-def _load_external(tensor: TensorProto, path: Path) -> None:
-    """Read a tensor that lies beside the model.
+@dataclass(frozen=True)
+class _Place:
+    """Where the values of a tensor lie."""
+
+    file: Path
+    offset: int  # bytes
+    length: int
+
+
+def _find_external(tensor: TensorProto, path: Path) -> _Place:
+    """Return where a tensor lies that is beside the model, without reading it.
 
     Both files may be links, as in the cache of Hugging Face: then the tensors must lie beside the model's real file.
+
+    Raises:
+        DataError: outside the model's folder, missing, a pointer, or cut short.
     """
     location = _location(tensor)
     target = _beside(path, location).resolve()
@@ -232,12 +250,26 @@ def _load_external(tensor: TensorProto, path: Path) -> None:
         raise DataError(f"{path}: tensor {tensor.name} wants the file {location} beside the model, which is missing")
     _check_pointer(target, path)
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
-    with target.open("rb") as stream:
-        stream.seek(offset)
-        content = stream.read(length)
-    if len(content) < length:
+    try:  # a file may leave both out: then the tensor begins the file, and is as long as its shape says
+        place = _Place(target, int(entries.get("offset", 0)), int(entries.get("length") or _size_of(tensor)))
+    except (ValueError, KeyError):  # no number, or no element type
+        place = _Place(target, -1, 0)
+    if place.offset < 0 or place.length < 0:
+        raise DataError(f"{path}: tensor {tensor.name} has no place in {location} (offset or length); export it again")
+    if place.offset + place.length > target.stat().st_size:
         raise DataError(f"{path}: {location} ends within tensor {tensor.name}; copy or download it again")
-    tensor.raw_data = content
+    return place
+
+
+def _size_of(tensor: TensorProto) -> int:
+    """Return the bytes of a tensor by its shape. Raises KeyError where it has no element type."""
+    return int(math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _load_external(tensor: TensorProto, path: Path) -> None:
+    place = _find_external(tensor, path)
+    with place.file.open("rb") as stream:
+        stream.seek(place.offset)
+        tensor.raw_data = stream.read(place.length)
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
@@ -260,6 +262,55 @@ def test_decode_names_file_when_missing_or_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer; run git lfs pull"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not read here; convert it"),
+        (b"\n<!DOCTYPE html><title>404</title>", "an HTML page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a drawing"),
+        (b"\x93NUMPY", "of no format that is read here"),
+    ],
+)
+def test_decode_says_what_a_file_is_that_is_no_image(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    for source in (tmp_path / "a.jpg", content):
+        with pytest.raises(DataError, match=f": cannot be decoded as an image: it is {what}"):
+            preprocess.decode(source)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.linspace(0, 1, 12, dtype=np.float32), "it holds numbers from 0 to 1, wanted 0 to 255"),
+        (np.linspace(0, 70000, 12, dtype=np.int32), "it holds numbers from 0 to 70000, wanted 0 to 255"),
+        (np.linspace(-1, 1, 12, dtype=np.float32), "it holds numbers from -1 to 1, wanted 0 to 255"),
+        (np.linspace(0, 255, 12, dtype=np.float32), None),
+        (np.zeros(12, np.float32), None),
+    ],
+)
+def test_decode_refuses_numbers_that_are_no_pixels(
+    tmp_path: Path, values: npt.NDArray[np.generic], message: str | None
+) -> None:
+    """Of TIFF with 32 bits a pixel; Pillow makes those of 0..1 black and larger ones white."""
+    Image.fromarray(values.reshape(3, 4)).save(tmp_path / "a.tif")
+    if message is None:
+        assert (preprocess.decode(tmp_path / "a.tif")[0] == values.reshape(3, 4).astype(np.uint8)).all()
+        return
+    with pytest.raises(DataError, match=rf"a\.tif: cannot be decoded as an image: {message}"):
+        preprocess.decode(tmp_path / "a.tif")
+
+
+def test_decode_says_nothing_of_a_transparent_palette(tmp_path: Path) -> None:
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).quantize(8)
+    image.save(tmp_path / "a.png", transparency=bytes([0] * 4 + [255] * 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = preprocess.decode(tmp_path / "a.png")
+    assert (found.transpose(1, 2, 0) == np.asarray(image.convert("RGB"))).all()
+
+
 @pytest.mark.parametrize("limit", [80 * 80 - 1, 80 * 80 // 2 - 1])
 def test_decode_raises_when_image_has_too_many_pixels(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg(picture(80, 80))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Constants, flat, load_and_compare, node, operators, save
 
 from pipeline.errors import DataError
-from pipeline.onnx_models import classifier
+from pipeline.onnx_models import classifier, files
 
 BIAS = RNG.normal(size=4).astype(np.float32)
 NODES = flat(node("Conv", "x w b", "c"), node("Relu", "c", "a"))
@@ -180,6 +180,52 @@ def test_load_says_so_when_the_file_beside_it_is_cut_short(tmp_path: Path) -> No
     content = (tmp_path / "n.data").read_bytes()
     (tmp_path / "n.data").write_bytes(content[:100])
     assert error_of(path) == "FILE: n.data ends within tensor w; copy or download it again"
+
+
+def edit_places(path: Path, **entries: str | None) -> None:
+    """Give the entries of every tensor beside a model other values; None: leave them out."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        said = {entry.key: entry.value for entry in tensor.external_data} | entries
+        del tensor.external_data[:]
+        for key, value in said.items():
+            if value is not None:
+                tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_load_takes_tensors_beside_it_whose_length_is_not_said(tmp_path: Path) -> None:
+    """As onnxruntime does: the length is that of the shape, whatever follows in the file."""
+    model = onnx.load(save(tmp_path / "m.onnx", NODES, constants=CONSTANTS))
+    onnx.save(model, tmp_path / "n.onnx", save_as_external_data=True, location="n.data", size_threshold=0)
+    edit_places(tmp_path / "n.onnx", length=None)
+    plain = onnx.load(tmp_path / "m.onnx").graph.initializer
+    for found, wanted in zip(files.read(tmp_path / "n.onnx").graph.initializer, plain, strict=True):
+        assert (numpy_helper.to_array(found) == numpy_helper.to_array(wanted)).all()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"location": "other.data"}, "tensor w wants the file other.data beside the model, which is missing"),
+        ({"location": "../n.data"}, "tensor w lies outside the model's folder (../n.data); not loaded; save it again"),
+        ({"offset": "1000000"}, "n.data ends within tensor w; copy or download it again"),
+        ({"offset": "-4"}, "tensor w has no place in n.data (offset or length); export it again"),
+        ({"length": "many"}, "tensor w has no place in n.data (offset or length); export it again"),
+    ],
+)
+def test_check_and_load_find_the_same_faults_of_tensors_beside_it(
+    tmp_path: Path, entries: dict[str, str], message: str
+) -> None:
+    model = onnx.load(save(tmp_path / "m.onnx", NODES, constants=CONSTANTS))
+    path = tmp_path / "n.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="n.data", size_threshold=0)
+    files.check(path)
+    edit_places(path, **entries)
+    for look in (files.check, files.read):
+        with pytest.raises(DataError) as caught:
+            look(path)
+        assert str(caught.value).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize("which", ["the model", "its tensors"])

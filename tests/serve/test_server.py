@@ -519,7 +519,7 @@ def test_bodies_that_are_cut_or_lie_are_refused(server: Server) -> None:
     status, answer = server.post(f"/v2/models/{NAME}/classify", b"")
     assert status == 400
     assert answer["error"].endswith(
-        "image of 0 bytes: cannot be decoded as an image: it is of no format that is read here"
+        "image of 0 bytes: cannot be decoded as an image: it is empty; copy or download it again"
     )
     status, answer = server.post(f"/v2/models/{NAME}/classify?topk=many", encoded(0))
     assert status == 400
