@@ -30,6 +30,7 @@ from pipeline.onnx_models import (
     sigmoids,
     signature,
     slices,
+    token_means,
 )
 from pipeline.onnx_models import batch as onnx_batch
 from pipeline.onnx_models import files as onnx_files
@@ -91,6 +92,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     forms.name_nodes(model)
     channels_last.pool_channels_first(model)
     pooling.use_global_pooling(model)
+    token_means.give_four_axes(model)
     pooling.use_pool_over_map(model)
     pooling.use_pool_over_channels(model)
     pooling.pad_before_means(model)
@@ -125,6 +127,10 @@ def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:
     if first.ndim == 1 and first.size > 1:  # of one image, whose axis was squeezed away
         forms.flatten_output(model, first.shape)
         return _finish_output(model, chw)
+    axis = _axis_of_images(first.shape, found.shape)
+    if axis:
+        forms.put_images_first(model, axis, found.ndim)
+        return _finish_output(model, chw)
     if found.ndim < 2 or len(found) != 2 or first.shape != (1, *found.shape[1:]):
         return False
     forms.flatten_output(model, found.shape)
@@ -133,6 +139,14 @@ def _finish_output(model: onnx.ModelProto, chw: tuple[int, int, int]) -> bool:
         signature.declare_classes(model, classes[0])
     alone = np.concatenate([first, second])
     return not relative_error(alone, found) > MIXED  # NaN is for `check_batch`
+
+
+def _axis_of_images(one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
+    """Return the only axis whose size is the number of images, from the shapes of what one and two images give."""
+    if len(one) != len(two):
+        return None
+    changed = [axis for axis, sizes in enumerate(zip(one, two, strict=True)) if sizes[0] != sizes[1]]
+    return changed[0] if len(changed) == 1 and (one[changed[0]], two[changed[0]]) == (1, 2) else None
 
 
 def _check_freed(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int], batch: int | None) -> None:

@@ -187,17 +187,32 @@ def flatten_output(model: onnx.ModelProto, dims: tuple[int, ...]) -> None:
     """
     if len(dims) != 1 and (len(dims) < 3 or sum(size > 1 for size in dims[1:]) != 1):
         return
+    name, deep = _before_output(model, "deep")
     graph, names = model.graph, Names(model)
-    name = graph.output[0].name
-    deep = names.free(f"{name}_deep")
-    for node in graph.node:
-        node.output[:] = [deep if each == name else each for each in node.output]
-    rename(graph, name, deep)
     flatten = helper.make_node("Flatten", [deep], [name], names.free("flatten_output"), axis=1)
     if len(dims) == 1:
         rows = integers_tensor(graph, names, f"{name}_rows", [-1, dims[0]])
         flatten = helper.make_node("Reshape", [deep, rows], [name], names.free("rows_of_output"))
     graph.node.append(flatten)
+
+
+def put_images_first(model: onnx.ModelProto, axis: int, rank: int) -> None:
+    """Transpose an output whose images lie along another axis than the first, as [classes, N], in place."""
+    name, before = _before_output(model, "images_later")
+    perm = [axis, *(each for each in range(rank) if each != axis)]
+    node_name = Names(model).free("images_of_output")
+    model.graph.node.append(helper.make_node("Transpose", [before], [name], node_name, perm=perm))
+
+
+def _before_output(model: onnx.ModelProto, what: str) -> tuple[str, str]:
+    """Give what makes the output another name, in place; return the output's and that, for a node between them."""
+    graph = model.graph
+    name = str(graph.output[0].name)
+    before = Names(model).free(f"{name}_{what}")
+    for node in graph.node:
+        node.output[:] = [before if each == name else each for each in node.output]
+    rename(graph, name, before)
+    return name, before
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

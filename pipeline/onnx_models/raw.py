@@ -121,7 +121,9 @@ class RawFile:
             if is_fixed:
                 raise
             outputs = np.zeros(0, np.float32)
-        if is_fixed or outputs.shape[:1] == (len(images_nchw),):
+        # As many classes as images: [classes, N] cannot be told from [N, classes].
+        is_square = outputs.ndim == 2 and outputs.shape == (len(images_nchw), len(images_nchw))
+        if is_fixed or (outputs.shape[:1] == (len(images_nchw),) and not is_square):
             return outputs.reshape(len(images_nchw), -1)
         return np.concatenate([self._outputs(image[None]) for image in images_nchw])
 

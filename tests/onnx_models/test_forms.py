@@ -285,6 +285,31 @@ def test_load_takes_an_output_without_the_axis_of_the_images(tmp_path: Path, las
     assert classifier.check_batch(model, IMAGES, path) == 4
 
 
+@pytest.mark.parametrize(("perm", "shape"), [([1, 0], (4, "N")), ([1, 0], (4, 1))])
+def test_load_takes_an_output_with_the_images_last(
+    tmp_path: Path, perm: list[int], shape: tuple[int | str, ...]
+) -> None:
+    """Of as many classes as images are computed in one batch, so that nothing is square by chance alone."""
+    nodes = [
+        *(node("Conv", "x w", "c"), node("GlobalAveragePool", "c", "g"), node("Flatten", "g", "f")),
+        node("Transpose", "f", "y", perm=perm),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, dims=(shape[1], *CHW), outputs={"y": shape})
+    model = load_and_compare(path)
+    four = np.concatenate([IMAGES, IMAGES[:1] * 2])
+    np.testing.assert_allclose(RawFile(path, None).answers(four), classifier.run(model, four), atol=1e-5)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
+def test_load_frees_the_batch_of_an_output_with_the_images_second(tmp_path: Path) -> None:
+    nodes = [
+        *(node("Conv", "x w", "c"), node("GlobalAveragePool", "c", "g"), node("Flatten", "g", "f")),
+        node("Unsqueeze", "f first", "y"),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT, "first": np.array([0])}, outputs={"y": (1, "N", 4)})
+    assert load_and_compare(path).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+
+
 ENDINGS: dict[str, list[onnx.NodeProto]] = {
     "logits": [node("Gemm", "f w", "y")],
     "softmax": [node("Gemm", "f w", "l"), node("Softmax", "l", "y", axis=1)],
