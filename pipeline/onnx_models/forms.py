@@ -117,26 +117,29 @@ def _is_training(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> 
 def simplify_gemms(model: onnx.ModelProto) -> None:
     """Fold alpha and beta of Gemms into constant weights and biases, and make biases [N], in place.
 
-    What cannot be folded (a computed weight with alpha, a bias that differs between rows) stays. Gemms without a bias
-    get one of zeros, and a MatMul of a matrix and constant weights becomes such a Gemm: between quantizers, and for a
-    fixed batch of more than 2, OpenVINO 2026.4 computes noise where there is no bias.
+    What cannot be folded (a computed weight with alpha, a bias that differs between rows) stays; a computed bias is
+    added by an operator of its own. Gemms without a bias get one of zeros, and a MatMul of a matrix and constants
+    becomes such a Gemm: between quantizers, and for a fixed batch of more than 2, OpenVINO 2026.4 computes noise where
+    there is no bias.
     """
     graph, names, constants = model.graph, Names(model), constants_of(model.graph)
     ranks = {name: len(shape) for name, shape in shapes_of(model).items()}
-    for node in graph.node:
+    for node in list(graph.node):
         if node.op_type == "MatMul" and ranks.get(node.input[0]) == 2 and _has_matrix(node, constants):
             node.op_type = "Gemm"
         if node.op_type != "Gemm":
             continue
-        _fold_factor(graph, names, node, constants, "alpha", 1)
         if number(node, "beta", 1.0) == 0:
             del node.input[2:]
+        if len(node.input) > 2 and node.input[2] not in constants and _has_matrix(node, constants):
+            _add_computed_bias(graph, names, node)
         if len(node.input) < 3:
             remove_attributes(node, "beta")
             _add_bias(graph, names, node, constants)
-            continue
-        _fold_factor(graph, names, node, constants, "beta", 2)
-        _flatten_bias(graph, names, node, constants)
+        else:
+            _fold_factor(graph, names, node, constants, "beta", 2)
+            _flatten_bias(graph, names, node, constants)
+        _fold_factor(graph, names, node, constants, "alpha", 1)
     remove_unused(graph)
 
 
@@ -149,6 +152,21 @@ def _add_bias(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, consta
         return
     columns = constants[node.input[1]].dims[0 if integer(node, "transB", 0) else 1]
     node.input.append(add_constant(graph, names, f"{node.output[0]}_bias", np.zeros(columns, np.float32)))
+
+
+def _add_computed_bias(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto) -> None:
+    """Let an Add behind a Gemm add what its bias computes, as of a residual; in place."""
+    target, addend, beta = node.output[0], node.input[2], number(node, "beta", 1.0)
+    node.output[0] = names.free(f"{target}_product")
+    del node.input[2:]
+    place = next(index for index, each in enumerate(graph.node) if each.output[:] == node.output[:])
+    sum_node = helper.make_node("Add", [node.output[0], addend], [target], names.free(f"{node.name}_bias"))
+    if beta != 1:
+        scaled = names.free(f"{target}_addend")
+        factor = add_constant(graph, names, f"{target}_beta", np.float32(beta))
+        graph.node.insert(place, helper.make_node("Mul", [addend, factor], [scaled], names.free(f"{node.name}_beta")))
+        place, sum_node.input[1] = place + 1, scaled
+    graph.node.insert(place + 1, sum_node)
 
 
 def _fold_factor(

@@ -115,7 +115,7 @@ def check_given(path: Path, output: str | None, model: onnx.ModelProto, images_n
     """
     try:
         file = RawFile(path, output)
-        images = images_nchw[: file.most_images]
+        images = file.representable(images_nchw[: file.most_images])
         expected = file.answers(images)
     except DataError as err:
         cause = f"{err}: nothing shows that the float32 model means the same; export the network again with opset 17"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from pipeline.onnx_models.graphs import Names, add_constant, constants_of, integer
 
+# Operators that move values or change their type: they do the same with pixels as floats.
+_MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Resize")
+_TYPE_IS_FREE = ("Cast", "CastLike", "Shape", "Size", "DequantizeLinear")
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image, as Pillow and OpenCV have it (ITU-R 601-2)
 
 
@@ -53,3 +58,35 @@ def read_dequantized(model: onnx.ModelProto, image: onnx.ValueInfoProto) -> None
         place = list(graph.node).index(node)
         graph.node.insert(place, helper.make_node("Sub", [image.name, first], [above_zero], names.free(above_zero)))
         node.CopyFrom(helper.make_node("Mul", [above_zero, factor], node.output, node.name))
+
+
+def keep_integer_arithmetic(model: onnx.ModelProto, image: onnx.ValueInfoProto, kind: int) -> None:
+    """Let operators that compute with pixels as integers get them as such again, in place.
+
+    Args:
+        image: the input, float32 by now.
+        kind: the type that it had.
+    """
+    graph, names, constants = model.graph, Names(model), constants_of(model.graph)
+    waiting = [image.name]
+    while waiting:
+        name = waiting.pop()
+        readers = [node for node in graph.node if name in node.input]
+        for node in readers:
+            if node.op_type in _MOVES and node.input[0] == name:
+                waiting += node.output
+        computing = [node for node in readers if node.op_type not in (*_MOVES, *_TYPE_IS_FREE)]
+        computing = [node for node in computing if not _reads_floats(node, constants)]  # of `read_dequantized`
+        if not computing:
+            continue
+        whole, given = names.free(f"{name}_whole"), names.free(f"{name}_integers")
+        for node in computing:
+            node.input[:] = [given if each == name else each for each in node.input]
+        place = next((index + 1 for index, node in enumerate(graph.node) if name in node.output), 0)
+        # By way of int32: what another type makes of negative numbers differs between machines.
+        graph.node.insert(place, helper.make_node("Cast", [name], [whole], whole, to=onnx.TensorProto.INT32))
+        graph.node.insert(place + 1, helper.make_node("Cast", [whole], [given], given, to=kind))
+
+
+def _reads_floats(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    return any(name in constants and constants[name].data_type == onnx.TensorProto.FLOAT for name in node.input)

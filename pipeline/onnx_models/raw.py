@@ -100,6 +100,14 @@ class RawFile:
             found.append(outputs[: len(chunk)])
         return np.concatenate(found)
 
+    def representable(self, images_nchw: Float32) -> Float32:
+        """Return images that its input holds exactly: whole numbers, and three channels alike, where it is of such."""
+        kind = next(value.type.tensor_type.elem_type for value in self._inputs if value.name == self._image)
+        if np.issubdtype(onnx.helper.tensor_dtype_to_np_dtype(kind), np.integer):
+            images = _luminance(images_nchw).repeat(3, axis=1) if self._grey else images_nchw
+            return np.rint(images)
+        return images_nchw
+
     def takes_batch(self, images_nchw: Float32) -> bool:
         """Tell whether the file runs on these images in one batch, with an answer for each."""
         if self.batch is not None:
@@ -133,12 +141,11 @@ class RawFile:
         for value in self._inputs:
             kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             if value.name == self._image:
-                images = batch_nchw
-                if self._grey:
-                    images = np.tensordot(batch_nchw, np.array(LUMINANCE, np.float32), (1, 0))[:, None]
+                images = _luminance(batch_nchw) if self._grey else batch_nchw
                 layout = images.transpose(0, 2, 3, 1) if self._last else images
-                dims = value.type.tensor_type.shape.dim
-                feed[value.name] = np.ascontiguousarray(_with_axes(layout, len(dims))).astype(kind)
+                axes = len(value.type.tensor_type.shape.dim)
+                whole = np.rint(layout) if np.issubdtype(kind, np.integer) else layout
+                feed[value.name] = np.ascontiguousarray(_with_axes(whole, axes)).astype(kind)
             else:
                 dims = [max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim]
                 self._check_size(math.prod(dims) * kind.itemsize)
@@ -231,6 +238,11 @@ def _image_input(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) 
     last = has_channels_last(model.graph, image.name, dims)
     grey = (dims[3 if last else 1] or channels_read(model.graph, image.name)) == 1
     return image.name, last, grey, dims[0]
+
+
+def _luminance(images_nchw: Float32) -> Float32:
+    """Return grey images [images, 1, height, width]."""
+    return np.tensordot(images_nchw, np.array(LUMINANCE, np.float32), (1, 0))[:, None]
 
 
 def _with_axes(images: Float32, axes: int) -> Float32:

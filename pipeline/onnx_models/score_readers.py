@@ -55,9 +55,11 @@ def _clip(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
 
 
 def _larger(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:
-    """Max and Min with a constant, either way round."""
+    """Max and Min with a constant, either way round, or of several heads: of probabilities they need not sum to 1."""
     given = [name for name in node.input if reader.graph.constant(name) is None]
-    return reader.read(given[0], axis) if len(given) == 1 else LOGITS
+    if len(given) == 1:
+        return reader.read(given[0], axis)
+    return SIGMOID if given and all(reader.read(name, axis).settled() in SHARES for name in given) else LOGITS
 
 
 def _rectify(reader: Reader, node: onnx.NodeProto, axis: int | None) -> Values:

@@ -70,9 +70,10 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
         )
     if last:
         _put_channels_first(model, value.name)
-    value.type.tensor_type.elem_type = TensorProto.FLOAT if takes_pixels(value) else kind
-    if kind == TensorProto.UINT8:
+    if takes_pixels(value):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
         pixel_inputs.read_dequantized(model, value)
+        pixel_inputs.keep_integer_arithmetic(model, value, kind)
     if channels == 1:
         pixel_inputs.read_luminance(model, value)
     declare_shapes(model, chw)

@@ -105,6 +105,24 @@ ATTRIBUTES: list[dict[str, Any]] = [
 ]
 
 
+def test_load_gives_a_gemm_with_a_factor_a_bias_of_zeros_when_it_has_none(tmp_path: Path) -> None:
+    nodes = [node("Flatten", "x", "f"), node("Gemm", "f w", "y", alpha=0.5)]
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants={"w": FC}), atol=1e-4)
+    gemm = model.graph.node[-1]
+    np.testing.assert_array_equal(numpy_helper.to_array(constants_of(model.graph)[gemm.input[2]]), np.zeros(5))
+
+
+def test_load_adds_the_computed_bias_of_a_gemm_behind_it(tmp_path: Path) -> None:
+    """A residual as a Gemm: onnxruntime's quantizer printed a line of its own about its bias."""
+    nodes = [node("Flatten", "x", "f"), node("Gemm", "f w v", "l"), node("Gemm", "l u l", "y", alpha=0.5, beta=2.0)]
+    rng = np.random.default_rng(2)
+    constants = {"w": FC, "u": rng.normal(size=(FC.shape[1],) * 2).astype(np.float32), "v": FC[0]}
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants), atol=1e-3)
+    made = {name for each in model.graph.node for name in each.output}
+    assert operators(model)[-1] == "Add"
+    assert not [each for each in model.graph.node if each.op_type == "Gemm" and made.intersection(each.input[2:])]
+
+
 @pytest.mark.parametrize("attributes", ATTRIBUTES, ids=str)
 @pytest.mark.parametrize("fill", list(FILLS))
 def test_load_folds_a_pad_of_no_value_into_its_max_pool(tmp_path: Path, fill: str, attributes: dict[str, Any]) -> None:

@@ -201,3 +201,13 @@ def test_check_given_runs_images_one_by_one_when_a_free_batch_hides_a_fixed_one(
     path = save(tmp_path / "m.onnx", nodes, 17, {"w": WEIGHT, "shape": np.array([1, 4 * 6 * 6])})
     given = check_given(path, None, classifier.load(path, CHW), IMAGES)
     assert (given.verdict, given.images, given.same_answers) == ("good", len(IMAGES), len(IMAGES))
+
+
+def test_check_given_is_good_of_grey_pixels_as_integers(tmp_path: Path) -> None:
+    """The luminance of most pixels is no whole number; the file takes no other."""
+    nodes = flat(node("Cast", "x", "f", to=TensorProto.FLOAT), node("Conv", "f w", "a"))
+    dims = ("N", 1, 8, 8)
+    path = save(tmp_path / "m.onnx", nodes, 13, {"w": WEIGHT[:, :1]}, dims=dims, kind=TensorProto.UINT8)
+    pixels = np.random.default_rng(4).integers(0, 256, IMAGES.shape).astype(np.float32)
+    given = check_given(path, None, classifier.load(path, CHW), pixels)
+    assert (given.verdict, given.same_answers) == ("good", len(pixels))

@@ -238,6 +238,7 @@ SIGMOID: dict[str, Tail] = {
     "of_tanh": sigmoid_of_tanh,
     "of_the_negative": lambda g, x: g.op("Sub", g.const(1.0), sigmoid(g, x)),
     "two_heads": of_two_heads,
+    "larger_of_two": lambda g, x: g.op("Max", soft(g, x), soft(g, g.dense("x", CLASSES))),
     "objectness": lambda g, x: g.op("Mul", sigmoid(g, x), sigmoid(g, g.dense("x", 1))),
 }
 

@@ -298,3 +298,27 @@ def test_load_advises_an_output_of_scores_when_there_are_several(
 ) -> None:
     nodes = [node("Flatten", "x", "y"), *(node("Identity", "x", name) for name in outputs if name != "y")]
     assert f"--set frontend.output={advised} of build" in error_of(save(tmp_path / "m.onnx", nodes, outputs=outputs))
+
+
+INTEGERS = {
+    "less a mean": node("Sub", "x mean", "d"),
+    "halved, rounded down": node("Div", "x two", "d"),
+    "that wrap": node("Sub", "x hundred", "d"),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.INT32])
+def test_load_keeps_what_a_network_computes_with_pixels_as_integers(tmp_path: Path, kind: int, name: str) -> None:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    constants = {
+        "w": WEIGHT,
+        "mean": np.array([12, 11, 10], dtype)[:, None, None],
+        "two": np.array(2, dtype),
+        "hundred": np.array(100, dtype),
+    }
+    nodes = flat(INTEGERS[name], node("Cast", "d", "f", to=TensorProto.FLOAT), node("Conv", "f w", "a"))
+    path = save(tmp_path / "m.onnx", nodes, constants=constants, kind=kind)
+    pixels = np.random.default_rng(4).integers(0, 256, IMAGES.shape).astype(np.float32)
+    found = classifier.run(classifier.load(path, CHW), pixels)
+    np.testing.assert_allclose(found, RawFile(path, None).answers(pixels), rtol=1e-5, atol=1e-2)
