@@ -95,8 +95,8 @@ def test_build_makes_a_package_when_run_for_the_first_time(finished: FinishedBui
     assert float32 is not None
     assert onnx.load(float32).graph.input[0].name == "input"
     last = summarize(built)
-    assert last[0].startswith("int8 6 of 7 layers, 0.0 MB; answers of float32 on calibration images: ")
-    assert last[1].startswith("logit SQNR beside float32: ")
+    assert last[0].startswith("int8 6 of 7 layers, 0.0 MB; same class as float32 on calibration images: ")
+    assert last[1].startswith("logit SQNR against float32: ")
     assert last[2].startswith(f"package {built.prefix}   (")
 
 
@@ -339,7 +339,7 @@ def test_build_makes_a_float_package_when_the_precision_is_a_float(
     assert [value.type.tensor_type.elem_type for value in values] == [TensorProto.FLOAT] * 2
     assert {weight.data_type for weight in model.graph.initializer if weight.dims} >= {stored}
     assert all(counts == {"images": 20, "agreeing": 20} for counts in package.report()["agreement"].values())
-    assert summarize(built)[0].startswith(f"{dtype}, 0.0 MB; answers of float32 on calibration images: 20/20 in ")
+    assert summarize(built)[0].startswith(f"{dtype}, 0.0 MB; same class as float32 on calibration images: 20/20 in ")
     assert build(cfg, quiet).ran == ()
 
 
@@ -350,7 +350,7 @@ def test_build_needs_no_images_when_the_precision_is_a_float(make_config: MakeCo
     package = open_package(built.prefix)
     assert [known.id for known in package.classes()] == ["0", "1", "2", "3"]
     assert not package.has_images
-    assert summarize(built)[0].startswith("fp16, 0.0 MB; answers of float32 on noise: ")
+    assert summarize(built)[0].startswith("fp16, 0.0 MB; same class as float32 on noise: ")
 
 
 @pytest.mark.slow

@@ -93,13 +93,13 @@ def split_noise(package: Package, images: int = IMAGES) -> list[str]:
     if float32.outputs is None or exact.outputs is None:
         return [f"exact arithmetic cannot be computed here: it {exact.reason or float32.reason}"]
     quantized = verdicts.compare(float32.outputs, exact.outputs, scores)
-    lines = [f"quantization (exact arithmetic beside float32): {quantized}"]
+    lines = [f"quantization (exact arithmetic against float32): {quantized}"]
     for runtime in installed_runtimes():
         wide = package.has_wide_weights
         found = agreement.run_in(
             runtime, package.model, batches, wide_weights=wide, counts=False, exact_seconds=exact.seconds
         )
-        name = f"kernels of this CPU ({runtime.value} beside exact arithmetic)"
+        name = f"kernels of this CPU ({runtime.value} against exact arithmetic)"
         if found.outputs is None:
             lines.append(f"{name}: it {found.reason}")
             continue

@@ -87,7 +87,7 @@ class Evaluation:
     def as_lines(self) -> list[str]:
         """Return what `eval` prints."""
         runtime = self.facts.get("runtime", "another program")
-        lines = [f"{counted(self.top1.count, 'image')}, answers of {runtime}, 95% intervals in brackets"]
+        lines = [f"{counted(self.top1.count, 'image')}, predicted by {runtime}, 95% intervals in brackets"]
         if self.reference is not None:
             lines += self._top_lines("float32", self.reference.top1, self.reference.top5)
         lines += self._top_lines(self.precision, self.top1, self.top5)

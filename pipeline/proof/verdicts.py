@@ -169,7 +169,7 @@ def describe(proof: Mapping[str, Any]) -> list[str]:
     exact, runtimes = proof["exact"], proof["runtimes"]
     compared = [("exact arithmetic", exact)] if exact.get("images") else []  # none where it was lost
     parts = [f"{_decibels(figures)} in {name}" for name, figures in [*compared, *_ran(runtimes)]]
-    lines = [f"logit SQNR beside float32: {', '.join(parts)}"] if parts else []
+    lines = [f"logit SQNR against float32: {', '.join(parts)}"] if parts else []
     return lines + [f"{verdict}: {text}" for verdict, text in warnings(proof)]
 
 

@@ -53,7 +53,7 @@ def _accuracy(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.reference is not None:
         rows.insert(0, ("float32", evaluation.reference.top1, evaluation.reference.top5))
     runtime = evaluation.facts.get("runtime", "another program")
-    yield f"<h2>Accuracy</h2><p>{evaluation.top1.count} images, answers of {markup.text(str(runtime))}.</p>"
+    yield f"<h2>Accuracy</h2><p>{evaluation.top1.count} images, predicted by {markup.text(str(runtime))}.</p>"
     shown = 3 if evaluation.has_top5 else 2
     cells = [[name, _share(top1), _share(top5)][:shown] for name, top1, top5 in rows]
     yield markup.table(["", "top-1 (95% interval)", "top-5 (95% interval)"][:shown], cells)

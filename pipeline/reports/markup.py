@@ -76,7 +76,7 @@ def proof(proven: Mapping[str, Any]) -> str:
         layers = f"{executed['int8']} of {executed['weighted']}" if executed else ""
         made = " ".join([each.get("version", ""), ", ".join(each.get("instruction_sets", []))]).strip()
         rows.append([name, *shown, layers, made])
-    titles = ["", "verdict", "answers of float32", "logit SQNR", "KL", "beside exact arithmetic"]
+    titles = ["", "verdict", "same class as float32", "logit SQNR", "KL", "beside exact arithmetic"]
     return table([*titles, "executed in int8", "proven with"], rows)
 
 

@@ -23,7 +23,7 @@ def summarize(built: Built) -> list[str]:
     return [
         *_tuned(report.get("accuracy")),
         f"{package.precision}{counts_of_layers}, {size:.1f} MB; "
-        f"answers of float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
+        f"same class as float32 on {'calibration images' if package.has_images else 'noise'}: {agreement}",
         *verdicts.describe(report["proof"]),
         f"package {built.prefix}   ({built.seconds:.1f} s)",
     ]

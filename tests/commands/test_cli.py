@@ -180,7 +180,7 @@ def test_short_way_needs_no_flags(in_workspace: TinyWorkspace, main: RunHere) ->
     assert "from npz to results: " in benched.out
     scored = main("eval", "--result_path", "output")
     assert scored.code == 0, scored.err
-    assert f"{IMAGES} images, answers of " in scored.out
+    assert f"{IMAGES} images, predicted by " in scored.out
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_bench_and_eval_take_each_name_of_the_results_folder(
     assert benched.out.endswith("results in answers/\n")
     scored = main("eval", read, "answers", "--no-reference")
     assert scored.code == 0, scored.err
-    assert f"{IMAGES} images, answers of " in scored.out
+    assert f"{IMAGES} images, predicted by " in scored.out
 
 
 SEE_BENCH = "; see python -m pipeline bench --help\n"

@@ -38,10 +38,10 @@ def test_analyze_names_every_quantizer_and_its_share(
     runtimes = installed_runtimes()
     assert len(lines) == 7 + len(runtimes)  # package, quantization, kernels, header, three rows, the rest
     assert re.fullmatch(
-        r"quantization \(exact arithmetic beside float32\): \d+\.\d dB, KL [\d.]+, 5/5 answers", lines[1]
+        r"quantization \(exact arithmetic against float32\): \d+\.\d dB, KL [\d.]+, 5/5 answers", lines[1]
     )
     for line, runtime in zip(lines[2:], runtimes, strict=False):
-        assert line.startswith(f"kernels of this CPU ({runtime.value} beside exact arithmetic): ")
+        assert line.startswith(f"kernels of this CPU ({runtime.value} against exact arithmetic): ")
         assert "; both together " in line
         assert "refused" not in line
     rows = json.loads(out.read_text(encoding="utf-8"))

@@ -413,7 +413,7 @@ def test_results_of_another_program_are_scored_with_label_and_datalist(tiny: Tin
     }
     found = run_evaluate(tmp_path / "theirs", **flags)
     assert found.top1 == Accuracy(slow_top(scores, build_truth(), 1), IMAGES)
-    assert found.as_lines()[0] == f"{IMAGES} images, answers of another program, 95% intervals in brackets"
+    assert found.as_lines()[0] == f"{IMAGES} images, predicted by another program, 95% intervals in brackets"
     with pytest.raises(DataError, match="--reference: the results do not say which package they are of"):
         run_evaluate(tmp_path / "theirs", **flags, reference=True)
 

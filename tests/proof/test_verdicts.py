@@ -124,7 +124,7 @@ def whole(exact: verdicts.Finding, openvino: verdicts.Finding) -> dict[str, obje
 
 def test_describe_gives_a_line_of_sqnrs_and_one_for_each_verdict_that_is_not_good() -> None:
     good = verdicts.Finding(Verdict.GOOD)
-    sqnrs = "logit SQNR beside float32: 29.2 dB in exact arithmetic, 29.1 dB in onnxruntime, 11.7 dB in openvino"
+    sqnrs = "logit SQNR against float32: 29.2 dB in exact arithmetic, 29.1 dB in onnxruntime, 11.7 dB in openvino"
     assert verdicts.describe(whole(good, good)) == [sqnrs]
     bad = verdicts.Finding(Verdict.REFUSED, "its kernels saturate; use another")
     assert verdicts.describe(whole(good, bad)) == [
@@ -141,7 +141,7 @@ def test_describe_names_a_runtime_that_was_lost_and_a_doubtful_export() -> None:
     found["runtimes"]["openvino"] = verdicts.Finding(Verdict.LOST, "died by SIGSEGV").as_dict()  # type: ignore[index]
     found["given"] = {"verdict": "suspicious", "cause": "Resize means something else; export again"}
     assert verdicts.describe(found) == [
-        "logit SQNR beside float32: 29.2 dB in exact arithmetic, 29.1 dB in onnxruntime",
+        "logit SQNR against float32: 29.2 dB in exact arithmetic, 29.1 dB in onnxruntime",
         "suspicious: the float32 model beside the file as it was given: Resize means something else; export again",
         "openvino left out: it died by SIGSEGV",
     ]
@@ -151,6 +151,6 @@ def test_describe_shows_the_runtimes_when_exact_arithmetic_was_lost() -> None:
     found = whole(verdicts.Finding(Verdict.GOOD), verdicts.Finding(Verdict.GOOD))
     found["exact"] = verdicts.Finding(Verdict.LOST, "refused the model").as_dict()
     assert verdicts.describe(found) == [
-        "logit SQNR beside float32: 29.1 dB in onnxruntime, 11.7 dB in openvino",
+        "logit SQNR against float32: 29.1 dB in onnxruntime, 11.7 dB in openvino",
         "not checked: exact arithmetic refused the model",
     ]

@@ -95,7 +95,7 @@ def test_quiet_bench_and_eval_print_results_without_progress(run: Run, in_worksp
     assert "performance: " in out
     code, out, err = run("eval", "--result_path", "output", "--quiet")
     assert (code, err) == (0, "")
-    assert f"{IMAGES} images, answers of " in out
+    assert f"{IMAGES} images, predicted by " in out
 
 
 def test_verbose_bench_says_how_the_model_was_opened(run: Run, in_workspace: TinyWorkspace) -> None:
