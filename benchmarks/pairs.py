@@ -156,60 +156,9 @@ def _filters_of_group(layer: Layer, pairs: list[Pair], at: int) -> Iterator[Pair
 def _model(
     layer: Layer, weights: npt.NDArray[np.int8], groups: int, shape: list[int], entry: Entry, sign: int
 ) -> onnx.ModelProto:
-    outputs = len(weights)
-    bias = np.full(outputs, ANSWER - sign * INPUT * 2 * WEIGHT, np.int32)
-    stored = weights.reshape(outputs, layer.channels, *layer.kernel)
-    is_conv = layer.operator == "Conv"
-    tensors = {
-        "one": np.float32(1),
-        "zero": np.uint8(0),
-        "weights": stored if is_conv else np.ascontiguousarray(stored.T),
-        "scales": np.ones(outputs, np.float32),
-        "zeros": np.zeros(outputs, np.int8),
-        "bias": bias,
-        "bias_zeros": np.zeros(outputs, np.int32),
-        "step": _step(layer),
-        "middle": np.uint8(ANSWER if layer.operator == "MatMul" and sign < 0 else 0),
-    }
-    last = "image"
-    nodes = []
-    if entry != "uint8":
-        nodes.append(helper.make_node("QuantizeLinear", [last, "one", "zero"], ["q"]))
-        last = "q"
-    nodes.append(helper.make_node("DequantizeLinear", [last, "one", "zero"], ["d"]))
-    last = "d"
-    if entry == "inner":
-        pool = {"kernel_shape": [1, 1]} if is_conv else {}
-        nodes += [
-            helper.make_node("MaxPool" if is_conv else "Relu", [last], ["m"], **pool),
-            helper.make_node("QuantizeLinear", ["m", "one", "zero"], ["mq"]),
-            helper.make_node("DequantizeLinear", ["mq", "one", "zero"], ["md"]),
-        ]
-        last = "md"
-    axis = 0 if is_conv else 1
-    nodes += [
-        helper.make_node("DequantizeLinear", ["weights", "scales", "zeros"], ["w"], axis=axis),
-        helper.make_node("DequantizeLinear", ["bias", "scales", "bias_zeros"], ["b"], axis=0),
-    ]
-    if is_conv:
-        attributes = {
-            "group": groups,
-            "kernel_shape": list(layer.kernel),
-            "strides": [layer.stride] * 2,
-            "dilations": [layer.dilation] * 2,
-            "pads": [layer.pad] * 4,
-        }
-        nodes.append(helper.make_node("Conv", [last, "w", "b"], ["y"], "layer", **attributes))
-    elif layer.operator == "Gemm":
-        nodes.append(helper.make_node("Gemm", [last, "w", "b"], ["y"], "layer"))
-    else:
-        nodes.append(helper.make_node("MatMul", [last, "w"], ["y"], "layer"))
-    nodes += [
-        helper.make_node("QuantizeLinear", ["y", "step", "middle"], ["yq"]),
-        helper.make_node("DequantizeLinear", ["yq", "step", "middle"], ["out"]),
-    ]
-    if layer.operator == "MatMul":
-        nodes = [node for node in nodes if node.output[0] != "b"]
+    """Return the QDQ model of one layer, whose input is `image` and whose output is `out`."""
+    nodes, last = _input_nodes(layer, entry)
+    nodes += _layer_nodes(layer, groups, last)
     used = {name for node in nodes for name in node.input}
     kind = TensorProto.UINT8 if entry == "uint8" else TensorProto.FLOAT
     graph = helper.make_graph(
@@ -217,11 +166,75 @@ def _model(
         "pairs",
         [helper.make_tensor_value_info("image", kind, shape)],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["a", "b", "c", "d"][: len(shape)])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items() if name in used],
+        [
+            numpy_helper.from_array(np.asarray(value), name)
+            for name, value in _constants(layer, weights, sign).items()
+            if name in used
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model
+
+
+def _constants(layer: Layer, weights: npt.NDArray[np.int8], sign: int) -> dict[str, Any]:
+    """Return the layer's constants by name, some of which only some layers read."""
+    outputs = len(weights)
+    stored = weights.reshape(outputs, layer.channels, *layer.kernel)
+    return {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "weights": stored if layer.operator == "Conv" else np.ascontiguousarray(stored.T),
+        "scales": np.ones(outputs, np.float32),
+        "zeros": np.zeros(outputs, np.int8),
+        "bias": np.full(outputs, ANSWER - sign * INPUT * 2 * WEIGHT, np.int32),
+        "bias_zeros": np.zeros(outputs, np.int32),
+        "step": _step(layer),
+        "middle": np.uint8(ANSWER if layer.operator == "MatMul" and sign < 0 else 0),
+    }
+
+
+def _input_nodes(layer: Layer, entry: Entry) -> tuple[list[onnx.NodeProto], str]:
+    """Return the nodes between `image` and the layer, and the name of the tensor that the layer reads."""
+    nodes = []
+    if entry != "uint8":
+        nodes.append(helper.make_node("QuantizeLinear", ["image", "one", "zero"], ["q"]))
+    nodes.append(helper.make_node("DequantizeLinear", [nodes[0].output[0] if nodes else "image", "one", "zero"], ["d"]))
+    if entry != "inner":
+        return nodes, "d"
+    is_conv = layer.operator == "Conv"
+    pool = {"kernel_shape": [1, 1]} if is_conv else {}
+    nodes += [
+        helper.make_node("MaxPool" if is_conv else "Relu", ["d"], ["m"], **pool),
+        helper.make_node("QuantizeLinear", ["m", "one", "zero"], ["mq"]),
+        helper.make_node("DequantizeLinear", ["mq", "one", "zero"], ["md"]),
+    ]
+    return nodes, "md"
+
+
+def _layer_nodes(layer: Layer, groups: int, read: str) -> list[onnx.NodeProto]:
+    """Return the nodes from the tensor that the layer reads to `out`."""
+    attributes: dict[str, Any] = {}
+    if layer.operator == "Conv":
+        attributes = {
+            "group": groups,
+            "kernel_shape": list(layer.kernel),
+            "strides": [layer.stride] * 2,
+            "dilations": [layer.dilation] * 2,
+            "pads": [layer.pad] * 4,
+        }
+    axis = 0 if layer.operator == "Conv" else 1
+    nodes = [helper.make_node("DequantizeLinear", ["weights", "scales", "zeros"], ["w"], axis=axis)]
+    operands = [read, "w"]
+    if layer.operator != "MatMul":
+        nodes.append(helper.make_node("DequantizeLinear", ["bias", "scales", "bias_zeros"], ["b"], axis=0))
+        operands.append("b")
+    return [
+        *nodes,
+        helper.make_node(layer.operator, operands, ["y"], "layer", **attributes),
+        helper.make_node("QuantizeLinear", ["y", "step", "middle"], ["yq"]),
+        helper.make_node("DequantizeLinear", ["yq", "step", "middle"], ["out"]),
+    ]
 
 
 def in_onnxruntime(model: onnx.ModelProto, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -125,20 +125,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             if len(found) == len(some):
                 progress.update(each.image * len(images))
             else:
-                seen = functools.partial(progress.update, each.image)
                 counting = rounding_inputs.Counting(len(listed), out) if number == 0 else None
-                arithmetic = preferred(settings.bfloat16, len(images), read_arithmetic(inputs))
-                reading = rounding_inputs.Reading(
-                    float32_model(inputs),
-                    counter,
-                    raw,
-                    settings.preprocess,
-                    arithmetic,
-                    settings.positions,
-                    settings.cores,
-                    settings.workers,
-                    again=number + 1 < len(passes),
-                )
+                reading = _reading(settings, inputs, counter, raw, len(images), again=number + 1 < len(passes))
+                seen = functools.partial(progress.update, each.image)
                 held = rounding_inputs.collect(reading, some, sizes, images, counting, seen)
                 release_memory()
                 for name in _round_in_turn(settings, _with_weights(some, inputs, out), held, found, partial):
@@ -150,6 +139,23 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     seconds, memory = round(time.perf_counter() - begun, 1), round(peak_memory_mib())
     figures = {"images": len(images), "layers": len(layers), "seconds": seconds, "peak_memory_mib": memory}
     write_json(out / FIGURES, figures)
+
+
+def _reading(
+    settings: Settings, inputs: Mapping[str, Path], counter: Counter, raw: bool, images: int, *, again: bool
+) -> rounding_inputs.Reading:
+    """Return how a pass reads the activations of so many images."""
+    return rounding_inputs.Reading(
+        model=float32_model(inputs),
+        counter=counter,
+        raw=raw,
+        preprocess=settings.preprocess,
+        arithmetic=preferred(settings.bfloat16, images, read_arithmetic(inputs)),
+        positions=settings.positions,
+        cores=settings.cores,
+        workers=settings.workers,
+        again=again,
+    )
 
 
 def _with_weights(layers: Sequence[Layer], inputs: Mapping[str, Path], out: Path) -> list[Layer]:
