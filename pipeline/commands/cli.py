@@ -91,6 +91,11 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     completion.offer(parser)
     args = parser.parse_args(words)
     console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)
+    return _exit_code(args)
+
+
+def _exit_code(args: argparse.Namespace) -> int:
+    """Run the command of the arguments; print what a user can fix, and return the exit code."""
     try:
         args.run(args)
         sys.stdout.flush()
@@ -111,17 +116,24 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         streams.drop_output()
         return EXIT_READER_GONE
     except OSError as err:
-        unwritable = streams.unwritable_output()
-        if unwritable is not None:
-            console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
-            streams.drop_output()
-        elif err.errno in _FULL_OR_CLOSED:
-            console.error(f"{err.filename or 'a file'}: {err.strerror}; fix that, then run again")
-            console.causes(err)
-        else:
+        if not _explain(err):
             raise
         return EXIT_FAULT
     return 0
+
+
+def _explain(err: OSError) -> bool:
+    """Print a line on an error of the machine, such as a full disk; return whether it was one."""
+    unwritable = streams.unwritable_output()
+    if unwritable is not None:
+        console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
+        streams.drop_output()
+        return True
+    if err.errno in _FULL_OR_CLOSED:
+        console.error(f"{err.filename or 'a file'}: {err.strerror}; fix that, then run again")
+        console.causes(err)
+        return True
+    return False
 
 
 def as_commands(words: Sequence[str]) -> list[str]:
