@@ -74,16 +74,16 @@ class Counter:
     def __init__(self, model: onnx.ModelProto) -> None:
         """Learn what there is to count; the model is not kept."""
         self.observed = [*placement.observed_tensors(model), *score_inputs(model)]
-        self._output = model.graph.output[0].name
+        self.output = model.graph.output[0].name
         self._averaged = placement.layer_inputs(model)
         self._never_negative = placement.never_negative(model)
         self._addends = find_addends(model, self.observed)
         others = [addend.other for addend in self._addends.values()]
         # Names of the tensors that `count` needs: of the fitting images, and of all others. Reading what additions
         # read breaks the fusion of convolution, addition and ReLU, and they are a third of the values.
-        self.read = [*self.observed, *self._averaged, *others, self._output]
+        self.read = [*self.observed, *self._averaged, *others, self.output]
         self._counted_later = [name for name in self.observed if name not in self._addends]
-        self.read_later = [*self._counted_later, self._output] if self._addends else self.read
+        self.read_later = [*self._counted_later, self.output] if self._addends else self.read
 
     def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
@@ -107,7 +107,7 @@ class Counter:
         for name, addend in self._addends.items() if fitting else ():
             if values[name].shape == values[addend.other].shape:
                 counts.observers.observers[name].raise_lowest(values[name], values[addend.other], addend.needed)
-        output = bfloat16.widen(values[self._output].copy())
+        output = bfloat16.widen(values[self.output].copy())
         if not fitting:
             return output, None
         return output, {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}

@@ -50,12 +50,24 @@ class ActivationReader:
 
     arithmetic = Arithmetic.FLOAT32
 
-    def __init__(self, model: onnx.ModelProto | Path, names: Sequence[str] | None, *, threads: int) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto | Path,
+        names: Sequence[str] | None,
+        *,
+        threads: int,
+        optimized: bool = True,
+        written: Path | None = None,
+    ) -> None:
         """Open a model (unchanged when this returns) to read the tensors `names`, each call on `threads` cores.
 
         Without names, its output is read.
 
         Of a file, no more is kept in memory than the session needs: half of what a model that stays loaded takes.
+
+        Args:
+            optimized: False computes each node of the model as it stands.
+            written: a file for the model as the session computes it.
         """
         if isinstance(model, Path):
             model = onnx.load(model)
@@ -68,6 +80,10 @@ class ActivationReader:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if written is not None:
+            options.optimized_model_filepath = str(written)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_external_initializers(list(tensors), list(tensors.values()))
         self._session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from pipeline.host.hardware import release_memory
 from pipeline.runtimes.activations import ActivationReader, Arithmetic, Float32, Halves, Image, Reader
 from pipeline.runtimes.base import Placement
 from pipeline.runtimes.bfloat16 import Bfloat16Reader
+from pipeline.runtimes.sessions import FILE_ERRORS, RUNTIME_ERRORS
+from pipeline.runtimes.unordered import UnorderedReader
 
 _LEAST_IMAGES = 32  # that are worth opening a model for bfloat16 too
 # Of the norm of a tensor, what bfloat16 may change of it. Those of resnet18 change by .004 to .03, its logits by .04.
@@ -62,6 +64,24 @@ def open_reader(
             return reader
         reader.close()
     return ActivationReader(model, wanted, threads=threads)
+
+
+def open_unordered(
+    model: Path, names: Sequence[str], placement: Placement, image: Image, *, ordered: Collection[str], scratch: Path
+) -> Reader:
+    """Return a reader of a float32 model in float32, whose tensors may come with their values in any order.
+
+    Args:
+        image: a prepared image.
+        ordered: tensors that come in the model's order.
+        scratch: a file that is written and removed.
+    """
+    wanted = list(dict.fromkeys(names))
+    threads = placement.threads // placement.streams
+    try:
+        return UnorderedReader(model, wanted, image, ordered=ordered, threads=threads, scratch=scratch)
+    except (*RUNTIME_ERRORS, *FILE_ERRORS):  # as where the file would be larger than 2 GiB
+        return ActivationReader(model, wanted, threads=threads)
 
 
 def _open_bfloat16(model: Path, names: Sequence[str], placement: Placement) -> Bfloat16Reader | None:

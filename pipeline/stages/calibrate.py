@@ -34,7 +34,7 @@ from pipeline.quant import pixels
 from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
 from pipeline.runtimes.activations import Arithmetic, Image, Reader
 from pipeline.runtimes.base import Placement
-from pipeline.runtimes.readers import computes_bfloat16, open_reader, preferred
+from pipeline.runtimes.readers import computes_bfloat16, open_reader, open_unordered, preferred
 from pipeline.stages.artefact_names import (
     CALIBRATION,
     CLASSES,
@@ -49,6 +49,7 @@ from pipeline.stages.settings import unkeyed
 from pipeline.terminal.progress import progress_bar
 
 _PARTIAL_OBSERVERS, _PARTIAL_OUTPUTS = "partial.npz", "partial.npy"
+_SCRATCH = ".computed.onnx"
 # Threads that each run one image at a time and count its activations, so that no thread waits for another. Each holds
 # the activations of its image, 105 MB for wide_resnet50_2 at 256 px; further cores share the work within an image.
 _MAX_WORKERS = 8
@@ -148,13 +149,20 @@ class _Pass:
             for end, names in self._parts():
                 if counts.images < end:
                     image = self.prepare(self.order[0], True)
-                    placement = Placement(self.workers, self.cores)
-                    reader = open_reader(self.model_file, names, placement, image, arithmetic)
+                    reader = self._open(names, image, arithmetic)
                     arithmetic = reader.arithmetic
                     if not counts.images:
                         self._set_tails(counts, reader)
                     self._count(counts, reader, end, progress.update)
                     reader.close()
+
+    def _open(self, names: Sequence[str], image: Image, arithmetic: Arithmetic | None) -> Reader:
+        placement = Placement(self.workers, self.cores)
+        if arithmetic is Arithmetic.FLOAT32 and names != self.counter.read:  # then tensors are counted, and no more
+            return open_unordered(
+                self.model_file, names, placement, image, ordered={self.counter.output}, scratch=self.out / _SCRATCH
+            )
+        return open_reader(self.model_file, names, placement, image, arithmetic)
 
     def _parts(self) -> Iterator[tuple[int, Sequence[str]]]:
         """Yield the end of each part of the order, and what is read of its images."""
