@@ -16,6 +16,8 @@ _NO_CLASS = "-"
 
 # Images of the list used for weight rounding: half as many lose little, more gain nothing.
 FITTING_IMAGES = 128
+# Of these, images that equalization reads of a CNN without gates: factors go with square roots of ranges.
+EQUALIZING_IMAGES = 32
 
 
 def write_calibration_list(samples: Sequence[Sample], path: Path, seed: int | None = None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.config.choices import Frontend
 from pipeline.config.sections import FrontendConfig
-from pipeline.data.calibration_list import FITTING_IMAGES
+from pipeline.data.calibration_list import EQUALIZING_IMAGES, FITTING_IMAGES
 from pipeline.errors import is_our_bug
 from pipeline.models import zoo
 from pipeline.onnx_models.files import structure
@@ -62,7 +62,9 @@ _SECONDS: Mapping[str, Callable[[BuildWork], float]] = {
         0.6 + 0.1e-6 * work.network.params + (0.0005e-9 * work.images * work.network.macs if work.makes_weights else 0)
     ),
     "pixels": lambda work: 0.03e-6 * work.network.params,
-    "equalize": lambda work: 0.035e-6 * work.network.params + _fitting(work) * _reading(work, 0.0012),
+    "equalize": lambda work: (
+        0.035e-6 * work.network.params + min(work.images, EQUALIZING_IMAGES) * _reading(work, 0.0012)
+    ),
     "arrange": lambda work: 0.15e-6 * work.network.params,
     # Without the images that rounding has counted.
     "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * _reading(work, 0.0022),

@@ -14,7 +14,7 @@ from pipeline.artefacts import write_json
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import prepared
-from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_calibration_list
+from pipeline.data.calibration_list import EQUALIZING_IMAGES, FITTING_IMAGES, choose_evenly, read_calibration_list
 from pipeline.data.imagenet import Sample
 from pipeline.host.hardware import available_cores, release_memory
 from pipeline.host.threads import thread_pool
@@ -36,7 +36,7 @@ Float64 = npt.NDArray[np.float64]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     preprocess: PreprocessSpec
-    images: int  # at most this many calibration images are used for the ranges
+    images: int  # at most this many calibration images are used for the ranges of a network without gates
     strength: float
     bfloat16: bool  # allowed: factors do not depend on the last bits
     cores: int = unkeyed()  # they divide the images among them
@@ -46,7 +46,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
     return Settings(
         preprocess=cfg.preprocess,
-        images=FITTING_IMAGES,
+        images=EQUALIZING_IMAGES,
         strength=equalization.STRENGTH,
         bfloat16=computes_bfloat16(),
         cores=available_cores(),
@@ -58,10 +58,14 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     model = onnx.load(float32_model(inputs))
     raw = pixels.are_input_of(model)
     observed = placement.observed_tensors(model)
-    axes = dict.fromkeys(gate_scaling.gated_tensors(model, observed), 1)
-    axes |= equalization.scaled_tensors(model, observed)
+    gated = gate_scaling.gated_tensors(model, observed)
+    axes = dict.fromkeys(gated, 1) | equalization.scaled_tensors(model, observed)
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
-    images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
+    fitting = choose_evenly(len(listed), FITTING_IMAGES)  # of those that rounding reads, which keeps what was prepared
+    few = not gated and set(axes.values()) == {
+        1
+    }  # factors of gates are other powers, and few images were tried of CNNs
+    images = [listed[fitting[index]] for index in choose_evenly(len(fitting), settings.images if few else len(fitting))]
     del model  # while its activations are read; a session holds the weights too
 
     def prepare(image: Sample) -> Image:

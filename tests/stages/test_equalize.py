@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from conftest import FinishedBuild
 from torch import nn
 
 from pipeline.config.build_config import BuildConfig
+from pipeline.data import preprocess
+from pipeline.data.calibration_list import read_calibration_list
 from pipeline.models import exporter
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement
@@ -68,6 +71,28 @@ def test_run_writes_the_same_function_with_channels_of_like_ranges(
     evenness = [np.mean([(each / each.max()).mean() for each in found.values()]) for found in (old, new)]
     assert evenness[1] > evenness[0] + 0.03
     # Where a stream is one observed tensor, by the rule: the square root of the ratio of ranges.
+    alone = "/layer1/layer1.0/relu/Relu_output_0"
+    ratios = old[alone] / old[alone].max()
+    np.testing.assert_allclose(new[alone] / new[alone].max(), np.sqrt(np.maximum(ratios, 1e-4)), rtol=1e-3)
+
+
+def test_run_reads_some_of_the_images_that_rounding_reads(
+    make_config: MakeConfig,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    batch_nchw: Float32,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 24 listed images rounding may read 12, every other one, and of these every third is measured."""
+    monkeypatch.setattr(equalize, "FITTING_IMAGES", 12)
+    (tmp_path / "out").mkdir()
+    equalize.run(replace(equalize.take_settings(make_config()), images=4), inputs, tmp_path / "out")
+    listed = read_calibration_list(inputs["calibset"] / "calibration.txt")
+    spec = make_config().preprocess
+    sources = [listed[index].source for index in (0, 6, 12, 18)]
+    chosen = np.stack([preprocess.load(spec, source.content(), raw=False) for source in sources]).astype(np.float32)
+    old = ranges(onnx.load(inputs["export"] / "model.onnx"), chosen)
+    new = ranges(onnx.load(tmp_path / "out" / "model.onnx"), chosen)
     alone = "/layer1/layer1.0/relu/Relu_output_0"
     ratios = old[alone] / old[alone].max()
     np.testing.assert_allclose(new[alone] / new[alone].max(), np.sqrt(np.maximum(ratios, 1e-4)), rtol=1e-3)
