@@ -62,10 +62,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     axes = dict.fromkeys(gated, 1) | equalization.scaled_tensors(model, observed)
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     fitting = choose_evenly(len(listed), FITTING_IMAGES)  # of those that rounding reads, which keeps what was prepared
-    few = not gated and set(axes.values()) == {
-        1
-    }  # factors of gates are other powers, and few images were tried of CNNs
-    images = [listed[fitting[index]] for index in choose_evenly(len(fitting), settings.images if few else len(fitting))]
+    # Few images were tried of CNNs alone; factors of gates are other powers.
+    wanted = settings.images if not gated and set(axes.values()) == {1} else len(fitting)
+    images = [listed[fitting[index]] for index in choose_evenly(len(fitting), wanted)]
     del model  # while its activations are read; a session holds the weights too
 
     def prepare(image: Sample) -> Image:
