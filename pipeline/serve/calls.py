@@ -110,6 +110,8 @@ async def _uploads(scope: Scope, receive: Receive) -> list[tuple[str, bytes]]:
         files = read_files(body, content_type)
     except FormError as err:
         raise InvalidInput(str(err)) from None
+    if not files:
+        raise InvalidInput("the form has no files; a file is a part with a file name, as curl -F a=@cat.jpg sends it")
     if len(files) > _MOST_FILES:
         raise InvalidInput(f"the form has {len(files)} files; expected at most {_MOST_FILES}")
     return files

@@ -3,13 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _MOST_HEAD = 64 * 1024  # bytes of a request's head, and of anything that is neither head nor body
+_UNDER_WAY = "pipeline.under_way"  # of the extensions of a request's scope
 _STATUS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+@dataclass
+class _UnderWay:
+    """The requests of one connection that are being answered."""
+
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    left: bool = False
+
+    def leave(self) -> None:
+        """Stop answering: the client has left."""
+        self.left = True
+        for task in self.tasks:
+            task.cancel()
+
+
+class UntilClientLeaves:
+    """A layer around an application, which is cancelled when its client leaves, as gRPC does with calls.
+
+    So images are not computed for clients that gave up and may ask again. One that closes a plain connection may have
+    closed its half of it only, so that it has left when the connection is reset; over TLS, when it is closed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        under_way: _UnderWay | None = scope.get("extensions", {}).get(_UNDER_WAY)
+        task = asyncio.current_task()
+        if under_way is None or task is None:
+            await self._app(scope, receive, send)
+            return
+        under_way.tasks.add(task)
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not under_way.left:
+                raise
+            # To nobody: without a response uvicorn would report a fault of ours.
+            await send({"type": "http.response.start", "status": 499, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            under_way.tasks.discard(task)
 
 
 class _HeadWithBody(asyncio.Transport):
@@ -68,6 +114,7 @@ class Connection(HttpToolsProtocol):
         self._writing: asyncio.TimerHandle | None = None  # runs while answers wait for the client to take them
         self._head_size = self._silent = 0  # bytes of lines and headers, and bytes since the parser's last callback
         self._offers_upgrade = False
+        self._under_way = _UnderWay()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -77,6 +124,7 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self._stop_waiting_for_reader()
         super().connection_lost(exc)
+        self._under_way.leave()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection for the answer that is under way; over TLS that is not possible."""
@@ -132,6 +180,7 @@ class Connection(HttpToolsProtocol):
         self._offers_upgrade = self.parser.should_upgrade()
         if not self._offers_upgrade:
             self._stop_timer()
+            cast(Any, self.scope)["extensions"] = {_UNDER_WAY: self._under_way}
             super().on_headers_complete()
             if self.scope["method"] != "HEAD":  # whose responses have no body to wait for
                 self.cycle.transport = _HeadWithBody(self.cycle)

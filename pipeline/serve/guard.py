@@ -18,7 +18,7 @@ from pipeline.serve.tokens import Tokens, UnauthorizedError
 from pipeline.serve.tracing import Tracing
 
 # Open to everybody: probes have no token, and the page holds nothing that needs protection.
-_OPEN = {"/", "/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady"}
+_OPEN = {"/", "/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady", "Check"}
 _METRICS = "/metrics"
 _NOTHING = nullcontext()  # which costs a fifth of a generator; most servers neither log nor trace
 

@@ -13,7 +13,7 @@ import sys
 # KServe parses the arguments of the program that imports it.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
-    from grpc_interceptor.exceptions import GrpcException, Internal, Unavailable, Unimplemented
+    from grpc_interceptor.exceptions import GrpcException, Internal, NotFound, Unavailable, Unimplemented
     from kserve import InferInput, InferRequest, Model, ModelRepository
     from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady
     from kserve.metrics import PREDICT_HIST_TIME
@@ -53,6 +53,7 @@ __all__ = [
     "ModelMetadataResponse",
     "ModelNotFound",
     "ModelRepository",
+    "NotFound",
     "RequestedOutput",
     "ServerNotReady",
     "Unavailable",

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serve import metrics
 from pipeline.serve.answers import refusal
+from pipeline.serve.headers import find_header
 
 LEAST_RATE = 256 * 1024  # bytes/s of a body, in addition to the seconds that every client has
 _LEAVING = 32  # calls over gRPC that are counted as waiting while their answer is sent, at most
@@ -113,6 +114,9 @@ class Limits:
         if scope["method"] != "POST":
             await self._app(scope, receive, sending)
             return
+        if int(find_header(scope, b"content-length") or 0) > self._capacity.max_body:
+            await self._refuse_large(scope, receive, sending)
+            return
         body = _Body(self._capacity, receive)
         try:
             with self._capacity.taken():
@@ -121,6 +125,17 @@ class Limits:
             await refusal(503, str(err))(scope, receive, sending)
         finally:
             self._capacity.held -= body.size
+
+    async def _refuse_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that says itself that it is too large, before a client that asked is told to send it."""
+        err = _too_large(self._capacity)
+        await refusal(err.status_code, str(err.detail))(scope, receive, send)
+
+
+def _too_large(capacity: Capacity) -> HTTPException:
+    """Count a body beyond the limit, and return its refusal."""
+    metrics.REFUSED.labels("body too large").inc()
+    return HTTPException(413, f"the body has more than {capacity.max_body} bytes")
 
 
 class _Body:
@@ -156,6 +171,5 @@ class _Body:
         except FullError as err:
             raise HTTPException(503, str(err)) from None
         if self.size > self._capacity.max_body:
-            metrics.REFUSED.labels("body too large").inc()
-            raise HTTPException(413, f"the body has more than {self._capacity.max_body} bytes")
+            raise _too_large(self._capacity)
         return message

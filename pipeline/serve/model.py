@@ -234,6 +234,8 @@ class PackageModel:
 
 def _array(given: InferInput) -> npt.NDArray[Any]:
     """Return a tensor's values in its shape; those of BYTES as objects."""
+    if any(axis < 0 for axis in given.shape):  # NumPy would take it for whatever fits
+        raise InvalidInput(f"input {given.name!r}: shape: expected numbers of at least 0, got {list(given.shape)}")
     try:
         array: npt.NDArray[Any] = given.as_numpy()
     except (ValueError, OverflowError, TypeError, struct.error) as err:

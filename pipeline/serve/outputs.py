@@ -19,6 +19,7 @@ from pipeline.serve.kserve import InvalidInput, RequestedOutput, pb
 PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoids the same values
 _SHARED_MEMORY = "shared_memory_region"  # Triton's extension, which is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
+_MOST_ASKED = 16  # outputs of a request
 _BINARY_SIZE = "binary_data_size"  # of the binary tensor extension
 
 
@@ -105,13 +106,17 @@ class Outputs:
         """Return the outputs that a request asks for; both where it names none.
 
         Raises:
-            InvalidInput: there is no such output, or not in such a form.
+            InvalidInput: there is no such output, or not in such a form; it is asked for more than once.
         """
         if not asked:
             return self._all
+        known: set[str] = set()
         for each in asked:
             if each.name not in self.names:
                 raise InvalidInput(f"no output {each.name!r}; expected {self.names[0]!r} or {PROBABILITIES!r}")
+            if each.name in known:
+                raise InvalidInput(f"output {each.name!r}: asked for more than once")
+            known.add(each.name)
             refuse_shared_memory(f"output {each.name!r}", each.parameters)
             classes = whole_number((each.parameters or {}).get(_CLASSIFICATION, 0))
             if classes is None or classes < 0:
@@ -134,6 +139,12 @@ class Outputs:
             [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in ranks]
             for row, ranks in zip(values, answer.rank_classes(values, count), strict=True)
         ]
+
+
+def check_asked(count: int) -> None:
+    """Raise InvalidInput for more outputs than any request needs: a few bytes of each would get all classes."""
+    if count > _MOST_ASKED:
+        raise InvalidInput(f"outputs: expected at most {_MOST_ASKED}, got {count}")
 
 
 def refuse_shared_memory(where: str, parameters: Mapping[str, object] | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from pipeline.serve.kserve import InferInput, InferRequest, InvalidInput, RequestedOutput
-from pipeline.serve.outputs import refuse_shared_memory, whole_number
+from pipeline.serve.outputs import check_asked, refuse_shared_memory, whole_number
 
 # Lists and objects of a request. An array [512, 3, 224, 224] has 345,000 lists; some 70 bytes of memory are of each.
 _MOST_PARTS = 1_000_000
@@ -118,6 +118,7 @@ def _outputs(asked: object) -> list[RequestedOutput] | None:
         return None
     if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
         raise InvalidInput("outputs: expected a list of objects")
+    check_asked(len(asked))
     return [
         RequestedOutput(_text(each, "name"), _flagged(_object(each, "parameters"), "binary_data")) for each in asked
     ]

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from pipeline.serve import paddle_serving, triton
 from pipeline.serve.calls import Calls
+from pipeline.serve.connections import UntilClientLeaves
 from pipeline.serve.faults import answer_faults
 from pipeline.serve.guard import Admission, Guard
 from pipeline.serve.kserve import ModelMetadataResponse, V2Endpoints
@@ -53,7 +54,8 @@ def make_app(
     answer_faults(app)
     unpacked = Unpacking(Calls(app, plane=plane), capacity=capacity)
     limited = Limits(unpacked, capacity=capacity, stopping=lambda: plane.stopping)
-    guarded = Guard(limited, admission=admission)  # outermost, so that the framework's own responses are logged too
+    # Around everything, so that the framework's own responses are logged too.
+    guarded = UntilClientLeaves(Guard(limited, admission=admission))
     if not origins:
         return guarded
     # Around that: browsers ask whether they may call without a token.

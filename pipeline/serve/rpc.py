@@ -1,4 +1,4 @@
-"""The gRPC side: KServe's service for the models that are served, and Triton's two methods beside it."""
+"""The gRPC side: KServe's service for the models that are served, and Triton's methods and health checks beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from pipeline.serve import health
 from pipeline.serve.kserve import (
     InferenceServicer,
     InferInput,
@@ -19,6 +20,7 @@ from pipeline.serve.kserve import (
     pb,
     to_http_parameters,
 )
+from pipeline.serve.outputs import check_asked
 from pipeline.serve.served import NoRepository, Plane
 from pipeline.serve.siblings import Siblings
 from pipeline.serve.triton import rpc_methods
@@ -36,7 +38,11 @@ def make_methods(plane: Plane, siblings: Siblings) -> dict[str, grpc.RpcMethodHa
         "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.infer),
         **rpc_methods(plane, siblings),
     }
-    return {**kserves.found, **{_path(name): handler for name, handler in others.items()}}
+    return {
+        **kserves.found,
+        **{_path(name): handler for name, handler in others.items()},
+        health.CHECK: health.check_method(plane, _SERVICE.full_name),
+    }
 
 
 class _Methods:
@@ -90,6 +96,9 @@ def parse(message: bytes) -> InferRequest:
     """
     rest, raw = take_out(_RAW, message)
     request = _read(rest)
+    check_asked(len(request.outputs))
+    for each in (*request.inputs, *request.outputs):
+        _check_parameters(each)
     if len(raw) == len(request.inputs) == 1 and not _has_values(request.inputs[0]):
         return _of_one_raw_tensor(request, raw[0])
     if raw:
@@ -106,6 +115,18 @@ def _read(message: bytes) -> Any:
         return pb.ModelInferRequest.FromString(message)
     except DecodeError:
         raise InvalidInput("the message is no ModelInferRequest") from None
+
+
+def _check_parameters(given: Any) -> None:
+    """Raise InvalidInput for a parameter of a type that is not read here, which would count as absent.
+
+    Triton's numbers without sign and with a fraction are not in the protocol.
+    """
+    for name, value in given.parameters.items() if given.parameters else ():
+        if value.WhichOneof("parameter_choice") is None:
+            raise InvalidInput(
+                f"{given.name!r}: parameter {name!r}: expected a bool_param, int64_param or string_param"
+            )
 
 
 def _has_values(given: Any) -> bool:

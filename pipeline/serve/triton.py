@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf import json_format
 
+from pipeline.serve.messages import make_messages
 from pipeline.serve.model import ENCODED, PackageModel
 from pipeline.serve.served import Plane
 from pipeline.serve.siblings import Siblings
@@ -96,42 +97,14 @@ _MESSAGES = {
     "ModelStatistics": "name:string=1 version:string=2 last_inference:uint64=3 inference_count:uint64=4 "
     "execution_count:uint64=5 inference_stats:InferStatistics=6 batch_stats:InferBatchStatistics*=7",
 }
-_Field = descriptor_pb2.FieldDescriptorProto
-
-
-def _messages() -> dict[str, Any]:
-    """Return the message classes by name. They have a separate pool: a client in the same process may have Triton's."""
-    # Without syntax it would be proto2, whose fields track whether they were set.
-    file = descriptor_pb2.FileDescriptorProto(name="triton_extensions.proto", package="inference", syntax="proto3")
-    for name, values in _ENUMS.items():
-        enum = file.enum_type.add(name=name)
-        for value, index in values.items():
-            enum.value.add(name=value, number=index)
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for field in fields.split():
-            field_name, _, kind = field.partition(":")
-            kind, _, number = kind.partition("=")
-            label = _Field.LABEL_REPEATED if kind.endswith("*") else _Field.LABEL_OPTIONAL
-            added = message.field.add(name=field_name, number=int(number), label=label)
-            kind = kind.rstrip("*")
-            if kind in _MESSAGES or kind in _ENUMS:
-                added.type = _Field.TYPE_MESSAGE if kind in _MESSAGES else _Field.TYPE_ENUM
-                added.type_name = f".inference.{kind}"
-            else:
-                added.type = _Field.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    made: dict[str, Any] = message_factory.GetMessageClassesForFiles([file.name], pool)
-    return made
 
 
 def rpc_methods(plane: Plane, siblings: Siblings) -> dict[str, grpc.RpcMethodHandler]:
     """Return the two methods that KServe's service lacks, by their names."""
-    classes = _messages()
+    classes = make_messages("inference", _MESSAGES, _ENUMS)
 
     def method(name: str, answer: Callable[[Any], Awaitable[dict[str, Any]]]) -> grpc.RpcMethodHandler:
-        asked, answered = classes[f"inference.{name}Request"], classes[f"inference.{name}Response"]
+        asked, answered = classes[f"{name}Request"], classes[f"{name}Response"]
 
         async def behaviour(request: Any, _: Any) -> Any:
             return json_format.ParseDict(await answer(request), answered())

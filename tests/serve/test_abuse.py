@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import socket
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from run_fixtures import NAME, TinyWorkspace
 from serve_fixtures import Server, answer_of, connect, encoded, request, running
 
@@ -100,10 +102,45 @@ def test_clients_that_leave_leave_nothing_behind(server: Server) -> None:
     for _ in range(200):
         with connect(server) as connection:
             connection.sendall(request(encoded(0)))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # the close is a reset
+            leave(connection)
     wait_until(lambda: open_files(server) <= before + 2)
     wait_until(lambda: server.post(CLASSIFY, encoded(0))[0] == 200)  # 503 while the queue is full of theirs
     assert server.metric(f'pipeline_waiting_images{{model="{NAME}"}}') == 0
+
+
+def leave(connection: socket.socket) -> None:
+    """Let the close of a connection be a reset, which is not mistaken for the end of its one half."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+
+def test_nothing_is_decoded_for_clients_that_have_left(server: Server) -> None:
+    decoded = f'pipeline_decode_seconds_count{{model="{NAME}"}}'
+    before = server.metric(decoded)
+    part = b'--XX\r\ncontent-disposition: form-data; name="a"; filename="a.png"\r\n\r\n' + slow_file() + b"\r\n"
+    form = request(part * 50 + b"--XX--\r\n", "content-type: multipart/form-data; boundary=XX")
+    with connect(server) as connection:
+        connection.sendall(form)
+        wait_until(lambda: server.metric(decoded) > before)
+        leave(connection)
+    wait_until(lambda: server.post(CLASSIFY, encoded(0))[0] == 200)
+    assert server.metric(decoded) - before < 40
+
+
+def slow_file() -> bytes:
+    """Return a file of some KB that takes some tenths of a second to decode."""
+    stream = io.BytesIO()
+    Image.new("RGB", (4000, 4000)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(server: Server) -> None:
+    before = server.metric('pipeline_refused_requests_total{reason="body too large"}')
+    sent = request(b"", "expect: 100-continue").replace(b"content-length: 0", b"content-length: 4194305")
+    with connect(server) as connection:
+        connection.sendall(sent)
+        status, _, body = answer_of(connection)
+        assert (status, json.loads(body)) == (413, {"error": "the body has more than 4194304 bytes"})
+    assert server.metric('pipeline_refused_requests_total{reason="body too large"}') == before + 1
 
 
 @needs_proc
@@ -195,6 +232,26 @@ def test_shapes_that_lie_are_refused(server: Server, shape: str) -> None:
         assert found[0] == 400, found
 
 
+@pytest.mark.parametrize(("count", "text"), [(2, "asked for more than once"), (100_000, "at most 16, got 100000")])
+def test_outputs_are_given_once(server: Server, count: int, text: str) -> None:
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0] * 3072}
+    status, answer = server.post(
+        INFER, json.dumps({"inputs": [tensor], "outputs": [{"name": "logits"}] * count}).encode()
+    )
+    assert status == 400 and text in answer["error"]
+    message = service_pb2.ModelInferRequest.FromString(infer_message(encoded(0)))
+    message.outputs.extend([service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="logits")] * count)
+    assert refusal(server, message)[0] is StatusCode.INVALID_ARGUMENT
+    assert text in refusal(server, message)[1]
+
+
+def refusal(server: Server, message: Any) -> tuple[Any, str]:
+    """Return the status and the text of a call that fails."""
+    with grpc.insecure_channel(server.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(METHOD)(message.SerializeToString(), timeout=20)
+    return caught.value.code(), caught.value.details()
+
+
 def test_of_keys_that_come_twice_the_last_counts(server: Server) -> None:
     body = b'{"id": "first", "id": "second", "inputs": [{"name": "image", "name": "other", "datatype": "FP32", '
     status, answer = server.post(INFER, body + b'"shape": [0], "data": []}]}')
@@ -230,6 +287,20 @@ def test_metadata_without_end_is_refused(server: Server, metadata: list[tuple[st
     assert caught.value.code() in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE, StatusCode.INTERNAL)
     with grpc.insecure_channel(server.grpc) as channel:
         channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=20)
+
+
+def test_a_shape_that_leaves_an_axis_open_is_refused(server: Server) -> None:
+    message = service_pb2.ModelInferRequest.FromString(infer_message(encoded(0)))
+    message.inputs[0].shape[0] = -1
+    text = "input 'encoded_image': shape: expected numbers of at least 0, got [-1]"
+    assert refusal(server, message) == (StatusCode.INVALID_ARGUMENT, text)
+
+
+def test_parameters_of_other_types_are_refused(server: Server) -> None:
+    message = service_pb2.ModelInferRequest.FromString(infer_message(encoded(0)))
+    message.outputs.add(name="logits").parameters["classification"].SetInParent()
+    text = "'logits': parameter 'classification': expected a bool_param, int64_param or string_param"
+    assert refusal(server, message) == (StatusCode.INVALID_ARGUMENT, text)
 
 
 @needs_proc

@@ -312,6 +312,13 @@ def test_what_is_no_request_is_said_in_a_line(server: Server, content: bytes, le
     assert "\n" not in answer["error"]
 
 
+def test_a_form_without_files_is_told_what_a_file_is(server: Server) -> None:
+    form = b'--XX\r\ncontent-disposition: form-data; name="a"\r\n\r\n' + encoded(0) + b"\r\n--XX--\r\n"
+    found = server.post(f"/v2/models/{NAME}/classify", form, content_type="multipart/form-data; boundary=XX")
+    text = "the form has no files; a file is a part with a file name, as curl -F a=@cat.jpg sends it"
+    assert found == (400, {"error": text})
+
+
 def test_a_fault_of_the_data_is_said_once(server: Server) -> None:
     given = body(in_json(datatype="UINT8", data=[300] * 3072))
     status, answer = server.post(f"/v2/models/{NAME}/infer", given)
