@@ -99,11 +99,25 @@ def test_dockerfile_runs_serve_without_root_and_copies_what_there_is() -> None:
     assert "torch" not in text.replace("no torch", "")
     # The extras of the server, without the library's own dependencies, of which torch is one.
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for extra in ("serve", "otel"):
+    for extra in ("serve", "otel", "fast"):
         (wanted,) = re.findall(rf"^{extra} = (\[.*\])$", project, re.MULTILINE)
         assert [each for each in json.loads(wanted) if f"'{each}'" not in text] == []
     check = json.loads(last["HEALTHCHECK"][0].partition("CMD ")[2])
     compile(check[2], "health check", "exec")
+
+
+def test_dockerfile_installs_the_extra_fast_only_when_asked() -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if "numba" in line)
+    assert line.startswith('RUN [ -z "$FAST" ] || ')
+    assert "\nARG FAST=\n" in text.partition(line)[0]
+    said = subprocess.run(
+        ["sh", "-ec", line.removeprefix("RUN ").replace("/venv/bin/pip", "echo")], env={"FAST": ""}, capture_output=True
+    )
+    assert (said.returncode, said.stdout) == (0, b"")
+    # As user 10001 Numba cannot write to the packages' folders: its caches go to HOME's.
+    (variables,) = dockerfile()["ENV"]
+    assert "HOME=/tmp" in variables.split()
 
 
 def test_compose_has_a_read_only_root_and_no_privileges() -> None:

@@ -92,6 +92,7 @@ class Tokens:
         self._stamp = _stamp(path)
         self._entries = read_tokens(path)
         self._looked = time.monotonic()
+        self._ahead = time.time() - time.monotonic()  # of the clock that nobody sets
         self._fault = ""  # that was said
 
     def owner(self, authorization: str | None) -> str:
@@ -114,9 +115,14 @@ class Tokens:
         found = [entry for entry in self._entries if hmac.compare_digest(entry.digest, digest)]
         if not found:
             raise UnauthorizedError("the token is not known")
-        if all(entry.expires is not None and entry.expires <= time.time() for entry in found):
+        now = self._now()
+        if all(entry.expires is not None and entry.expires <= now for entry in found):
             raise UnauthorizedError(f"the token of {found[0].name!r} has expired")
         return found[0].name
+
+    def _now(self) -> float:
+        """Return the time of day; of a clock that was set back, what it would show: expired tokens stay expired."""
+        return max(time.time(), self._ahead + time.monotonic())
 
     def _look(self) -> None:
         """Read the file again if it changed; where that fails, the old tokens stay valid, and a line says why, once."""

@@ -71,6 +71,22 @@ def test_owner_says_what_is_wrong(tmp_path: Path) -> None:
     assert fault(tokens, f"Bearer {token}") == "the token of 'alice' has expired"
 
 
+def test_expired_tokens_stay_so_when_the_clock_is_set_back_and_good_ones_when_it_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokens.txt"
+    token = make_token(path, "alice", 1)
+    tokens = Tokens(path)
+    wall, day = time.time, 24 * 3600.0
+    monkeypatch.setattr(time, "time", lambda: wall() + 2 * day)  # and back, as after a wrong answer of a time server
+    assert fault(tokens, f"Bearer {token}") == "the token of 'alice' has expired"
+    monkeypatch.setattr(time, "time", wall)
+    assert tokens.owner(f"Bearer {token}") == "alice"
+    steady = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: steady() + 2 * day)  # two days, in which the clock was set back
+    assert fault(tokens, f"Bearer {token}") == "the token of 'alice' has expired"
+
+
 def test_tokens_are_read_again_when_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
