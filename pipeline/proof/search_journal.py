@@ -3,87 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts import write_json
-from pipeline.proof.judge import CandidateFigures
+from pipeline.proof.changes import Candidates, Change, How, Step, apply
 from pipeline.quant.splitting import Split
-
-
-class How(Enum):
-    """What is done to an activation."""
-
-    IN_FLOAT = "in float"  # float32, and with it the layers that read it
-    SPLIT = "split"  # two int8 channels for one, see `quant.splitting`
-    JOIN = "in float before it is rounded"  # a sum of two convolutions, see `quant.float_sums`
-    NARROW = "in narrower ranges"  # several, see `quant.narrowing`
-    SUMS = "and later sums in float"  # of the residual stream that begins with it
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a trial does to one activation."""
-
-    activation: str  # of several in narrower ranges, how many they are
-    how: How = How.IN_FLOAT
-    channels: int = 0  # of a split, that get a second part
-
-    def __str__(self) -> str:
-        return f"{self.activation} {self.how.value}{f', {self.channels} channels' if self.channels else ''}"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One trial: the kept changes so far and one more."""
-
-    activation: str  # "" for the plain int8 model
-    kept: bool
-    figures: CandidateFigures
-    seconds: float
-    how: How = How.IN_FLOAT
-    channels: int = 0
-
-    @property
-    def change(self) -> Change:
-        return Change(self.activation, self.how, self.channels)
-
-    def as_document(self) -> dict[str, Any]:
-        """Return what is written of it, for `from_document`."""
-        return {**asdict(self), "how": self.how.value}
-
-    @classmethod
-    def from_document(cls, held: Mapping[str, Any]) -> Step:
-        return cls(**{**held, "figures": CandidateFigures(**held["figures"]), "how": How(held["how"])})
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What may be tried."""
-
-    costs: Mapping[str, float]  # by activation, the divergence that would go with it in float32, nats per image
-    rounding: Mapping[str, float]  # by activation, the part of it that its own quantizer causes
-    splits: Mapping[str, Sequence[Split]]  # by activation that can be split, from few channels to many
-    streams: Mapping[str, Sequence[str]]  # by first sum of a residual stream, the names of its additions
-    joins: Mapping[str, Sequence[str]]  # the same of the streams whose first addition may be changed alone
-    gains: Mapping[str, float]  # by a change of a stream or join, the divergence that it saves
-    slowdowns: Mapping[str, float]  # by such a change, or split, about what share of the time it takes
-    narrowed: Mapping[str, float] = field(default_factory=dict)  # by activation, the share of its range to cover
-    saved: float = 0.0  # the divergence that this saves
-
-    @property
-    def narrowing(self) -> Change:
-        """The change of all ranges that may be narrowed."""
-        count = len(self.narrowed)
-        return Change(f"{count} activation{'s' if count > 1 else ''}", How.NARROW)
-
-    @classmethod
-    def from_document(cls, held: Mapping[str, Any]) -> Candidates:
-        splits = {name: [Split(**each) for each in ways] for name, ways in held["splits"].items()}
-        return cls(**{**held, "splits": splits})
 
 
 class Journal:
@@ -190,7 +117,49 @@ class Journal:
 
     def kept(self) -> list[Change]:
         """Return the changes of the best model so far, in the order in which they were found."""
-        return [step.change for step in self.steps if step.kept and step.activation]
+        return self._kept_before(len(self.steps))
+
+    def _kept_before(self, count: int) -> list[Change]:
+        """Return the changes that were kept after so many trials."""
+        found: list[Change] = []
+        for step in self.steps[:count]:
+            if step.kept and step.activation:
+                found = [*(change for change in found if change not in step.without), step.change]
+        return found
+
+    def models(self) -> list[tuple[list[Change], Step]]:
+        """Return the changes of the model of each trial, without those that another one of the same kind replaced."""
+        found = []
+        for at, step in enumerate(self.steps):
+            changes = list[Change]()
+            for each in [*self._kept_before(at), *([step.change] if step.activation else [])]:
+                if each not in step.without:
+                    changes = apply(changes, each)
+            found.append((changes, step))
+        return found
+
+    def best_changes(self) -> list[Change]:
+        """Return the changes of the best model so far, as of `models`."""
+        return [changes for changes, step in self.models() if step.kept][-1]
+
+    def priors(self) -> dict[Change, tuple[float, float]]:
+        """Return what each change should save and take.
+
+        In shares of the divergence and of the time of the plain int8 model, each beside no other of its activation.
+        """
+        held = self.candidates
+        if held is None or held.whole <= 0:
+            return {}
+        found = {held.narrowing: (held.saved / held.whole, 0.0)} if held.narrowed else {}
+        for how, names in ((How.SUMS, held.streams), (How.JOIN, held.joins)):
+            for change in (Change(name, how) for name in names):
+                found[change] = held.gains[str(change)] / held.whole, held.slowdowns[str(change)]
+        for name, cost in held.costs.items():
+            found[Change(name)] = cost / held.whole, held.slowdowns[str(Change(name))]
+            for way in held.ways(name):
+                change = Change(name, How.SPLIT, len(way.channels))
+                found[change] = (1 - way.left) * held.rounding[name] / held.whole, held.slowdowns[str(change)]
+        return found
 
     def in_float(self) -> list[str]:
         """Return the activations that stay in float32."""
@@ -222,7 +191,7 @@ class Journal:
         for change in changes:
             if change.how is How.SPLIT:
                 assert self.candidates is not None, "there are candidates by now"
-                ways = self.candidates.splits[change.activation]
+                ways = self.candidates.ways(change.activation)
                 found[change.activation] = next(way for way in ways if len(way.channels) == change.channels)
         return found
 

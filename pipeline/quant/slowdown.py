@@ -17,6 +17,7 @@ from pipeline.quant.splitting import Split, find_place
 # Multiply-accumulates of int8 in whose time a value of a residual stream goes through memory in float32. From resnet18
 # and resnet50 in OpenVINO, with AVX-512 VNNI.
 _MOVED = 120
+_IN_FLOAT = 3.0  # of a layer's time in int8, what it takes more in float32, with VNNI
 _LEAST = 1e-4  # of any change: shapes may not be known
 
 
@@ -48,3 +49,14 @@ def of_sums(model: onnx.ModelProto, additions: Collection[str]) -> float:
     summed = [node.output[0] for node in model.graph.node if node.name in additions]
     moved = sum(math.prod(shapes.get(name, ())[1:]) for name in summed)
     return max(_LEAST, _MOVED * moved / max(1, sum(work_of_layers(model).values())))
+
+
+def of_float(model: onnx.ModelProto, name: str) -> float:
+    """Return the share that an activation in float32 takes: the layers that read it compute in float32 too.
+
+    Args:
+        model: float32.
+    """
+    work = work_of_layers(model)
+    readers = [node.name for node in model.graph.node if name in node.input and node.name in work]
+    return max(_LEAST, _IN_FLOAT * sum(work[layer] for layer in readers) / max(1, sum(work.values())))

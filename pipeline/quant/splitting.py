@@ -38,7 +38,7 @@ Array = npt.NDArray[np.generic]
 
 _MARGIN = 1.25  # of the largest value seen of a channel: others may be larger
 _BLOCK = 16  # channels that a kernel computes at a time
-_SHARES = (4, 2, 1)  # of the channels that reach beyond half of the range: a quarter of them, a half, all
+_SHARES = (4, 2, 4 / 3, 1)  # of the channels that reach beyond half of the range: a quarter of them and so on
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def ways_to_split(model: onnx.ModelProto, name: str, largest: npt.NDArray[np.flo
 
     Returns:
         Ways with more and more channels, each a multiple of 16 where there are as many, since kernels compute 16 at a
-        time, and with lower and lower bounds: none of the channels that stay whole was seen beyond it. Few channels are
-        left out where more save more noise for each. Neighbours fit each other's weights in the layers that read them,
+        time, and with lower and lower bounds: none of the channels that stay whole was seen beyond it. Neighbours fit
+        each other's weights in the layers that read them,
         see `channel_order`.
     """
     half = covered.high / 2
@@ -144,11 +144,14 @@ def ways_to_split(model: onnx.ModelProto, name: str, largest: npt.NDArray[np.flo
         if bound < covered.high:
             channels = _in_order(model, name, np.sort(order[:count]))
             found.append(Split(channels, bound, left=(bound / covered.high) ** 2))
-    return _efficient(found)
+    return found
 
 
-def _efficient(ways: Sequence[Split]) -> list[Split]:
-    """Return the ways that save most noise a channel: of each, no way with more channels saves more a channel."""
+def efficient(ways: Sequence[Split]) -> list[Split]:
+    """Return of `ways_to_split` those that save most noise a channel.
+
+    Of these, no way with more channels saves more a channel.
+    """
     kept: list[Split] = []
     count, left = 0, 1.0
     for at, way in enumerate(ways):

@@ -50,4 +50,6 @@ def _tuned(outcome: Mapping[str, Any] | None) -> list[str]:
 def how_of(step: Mapping[str, Any]) -> str:
     """Return what a trial did to its activation; earlier versions only told whether it was split."""
     how = str(step.get("how", "split" if step.get("split") else "in float"))
-    return f"{how}, {step['channels']} channels" if step.get("channels") else how
+    channels = f", {step['channels']} channels" if step.get("channels") else ""
+    given_up = "; ".join(f"{each['activation']} {how_of(each)}" for each in step.get("without", ()))
+    return f"{how}{channels}{f', in the place of {given_up}' if given_up else ''}"

@@ -30,8 +30,10 @@ from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
 from pipeline.learn.ranking import measure_costs
 from pipeline.proof import agreement
+from pipeline.proof.changes import Candidates, Change, How, Step
+from pipeline.proof.exchange import find_exchange
 from pipeline.proof.judge import CandidateFigures, Judge
-from pipeline.proof.search_journal import Candidates, Change, How, Journal, Step
+from pipeline.proof.search_journal import Journal
 from pipeline.quant import pixels, slowdown
 from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
@@ -39,7 +41,7 @@ from pipeline.quant.equalization import channel_extremes
 from pipeline.quant.float_sums import convolutions_added, find_joins, find_streams, gain_of
 from pipeline.quant.narrowing import Cuts, narrow
 from pipeline.quant.qmath import Range
-from pipeline.quant.splitting import Split, can_split, split, ways_to_split
+from pipeline.quant.splitting import Split, can_split, efficient, split, ways_to_split
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose
@@ -55,6 +57,7 @@ _RANGED = 128  # images that tell which channels of an activation are wide
 _LEAST_GAIN = 0.98  # of the previous distance: a smaller gain is noise, and float parts slow the other runtime more
 # The same where every convolution stays in int8: such changes are cheap, and several together count.
 _LEAST_GAIN_INT8 = 0.995
+_EXCHANGES = 3  # that bought nothing, after which the search ends
 _IN_TWO = 0.25  # of the noise of rounding, what is left of an activation that is split in the middle of its range
 _DOUBT = 2.0  # a prediction may be too small by this factor
 
@@ -147,10 +150,16 @@ def _find_candidates(float32: onnx.ModelProto, parts: Parts, int8: onnx.ModelPro
     whole = dict(sorted(whole.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
     ways = _find_splits(float32, parts, {name: costs.rounding[name] for name in whole}, costs.cuts, left, judge.images)
     slowdowns = {change: slowdown.of_sums(float32, additions) for change, additions in sums.items()}
+    slowdowns |= {str(Change(name)): slowdown.of_float(float32, name) for name in whole}
+    splits = {name: efficient(found) for name, found in ways.items()}
+    fewer = {name: [each for each in found if each not in splits[name]] for name, found in ways.items()}
     for name, each in [(name, each) for name, found in ways.items() for each in found]:
         change = Change(name, How.SPLIT, len(each.channels))
         slowdowns[str(change)] = slowdown.of_split(float32, name, each)
-    return Candidates(whole, left, ways, streams, joins, gains, slowdowns, shares, saved)
+    divergence = sum(rounding.values()) + sum(costs.weights.values())
+    return Candidates(
+        whole, left, splits, streams, joins, gains, slowdowns, fewer, divergence, narrowed=shares, saved=saved
+    )
 
 
 def _find_splits(
@@ -219,13 +228,13 @@ def _search(
         journal.set_candidates(find(), time.perf_counter() - begun)
     console.note(_outlook(goal, journal))
     done = journal.trials() - len(journal.waiting())
+    failed = 0  # exchanges, one after the other
     with progress_bar(journal.trials(), "tune", "model", done=done, span=(0.2, 1)) as progress:
         while True:
-            best = journal.best().figures
-            worth = [each for each, gain in journal.waiting() if _DOUBT * gain >= (1 - _LEAST_GAIN) * best.kl]
-            if is_over() or not worth:
+            best, found = journal.best().figures, None if is_over() else _next(journal, goal, failed)
+            if found is None:
                 return
-            change = worth[0]
+            change, without, is_exchange = found
             least = (_LEAST_GAIN if change.how is How.IN_FLOAT else _LEAST_GAIN_INT8) * best.distance
 
             def is_better(figures: CandidateFigures, least: float = least) -> bool:
@@ -233,7 +242,8 @@ def _search(
 
             begun = time.perf_counter()
             try:
-                with judge.opened(make([*journal.kept(), change])) as candidate:
+                model = make([*(each for each in journal.kept() if each not in without), change])
+                with judge.opened(model) as candidate:
                     figures = judge.figures(candidate, plain, is_wanted=is_better, least_speed=goal.min_speed)
             except (isolated.LostError, BackendError) as err:
                 journal.lose(change, str(err), time.perf_counter() - begun)
@@ -241,9 +251,26 @@ def _search(
             else:
                 kept = figures.speed is not None and figures.speed >= goal.min_speed
                 spent = time.perf_counter() - begun
-                journal.add(Step(change.activation, kept, figures, spent, change.how, change.channels))
+                journal.add(Step(change.activation, kept, figures, spent, change.how, change.channels, without))
+                failed = 0 if kept else failed + is_exchange
                 console.note(_outlook(goal, journal))
             progress.update()
+
+
+def _next(journal: Journal, goal: AccuracyConfig, failed: int) -> tuple[Change, tuple[Change, ...], bool] | None:
+    """Return the change to try, which kept ones it replaces, and whether it is an exchange; None: nothing is left.
+
+    Args:
+        failed: exchanges that bought nothing, one after the other.
+    """
+    least = (1 - _LEAST_GAIN) * journal.best().figures.kl
+    for change, gain in journal.waiting():
+        if _DOUBT * gain >= least:
+            return change, (), False
+    exchange = find_exchange(journal, goal.min_speed) if failed < _EXCHANGES else None
+    if exchange is None or exchange.distance > _LEAST_GAIN_INT8:
+        return None
+    return exchange.change, exchange.without, True
 
 
 def _outlook(goal: AccuracyConfig, journal: Journal) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.proof.changes import Candidates, Change, How, Step
 from pipeline.proof.judge import CandidateFigures
-from pipeline.proof.search_journal import Candidates, Change, How, Journal, Step
+from pipeline.proof.search_journal import Journal
 from pipeline.quant.splitting import Split
 
 FIGURES = CandidateFigures(agreement=99.0, kl=0.001, sqnr_db=30.0, drop=None, speed=0.9)
@@ -27,7 +28,9 @@ def journal(path: Path, narrowed: Mapping[str, float] | None = None) -> Journal:
     gains = {str(SUMS): 0.25, str(JOIN): 0.08}
     streams, joins = {"s": ["add1", "add2"]}, {"s": ["add1"]}
     rounding = {"a": 0.3, "b": 0.2, "c": 0.04}  # and the weights of the layers that read them
-    found = Candidates(costs, rounding, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns, narrowed or {}, 0.1)
+    found = Candidates(
+        costs, rounding, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns, {}, 1.0, narrowed or {}, 0.1
+    )
     made.set_candidates(found, 2.0)
     return made
 

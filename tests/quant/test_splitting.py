@@ -17,7 +17,7 @@ from pipeline.quant.layers import weights_of
 from pipeline.quant.neighbours import PAIR_LIMIT, largest_sums
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import Rounded
-from pipeline.quant.splitting import Split, can_split, read_splits, split, ways_to_split
+from pipeline.quant.splitting import Split, can_split, efficient, read_splits, split, ways_to_split
 
 STEM = "t1"  # the stem's ReLU
 CHANNELS = 32
@@ -140,7 +140,7 @@ def test_ways_to_split_take_few_channels_with_a_high_bound_up_to_all_wide_ones_a
     assert only.bound == 0.5 and only.left == 0.25
     largest = np.linspace(0.3, 1.0, 64)[np.random.default_rng(0).permutation(64)]
     ways = ways_to_split(model, STEM, largest, Range(0.0, 1.0))
-    assert [len(way.channels) for way in ways] == [16, 32, 64]
+    assert [len(way.channels) for way in ways] == [16, 32, 48]
     ordered = np.sort(largest)[::-1]
     assert [way.bound for way in ways] == pytest.approx([ordered[16], ordered[32], 0.5])
     for way in ways:
@@ -148,9 +148,11 @@ def test_ways_to_split_take_few_channels_with_a_high_bound_up_to_all_wide_ones_a
         assert way.left == pytest.approx(way.bound**2)
 
 
-def test_ways_to_split_leave_few_channels_out_where_more_save_more_noise_for_each() -> None:
+def test_efficient_ways_leave_few_channels_out_where_more_save_more_noise_for_each() -> None:
     flat = np.linspace(0.9, 1.0, 64)  # with 16 parts the bound is .97, with 32 .95
-    (only,) = ways_to_split(network(64), STEM, flat, Range(0.0, 1.0))
+    ways = ways_to_split(network(64), STEM, flat, Range(0.0, 1.0))
+    assert [len(way.channels) for way in ways] == [16, 32, 48, 64]
+    (only,) = efficient(ways)
     assert len(only.channels) == 64 and only.left == 0.25
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.host import isolated
 from pipeline.packages.package import open_package
 from pipeline.proof import agreement, judge
-from pipeline.proof.search_journal import How, Step
+from pipeline.proof.changes import How, Step
 from pipeline.reports.summary import summarize
 from pipeline.stages import tune
 from pipeline.terminal import console
