@@ -27,7 +27,6 @@ from pipeline.quant.qmath import Range
 from pipeline.quant.sensitivity import Kind, fake_quantize, quantized_activations, quantizer_ranges
 
 Float32 = npt.NDArray[np.float32]
-Visit = Callable[[str, Float32, Float32], None]  # name, values and gradients of an activation, of the same shape
 
 _SEED = 0
 _LEAST = 1e-12  # of a probability
@@ -41,7 +40,6 @@ def divergences(
     images: Sequence[npt.NDArray[np.float32 | np.uint8]],
     expected: Float32,
     advance: Callable[[], object] = lambda: None,
-    visit: Visit = lambda name, values, gradients: None,
 ) -> dict[tuple[Kind, str], float]:
     """Return the divergence of the answers from float32's, nats per image, with each quantizer alone.
 
@@ -52,7 +50,6 @@ def divergences(
         images: prepared, [C, H, W].
         expected: float32 [images, classes], what the model answers.
         advance: is called after each image.
-        visit: is called for each activation of each image, with its name, its values and their gradients.
 
     Returns:
         By kind and name: of an activation, or of the layer whose weights and bias are meant.
@@ -61,7 +58,7 @@ def divergences(
         UnsupportedError: torch cannot compute this network.
     """
     covered = quantizer_ranges(float32, ranges)
-    measure = _Measure(float32, {name: covered[name] for name in quantized_activations(float32, int8)}, int8, visit)
+    measure = _Measure(float32, {name: covered[name] for name in quantized_activations(float32, int8)}, int8)
     for image, outputs in zip(images, expected, strict=True):
         measure.add(torch.from_numpy(image[None].astype(np.float32)), outputs)
         advance()
@@ -71,10 +68,7 @@ def divergences(
 class _Measure:
     """Sums over images."""
 
-    def __init__(
-        self, float32: onnx.ModelProto, ranges: Mapping[str, Range], int8: onnx.ModelProto, visit: Visit
-    ) -> None:
-        self._visit = visit
+    def __init__(self, float32: onnx.ModelProto, ranges: Mapping[str, Range], int8: onnx.ModelProto) -> None:
         self._network, self._scores = Network(float32), find_scores(float32)
         self._ranges = ranges
         self._random = torch.Generator().manual_seed(_SEED)
@@ -121,7 +115,6 @@ class _Measure:
                 error = fake_quantize(value.detach().numpy(), self._ranges[name]) - value.detach().numpy()
                 squares = np.square(gradients[name].numpy() * error, dtype=np.float64)
                 self.sums[Kind.ACTIVATION, name] += 0.5 * float(squares.sum())
-                self._visit(name, value.detach().numpy(), gradients[name].numpy())
         for layer, changes in self._changes.items():
             # The errors of weights are the same at every position: their effects add up with their signs.
             parts = [

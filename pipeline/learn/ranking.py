@@ -1,4 +1,4 @@
-"""What each activation costs: its own quantizer, the int8 weights of the layers that read it, and a narrower range."""
+"""What each activation costs: its own quantizer, and the int8 weights of the layers that read it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pipeline.data.calibration_list import choose_evenly
 from pipeline.data.preprocess import Prepared
 from pipeline.quant import placement
 from pipeline.quant.graphs import WEIGHTED
-from pipeline.quant.narrowing import Cuts
 from pipeline.quant.qmath import Range
-from pipeline.quant.sensitivity import Kind, Sensitivity, quantizer_ranges
+from pipeline.quant.sensitivity import Kind, Sensitivity
 from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
@@ -31,7 +30,6 @@ class Costs:
 
     rounding: dict[str, float]  # by quantized activation, what its own quantizer does
     weights: dict[str, float]  # by activation, what the int8 weights of the layers that read it do
-    cuts: Cuts | None  # what narrower ranges cut off; None without gradients
 
 
 class _NotInTorchError(Exception):
@@ -57,13 +55,11 @@ def measure_costs(
         expected: float32 [images, classes], what the model answers.
     """
     shown = choose_evenly(len(images), _IMAGES)
-    cuts, known = Cuts(quantizer_ranges(float32, ranges)), True
     try:
-        costs = _by_gradients(float32, int8, ranges, [images[at] for at in shown], expected[shown], cuts)
+        costs = _by_gradients(float32, int8, ranges, [images[at] for at in shown], expected[shown])
     except _NotInTorchError as err:
         console.detail(f"the network is run for each quantizer, since gradients are not known: {err}")
         costs = _by_runs(float32, int8, ranges, [images[at] for at in choose_evenly(len(images), _IMAGES_RUN)])
-        known = False
     sources = placement.range_sources(float32)
     rounding = {name: cost for (kind, name), cost in costs.items() if kind is Kind.ACTIVATION}
     weights = dict.fromkeys(rounding, 0.0)
@@ -71,7 +67,7 @@ def measure_costs(
         source = sources.get(node.input[0]) if node.op_type in WEIGHTED else None
         if source in weights:
             weights[source] += costs.get((Kind.WEIGHTS, node.name), 0.0)
-    return Costs(rounding, weights, cuts if known else None)
+    return Costs(rounding, weights)
 
 
 def _by_gradients(
@@ -80,7 +76,6 @@ def _by_gradients(
     ranges: Mapping[str, Range],
     images: Sequence[Prepared],
     expected: npt.NDArray[np.float32],
-    cuts: Cuts,
 ) -> Divergences:
     """Raises _NotInTorchError: there is no torch, or it does not compute this network."""
     try:
@@ -91,7 +86,7 @@ def _by_gradients(
         raise _NotInTorchError(str(err)) from err
     with progress_bar(len(images), "sensitivity", "img", span=(0, 0.2)) as progress, one_thread():
         try:
-            return fisher.divergences(float32, int8, ranges, images, expected, progress.update, cuts.add)
+            return fisher.divergences(float32, int8, ranges, images, expected, progress.update)
         except UnsupportedError as err:
             raise _NotInTorchError(str(err)) from err
 

@@ -17,7 +17,6 @@ from pipeline.proof import agreement, verdicts
 from pipeline.proof.verdicts import Figures, Verdict
 from pipeline.quant.assemble import Parts
 from pipeline.quant.graphs import work_of_layers
-from pipeline.quant.narrowing import narrow
 from pipeline.quant.qmath import Range
 from pipeline.quant.sensitivity import Kind, QuantizerCost, Sensitivity
 from pipeline.quant.splitting import read_splits, split
@@ -51,9 +50,8 @@ def analyze(package: Package, images: int = IMAGES) -> list[Row]:
         )
     float32 = onnx.load(model)
     bounds = json.loads((package.folder / THRESHOLDS).read_text(encoding="utf-8"))
+    parts = Parts(ranges={name: Range(**each) for name, each in bounds.items()}, per_channel=True)
     tuned = package.report().get("accuracy") or {}
-    ranges = narrow({name: Range(**each) for name, each in bounds.items()}, tuned.get("narrowed", {}))
-    parts = Parts(ranges=ranges, per_channel=True)
     float32, parts = split(float32, parts, read_splits(tuned.get("split_activations", {}), parts.ranges))
     sensitivity = Sensitivity(float32, onnx.load(package.model), parts.ranges)
     spec = package.preprocess()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -17,7 +17,6 @@ class How(Enum):
     IN_FLOAT = "in float"  # float32, and with it the layers that read it
     SPLIT = "split"  # two int8 channels for one, see `quant.splitting`
     JOIN = "in float before it is rounded"  # a sum of two convolutions, see `quant.float_sums`
-    NARROW = "in narrower ranges"  # several, see `quant.narrowing`
     SUMS = "and later sums in float"  # of the residual stream that begins with it
 
 
@@ -25,7 +24,7 @@ class How(Enum):
 class Change:
     """What a trial does to one activation."""
 
-    activation: str  # of several in narrower ranges, how many they are
+    activation: str
     how: How = How.IN_FLOAT
     channels: int = 0  # of a split, that get a second part
 
@@ -74,14 +73,6 @@ class Candidates:
     slowdowns: Mapping[str, float]  # by such a change, or split, about what share of the time it takes
     fewer: Mapping[str, Sequence[Split]]  # further ways to split, which save less a channel, where time is short
     whole: float  # the divergence that all quantizers cause together
-    narrowed: Mapping[str, float] = field(default_factory=dict)  # by activation, the share of its range to cover
-    saved: float = 0.0  # the divergence that this saves
-
-    @property
-    def narrowing(self) -> Change:
-        """The change of all ranges that may be narrowed."""
-        count = len(self.narrowed)
-        return Change(f"{count} activation{'s' if count > 1 else ''}", How.NARROW)
 
     @classmethod
     def from_document(cls, held: Mapping[str, Any]) -> Candidates:

@@ -65,10 +65,9 @@ def find_exchange(journal: Journal, least_speed: float) -> Exchange | None:
 
 
 def _moves(kept: Sequence[Change], changes: Sequence[Change]) -> Iterator[tuple[Change, tuple[Change, ...]]]:
-    givable = [each for each in kept if each.how is not How.NARROW]  # it takes no time
     for change in changes:
         if change not in kept and change.how is not How.IN_FLOAT:
-            others = [each for each in givable if each.activation != change.activation]
+            others = [each for each in kept if each.activation != change.activation]
             for count in range(_DROPPED + 1):
                 yield from ((change, without) for without in combinations(others, count))
 

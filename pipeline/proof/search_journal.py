@@ -47,9 +47,9 @@ class Journal:
     def waiting(self) -> list[tuple[Change, float]]:
         """Return the changes that were not tried and about what divergence each saves, in the order to try them in.
 
-        Narrower ranges, which take no time, come first. Those after which every convolution is still int8 come next,
-        and of these what saves most for its time. An activation that can be split is split first, in few channels and
-        then in more, unless few were too slow, and left in float32 for what remains of its noise.
+        Those after which every convolution is still int8 come first, and of these what saves most for its time. An
+        activation that can be split is split first, in few channels and then in more, unless few were too slow, and
+        left in float32 for what remains of its noise.
         """
         if self.candidates is None:
             return []
@@ -70,9 +70,7 @@ class Journal:
             return gain / max(1e-9, slowdowns[str(change)] - before.get(change.activation, 0.0))
 
         left_in_float = [each for each in in_float if str(each[0]) not in done]
-        narrowing = [(self.candidates.narrowing, self.candidates.saved)] if self.candidates.narrowed else []
-        free = [each for each in narrowing if str(each[0]) not in done]
-        return [*free, *sorted(int8, key=lambda each: -bought(each)), *sorted(left_in_float, key=lambda each: -each[1])]
+        return [*sorted(int8, key=lambda each: -bought(each)), *sorted(left_in_float, key=lambda each: -each[1])]
 
     def _sums(self) -> list[tuple[Change, float]]:
         """Return the changes of streams and joins, and what each saves beside what was kept of its stream."""
@@ -113,7 +111,7 @@ class Journal:
         ways = 0 if found is None else sum(map(len, found.splits.values()))
         if found is None:
             return 0
-        return len(found.costs) + ways + len(found.streams) + len(found.joins) + bool(found.narrowed)
+        return len(found.costs) + ways + len(found.streams) + len(found.joins)
 
     def kept(self) -> list[Change]:
         """Return the changes of the best model so far, in the order in which they were found."""
@@ -150,7 +148,7 @@ class Journal:
         held = self.candidates
         if held is None or held.whole <= 0:
             return {}
-        found = {held.narrowing: (held.saved / held.whole, 0.0)} if held.narrowed else {}
+        found: dict[Change, tuple[float, float]] = {}
         for how, names in ((How.SUMS, held.streams), (How.JOIN, held.joins)):
             for change in (Change(name, how) for name in names):
                 found[change] = held.gains[str(change)] / held.whole, held.slowdowns[str(change)]
@@ -164,16 +162,6 @@ class Journal:
     def in_float(self) -> list[str]:
         """Return the activations that stay in float32."""
         return self._kept(How.IN_FLOAT)
-
-    def narrowed(self) -> dict[str, float]:
-        """Return by activation the share of its range that its quantizer covers, where that is less than all of it."""
-        return self.narrowed_by(self.kept())
-
-    def narrowed_by(self, changes: Iterable[Change]) -> dict[str, float]:
-        """Return what changes narrow, by activation."""
-        if self.candidates is None or not any(change.how is How.NARROW for change in changes):
-            return {}
-        return dict(self.candidates.narrowed)
 
     def split(self) -> dict[str, Split]:
         """Return the activations that are split, and how."""

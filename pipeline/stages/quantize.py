@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from pipeline.onnx_models.saving import save_model
 from pipeline.quant import pixels, qdq
 from pipeline.quant.assemble import assemble
 from pipeline.quant.classifier import find_classifier
-from pipeline.quant.narrowing import narrow
 from pipeline.quant.splitting import read_splits, split
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CHECK, ISLANDS, MODEL, float32_model, read_placement
@@ -37,7 +35,6 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         tuned = json.loads((inputs["tune"] / ISLANDS).read_text(encoding="utf-8"))
     parts = int8_parts.load(settings, inputs, float32)
     classifier = [node.name for node in find_classifier(float32)]
-    parts = replace(parts, ranges=narrow(parts.ranges, tuned.get("narrowed", {})))
     float32, parts = split(float32, parts, read_splits(tuned.get("split_activations", {}), parts.ranges))
     parts = parts.leaving(tuned.get("float_activations", ())).adding_in_float(tuned.get("float_sums", ()))
     made = assemble(float32, parts)

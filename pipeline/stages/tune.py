@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import write_json
@@ -39,8 +38,6 @@ from pipeline.quant.addends import added_within
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.quant.equalization import channel_extremes
 from pipeline.quant.float_sums import convolutions_added, find_joins, find_streams, gain_of
-from pipeline.quant.narrowing import Cuts, narrow
-from pipeline.quant.qmath import Range
 from pipeline.quant.splitting import Split, can_split, efficient, split, ways_to_split
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
@@ -58,7 +55,6 @@ _LEAST_GAIN = 0.98  # of the previous distance: a smaller gain is noise, and flo
 # The same where every convolution stays in int8: such changes are cheap, and several together count.
 _LEAST_GAIN_INT8 = 0.995
 _EXCHANGES = 3  # that bought nothing, after which the search ends
-_IN_TWO = 0.25  # of the noise of rounding, what is left of an activation that is split in the middle of its range
 _DOUBT = 2.0  # a prediction may be too small by this factor
 
 
@@ -99,8 +95,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     def make(changes: Sequence[Change]) -> onnx.ModelProto:
         in_float = {each.activation for each in changes if each.how is How.IN_FLOAT}
         parted = journal.splits_of(change for change in changes if change.activation not in in_float)
-        narrower = replace(parts, ranges=narrow(parts.ranges, journal.narrowed_by(changes)))
-        changed, theirs = split(float32, narrower, dict(sorted(parted.items())))
+        changed, theirs = split(float32, parts, dict(sorted(parted.items())))
         sums = journal.additions_of(sorted(changes, key=str))
         return assemble(changed, theirs.leaving(in_float).adding_in_float(sums)).model
 
@@ -116,7 +111,6 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             "goal": asdict(goal),
             "reached": _reached(goal, best.figures),
             "float_activations": journal.in_float(),
-            "narrowed": journal.narrowed(),
             "split_activations": {name: asdict(each) for name, each in journal.split().items()},
             "float_sums": journal.sums_in_float(),
             "steps": [step.as_document() for step in journal.steps],
@@ -135,20 +129,16 @@ def _find_candidates(float32: onnx.ModelProto, parts: Parts, int8: onnx.ModelPro
     in_openvino = (judge.runtime or choose(Runtime.AUTO)) is Runtime.OPENVINO
     exact = added_within(float32, parts.ranges) if in_openvino else frozenset()
     rounding = {name: cost for name, cost in costs.rounding.items() if name not in exact}
-    shares = costs.cuts.choose(rounding) if costs.cuts is not None else {}
-    narrower = {name: costs.cuts.cost(name, rounding[name], share) for name, share in shares.items() if costs.cuts}
-    saved = sum(rounding[name] - cost for name, cost in narrower.items())
-    left = {**costs.rounding, **narrower}
-    whole = {name: left[name] + costs.weights[name] for name in left}
+    whole = {name: cost + costs.weights[name] for name, cost in costs.rounding.items()}
     joins = find_joins(float32)
     sums = {str(Change(name, How.SUMS)): additions for name, additions in streams.items()}
     sums |= {str(Change(name, How.JOIN)): additions for name, additions in joins.items()}
-    gains = {change: gain_of(float32, additions, left, exact) for change, additions in sums.items()}
+    gains = {change: gain_of(float32, additions, costs.rounding, exact) for change, additions in sums.items()}
     if in_openvino:  # of two convolutions that are added up, it would round the other
         added = convolutions_added(float32, [each for additions in streams.values() for each in additions])
         whole = {name: cost for name, cost in whole.items() if name not in exact | added}
     whole = dict(sorted(whole.items(), key=lambda cost: -cost[1])[:_CANDIDATES])
-    ways = _find_splits(float32, parts, {name: costs.rounding[name] for name in whole}, costs.cuts, left, judge.images)
+    ways = _find_splits(float32, parts, list(whole), judge.images)
     slowdowns = {change: slowdown.of_sums(float32, additions) for change, additions in sums.items()}
     slowdowns |= {str(Change(name)): slowdown.of_float(float32, name) for name in whole}
     splits = {name: efficient(found) for name, found in ways.items()}
@@ -157,52 +147,23 @@ def _find_candidates(float32: onnx.ModelProto, parts: Parts, int8: onnx.ModelPro
         change = Change(name, How.SPLIT, len(each.channels))
         slowdowns[str(change)] = slowdown.of_split(float32, name, each)
     divergence = sum(rounding.values()) + sum(costs.weights.values())
-    return Candidates(
-        whole, left, splits, streams, joins, gains, slowdowns, fewer, divergence, narrowed=shares, saved=saved
-    )
+    return Candidates(whole, costs.rounding, splits, streams, joins, gains, slowdowns, fewer, divergence)
 
 
 def _find_splits(
-    float32: onnx.ModelProto,
-    parts: Parts,
-    rounding: Mapping[str, float],
-    cuts: Cuts | None,
-    whole: Mapping[str, float],
-    images: Sequence[Prepared],
+    float32: onnx.ModelProto, parts: Parts, names: Sequence[str], images: Sequence[Prepared]
 ) -> dict[str, list[Split]]:
-    """Return by activation that can be split the ways to do so.
-
-    Args:
-        rounding: by activation, what its quantizer costs with the whole range.
-        cuts: what narrower ranges cut off.
-        whole: by activation, what its quantizer costs before it is split.
-    """
-    names = [name for name in rounding if parts.ranges[name].low == 0 and can_split(float32, name)]
-    if not names:
+    """Return by activation that can be split the ways to do so."""
+    found = [name for name in names if parts.ranges[name].low == 0 and can_split(float32, name)]
+    if not found:
         return {}
-    largest = _largest(float32, names, images)
-    found: dict[str, list[Split]] = {}
-    for name in names:
-        share = 1.0 if cuts is None else cuts.best(name, _IN_TWO * rounding[name])
-        high = share * parts.ranges[name].high
-        ways = ways_to_split(float32, name, np.minimum(largest[name], high), Range(0.0, high))
-        cut = 0.0 if cuts is None else cuts.cost(name, 0.0, share)
-        left = [(way.left * share**2 * rounding[name] + cut) / max(1e-12, whole[name]) for way in ways]
-        found[name] = [replace(way, left=each) for way, each in zip(ways, left, strict=True) if each < 1]
-    return {name: ways for name, ways in found.items() if ways}
-
-
-def _largest(
-    float32: onnx.ModelProto, names: Sequence[str], images: Sequence[Prepared]
-) -> dict[str, npt.NDArray[np.floating]]:
-    """Return the largest value of each channel of activations, [channels]."""
-    reader = ActivationReader(float32, names, threads=available_cores())
-    largest: dict[str, npt.NDArray[np.floating]] = {}
+    reader = ActivationReader(float32, found, threads=available_cores())
+    largest: dict[str, np.ndarray] = {}
     for index in choose_evenly(len(images), _RANGED):
         values = reader.read(images[index])
-        for name in names:
+        for name in found:
             largest[name] = np.maximum(largest.get(name, 0.0), channel_extremes(values[name], 1))
-    return largest
+    return {name: ways_to_split(float32, name, largest[name], parts.ranges[name]) for name in found}
 
 
 def _search(

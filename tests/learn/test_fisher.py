@@ -10,9 +10,8 @@ from small_graphs import Builder, images, ranges_seen, run_exact
 from pipeline.learn.fisher import divergences
 from pipeline.learn.operators import UnsupportedError
 from pipeline.quant.assemble import Parts, assemble
-from pipeline.quant.narrowing import Cuts, narrow
 from pipeline.quant.qmath import Range
-from pipeline.quant.sensitivity import Kind, Sensitivity, quantized_activations, quantizer_ranges
+from pipeline.quant.sensitivity import Kind, Sensitivity, quantized_activations
 
 Costs = dict[tuple[Kind, str], float]
 
@@ -64,23 +63,6 @@ def test_divergences_scale_with_the_square_of_a_quantizers_step() -> None:
         found = divergences(model, int8, ranges, list(batch), run_exact(model, batch))
         costs.append(found[Kind.ACTIVATION, name])
     assert costs[1] / costs[0] == pytest.approx(16, rel=0.25)
-
-
-@pytest.mark.slow
-def test_what_a_narrower_range_costs_is_told_from_gradients() -> None:
-    """Half of a range cuts so much off here that it costs many times what rounding does."""
-    model, batch = network(""), images(300)
-    seen = ranges_seen(model, batch[:16])
-    name = quantized_activations(model, assemble(model, Parts(ranges=seen, per_channel=True)).model)[1]
-    cuts = Cuts(quantizer_ranges(model, seen))
-    whole = assemble(model, Parts(ranges=seen, per_channel=True)).model
-    rounding = divergences(model, whole, seen, list(batch), run_exact(model, batch), visit=cuts.add)
-    for share in (0.5, 0.4):
-        ranges = narrow(seen, {name: share})
-        int8 = assemble(model, Parts(ranges=ranges, per_channel=True)).model
-        measured = costs_by_runs(model, int8, ranges)[Kind.ACTIVATION, name]
-        assert 0.5 < cuts.cost(name, rounding[Kind.ACTIVATION, name], share) / measured < 2
-        assert measured > 4 * rounding[Kind.ACTIVATION, name]
 
 
 def test_network_that_answers_otherwise_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ SUMS, JOIN = Change("s", How.SUMS), Change("s", How.JOIN)
 FEW, MANY = Split([1, 0], 3.0, 0.5), Split([1, 0, 3, 2], 2.0, 0.25)
 
 
-def journal(path: Path, narrowed: Mapping[str, float] | None = None) -> Journal:
+def journal(path: Path) -> Journal:
     made = Journal(path)
     made.add(Step("", True, FIGURES, 1.0))
     costs = {"a": 0.4, "b": 0.2, "c": 0.05}
@@ -28,9 +27,7 @@ def journal(path: Path, narrowed: Mapping[str, float] | None = None) -> Journal:
     gains = {str(SUMS): 0.25, str(JOIN): 0.08}
     streams, joins = {"s": ["add1", "add2"]}, {"s": ["add1"]}
     rounding = {"a": 0.3, "b": 0.2, "c": 0.04}  # and the weights of the layers that read them
-    found = Candidates(
-        costs, rounding, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns, {}, 1.0, narrowed or {}, 0.1
-    )
+    found = Candidates(costs, rounding, {"a": [FEW, MANY]}, streams, joins, gains, slowdowns, {}, 1.0)
     made.set_candidates(found, 2.0)
     return made
 
@@ -83,17 +80,6 @@ def test_a_journal_goes_on_where_another_one_was(tmp_path: Path) -> None:
     assert found.seconds == made.seconds == 5.0
     assert found.waiting() == made.waiting()
     assert found.kept() == [Change("a", How.SPLIT, 4)] and found.split() == {"a": MANY}
-
-
-def test_narrower_ranges_which_take_no_time_come_first(tmp_path: Path) -> None:
-    made = journal(tmp_path / "journal.json", narrowed={"a": 0.7, "b": 0.9})
-    change, saved = made.waiting()[0]
-    assert str(change) == "2 activations in narrower ranges" and saved == 0.1
-    assert made.narrowed() == {} and made.trials() == 8
-    made.add(Step(change.activation, True, FIGURES, 1.0, change.how))
-    assert made.narrowed() == {"a": 0.7, "b": 0.9}
-    assert How.NARROW not in {each.how for each, _ in made.waiting()}
-    assert Journal(tmp_path / "journal.json").candidates == made.candidates
 
 
 def test_sums_of_a_stream_that_were_kept_stay_in_float(tmp_path: Path) -> None:
