@@ -19,6 +19,7 @@ from pipeline.host import isolated
 from pipeline.models import exporter
 from pipeline.packages.package import open_package
 from pipeline.proof import placements, speed
+from pipeline.reports import build as page
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes
 from pipeline.stages import place
@@ -135,6 +136,7 @@ def test_run_measures_speed_and_accuracy_of_both_placements(
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
+    tmp_path: Path,
     part: str,
     network: str,
 ) -> None:
@@ -153,6 +155,8 @@ def test_run_measures_speed_and_accuracy_of_both_placements(
     assert found[part]["images"] == 20
     chosen = found[part]["chosen"]
     assert any(f"note: {part} are {chosen}: " in line for line in said)
+    page.write(built, tmp_path / "page.html")
+    assert f">{part} are {chosen}: " in (tmp_path / "page.html").read_text(encoding="utf-8")
     placed = json.loads((built.stages["place"] / "placement.json").read_text())
     assert placed == {"gates_in_float": part == place._GATES and chosen == "float32", "scores_in_int8": False} | (
         {"scores_in_int8": chosen == "int8"} if part == place._SCORES else {}
