@@ -13,10 +13,11 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from run_fixtures import NAME, TinyWorkspace
+from run_fixtures import NAME, REPOSITORY, TinyWorkspace
 from serve_fixtures import Server, command, encoded, running
 
 from pipeline.errors import ConfigError
@@ -641,11 +642,25 @@ def test_a_client_gets_its_share_and_no_more(tiny_workspace_master: TinyWorkspac
         assert server.metric('pipeline_refused_requests_total{reason="client\'s share"}') == found.count(429) + 2
 
 
-def fault(workspace: TinyWorkspace, *flags: str) -> str:
-    done = subprocess.run([*command(workspace.package), *flags], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2, done.stdout
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("sample weights")]
-    return line
+# Runs commands one after the other and prints what each exits with, as a line that no command prints.
+RUN_ALL = """
+import json, sys
+from pipeline.commands.cli import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    print(f"exit code {code}", file=sys.stderr, flush=True)
+"""
+
+
+def faults(workspace: TinyWorkspace, *runs: Sequence[object]) -> list[str]:
+    """Return the line that `serve` ends with for the flags of each run; one process, which imports it once."""
+    words = [[*command(workspace.package)[3:], *map(str, flags)] for flags in runs]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, json.dumps(words)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("sample weights")]
+    assert lines[1::2] == ["exit code 2"] * len(runs), done.stderr
+    return lines[::2]
 
 
 def test_it_does_not_listen_to_others_unasked(
@@ -656,12 +671,11 @@ def test_it_does_not_listen_to_others_unasked(
     tokens = ["--tokens", str(tmp_path / "tokens.txt")]
     make_token(tmp_path / "tokens.txt", "alice", None)
 
-    def refused(*flags: str) -> str:
-        return fault(tiny_workspace_master, "--host", "0.0.0.0", *flags)
-
-    assert "without TLS (--tls_cert, --tls_key) and without asking who comes (--tokens or --tls_client_ca)" in refused()
-    assert "without asking who comes" in refused(*tls)
-    assert "without TLS (--tls_cert, --tls_key); give them, or --insecure" in refused(*tokens)
+    exposed = ["--host", "0.0.0.0"]
+    neither, anybody, in_clear = faults(tiny_workspace_master, exposed, [*exposed, *tls], [*exposed, *tokens])
+    assert "without TLS (--tls_cert, --tls_key) and without asking who comes (--tokens or --tls_client_ca)" in neither
+    assert "without asking who comes" in anybody
+    assert "without TLS (--tls_cert, --tls_key); give them, or --insecure" in in_clear
     for flags in (["--insecure"], [*tls, *tokens], [*tls, "--tls_client_ca", str(authority.own.certificate)]):
         with serving(tiny_workspace_master, "--host", "0.0.0.0", *flags) as server:
             assert server.process.poll() is None
@@ -674,18 +688,19 @@ def test_files_that_will_not_do_are_said_in_a_line(
     locked = tmp_path / "locked.key"
     subprocess.run(["openssl", "ec", "-in", ours.key, "-aes256", "-passout", "pass:x", "-out", locked], check=True)
 
-    def said(certificate: Path, key: Path, *flags: Any) -> str:
-        return fault(
-            tiny_workspace_master, "--tls_cert", str(certificate), "--tls_key", str(key), *(str(each) for each in flags)
-        )
+    def tls(certificate: Path, key: Path, *flags: object) -> list[object]:
+        return ["--tls_cert", certificate, "--tls_key", key, *flags]
 
-    assert "not a certificate and its key in PEM (KEY_VALUES_MISMATCH)" in said(ours.certificate, theirs.key)
-    assert "none.pem: no such file" in said(tmp_path / "none.pem", ours.key)
-    assert "has a passphrase" in said(ours.certificate, locked)
-    assert "not a certificate" in said(ours.certificate, ours.key, "--tls_client_ca", ours.key)
-    assert "--tls_cert: needs --tls_key too" in fault(tiny_workspace_master, "--tls_cert", str(ours.certificate))
-    assert "needs --tls_cert and --tls_key" in fault(
-        tiny_workspace_master, "--tls_client_ca", str(authority.own.certificate)
-    )
-    assert "no such file; make one by" in fault(tiny_workspace_master, "--tokens", str(tmp_path / "none"))
-    assert "--access_log" in fault(tiny_workspace_master, "--access_log", str(tmp_path / "no" / "log"))
+    wanted: list[tuple[str, list[object]]] = [
+        ("not a certificate and its key in PEM (KEY_VALUES_MISMATCH)", tls(ours.certificate, theirs.key)),
+        ("none.pem: no such file", tls(tmp_path / "none.pem", ours.key)),
+        ("has a passphrase", tls(ours.certificate, locked)),
+        ("not a certificate", tls(ours.certificate, ours.key, "--tls_client_ca", ours.key)),
+        ("--tls_cert: needs --tls_key too", ["--tls_cert", ours.certificate]),
+        ("needs --tls_cert and --tls_key", ["--tls_client_ca", authority.own.certificate]),
+        ("no such file; make one by", ["--tokens", tmp_path / "none"]),
+        ("--access_log", ["--access_log", tmp_path / "no" / "log"]),
+    ]
+    found = faults(tiny_workspace_master, *(flags for _, flags in wanted))
+    for (part, _), line in zip(wanted, found, strict=True):
+        assert part in line
