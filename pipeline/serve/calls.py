@@ -5,7 +5,9 @@ Its layers take a third of the interpreter's time for such a request.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from functools import partial
 from typing import TypeAlias
 
 import orjson
@@ -69,7 +71,8 @@ class Calls:
             binary = [bool(each.binary_data) for each in payload.request_outputs]
         else:
             binary = [bool(payload.use_binary_outputs)] * len(answer.tensors)
-        content, head = answer.to_rest(binary)
+        write = partial(answer.to_rest, binary)
+        content, head = await asyncio.to_thread(write) if answer.is_large else write()
         if head is None:
             return content, [_JSON]
         return content, [(_JSON_LENGTH, b"%d" % head), (b"content-type", b"application/octet-stream")]

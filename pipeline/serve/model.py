@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,8 @@ from pipeline.runtimes.base import Output, TensorSpec
 from pipeline.serve import metrics
 from pipeline.serve.batching import Batcher, BusyError, Call
 from pipeline.serve.decoders import Decoders
-from pipeline.serve.kserve import InferInput, InferRequest, Internal, InvalidInput, Unavailable
-from pipeline.serve.outputs import Answer, Outputs, refuse_shared_memory
+from pipeline.serve.kserve import InferInput, InferRequest, Internal, InvalidInput, RequestedOutput, Unavailable
+from pipeline.serve.outputs import Answer, Outputs, Tensor, refuse_shared_memory
 from pipeline.serve.tracing import Trace, current
 
 ENCODED = "encoded_image"  # the input that takes files
@@ -114,7 +115,14 @@ class PackageModel:
         with self._one_more() as answered:
             scores = await self._scores_of(payload)
             answered(len(scores))
-        return Answer(payload.id or "", self.name, self.version, [self._outputs.make(each, scores) for each in wanted])
+        if self._outputs.takes_long(wanted, scores):
+            tensors = await asyncio.to_thread(self._make, wanted, scores)
+        else:
+            tensors = self._make(wanted, scores)
+        return Answer(payload.id or "", self.name, self.version, tensors)
+
+    def _make(self, wanted: Sequence[RequestedOutput], scores: Output) -> list[Tensor]:
+        return [self._outputs.make(each, scores) for each in wanted]
 
     async def classify(self, files: Sequence[tuple[str, bytes]], topk: int) -> list[Prediction]:
         """Return the best classes of encoded images, given with their names.

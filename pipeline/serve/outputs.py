@@ -20,6 +20,7 @@ PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoi
 _SHARED_MEMORY = "shared_memory_region"  # Triton's extension, which is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
 _MOST_ASKED = 16  # outputs of a request
+_MANY = 20_000  # texts or numbers of an answer: some 10 ms
 _BINARY_SIZE = "binary_data_size"  # of the binary tensor extension
 
 
@@ -54,6 +55,11 @@ class Answer:
     model: str
     version: str
     tensors: Sequence[Tensor]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether writing it takes so long that it has to be done beside the event loop."""
+        return sum(tensor.values.size for tensor in self.tensors) > _MANY
 
     def to_rest(self, binary: Sequence[bool]) -> tuple[bytes, int | None]:
         """Return the body of a response, and the bytes of the JSON at its start; None: it is all JSON.
@@ -123,13 +129,17 @@ class Outputs:
                 raise InvalidInput(f"output {each.name!r}: {_CLASSIFICATION}: expected a number of classes")
         return asked
 
+    def takes_long(self, wanted: Sequence[RequestedOutput], scores: Output) -> bool:
+        """Tell whether `make` takes so long that it has to be done beside the event loop: texts do, numbers do not."""
+        texts: int = sum(min(_classes_of(each), scores.shape[1]) for each in wanted) * len(scores)
+        return texts > _MANY
+
     def make(self, wanted: RequestedOutput, scores: Output) -> Tensor:
         """Return an output for the model's own, float32 [images, classes]."""
         values = scores
         if wanted.name != self.names[0]:
             values = probabilities(scores, self._scores).astype(np.float32)
-        classes = int((wanted.parameters or {}).get(_CLASSIFICATION, 0))
-        if classes:
+        if classes := _classes_of(wanted):
             return Tensor(wanted.name, np.array(self._classify_as_text(values, classes), dtype=object))
         return Tensor(wanted.name, values)
 
@@ -139,6 +149,11 @@ class Outputs:
             [f"{row[index]:f}:{index}:{self._labels[index]}".encode() for index in ranks]
             for row, ranks in zip(values, answer.rank_classes(values, count), strict=True)
         ]
+
+
+def _classes_of(wanted: RequestedOutput) -> int:
+    """Return how many classes an output is to name, which was checked before; 0: it is a tensor."""
+    return int((wanted.parameters or {}).get(_CLASSIFICATION, 0))
 
 
 def check_asked(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +76,7 @@ class Servicer(InferenceServicer):  # type: ignore[misc]  # KServe has no types
         """Answer a ModelInferRequest, as it came, with a ModelInferResponse."""
         request = parse(message)
         answer = await self._plane.infer(request.model_name, request)
-        return answer.to_grpc()
+        return await asyncio.to_thread(answer.to_grpc) if answer.is_large else answer.to_grpc()
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._plane.find(request.name, request.version)

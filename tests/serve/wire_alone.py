@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.serve.kserve import InferRequest, InvalidInput, pb
-from pipeline.serve.outputs import Answer, Tensor
+from pipeline.onnx_models.scores import Scores
+from pipeline.serve.kserve import InferRequest, InvalidInput, RequestedOutput, pb
+from pipeline.serve.outputs import Answer, Outputs, Tensor
 from pipeline.serve.rpc import Servicer, parse
 from pipeline.serve.wire import take_out
 
@@ -155,3 +156,20 @@ def test_an_answer_over_rest_has_values_in_the_json_or_behind_it(binary: tuple[b
     assert behind == b""
     assert Tensor("scores", SCORES).data() == [float(each) for each in SCORES[0]]
     assert Tensor("best", TEXTS).data() == ["0.5:1:cat", "0.25:0:Hündin"]
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "takes_long", "is_large"),
+    [(1, 1000, False, False), (100, 5, False, False), (100, 1000, True, True), (100, 10**12, True, True)],
+)
+def test_answers_of_very_many_texts_are_made_beside_the_event_loop(
+    images: int, classes: int, takes_long: bool, is_large: bool
+) -> None:
+    outputs = Outputs("scores", Scores.LOGITS, [f"class {number}" for number in range(1000)])
+    wanted = [RequestedOutput("scores", {"classification": classes})]
+    scores = np.random.default_rng(0).normal(size=(images, 1000)).astype(np.float32)
+    assert outputs.takes_long(wanted, scores) is takes_long
+    assert not outputs.takes_long([RequestedOutput("scores")], scores)
+    made = outputs.make(wanted[0], scores)
+    assert made.values.shape == (images, min(classes, 1000))
+    assert Answer("", "net", "1", [made]).is_large is is_large
