@@ -94,16 +94,79 @@ def test_load_refuses_a_condition_of_the_image(tmp_path: Path, read: str) -> Non
     )
 
 
-def test_load_refuses_a_loop(tmp_path: Path) -> None:
-    value = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [node("Identity", "more", "again"), node("Relu", "v", "u")],
+def value(name: str, kind: int = TensorProto.FLOAT, shape: list[int] | None = None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, [] if kind != TensorProto.FLOAT else shape)
+
+
+def loop(*nodes: onnx.NodeProto, stacks: bool = False) -> onnx.NodeProto:
+    """Return a Loop over a tensor v, which its body makes u of."""
+    made = helper.make_graph(
+        list(nodes),
         "body",
-        [value("i", TensorProto.INT64, []), value("more", TensorProto.BOOL, []), value("v", TensorProto.FLOAT, None)],
-        [value("again", TensorProto.BOOL, []), value("u", TensorProto.FLOAT, None)],
+        [value("i", TensorProto.INT64), value("more", TensorProto.BOOL), value("v")],
+        [value("again", TensorProto.BOOL), value("u"), *([value("step")] if stacks else [])],
     )
-    loop = helper.make_node("Loop", ["times", "yes", "c"], ["a"], "loop", body=body)
-    nodes = flat(node("Conv", "x w", "c"), loop)
-    path = save(tmp_path / "m.onnx", nodes, constants={**CONSTANTS, "times": np.array(2)})
-    with pytest.raises(DataError, match="node 'loop' is a Loop, and it repeats a graph; only networks without such"):
+    outputs = ["last", "steps"] if stacks else ["a"]
+    return helper.make_node("Loop", ["times", "yes", "c"], outputs, "loop", body=made)
+
+
+ROUNDS = {**CONSTANTS, "times": np.array(3), "w4": RNG.normal(0, 0.1, (3, 4, 4, 1, 1)).astype(np.float32)}
+GOES_ON = node("Identity", "more", "again")
+
+
+@pytest.mark.parametrize("condition", ["yes", ""])
+@pytest.mark.parametrize("again", [GOES_ON, node("Identity", "yes", "again")])
+def test_load_writes_out_a_loop(tmp_path: Path, again: onnx.NodeProto, condition: str) -> None:
+    repeated = loop(again, node("Conv", "v w2", "s"), node("Tanh", "s", "u"))
+    repeated.input[1] = condition
+    constants = {**ROUNDS, "w2": SECOND[..., 1:2, 1:2]}
+    nodes = flat(node("Conv", "x w", "c"), repeated)
+    assert operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants))).count("Conv") == 4
+
+
+def test_load_writes_out_a_loop_that_counts_and_puts_its_rounds_together(tmp_path: Path) -> None:
+    weights = node("Gather", "w4 i", "wi", axis=0)
+    repeated = loop(
+        *(GOES_ON, weights, node("Conv", "v wi", "s"), node("Add", "s v", "u"), node("Relu", "u", "step")), stacks=True
+    )
+    ending = (node("ReduceMean", "steps", "m", axes=[0], keepdims=0), node("Add", "last m", "a"))
+    nodes = flat(node("Conv", "x w", "c"), repeated, *ending)
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=ROUNDS))
+    assert "Loop" not in operators(model)
+
+
+def test_load_writes_out_a_loop_whose_rounds_a_shape_gives(tmp_path: Path) -> None:
+    counted = (node("Shape", "c", "shape"), node("Gather", "shape two", "times", axis=0))
+    nodes = flat(node("Conv", "x w", "c"), *counted, loop(GOES_ON, node("Sin", "v", "u")))
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants={**CONSTANTS, "two": np.array(2)}))
+    assert operators(model).count("Sin") == CHW[1] - 2
+
+
+@pytest.mark.parametrize("reverse", [0, 1])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_load_writes_out_a_scan(tmp_path: Path, axis: int, reverse: int) -> None:
+    """A running sum over rows or columns of a map, from either end."""
+    made = helper.make_graph(
+        [node("Mul", "h half", "g"), node("Add", "g row", "n"), node("Identity", "n", "out")],
+        "body",
+        [value("h"), value("row")],
+        [value("n"), value("out")],
+    )
+    scan = helper.make_node("Scan", ["zero", "c"], ["last", "a"], "scan", body=made, num_scan_inputs=1)
+    for name, number in (("axes", axis), ("directions", reverse)):
+        for side in ("input", "output"):
+            scan.attribute.append(helper.make_attribute(f"scan_{side}_{name}", [number]))
+    start = (node("ReduceSum", "c axis", "r", keepdims=0), node("Mul", "r none", "zero"))
+    nodes = flat(node("Conv", "x w", "c"), *start, scan)
+    constants = {**CONSTANTS, "half": np.float32(0.5), "axis": np.array([axis]), "none": np.float32(0)}
+    assert "Scan" not in operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants)))
+
+
+@pytest.mark.parametrize("times", [3, 101])
+def test_load_refuses_a_loop_whose_rounds_depend_on_the_image_or_are_many(tmp_path: Path, times: int) -> None:
+    is_large = (node("ReduceMax", "v", "m", keepdims=0), node("Greater", "m low", "again"))
+    repeated = loop(*((GOES_ON,) if times > 3 else is_large), node("Relu", "v", "u"))
+    constants = {**CONSTANTS, "times": np.array(times), "low": np.float32(0.1)}
+    path = save(tmp_path / "m.onnx", flat(node("Conv", "x w", "c"), repeated), constants=constants)
+    with pytest.raises(DataError, match="node 'loop' is a Loop, and how often it repeats a graph depends on the image"):
         classifier.load(path, CHW)
