@@ -1,4 +1,4 @@
-"""What a search for a goal tries last: a change that was too slow or too small alone, in the place of kept ones.
+"""What fits into the time of a search for a goal, and what it tries last: changes in the place of kept ones.
 
 A search that takes one change after the other ends where the next one does not fit into the time that is left, though
 it may buy more than some that were kept. How much each change saves and takes is estimated from all trials together,
@@ -24,6 +24,7 @@ _DROPPED = 2  # kept changes that one trial gives up, at most
 # Standard deviations of what is told of a change in advance, as shares of it: common to all changes of a kind, since
 # machines differ; common to all ways to change an activation; of each change.
 _OF_KIND, _OF_ACTIVATION, _OF_CHANGE = 0.5, 0.5, 0.3
+_DOUBT = 2.0  # the time of a change may be less than estimated by this factor
 _ERROR = 0.01  # standard deviation of a measured distance, and of a measured time, as shares of the plain model's
 
 Float64 = npt.NDArray[np.float64]
@@ -36,6 +37,20 @@ class Exchange:
     change: Change
     without: tuple[Change, ...]
     distance: float  # expected, as a share of that of the best model so far
+
+
+def may_fit(journal: Journal, change: Change, least_speed: float) -> bool:
+    """Tell whether the best model so far may be fast enough with one more change, even where that takes half as long.
+
+    Args:
+        least_speed: images a second over those of the plain int8 model.
+    """
+    priors = journal.priors()
+    if change not in priors:
+        return True
+    _, takes = _estimate(journal, list(priors))
+    others = [each for each in apply(journal.best_changes(), change) if each != change]
+    return sum(takes[each] for each in others) + takes[change] / _DOUBT <= 1 / least_speed - 1
 
 
 def find_exchange(journal: Journal, least_speed: float) -> Exchange | None:
@@ -84,7 +99,7 @@ def _estimate(journal: Journal, changes: Sequence[Change]) -> tuple[dict[Change,
     expected = np.array([priors[change] for change in changes])
     saves = _posterior(changes, expected[:, 0], has, saved)
     takes = _posterior(changes, expected[:, 1], has[timed], taken)
-    return dict(zip(changes, saves, strict=True)), dict(zip(changes, takes, strict=True))
+    return dict(zip(changes, saves, strict=True)), dict(zip(changes, (max(0.0, each) for each in takes), strict=True))
 
 
 def _posterior(changes: Sequence[Change], expected: Float64, has: Float64, measured: Float64) -> list[float]:

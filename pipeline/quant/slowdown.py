@@ -12,6 +12,7 @@ from collections.abc import Collection
 import onnx
 
 from pipeline.quant.graphs import activation_shapes, constants, work_of_layers
+from pipeline.quant.placement import range_sources
 from pipeline.quant.splitting import Split, find_place
 
 # Multiply-accumulates of int8 in whose time a value of a residual stream goes through memory in float32. From resnet18
@@ -57,6 +58,7 @@ def of_float(model: onnx.ModelProto, name: str) -> float:
     Args:
         model: float32.
     """
-    work = work_of_layers(model)
-    readers = [node.name for node in model.graph.node if name in node.input and node.name in work]
+    work, sources = work_of_layers(model), range_sources(model)  # pools pass the range of what they read on
+    read = {tensor for tensor, source in sources.items() if source == name}
+    readers = [node.name for node in model.graph.node if read.intersection(node.input) and node.name in work]
     return max(_LEAST, _IN_FLOAT * sum(work[layer] for layer in readers) / max(1, sum(work.values())))

@@ -30,7 +30,7 @@ from pipeline.host.hardware import available_cores
 from pipeline.learn.ranking import measure_costs
 from pipeline.proof import agreement
 from pipeline.proof.changes import Candidates, Change, How, Step
-from pipeline.proof.exchange import find_exchange
+from pipeline.proof.exchange import find_exchange, may_fit
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.proof.search_journal import Journal
 from pipeline.quant import pixels, slowdown
@@ -226,7 +226,7 @@ def _next(journal: Journal, goal: AccuracyConfig, failed: int) -> tuple[Change, 
     """
     least = (1 - _LEAST_GAIN) * journal.best().figures.kl
     for change, gain in journal.waiting():
-        if _DOUBT * gain >= least:
+        if _DOUBT * gain >= least and may_fit(journal, change, goal.min_speed):
             return change, (), False
     exchange = find_exchange(journal, goal.min_speed) if failed < _EXCHANGES else None
     if exchange is None or exchange.distance > _LEAST_GAIN_INT8:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.proof.changes import Candidates, Change, How, Step, apply
-from pipeline.proof.exchange import find_exchange
+from pipeline.proof.exchange import find_exchange, may_fit
 from pipeline.proof.judge import CandidateFigures
 from pipeline.proof.search_journal import Journal
 from pipeline.quant.splitting import Split
@@ -64,6 +64,14 @@ def test_nothing_is_exchanged_where_everything_that_fits_was_tried(tmp_path: Pat
     made.lose(FEW, "died", 1.0)
     assert find_exchange(made, least_speed=0.1) is None
     assert find_exchange(Journal(tmp_path / "other.json"), least_speed=0.1) is None
+
+
+def test_changes_may_fit_that_leave_enough_time_at_half_of_what_they_should_take(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")  # .06 is taken; float32 should take .5
+    in_float = Change("a")
+    assert may_fit(made, in_float, least_speed=1 / 1.35)
+    assert not may_fit(made, in_float, least_speed=1 / 1.27)
+    assert may_fit(Journal(tmp_path / "other.json"), in_float, least_speed=0.99)  # nothing is known
 
 
 def test_a_change_takes_the_place_of_others_of_its_activation() -> None:

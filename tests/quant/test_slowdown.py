@@ -32,3 +32,12 @@ def test_splits_and_sums_take_what_they_compute_and_move() -> None:
     ((_, additions),) = find_streams(model).items()
     assert slowdown.of_sums(model, additions) == pytest.approx(120 * CHANNELS * positions / whole)
     assert slowdown.of_sums(model, []) > 0
+    assert slowdown.of_float(model, STEM) == pytest.approx(3 * reader / whole)  # one convolution reads it
+
+
+def test_float32_behind_a_pool_takes_the_layers_that_read_what_it_passes_on() -> None:
+    made = Builder()
+    stem = made.op("MaxPool", made.op("Relu", made.conv("x", 3, 8)), kernel_shape=[1, 1])
+    model = made.model(made.gemm(made.pooled(made.conv(stem, 8, 8)), 8, 5))
+    writer, reader = 3 * 8 * 9 * SIDE * SIDE, 8 * 8 * 9 * SIDE * SIDE
+    assert slowdown.of_float(model, STEM) == pytest.approx(3 * reader / (writer + reader + 5 * 8))
