@@ -10,6 +10,8 @@ import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from pipeline.serve.answers import refusal
+
 _MOST_HEAD = 64 * 1024  # bytes of a request's head, and of anything that is neither head nor body
 _UNDER_WAY = "pipeline.under_way"  # of the extensions of a request's scope
 _STATUS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
@@ -30,7 +32,7 @@ class _UnderWay:
 
 
 class UntilClientLeaves:
-    """A layer around an application, which is cancelled when its client leaves, as gRPC does with calls.
+    """A layer around an application that is cancelled when its client leaves, as gRPC does with calls.
 
     So images are not computed for clients that gave up and may ask again. One that closes a plain connection may have
     closed its half of it only, so that it has left when the connection is reset; over TLS, when it is closed.
@@ -49,11 +51,9 @@ class UntilClientLeaves:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            if not under_way.left:
-                raise
-            # To nobody: without a response uvicorn would report a fault of ours.
-            await send({"type": "http.response.start", "status": 499, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+            # The client has left, and without a response uvicorn would report a fault of ours; or the server stops and
+            # the request did not come in time.
+            await refusal(499 if under_way.left else 503, "the server is stopping")(scope, receive, send)
         finally:
             under_way.tasks.discard(task)
 

@@ -25,6 +25,7 @@ from pipeline.serve.siblings import Siblings
 from pipeline.serve.tls import Certificates
 
 LAST_RESPONSES_S = 1  # s, for error responses to requests that were on their way, and for answers to be sent
+_IDLE_S = 75  # for a further request on a connection: longer than the 60 s for which proxies and balancers keep theirs
 _MOST_METADATA = 64 * 1024  # bytes of a call's headers
 
 
@@ -68,6 +69,7 @@ def make_http_server(app: ASGIApp, patience: float, certificates: Certificates |
         access_log=False,
         proxy_headers=False,  # else any client on this machine could claim another address
         timeout_graceful_shutdown=LAST_RESPONSES_S,
+        timeout_keep_alive=_IDLE_S,
         lifespan="off",
     )
     config.load()

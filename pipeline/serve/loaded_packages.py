@@ -10,7 +10,7 @@ from itertools import groupby
 from pipeline.errors import PipelineError
 from pipeline.packages.package import open_package
 from pipeline.serve.loading import Loaded, load, resident_mib
-from pipeline.serve.model_folder import Found
+from pipeline.serve.model_folder import Files, Found
 from pipeline.serve.served import Plane
 from pipeline.serve.settings import Wanted
 from pipeline.terminal import console
@@ -41,6 +41,8 @@ class LoadedPackages:
         self._plane, self._wanted, self._find, self._keep = plane, wanted, find, keep
         self._held: dict[Key, _Held] = {}
         self._refused: dict[Found, str] = {}  # packages that could not be loaded, and why
+        self._tried: dict[Found, Files] = {}  # what these held then
+        self._seen: dict[Found, Files] = {}  # and at the last look
         self._missing: set[Key] = set()  # at the last look
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -53,7 +55,8 @@ class LoadedPackages:
     async def look(self, *, again: bool = False, strict: bool = False) -> None:
         """Load what is new or was replaced, and unload what is gone or older than the versions to keep.
 
-        What cannot be loaded is reported once, and the version from before goes on; it is tried again when it changes.
+        What cannot be loaded is reported once, and the version from before goes on. It is tried again when its files
+        have changed, as those of a copy that was under way, and are as they were at the look before.
 
         Args:
             again: try again what was refused.
@@ -113,17 +116,23 @@ class LoadedPackages:
         held = self._held.get(key)
         if held is not None and held.found == found:
             return True
-        if found not in self._refused:
+        if found not in self._refused or self._is_another(found):
             try:
                 await self._load(found)
+                self._refused.pop(found, None)
                 return True
             except PipelineError as err:
                 if strict:
                     raise
-                self._refused[found] = str(err)
+                self._refused[found], self._tried[found] = str(err), found.files
                 stays = "; the one from before stays" if found.name in self._plane.models else ""
                 console.warning(f"{found.folder}: refused{stays}: {err}")
         return held is not None
+
+    def _is_another(self, found: Found) -> bool:
+        """Tell whether the files of a refused package have changed since it was tried, and change no more."""
+        before, self._seen[found] = self._seen.get(found), found.files
+        return before == found.files != self._tried.get(found)
 
     async def _load(self, found: Found) -> None:
         before = resident_mib()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from pipeline.artefacts import MANIFEST
 from pipeline.errors import ArtefactError
 from pipeline.packages.package import FACTS
 
+Files: TypeAlias = tuple[tuple[str, int, int], ...]
 FIRST = "1"  # the version of a package that lies in no folder of versions
 
 
@@ -22,6 +24,7 @@ class Found:
     version: str  # a whole number
     folder: Path
     stamp: tuple[int, int, int]  # changes when the package is replaced
+    files: Files = field(default=(), compare=False)  # changes while it is written
 
 
 def find_packages(root: Path) -> list[Found]:
@@ -65,9 +68,16 @@ def _look(folder: Path, version: str) -> Found | None:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         state = manifest.stat()
-        return Found(str(facts["name"]), version, folder, (state.st_ino, state.st_size, state.st_mtime_ns))
+        stamp = (state.st_ino, state.st_size, state.st_mtime_ns)
+        return Found(str(facts["name"]), version, folder, stamp, _files(folder))
     except (OSError, ValueError, KeyError, TypeError):  # no package, or one that is being copied
         return None
+
+
+def _files(folder: Path) -> Files:
+    """Return name, size and time of change of each file."""
+    found = ((each.name, each.stat()) for each in sorted(folder.iterdir()) if each.is_file())
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
 
 
 def _children(folder: Path) -> list[Path]:

@@ -50,6 +50,14 @@ def test_an_answer_is_sent_in_one_piece(server: Server) -> None:
             assert data_segments(connection) == number
 
 
+def test_a_connection_stays_for_a_further_request(server: Server) -> None:
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(request(encoded(0)))
+            assert answer_of(connection)[0] == 200
+            time.sleep(6)  # proxies keep theirs for 60 s; uvicorn's own 5 would meet their next request with a reset
+
+
 def test_answers_without_a_body_are_not_held_back(server: Server) -> None:
     with connect(server) as connection:
         for _ in range(2):

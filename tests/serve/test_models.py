@@ -23,6 +23,7 @@ from serve_fixtures import Running, encoded, put, serving
 
 from pipeline.artefacts import MANIFEST
 from pipeline.errors import ArtefactError
+from pipeline.packages.package import FACTS
 from pipeline.serve.model_folder import find_packages, is_version
 
 needs_server = pytest.mark.skipif(
@@ -128,6 +129,30 @@ def test_a_package_that_does_not_verify_is_refused_and_the_old_one_stays(
         shutil.rmtree(versions / "2")  # the one of before comes back
         running.wait_for(f"^{NAME} version 2: unloaded")
         assert running.score() == before
+
+
+@pytest.mark.slow
+@needs_server
+def test_a_package_that_is_copied_file_by_file_is_served_when_it_is_whole(
+    tiny_workspace_master: TinyWorkspace, tmp_path: Path
+) -> None:
+    package, versions = tiny_workspace_master.package, tmp_path / NAME
+    versions.mkdir()
+    put(package, versions / "1")
+    put(package, tmp_path / ".whole", shift=30.0)
+    first = [MANIFEST, FACTS]
+    others = sorted(each.name for each in (tmp_path / ".whole").iterdir() if each.name not in first)
+    with serving(tmp_path) as running:
+        (versions / "2").mkdir()
+        for name in [*first, *others[:-1]]:
+            shutil.copy(tmp_path / ".whole" / name, versions / "2" / name)
+        running.wait_for("refused")
+        assert running.get(f"/v2/models/{NAME}")[1]["versions"] == ["1"]
+        shutil.copy(tmp_path / ".whole" / others[-1], versions / "2" / others[-1])
+        running.wait_for(f"^{NAME} version 2 from")
+        running.wait_for(f"^{NAME} version 1: unloaded")
+        assert sum("refused" in each for each in running.said) == 1
+        assert running.score() > 0.999
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from run_fixtures import CLASS_IDS, NAME, REPOSITORY, TinyWorkspace, draw
-from serve_fixtures import Server, command, encoded, running
+from serve_fixtures import Server, answer_of, command, connect, encoded, request, running
 
 from pipeline.artefacts import write_json, write_manifest
 from pipeline.building import build
@@ -703,6 +703,19 @@ def test_no_request_is_lost_while_it_stops(
     assert (code, out) == (0, "stopping: clients have 0.5 s to leave\nstopped\n")
     assert set(outcomes) == {"answered", "refused"}, outcomes
     assert outcomes["refused"] == len(clients)
+
+
+def test_a_body_that_does_not_come_while_it_stops_is_refused_in_a_line(tiny_workspace_master: TinyWorkspace) -> None:
+    with running(tiny_workspace_master.package, "--drain", "0", "--grace", "1") as server:
+        with connect(server) as connection:
+            connection.sendall(request(encoded(0))[:-10])
+            assert server.get("/v2/health/live")[0] == 200
+            server.process.send_signal(signal.SIGTERM)
+            status, _, text = answer_of(connection)
+        assert (status, json.loads(text)) == (503, {"error": "the server is stopping"})
+        code, out = server.process.wait(30), server.process.stdout
+        assert out is not None
+        assert (code, "Traceback" in out.read()) == (0, False)
 
 
 def test_it_is_not_ready_while_it_stops(tiny_workspace_master: TinyWorkspace) -> None:
