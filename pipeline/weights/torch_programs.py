@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError, in_a_line
+from pipeline.errors import DataError, in_a_line, last_line
 from pipeline.host import isolated
 from pipeline.weights.file_kinds import FileKind, kind_of
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KINDS = (FileKind.TORCHSCRIPT, FileKind.PROGRAM)
 TRUST = "its own code was run, in a process of its own; build only files of those whose code you would run"
 _OPSET = 17
+_SHOWN = 200  # letters of what torch says, whose last line is the cause
+_WANTED = "give its own size, or save it again so that its one positional input is [1, channels, height, width]"
 _SECONDS = 1800.0
 _ADVICE = " on this file; export it to ONNX"
 
@@ -135,9 +137,9 @@ def _run_once(network: Any, blank: torch.Tensor) -> Any:
         return network(blank)
     except Exception as err:  # of the network's own code
         kinds = {parameter.dtype for parameter in network.parameters()} - {torch.float32}
-        wanted = f"export it as float32, after model.float(), not {_names(kinds)}" if kinds else "give its own size"
+        wanted = f"export it as float32, after model.float(), not {_names(kinds)}" if kinds else _WANTED
         size = list(blank.shape[1:])
-        raise DataError(f"does not run on an image of {size} ({in_a_line(err)}); {wanted}") from None
+        raise DataError(f"does not run on an image of {size} ({last_line(err)[:_SHOWN]}); {wanted}") from None
 
 
 def _export(network: Any, blank: torch.Tensor, out: str, output_names: Sequence[str] | None) -> None:

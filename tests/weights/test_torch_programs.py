@@ -126,6 +126,24 @@ def test_to_onnx_takes_a_program_that_was_exported_for_any_size(tmp_path: Path) 
     assert answers is not None and np.allclose(answers, wanted, atol=1e-5)
 
 
+class Baked(Small):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(torch.relu(self.first(x)).reshape(8, 8, 256).mean(2))
+        return out
+
+
+def test_to_onnx_says_the_cause_alone_where_a_file_takes_other_inputs(tmp_path: Path) -> None:
+    """TorchScript's own message is a traceback of its code; the cause is its last line."""
+    torch.jit.trace(Baked().eval(), torch.zeros(8, 3, 32, 32)).save(str(tmp_path / "w.pt"))  # type: ignore[no-untyped-call]
+    with pytest.raises(DataError) as caught:
+        torch_programs.to_onnx(tmp_path / "w.pt", tmp_path / "m.onnx", (3, 32, 32))
+    assert str(caught.value) == (
+        f"{tmp_path}/w.pt: does not run on an image of [3, 32, 32] (RuntimeError: shape '[8, 8, 256]' is invalid for "
+        "input of size 2048); give its own size, or save it again so that its one positional input is [1, channels, "
+        "height, width]"
+    )
+
+
 def test_to_onnx_asks_for_float32_where_a_program_computes_in_bfloat16(tmp_path: Path) -> None:
     example = torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)
     torch.export.save(torch.export.export(Small().eval().bfloat16(), (example,)), tmp_path / "n.pt2")
