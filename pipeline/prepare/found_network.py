@@ -152,7 +152,7 @@ def _library_recipe(row: Model, weights: Path | None) -> Recipe | None:
 def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
     from pipeline.weights import checkpoints, matching
 
-    state = checkpoints.read_state_dict(weights, wanted.checkpoint_key)
+    state, names = checkpoints.read_with_names(weights, wanted.checkpoint_key)
     rows, classes = matching.networks_of(state)
     if wanted.model is not None:
         row = _row(wanted.model)
@@ -175,7 +175,7 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
     also = f" (or {', '.join(others)}: --model says which)" if others else ""
     beside = read_records(weights, wanted.size)
     recipe = beside.recipe or _library_recipe(row, weights)
-    found = FoundNetwork(_section(row, wanted, classes), (0, 0), classes, recipe, beside.labels, "")
+    found = FoundNetwork(_section(row, wanted, classes), (0, 0), classes, recipe, beside.labels or names, "")
     fits = f"{weights} fits {row.library}/{row.name}{also}, {classes} classes{matching.describe_renamed(row, state)}"
     return _with_size(found, row, wanted, fits)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.errors import DataError, describe_absent, first_line, in_a_line
 from pipeline.terminal import console
 from pipeline.weights import state_dicts
+from pipeline.weights.class_names import find_class_names
 from pipeline.weights.file_kinds import FileKind, kind_of, why_not_weights
 from pipeline.weights.pdparams import MoreThanArraysError, read_pdparams
 from pipeline.weights.tensor_reader import HostileError, WrappedTensorError, read_tensors
@@ -32,7 +33,14 @@ _AGAIN = "copy or download it again"
 
 
 def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name, on the CPU; print on standard error what was skipped.
+    """Return the tensors of a checkpoint by name: the first result of `read_with_names`, with its arguments."""
+    return read_with_names(path, key)[0]
+
+
+def read_with_names(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """Return the tensors of a checkpoint by name, on the CPU, and the names of its classes in the order of its outputs.
+
+    What was skipped is printed on standard error; None where it holds no names of classes.
 
     The content decides what the file is, not its suffix: PyTorch's formats, safetensors, PaddlePaddle's `.pdparams`. It
     may hold the state dict directly or wrapped (`{"state_dict": ...}`, `{"model": ...}`) beside anything else, and its
@@ -75,7 +83,7 @@ def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
         console.warning(f"note: {note}")
     for detail in chosen.details:
         console.detail(detail)
-    return chosen.tensors
+    return chosen.tensors, find_class_names(loaded)
 
 
 def _why_not_folder(path: Path) -> str:

@@ -28,6 +28,7 @@ from pipeline.data.imagenet import list_dataset
 from pipeline.host.extras import install_command
 from pipeline.models import exporter, libraries, zoo
 from pipeline.packages.package import open_package
+from pipeline.weights.class_names import find_class_names
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -342,6 +343,40 @@ def test_init_says_where_an_output_is_named_like_an_embedding(
     assert main(["init", f"{tmp_path}/x.yaml", "--weights", str(path), "--dataset", str(images)]) == 0
     said = f"; output {name!r} is named like an embedding, which is no scores of classes"
     assert (said in capsys.readouterr().out) is is_said
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"class_to_idx": {name: 4 - index for index, name in enumerate(CLASSES)}},
+        {"idx_to_class": {4 - index: name for index, name in enumerate(CLASSES)}},
+        {"classes": [*CLASSES[::-1]]},
+        {"meta": {"dataset_meta": {"classes": CLASSES[::-1]}}},
+    ],
+)
+def test_init_takes_the_order_of_the_classes_that_a_checkpoint_holds(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    entry: dict[str, object],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(io.BytesIO(_encoded_weights("torchvision", "resnet18", len(CLASSES))))
+    torch.save(state | entry, "w.pth")
+    assert main(["init", "x.yaml", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]) == 0
+    assert "order of the classes (eel, dog, cat, ...) is not that of the folders" in capsys.readouterr().out
+    dataset = list_dataset(Path("pets"), val_label=load_build_file("x.yaml").dataset.val_label, class_count=5)
+    assert [known.id for known in dataset.classes] == [*CLASSES[::-1]]
+
+
+def test_names_that_are_not_those_of_all_outputs_are_passed_over() -> None:
+    assert find_class_names({"class_to_idx": {"a": 0, "b": 2}}) is None
+    assert find_class_names({"classes": 5}) is None
+    assert find_class_names([{"classes": ["a"]}]) is None
+    endless: dict[str, object] = {"classes": 5}
+    endless["meta"] = endless
+    assert find_class_names(endless) is None
 
 
 @pytest.mark.parametrize("within", [True, False])
