@@ -57,14 +57,14 @@ def _timm_record(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def read_metadata(model: onnx.ModelProto, path: Path) -> Records:
-    """Return what an ONNX file says of itself, as Ultralytics' exporter has it write.
+    """Return what an ONNX file says of itself, as Ultralytics' exporter has it write, or a ZipMap of names.
 
     Raises:
         ConfigError: its network is no classifier.
     """
     said = {entry.key: entry.value for entry in model.metadata_props}
     if said.get("author") != "Ultralytics" or "task" not in said:
-        return Records(None, None)
+        return Records(None, _zipped_names(model))
     if said["task"] != "classify":
         raise ConfigError(f"{path}: is Ultralytics' network for the task {said['task']!r}; wanted one for 'classify'")
     size, names = _literal(said.get("imgsz")), _literal(said.get("names"))
@@ -77,6 +77,17 @@ def read_metadata(model: onnx.ModelProto, path: Path) -> Records:
         source = f"Ultralytics' metadata in {path}"
         recipe = Recipe((height, width), resize, "BILINEAR_PILLOW", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), source)
     return Records(recipe, _labels({"id2label": names}))
+
+
+def _zipped_names(model: onnx.ModelProto) -> tuple[str, ...] | None:
+    """Return the names under which the network gives the scores; None where there are none, or numbers."""
+    from pipeline.onnx_models.label_outputs import zipped_labels
+
+    for output in model.graph.output:
+        labels = zipped_labels(model, output.name)
+        if labels and all(isinstance(label, str) for label in labels):
+            return tuple(labels)
+    return None
 
 
 def _literal(text: str | None) -> object:

@@ -757,6 +757,28 @@ def test_init_takes_size_range_and_order_of_classes_from_the_metadata_of_an_onnx
     assert "eel/0.png 0\n" in Path("x.labels.txt").read_text(encoding="utf-8")
 
 
+def test_init_takes_the_order_of_classes_from_the_labels_that_a_zip_map_puts_scores_under(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(save_onnx(Path("net.onnx")))
+    row = onnx.helper.make_map_type_proto(
+        onnx.TensorProto.STRING, onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    )
+    zip_map = onnx.helper.make_node("ZipMap", [model.graph.output[0].name], ["named"], domain="ai.onnx.ml")
+    zip_map.attribute.append(onnx.helper.make_attribute("classlabels_strings", CLASSES[::-1]))
+    model.graph.node.append(zip_map)
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_value_info("named", onnx.helper.make_sequence_type_proto(row)))
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    onnx.save(model, "net.onnx")
+    given = ["--mean", "0,0,0", "--std", "1,1,1"]
+    assert main(["init", "x.yaml", "--weights", "net.onnx", "--dataset", "pets", *given]) == 0
+    out = capsys.readouterr().out
+    assert "the model's own order of the classes (eel, dog, cat, ...) is not that of the folders" in out
+    assert "eel/0.png 0\n" in Path("x.labels.txt").read_text(encoding="utf-8")
+
+
 def test_init_refuses_a_network_whose_metadata_name_another_task(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
