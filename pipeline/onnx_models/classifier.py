@@ -21,6 +21,7 @@ from pipeline.onnx_models import (
     branches,
     channels_last,
     clips,
+    einsums,
     forms,
     layer_norms,
     opsets,
@@ -86,6 +87,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     onnx_batch.keep_batch_in_squeezes(model)
     axes.name_all_axes(model, batch)
     onnx_batch.free_batch(model, batch)
+    einsums.use_products(model)
     layer_norms.use_layer_norms(model)  # before Transposes move into the norms
     model = fold(model, path)
     release_memory()  # of the model before, for sessions
