@@ -45,9 +45,11 @@ def _analyze(args: argparse.Namespace) -> None:
 
     check_json_path(args.json)
     if args.time and args.images is not None:
-        raise ConfigError("--images: is of the accuracy, and --time measures no accuracy; leave one of the two out")
+        raise ConfigError("--images: has no effect with --time; leave one of the two out")
     if not args.time and (args.runtime or args.batch):
-        raise ConfigError(f"--{'runtime' if args.runtime else 'batch'}: is of --time; add that, or leave it out")
+        raise ConfigError(
+            f"--{'runtime' if args.runtime else 'batch'}: works only with --time; add that, or leave it out"
+        )
     package = open_package(args.model)
     say = sayer(args.json)
     say(package.heading)

@@ -198,7 +198,7 @@ def _check_no_sweep_flags(args: argparse.Namespace) -> None:
     if args.max_latency is not None:
         raise ConfigError("--max_latency: is a limit for --sweep; add that, or leave it out")
     if args.report is not None:
-        raise ConfigError("--report: is the page of --sweep; add that, or give --report to eval, for accuracy")
+        raise ConfigError("--report: works only with --sweep; add that, or give --report to eval, for accuracy")
 
 
 def _check_cluster_flags(args: argparse.Namespace) -> None:

@@ -49,9 +49,9 @@ def _package(args: argparse.Namespace) -> None:
     served = ("backend", "batch", "instances", "storage_uri")
     given = [name for name in served if getattr(args, name) is not None]
     if given and args.format not in ("triton", "kserve"):
-        raise ConfigError(f"--{given[0]}: is of --format triton and kserve; leave it out")
+        raise ConfigError(f"--{given[0]}: works only with --format triton or kserve; leave it out")
     if args.storage_uri is not None and args.format != "kserve":
-        raise ConfigError("--storage_uri: is of --format kserve; leave it out")
+        raise ConfigError("--storage_uri: works only with --format kserve; leave it out")
     package = open_package(args.model)
     swept = sweep.recall(package)
     instances = args.instances or hardware.available_cores()

@@ -123,7 +123,7 @@ def _predict(args: argparse.Namespace) -> None:
         for note in classifier.notes:
             console.warning(f"note: {note}")
         if classifier.package.uses_sample:
-            console.warning("sample weights, sample images: the answers to photos mean nothing")
+            console.warning("sample weights, sample images: predictions for photos are meaningless")
         with closing(_predictions(cluster, classifier, paths, asked.topk, skip)) as predictions:
             for prediction in predictions:
                 write(prediction.renamed(asked.names))

@@ -36,7 +36,7 @@ def _token(args: argparse.Namespace) -> None:
     from pipeline.serve import tokens
 
     if args.revoke and args.days is not None:
-        raise ConfigError("--days: is of a new token; leave it out with --revoke")
+        raise ConfigError("--days: applies only to new tokens; leave it out with --revoke")
     if args.revoke:
         removed = tokens.revoke(args.tokens, args.name)
         console.step(f"{args.tokens}: {counted(removed, 'token')} of {args.name} removed")

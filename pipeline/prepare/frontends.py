@@ -61,7 +61,7 @@ def _check_network(frontend: FrontendConfig) -> None:
     elif _kind_of(frontend.checkpoint) is FileKind.ONNX:
         raise ConfigError(
             f"frontend.checkpoint: {frontend.checkpoint} is a whole model, a frontend of type {frontend.type.value} "
-            "wants weights alone; set frontend.type to onnx, or give another file"
+            "expects weights only; set frontend.type to onnx, or give another file"
         )
 
 
@@ -73,7 +73,7 @@ def _check_program(checkpoint: Path | None) -> None:
     if kind is FileKind.ONNX:
         raise ConfigError(f"frontend.checkpoint: {checkpoint} is an ONNX model; set frontend.type to onnx")
     raise ConfigError(
-        f"frontend.checkpoint: {checkpoint} holds weights alone, a frontend of type pytorch wants TorchScript or a "
+        f"frontend.checkpoint: {checkpoint} holds only weights, a frontend of type pytorch expects TorchScript or a "
         "program of torch.export; set frontend.type and frontend.model to the network's (init finds out which)"
     )
 
@@ -90,7 +90,7 @@ def _check_graph_file(checkpoint: Path | None) -> None:
     kind = _kind_of(checkpoint)
     if kind is not None and kind.is_weights:
         raise ConfigError(
-            f"frontend.checkpoint: {checkpoint} holds weights alone, a frontend of type onnx wants a whole model; set "
+            f"frontend.checkpoint: {checkpoint} holds only weights, a frontend of type onnx expects a whole model; set "
             "frontend.type and frontend.model to the network's, or give an .onnx file"
         )
     if checkpoint is not None and checkpoint.is_file():

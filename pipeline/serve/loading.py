@@ -51,7 +51,7 @@ def settle(package: Package, wanted: Wanted) -> Wanted:
     for note in chosen.notes:
         console.warning(f"note: {note}")
     if package.uses_sample:
-        console.warning("sample weights, sample images: the answers to photos mean nothing")
+        console.warning("sample weights, sample images: predictions for photos are meaningless")
     batch = wanted.batch or (found.batch if found else _BATCH)
     if wanted.max_queue < batch:
         raise ConfigError(f"--max_queue {wanted.max_queue}: fewer than the {batch} images of a batch; give more")

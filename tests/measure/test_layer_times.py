@@ -90,9 +90,9 @@ def test_command_prints_and_writes_them(
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("analyze --time --images 3", "--images: is of the accuracy, and --time measures no accuracy; "),
-        ("analyze --runtime openvino", "--runtime: is of --time; "),
-        ("analyze -b 4", "--batch: is of --time; "),
+        ("analyze --time --images 3", "--images: has no effect with --time; "),
+        ("analyze --runtime openvino", "--runtime: works only with --time; "),
+        ("analyze -b 4", "--batch: works only with --time; "),
     ],
 )
 def test_flags_of_the_other_measurement_are_refused(

@@ -125,8 +125,8 @@ def test_service_name_begins_with_a_letter(name: str, wanted: str) -> None:
     [
         ("--format kserve", "--storage_uri: missing; "),
         ("--format kserve --storage_uri bucket", "--storage_uri bucket: expected an address such as s3://BUCKET"),
-        ("--format triton --storage_uri s3://a/b", "--storage_uri: is of --format kserve; "),
-        ("--format ort -b 8", "--batch: is of --format triton and kserve; "),
+        ("--format triton --storage_uri s3://a/b", "--storage_uri: works only with --format kserve; "),
+        ("--format ort -b 8", "--batch: works only with --format triton or kserve; "),
     ],
 )
 def test_wrong_flags_write_nothing(

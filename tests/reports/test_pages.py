@@ -180,7 +180,7 @@ def test_page_of_a_sweep_has_every_setting(
 
 def test_report_without_a_sweep_is_refused(in_workspace: TinyWorkspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--report", "page.html"]) == 2
-    assert "--report: is the page of --sweep" in capsys.readouterr().err
+    assert "--report: works only with --sweep" in capsys.readouterr().err
 
 
 def screenshot(page: Path) -> npt.NDArray[np.uint8]:

@@ -40,7 +40,7 @@ def test_check_says_so_when_a_model_is_given_for_weights(tmp_path: Path, name: s
     path = tmp_path / name
     onnx.save(exporter.to_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)), path)
     assert error_of(frontend(Frontend.TIMM, "resnet18", path)) == (
-        f"frontend.checkpoint: {path} is a whole model, a frontend of type timm wants weights alone; set "
+        f"frontend.checkpoint: {path} is a whole model, a frontend of type timm expects weights only; set "
         "frontend.type to onnx, or give another file"
     )
 
@@ -50,7 +50,7 @@ def test_check_says_so_when_weights_are_given_for_a_model(tmp_path: Path, name: 
     path = tmp_path / name
     torch.save({"a": torch.ones(1)}, path)
     assert error_of(frontend(Frontend.ONNX, None, path)) == (
-        f"frontend.checkpoint: {path} holds weights alone, a frontend of type onnx wants a whole model; set "
+        f"frontend.checkpoint: {path} holds only weights, a frontend of type onnx expects a whole model; set "
         "frontend.type and frontend.model to the network's, or give an .onnx file"
     )
 
