@@ -58,6 +58,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "run.predict": ("predict",),
     "run.results": ("bench", "eval"),
     "run.sweep": ("bench",),
+    "run.sweep_record": ("bench",),
     "runtimes": ("bench", "predict", "serve", "analyze"),
     "serve": ("serve",),
     "stages": ("build",),

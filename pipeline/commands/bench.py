@@ -169,7 +169,7 @@ def _compare_with_documents(args: argparse.Namespace) -> None:
 def _sweep(args: argparse.Namespace) -> None:
     from pipeline.measure.bench import check_shape
     from pipeline.packages.package import open_package
-    from pipeline.run import sweep
+    from pipeline.run import sweep, sweep_record
     from pipeline.runtimes.base import Runtime
     from pipeline.runtimes.opening import choose
 
@@ -185,13 +185,13 @@ def _sweep(args: argparse.Namespace) -> None:
     say(package.heading)
     found = sweep.sweep(package, runtime, args.max_latency, args.duration or sweep.SECONDS)
     say("\n".join(sweep.describe(found)))
-    say(f"kept in {sweep.remember(package, found)}: bench without --runtime, -b and -i takes it from there")
+    say(f"kept in {sweep_record.remember(package, found)}: bench without --runtime, -b and -i takes it from there")
     if args.report is not None:
         from pipeline.reports import sweep as page
 
         page.write(package, found, args.report)
         say(f"report in {args.report}")
-    print_json(args.json, sweep.as_dict(package, found))
+    print_json(args.json, sweep_record.as_dict(package, found))
 
 
 def _check_no_sweep_flags(args: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def _package(args: argparse.Namespace) -> None:
     from pipeline.host import hardware
     from pipeline.packages import formats
     from pipeline.packages.package import open_package
-    from pipeline.run import sweep
+    from pipeline.run import sweep_record
 
     served = ("backend", "batch", "instances", "storage_uri")
     given = [name for name in served if getattr(args, name) is not None]
@@ -53,7 +53,7 @@ def _package(args: argparse.Namespace) -> None:
     if args.storage_uri is not None and args.format != "kserve":
         raise ConfigError("--storage_uri: works only with --format kserve; leave it out")
     package = open_package(args.model)
-    swept = sweep.recall(package)
+    swept = sweep_record.recall(package)
     instances = args.instances or hardware.available_cores()
     wanted = formats.Wanted(
         format=formats.Format(args.format),

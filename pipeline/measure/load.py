@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.packages.choice import choose_for, runtime_for
 from pipeline.packages.package import Package
-from pipeline.run import sweep
+from pipeline.run import sweep_record
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose
 
@@ -63,7 +63,7 @@ def choose_load(
 def _recall_load(package: Package, processes: int) -> tuple[Load, list[str]]:
     """Return the load that a sweep found best here, or the smallest one."""
     least = Load(processes=processes)  # raises where a number is out of range
-    found = sweep.recall(package)
+    found = sweep_record.recall(package)
     if found is None:
         return least, []
     setting, path = found

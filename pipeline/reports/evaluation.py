@@ -19,7 +19,7 @@ from pipeline.measure.evaluation import Evaluation
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import THRESHOLDS, Package
 from pipeline.reports import markup
-from pipeline.run import sweep
+from pipeline.run import sweep_record
 from pipeline.terminal.counts import counted
 
 _THUMBNAIL = 128  # px, longer side
@@ -115,7 +115,7 @@ def _thumbnail(path: Location) -> str:
 
 def _speed(package: Package) -> Iterator[str]:
     try:
-        points = sweep.recall_points(package)
+        points = sweep_record.recall_points(package)
     except DataError:
         points = []
     if points:

@@ -12,7 +12,7 @@ from pipeline.host.hardware import available_cores
 from pipeline.packages.choice import choose_for
 from pipeline.packages.origin import open_package_of
 from pipeline.packages.package import Package, open_package
-from pipeline.run import sweep
+from pipeline.run import sweep, sweep_record
 from pipeline.run.answer import Lane, Skip
 from pipeline.run.inputs import ImageLike, name_images
 from pipeline.run.prediction import Prediction
@@ -74,7 +74,7 @@ class Classifier:
         if model_name is not None:
             model = open_package_of(model_name, "model_name")
         self.package = model if isinstance(model, Package) else open_package(model)
-        swept = sweep.recall_for(self.package, wanted)
+        swept = sweep_record.recall_for(self.package, wanted)
         chosen = choose_for(self.package, Runtime(swept.runtime) if swept else wanted)
         self.runtime, self.notes = chosen.runtime, chosen.notes
         self.batch = batch or (swept.batch if swept else sweep.UNSWEPT_BATCH)

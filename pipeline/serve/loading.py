@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.host.hardware import available_cores
 from pipeline.packages.choice import choose_for
 from pipeline.packages.package import Package
-from pipeline.run import sweep
+from pipeline.run import sweep_record
 from pipeline.runtimes.base import Backend, Placement, Runtime
 from pipeline.runtimes.opening import open_backend, place
 from pipeline.serve.batching import Batcher
@@ -46,7 +46,7 @@ def settle(package: Package, wanted: Wanted) -> Wanted:
         ConfigError: more images are computed at once than may wait.
         BackendError: the runtime is not installed.
     """
-    found = sweep.recall_for(package, wanted.runtime)
+    found = sweep_record.recall_for(package, wanted.runtime)
     chosen = choose_for(package, Runtime(found.runtime) if found else wanted.runtime)
     for note in chosen.notes:
         console.warning(f"note: {note}")

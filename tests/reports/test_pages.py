@@ -27,7 +27,7 @@ from pipeline.packages.package import THRESHOLDS, open_package
 from pipeline.quant.rounding import read_rounded
 from pipeline.reports import markup
 from pipeline.reports import sweep as reports_sweep
-from pipeline.run import sweep
+from pipeline.run import sweep, sweep_record
 from pipeline.run.results import read_run
 from pipeline.runtimes.base import Runtime
 from pipeline.terminal.counts import counted
@@ -102,7 +102,7 @@ def test_report_says_what_the_evaluation_says_and_loads_nothing(
 
 def test_report_draws_the_curve_of_a_sweep(tiny: TinyWorkspace, out: Path, tmp_path: Path) -> None:
     points = [sweep.Point(sweep.Setting("openvino", batch, 2), 100.0 + batch, 10.0 * batch) for batch in (1, 2, 4)]
-    sweep.remember(tiny.package, sweep.Sweep(tuple(points), points[1], None))
+    sweep_record.remember(tiny.package, sweep.Sweep(tuple(points), points[1], None))
     assert main(["eval", "--result_path", str(out), "--report", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     Page(text)
@@ -216,7 +216,7 @@ def test_browser_shows_histograms_with_thresholds(make_config: MakeConfig, tmp_p
 def test_browser_shows_flips_and_the_curve(tiny: TinyWorkspace, out: Path, tmp_path: Path) -> None:
     points = [sweep.Point(sweep.Setting("openvino", batch, 2), 100.0 + batch, 10.0 * batch) for batch in (1, 2, 4)]
     found = sweep.Sweep(tuple(points), points[1], None)
-    sweep.remember(tiny.package, found)
+    sweep_record.remember(tiny.package, found)
     assert main(["eval", "--result_path", str(out), "--report", str(tmp_path / "page.html")]) == 0
     shown = screenshot(tmp_path / "page.html")
     assert drawn(shown, markup._COLOURS["openvino"]) > 100

@@ -29,7 +29,7 @@ from pipeline.errors import DataError
 from pipeline.onnx_models import classifier as onnx_classifier
 from pipeline.onnx_models.scores import Scores
 from pipeline.packages.package import open_package
-from pipeline.run import sweep
+from pipeline.run import sweep, sweep_record
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import open_backend, place
 
@@ -187,7 +187,7 @@ def test_classifier_takes_what_a_sweep_found(prefix: Path, tmp_path: Path, monke
     monkeypatch.setenv("INT8_PIPELINE_CACHE", str(tmp_path / "cache"))
     package = open_package(prefix)
     best = sweep.Point(sweep.Setting("onnxruntime", 3, 1), 1.0, 1.0)
-    sweep.remember(package, sweep.Sweep((best,), best, None))
+    sweep_record.remember(package, sweep.Sweep((best,), best, None))
     with Classifier(prefix) as classifier:
         assert (classifier.runtime, classifier.batch) == (Runtime.ONNXRUNTIME, 3)
     with Classifier(prefix, batch=2) as classifier:

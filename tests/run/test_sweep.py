@@ -13,7 +13,7 @@ from run_fixtures import TinyWorkspace, float32_model, write_package
 from pipeline.commands.cli import main
 from pipeline.errors import DataError
 from pipeline.host import hardware
-from pipeline.run import sweep
+from pipeline.run import sweep, sweep_record
 from pipeline.run.sweep import Point, Setting, Sweep
 from pipeline.runtimes.base import Runtime
 
@@ -80,38 +80,38 @@ def test_sweep_measures_every_installed_setting_and_is_recalled_for_this_package
     tiny: TinyWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tiny.package
-    assert sweep.recall(package) is None
+    assert sweep_record.recall(package) is None
     found = sweep.sweep(package, Runtime.ONNXRUNTIME, None, seconds=0.02)
     measured = [each.setting for each in found.points]
     assert len(set(measured)) == len(measured) >= 3
     assert {setting.instances for setting in measured} == set(sweep._instances())
     assert all(each.throughput > 0 and each.latency_ms > 0 for each in found.points)
-    path = sweep.remember(package, found)
-    assert sweep.recall(package) == (found.best.setting, path)
+    path = sweep_record.remember(package, found)
+    assert sweep_record.recall(package) == (found.best.setting, path)
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["model_sha256"] == package.digest
     assert len(written["points"]) == len(measured)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(hardware, "cpu_name", lambda: "another CPU")
-        assert sweep.recall(package) is None
+        assert sweep_record.recall(package) is None
     write_package(tiny.folder, float32_model(seed=7))
-    assert sweep.recall(tiny.package) is None
+    assert sweep_record.recall(tiny.package) is None
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"best": {"setting": {"runtime": "x", "batch": 1, "instances": 1}}}'])
 def test_recall_names_a_damaged_file(tiny: TinyWorkspace, content: str) -> None:
-    path = sweep._path(tiny.package)
+    path = sweep_record._path(tiny.package)
     path.parent.mkdir(parents=True)
     path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=r"\.json: invalid record of a sweep; delete it"):
-        sweep.recall(tiny.package)
+        sweep_record.recall(tiny.package)
 
 
 def test_bench_takes_what_the_sweep_found_unless_it_is_told(tiny: TinyWorkspace, command: Command) -> None:
     prefix = str(tiny.prefix)
     code, printed, _ = command("bench", "-m", prefix, "--sweep", "--runtime", "onnxruntime", "--duration", "0.02")
     assert code == 0, printed
-    recalled = sweep.recall(tiny.package)
+    recalled = sweep_record.recall(tiny.package)
     assert recalled is not None
     best = recalled[0].flags()
     assert f"best: {best}: " in printed
@@ -142,5 +142,5 @@ def test_recall_works_with_the_runtime_of_another_distribution(
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    path = sweep.remember(tiny.package, Sweep(tuple(POINTS), POINTS[2], None))
-    assert sweep.recall(tiny.package) == (POINTS[2].setting, path)
+    path = sweep_record.remember(tiny.package, Sweep(tuple(POINTS), POINTS[2], None))
+    assert sweep_record.recall(tiny.package) == (POINTS[2].setting, path)
