@@ -211,7 +211,8 @@ class ObserverSet:
         for name, tensor in values.items():
             if not self.observers[name].add(tensor, never_negative=name in never_negative):
                 raise DataError(
-                    f"activation {name}: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
+                    f"activation {name}: holds NaN or Inf in float32; check the checkpoint, the preprocessing, and "
+                    "constants of the network that are infinite"
                 )
 
     def save(self, path: Path, images: int) -> None:

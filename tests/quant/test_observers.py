@@ -76,7 +76,8 @@ def test_observer_set_names_the_tensor_when_it_holds_nan_or_inf(bad: float, batc
         with pytest.raises(DataError) as caught:
             seen.add(values)
         assert str(caught.value) == (
-            "activation relu: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
+            "activation relu: holds NaN or Inf in float32; check the checkpoint, the preprocessing, and "
+            "constants of the network that are infinite"
         )
         return
 

@@ -256,7 +256,8 @@ def test_run_names_the_activation_when_it_overflows(
     with pytest.raises(DataError) as caught:
         run(make_config(), inputs, tmp_path / "out")
     assert str(caught.value) == (
-        "activation /relu/Relu_output_0: holds NaN or Inf in float32; check the checkpoint and the preprocessing"
+        "activation /relu/Relu_output_0: holds NaN or Inf in float32; check the checkpoint, the preprocessing, and "
+        "constants of the network that are infinite"
     )
 
 
