@@ -383,7 +383,7 @@ def fault_of(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) ->
 )
 def test_address_without_the_engine_is_one_line(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = fault_of([*command, "--address", "auto"], capsys)
-    assert said == "error: --address auto: is of a Ray cluster; add --engine ray, or leave it out\n"
+    assert said == "error: --address auto: needs a Ray cluster; add --engine ray, or leave it out\n"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,11 @@ def damage(image_tree: Path) -> dict[str, str]:
     cut.write_bytes(whole[: len(whole) // 2])  # its header and size can be read
     empty.write_bytes(b"")
     text.write_text("not an image", encoding="utf-8")
-    return {str(cut): "image file is truncated", str(empty): "no format", str(text): "no format"}
+    return {
+        str(cut): "image file is truncated",
+        str(empty): "it is empty; copy or download it again",
+        str(text): "no format",
+    }
 
 
 def run(cfg: BuildConfig, out: Path) -> list[Sample]:
