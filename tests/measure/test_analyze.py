@@ -58,6 +58,9 @@ def test_analyze_knows_the_activations_that_the_search_split(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "_reached", lambda goal, figures: figures.speed not in (None, 1.0))  # once one is kept
+    for other in ("find_streams", "find_joins"):  # of the small network they are worth more, and would come first
+        monkeypatch.setattr(tune, other, lambda float32: {})
+    monkeypatch.setattr(tune, "_DOUBT", 1e9)  # splits are tried, however little they should save
     coarse = ("backend.quantize.calibrate_mode=max", "backend.quantize.weight_rounding=nearest")
     built = build(make_config(*coarse, "accuracy.min_agreement=100", "accuracy.min_speed=0.001"), quiet)
     parted = open_package(built.prefix).report()["accuracy"]["split_activations"]

@@ -209,5 +209,5 @@ def test_init_writes_a_build_file_for_a_program(
 def test_check_refuses_weights_alone_for_a_frontend_of_type_pytorch(make_config: MakeConfig, tmp_path: Path) -> None:
     torch.save(Small().state_dict(), tmp_path / "w.pth")
     cfg = make_config("frontend.type=pytorch", f"frontend.checkpoint={tmp_path}/w.pth")
-    with pytest.raises(ConfigError, match=r"w.pth holds only weights, a frontend of type pytorch wants TorchScript"):
+    with pytest.raises(ConfigError, match=r"w.pth holds only weights, a frontend of type pytorch expects TorchScript"):
         frontends.check(cfg.frontend)
