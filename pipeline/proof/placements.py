@@ -35,7 +35,7 @@ class Tried:
 
     @property
     def kl(self) -> float:
-        """Mean divergence, nats an image."""
+        """Mean divergence, nats per image."""
         return float(self.accuracy.kl.mean())
 
     @property

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from pipeline.artefacts import write_json
@@ -24,12 +23,11 @@ from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
 from pipeline.errors import BackendError
 from pipeline.host import isolated
-from pipeline.onnx_models.scores import Scores
 from pipeline.proof import agreement
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.quant import pixels
 from pipeline.quant.assemble import assemble
-from pipeline.quant.divergence import Divergence
+from pipeline.quant.divergence import ByImage, by_image
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.qmath import Range
 from pipeline.quant.ranges import PERCENTILES, by_percentile, ranges_by
@@ -53,9 +51,6 @@ _LEAST_GAIN = 0.01
 _MOST_LOST = 2  # models one after the other that are no better than the best: none is tried after them
 _INSTEAD = "backend.quantize.calibrate_mode: percentile"
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -71,8 +66,7 @@ class Trial:
 
     ranges: Mapping[str, Range]
     figures: CandidateFigures
-    divergence: Float64  # [images], of the answers from float32's
-    noise: Float64  # [images], squared, of the logits
+    accuracy: ByImage  # of the answers, beside float32's
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
@@ -140,7 +134,7 @@ def _trials(
             yield percentile, str(err)
             continue
         if np.isfinite(answers).all():
-            yield percentile, Trial(ranges, judge.compare(answers), *_by_image(judge.expected, answers, scores))
+            yield percentile, Trial(ranges, judge.compare(answers), by_image(judge.expected, answers, scores))
         else:
             yield percentile, "its answers are no numbers"
 
@@ -153,25 +147,14 @@ def _judge(settings: Settings, inputs: Mapping[str, Path], *, raw: bool) -> Judg
     return Judge(images, expected, samples, read_scores(inputs["export"]))
 
 
-def _by_image(expected: Float32, answers: Float32, scores: Scores) -> tuple[Float64, Float64]:
-    """Return divergence and noise of each image; their sums are those of `CandidateFigures.distance`."""
-    found = []
-    for index in range(len(expected)):
-        each = Divergence(scores)
-        each.add(expected[index : index + 1], answers[index : index + 1])
-        found.append((each.divergence_sum, each.noise))
-    divergence, noise = np.array(found, np.float64).T
-    return divergence, noise
-
-
 def _is_better(trial: Trial, best: Trial) -> bool:
     """Whether a model is nearer to float32 by more than the images chosen leave open.
 
     The gain is that of the logarithm of the distance, and its standard error that of a ratio of sums over the same
     images (the delta method).
     """
-    gain, variance = 0.0, np.zeros(len(trial.noise))
-    for mine, its in ((trial.divergence, best.divergence), (trial.noise, best.noise)):
+    gain, variance = 0.0, np.zeros(len(trial.accuracy.kl))
+    for mine, its in ((trial.accuracy.kl, best.accuracy.kl), (trial.accuracy.noise, best.accuracy.noise)):
         if its.sum() <= 0 or mine.sum() <= 0:
             return bool(its.sum() > 0)
         gain += math.log(its.sum() / mine.sum()) / 2

@@ -17,6 +17,7 @@ from pipeline.building import build
 from pipeline.config.build_config import BuildConfig
 from pipeline.packages.package import open_package
 from pipeline.proof.judge import CandidateFigures
+from pipeline.quant.divergence import ByImage
 from pipeline.quant.observers import ObserverSet
 from pipeline.quant.ranges import PERCENTILES, by_percentile, ranges_by
 from pipeline.stages import ranges
@@ -30,7 +31,7 @@ MEASURED = "backend.quantize.calibrate_mode=measured"
 
 def trial(divergence: list[float], noise: list[float]) -> Trial:
     figures = CandidateFigures(agreement=100, kl=sum(divergence), sqnr_db=30, drop=None, speed=None)
-    return Trial({}, figures, np.array(divergence), np.array(noise))
+    return Trial({}, figures, ByImage(np.array(divergence), np.ones(len(noise)), np.array(noise)))
 
 
 @pytest.mark.parametrize(
