@@ -57,12 +57,12 @@ class Comparison:
 
     @property
     def sure_speed(self) -> float:
-        """The speed that is beyond doubt: of many rounds the lower end of the interval, of few their least ratio."""
+        """The speed beyond doubt: of many rounds the lower end of the interval, of few the least that they allow."""
         if self.speed.interval is not None:
             return self.speed.interval[0]
         fewer, more = (self.tried[name].rates for name in (FEWER, MORE))
         if len(fewer) != len(more):
-            return self.speed.median
+            return min(more) / max(fewer)
         return min(a / b for a, b in zip(more, fewer, strict=True))
 
     @property

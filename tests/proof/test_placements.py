@@ -73,6 +73,17 @@ def test_least_ratio_counts_when_the_rounds_are_too_few_for_an_interval() -> Non
     assert compare(found, 0.95).takes_more
 
 
+def test_worst_round_counts_when_runtimes_were_measured_one_after_the_other() -> None:
+    found = {
+        "openvino": {FEWER: tried(100, 30.0), MORE: tried(50, 30.0)},
+        "onnxruntime": {FEWER: tried(50, 30.0, wobble=(1.0,)), MORE: tried(111, 30.0, wobble=(0.98, 1.0))},
+    }
+    compared = compare(found, 1.08)
+    assert compared.speed.median > 1.08 and compared.speed.interval is None
+    assert compared.sure_speed == pytest.approx(111 * 0.98 / (100 * 1.02))
+    assert not compared.is_faster
+
+
 def test_compare_takes_each_placement_in_its_fastest_runtime() -> None:
     found = {
         "openvino": {FEWER: tried(94, 27.0), MORE: tried(57, 18.0)},
