@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.config.build_file import load_build_file
     from pipeline.errors import PipelineError
     from pipeline.measure.bench import bench
+    from pipeline.measure.bench_options import BenchOptions
     from pipeline.measure.evaluate import evaluate
     from pipeline.packages.package import open_package
     from pipeline.run.predict import Classifier
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__: str
 
 __all__ = [
+    "BenchOptions",
     "Classifier",
     "PipelineError",
     "Prediction",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BenchOptions": "pipeline.measure.bench_options",
     "Classifier": "pipeline.run.predict",
     "PipelineError": "pipeline.errors",
     "Prediction": "pipeline.run.prediction",

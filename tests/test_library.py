@@ -116,6 +116,7 @@ def test_docstring_has_an_example_that_runs(flowers: Path, name: str) -> None:
 
 def test_public_names_are_these_and_importing_them_costs_nothing() -> None:
     assert sorted(pipeline.__all__) == [
+        "BenchOptions",
         "Classifier",
         "PipelineError",
         "Prediction",
@@ -161,11 +162,11 @@ def test_build_says_nothing_unless_it_is_asked_to(flowers: Path, capfd: pytest.C
 
 
 def test_bench_result_has_a_speed_when_one_was_measured(flowers: Path) -> None:
-    compared = pipeline.bench(iterations=4, batch=2, reference=True)
+    compared = pipeline.bench(options=pipeline.BenchOptions(iterations=4, batch=2, reference=True))
     assert compared.comparison is not None
     assert compared.speed is compared.comparison.package[-1]
     assert compared.performance is None
-    answered = pipeline.bench(speed=False, results="speedless")
+    answered = pipeline.bench(options=pipeline.BenchOptions(speed=False, results="speedless"))
     with pytest.raises(ValueError, match="speed was not measured"):
         _ = answered.speed
 
@@ -190,7 +191,7 @@ def test_build_and_load_build_file_say_what_they_take_when_given_something_else(
 
 
 def test_results_are_frozen_and_without_the_methods_of_other_modules(flowers: Path) -> None:
-    found = pipeline.bench(iterations=2, batch=1)
+    found = pipeline.bench(options=pipeline.BenchOptions(iterations=2, batch=1))
     with pytest.raises(AttributeError):
         found.performance = None  # type: ignore[misc]
     public = {name for name in dir(pipeline.Classifier) if not name.startswith("_")}

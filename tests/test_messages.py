@@ -36,6 +36,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "host.cluster_worker": ("bench", "image2npz", "predict"),
     "measure.analyze": ("analyze",),
     "measure.bench": ("bench",),
+    "measure.bench_options": ("bench",),
     "measure.documents": ("bench",),
     "measure.evaluate": ("eval",),
     "measure.load": ("bench",),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.flags import (
     RUNTIMES,
@@ -24,6 +24,10 @@ from pipeline.commands.flags import (
     sayer,
 )
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.measure.bench_options import BenchOptions
+    from pipeline.run.plan import Limit
 
 
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
@@ -102,29 +106,33 @@ def add_bench(commands: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from pipeline.measure.bench import bench, check_limits
+    from pipeline.measure.bench import bench
     from pipeline.packages.package import open_package
 
     check_json_path(args.json)
     check_report_path(args.report)
-    check_limits(args.datalist is None, args.reference, args.duration, args.iterations)
-    cluster = cluster_of(args)
-    if cluster is not None:
+    options = _options(args)
+    if options.cluster is not None:
         _check_cluster_flags(args)
     if args.documents:
-        _compare_with_documents(args)
+        _compare_with_documents(args, options.limit)
         return
     if args.sweep:
         _sweep(args)
         return
     _check_no_sweep_flags(args)
     package = open_package(args.model)
-    out = args.results
     # The documents' long form measures speed, or with --datalist makes results; the short form does both.
-    if out is None and args.model is None and package.workspace_file("datalist"):
-        out = Path("output")
-    found = bench(
-        package,
+    if options.results is None and args.model is None and package.workspace_file("datalist"):
+        options = replace(options, results="output")
+    found = bench(package, options, say=sayer(args.json))
+    print_json(args.json, found.as_dict())
+
+
+def _options(args: argparse.Namespace) -> BenchOptions:
+    from pipeline.measure.bench_options import BenchOptions
+
+    return BenchOptions(
         batch=args.batch,
         instances=args.instances,
         processes=args.processes,
@@ -136,18 +144,15 @@ def _bench(args: argparse.Namespace) -> None:
         iterations=args.iterations,
         reference=args.reference,
         datalist=args.datalist,
-        results=out,
-        cluster=cluster,
-        say=sayer(args.json),
+        results=args.results,
+        cluster=cluster_of(args),
     )
-    print_json(args.json, found.as_dict())
 
 
-def _compare_with_documents(args: argparse.Namespace) -> None:
+def _compare_with_documents(args: argparse.Namespace, limit: Limit) -> None:
     from pipeline.measure import documents
     from pipeline.measure.bench import check_shape
     from pipeline.packages.package import open_package
-    from pipeline.run.plan import Limit
 
     others = (*("batch", "instances", "datalist", "results", "vdsp_params"), *("reference", "sweep", "report"))
     given = [name for name in others if getattr(args, name) not in (None, False)]
@@ -158,7 +163,6 @@ def _compare_with_documents(args: argparse.Namespace) -> None:
         )
     package = open_package(args.model)
     check_shape(package, args.shape)
-    limit = Limit(Limit.duration_s if args.duration is None else args.duration, args.iterations)
     found = documents.measure(package, args.runtime, limit)
     say = sayer(args.json)
     say(package.heading)

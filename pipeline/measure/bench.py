@@ -10,9 +10,10 @@ from pathlib import Path
 from pipeline.config.spec_comparison import difference
 from pipeline.config.vdsp import PreprocessSpec, load_vdsp, to_vdsp_dict
 from pipeline.data.npz import find_decoding, read_datalist
-from pipeline.data.storage import Location, Url, location
+from pipeline.data.storage import Location, location
 from pipeline.errors import ConfigError, DataError
 from pipeline.host.cluster import Cluster
+from pipeline.measure.bench_options import BenchOptions, FilePath
 from pipeline.measure.bench_result import BenchResult, SpeedComparison, describe
 from pipeline.measure.load import Load, choose_load
 from pipeline.packages.choice import runtime_for
@@ -21,36 +22,21 @@ from pipeline.run import results as results_folder
 from pipeline.run.performance import Performance, Recorder
 from pipeline.run.plan import Limit, Plan
 from pipeline.run.runner import measure
-from pipeline.runtimes.base import Runtime
 from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 _COMPARED_ROUNDS = 3
 
-FilePath = str | os.PathLike[str]
-
 
 def bench(
     package: Package | FilePath | None = None,
+    options: BenchOptions | None = None,
     *,
-    batch: int | None = None,
-    instances: int | None = None,
-    processes: int = 1,
-    runtime: Runtime | str | None = None,
-    shape: Sequence[int] | None = None,
-    vdsp_params: FilePath | None = None,
-    speed: bool = True,
-    duration: float | None = None,
-    iterations: int | None = None,
-    reference: bool = False,
-    datalist: FilePath | None = None,
-    results: FilePath | Url | None = None,
-    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BenchResult:
     """Measure how fast a package is on this machine, and write its answers to images.
 
-    >>> measured = pipeline.bench(batch=4, instances=2, iterations=20)
+    >>> measured = pipeline.bench(options=pipeline.BenchOptions(batch=4, instances=2, iterations=20))
     >>> measured.speed.images
     80
     >>> sorted(measured.speed.latency_ms)
@@ -58,95 +44,76 @@ def bench(
 
     Args:
         package: a package or its path, as of `open_package`; None: the one built last under deploy_weights/.
-        batch: images per request.
-        instances: requests in flight, over all processes.
-        processes: worker processes.
-        runtime: auto, openvino or onnxruntime. Where this, `batch` and `instances` are None, all three are what
-            `bench --sweep` found best on this machine; else each that is None is auto, 1 and 1.
-        shape: [C, H, W] that the package must take; None: any.
-        vdsp_params: a preprocessing file in place of the package's own.
-        speed: measure throughput and latency, on synthetic images.
-        duration: seconds of that; None: 10.
-        iterations: requests of that, in place of a time.
-        reference: measure the build's float32 model too, in turn.
-        datalist: a file of npz paths whose images are answered; None: the build's own evaluation images.
-        results: folder of the answers; None: output/ where a `datalist` is given, else nothing is answered.
-        cluster: where images are answered, in place of this machine.
+        options: what is measured and answered; None: the speed, with the defaults of `BenchOptions`.
         say: gets the lines that the command prints, each as soon as it is known.
 
     Returns:
         What was measured; `as_dict` gives it as plain data.
 
     Raises:
-        PipelineError: the arguments do not fit each other, the package or this machine.
+        PipelineError: the options do not fit the package or this machine.
     """
-    check_limits(speed, reference, duration, iterations)
+    options = options or BenchOptions()
     package = package if isinstance(package, Package) else open_package(package)
-    check_shape(package, shape)
-    spec, notes = resolve_preprocess(package, None if vdsp_params is None else os.fspath(vdsp_params))
-    load, found = choose_load(package, batch=batch, instances=instances, processes=processes, runtime=runtime)
-    result = BenchResult(package=package, load=load, notes=(*notes, *found), cluster=cluster)
-    answers = _find_answers(package, datalist, results)
+    check_shape(package, options.shape)
+    spec, notes = resolve_preprocess(package, options.vdsp_params)
+    load, found = choose_load(package, options)
+    result = BenchResult(package=package, load=load, notes=(*notes, *found), cluster=options.cluster)
+    answers = _find_answers(package, options)
     say(package.heading)
     for note in result.notes:
         say(f"note: {note}")
-    limit = Limit(Limit.duration_s if duration is None else duration, iterations)
-    if speed:
-        result = _measure_speed(result, spec, limit, reference=reference, say=say)
+    if options.speed:
+        result = _measure_speed(result, spec, options, say)
     if answers is not None:
-        accuracy_run = run_accuracy(package, load, spec, *answers, cluster)
-        if accuracy_run is not None:
-            shown = result.speed if speed else None
-            say("\n".join(describe(accuracy_run, "from npz to results", cluster, shown)))
-        say(f"results in {answers[1]}/")
-        result = replace(result, accuracy_run=accuracy_run, results=answers[1])
+        result = _answer(result, spec, answers, say)
     return result
 
 
-def check_limits(speed: bool, reference: bool, duration: float | None, iterations: int | None) -> None:
-    """Raise ConfigError if the limits of a performance run are out of range, or there is none."""
-    if iterations is not None and iterations < 1:
-        raise ConfigError(f"--iterations: must be at least 1, got {iterations}")
-    if duration is not None and not 0 < duration < float("inf"):
-        raise ConfigError(f"--duration: must be above 0, got {duration}")
-    given = {"reference": reference, "iterations": iterations, "duration": duration}
-    unused = [flag for flag, value in given.items() if value]
-    if unused and not speed:
-        raise ConfigError(f"--{unused[0]}: a run over --datalist ends with its images; leave one of the two out")
-
-
-def _find_answers(
-    package: Package, datalist: FilePath | None, results: FilePath | Url | None
-) -> tuple[Path, Location] | None:
+def _find_answers(package: Package, options: BenchOptions) -> tuple[Path, Location] | None:
     """Return the datalist to answer and the folder for that; None where nothing is to be answered.
 
     Raises:
         PipelineError: they cannot be read or written, before the minutes that a performance run may take.
     """
-    if datalist is None and results is None:
+    if options.datalist is None and options.results is None:
         return None
-    listed = package.workspace_file("datalist") if datalist is None else Path(datalist)
+    listed = package.workspace_file("datalist") if options.datalist is None else Path(options.datalist)
     if listed is None:
         raise ConfigError("--path_output: there are no images to answer; give --datalist FILE (image2npz makes it)")
-    out = location("output" if results is None else results)
+    out = location("output" if options.results is None else options.results)
     read_datalist(listed)
     results_folder.check_folder(out)
     return listed, out
 
 
 def _measure_speed(
-    result: BenchResult, spec: PreprocessSpec, limit: Limit, *, reference: bool, say: Callable[[str], None]
+    result: BenchResult, spec: PreprocessSpec, options: BenchOptions, say: Callable[[str], None]
 ) -> BenchResult:
-    if reference:
-        comparison = run_comparison(result.package, result.load, spec, limit)
+    """Return the result with throughput and latency on synthetic images; with `options.reference`, float32's beside."""
+    if options.reference:
+        comparison = run_comparison(result.package, result.load, spec, options.limit)
         say("\n".join([*describe(comparison.package[-1], "performance, last round"), str(comparison)]))
         return replace(result, comparison=comparison)
-    performance = run_performance(result.package, result.load, spec, limit)
+    performance = run_performance(result.package, result.load, spec, options.limit)
     say("\n".join(describe(performance, "performance")))
     return replace(result, performance=performance)
 
 
-def resolve_preprocess(package: Package, vdsp_params: str | None) -> tuple[PreprocessSpec, list[str]]:
+def _answer(
+    result: BenchResult, spec: PreprocessSpec, answers: tuple[Path, Location], say: Callable[[str], None]
+) -> BenchResult:
+    """Return the result with the run over a datalist, whose answers are in the folder."""
+    datalist, folder = answers
+    accuracy_run = run_accuracy(result.package, result.load, spec, datalist, folder, result.cluster)
+    if accuracy_run is not None:
+        shown = result.speed if result.has_speed else None
+        say("\n".join(describe(accuracy_run, "from npz to results", result.cluster, shown)))
+    say(f"results in {folder}/")
+    return replace(result, accuracy_run=accuracy_run, results=folder)
+
+
+def resolve_preprocess(package: Package, vdsp_params: FilePath | None) -> tuple[PreprocessSpec, list[str]]:
     """Return the preprocessing of a run, the package's own or `--vdsp_params`, and what the user should know of it.
 
     Raises:
@@ -155,6 +122,7 @@ def resolve_preprocess(package: Package, vdsp_params: str | None) -> tuple[Prepr
     spec = package.preprocess()
     if vdsp_params is None:
         return spec, []
+    vdsp_params = os.fspath(vdsp_params)
     given = load_vdsp(vdsp_params, package.input_chw[1:], spec.preprocess_as)
     check_fits(package, given, vdsp_params)
     differs = difference(spec, given)

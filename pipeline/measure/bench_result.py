@@ -61,6 +61,11 @@ class BenchResult:
     cluster: Cluster | None = None
 
     @property
+    def has_speed(self) -> bool:
+        """Whether speed was measured."""
+        return self.performance is not None or self.comparison is not None
+
+    @property
     def speed(self) -> Performance:
         """Throughput and latency on synthetic images; with float32 in turn, those of the package's last round.
 
@@ -70,7 +75,7 @@ class BenchResult:
         if self.comparison is not None:
             return self.comparison.package[-1]
         if self.performance is None:
-            raise ValueError("speed was not measured: bench was called with speed=False")
+            raise ValueError("speed was not measured: the options of bench had speed=False")
         return self.performance
 
     def as_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.host import hardware
 from pipeline.measure.bench import run_performance
+from pipeline.measure.bench_options import BenchOptions
 from pipeline.measure.load import choose_load
 from pipeline.models import zoo
 from pipeline.models.published import BATCHES, Latencies, published_of
@@ -89,7 +90,7 @@ def measure(package: Package, runtime: str | None, limit: Limit) -> DocumentedLa
     chosen = runtime_for(package, Runtime(runtime or "auto"))
     found = []
     for batch in BATCHES:
-        load, _ = choose_load(package, batch=batch, instances=1, processes=1, runtime=chosen)
+        load, _ = choose_load(package, BenchOptions(batch=batch, instances=1, runtime=chosen))
         found.append(run_performance(package, load, package.preprocess(), limit).latency_ms["mean"])
     here = (found[0], found[1], found[2])
     size = zoo.find_model("paddleclas", network).size

@@ -51,7 +51,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a results folder, which `bench` or another program wrote.
 
-    >>> answered = pipeline.bench(speed=False, results="output")
+    >>> answered = pipeline.bench(options=pipeline.BenchOptions(speed=False, results="output"))
     >>> found = pipeline.evaluate("output")
     >>> found.top1.count, found.as_dict()["int8"]["top1"]["count"]
     (8, 8)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.measure.bench_options import BenchOptions
 from pipeline.packages.choice import choose_for, runtime_for
 from pipeline.packages.package import Package
 from pipeline.run import sweep_record
@@ -32,28 +33,23 @@ class Load:
         return {**asdict(self), "runtime": runtime_for(package, self.runtime).value}
 
 
-def choose_load(
-    package: Package, *, batch: int | None, instances: int | None, processes: int, runtime: Runtime | str | None
-) -> tuple[Load, list[str]]:
+def choose_load(package: Package, options: BenchOptions) -> tuple[Load, list[str]]:
     """Return the load of a run, and what the user should know about it.
-
-    Args:
-        batch, instances, runtime: where all three are None, what `bench --sweep` found best here; else 1, 1 and auto.
 
     Raises:
         ConfigError: a number is out of range.
         BackendError: the runtime is not installed.
         ValueError: there is no such runtime.
     """
-    if batch is None and instances is None and runtime is None:
-        load, notes = _recall_load(package, processes)
+    if options.batch is None and options.instances is None and options.runtime is None:
+        load, notes = _recall_load(package, options.processes)
     else:
-        wanted = Runtime(runtime or "auto")
+        wanted = Runtime(options.runtime or "auto")
         choose(wanted)  # raises where it is not installed
         load = Load(
-            batch=1 if batch is None else batch,
-            instances=1 if instances is None else instances,
-            processes=processes,
+            batch=1 if options.batch is None else options.batch,
+            instances=1 if options.instances is None else options.instances,
+            processes=options.processes,
             runtime=wanted,
         )
         notes = []

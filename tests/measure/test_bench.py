@@ -13,6 +13,7 @@ from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, to_v
 from pipeline.data import npz
 from pipeline.errors import ConfigError, DataError
 from pipeline.measure import bench
+from pipeline.measure.bench_options import BenchOptions
 from pipeline.measure.bench_result import BenchResult, describe
 from pipeline.measure.load import Load
 from pipeline.run.plan import Limit
@@ -137,7 +138,8 @@ def test_describe_says_rate_latency_and_what_it_ran_on(tiny: TinyWorkspace, tmp_
 
 def test_bench_says_once_what_both_runs_ran_on(tiny: TinyWorkspace, tmp_path: Path) -> None:
     said: list[str] = []
-    bench.bench(tiny.package, runtime="onnxruntime", iterations=4, results=tmp_path / "out", say=said.append)
+    options = BenchOptions(runtime="onnxruntime", iterations=4, results=tmp_path / "out")
+    bench.bench(tiny.package, options, say=said.append)
     lines = "\n".join(said).splitlines()
     assert [line.partition(":")[0] for line in lines if " images/s" in line] == ["performance", "from npz to results"]
     (ran_on,) = [line for line in lines if line.startswith("ran on")]
