@@ -51,17 +51,24 @@ def test_float32_model_computes_its_layers_in_float(runtime: Runtime, tiny_works
     assert sum(each.work is Work.FLOAT for each in times) == 3
 
 
-def test_times_add_up_to_less_than_a_request_takes(runtime: Runtime, tiny_workspace_master: TinyWorkspace) -> None:
-    """The rest is the engine's own; times of all runs in place of their mean would be more than a request."""
-    model, batch = tiny_workspace_master.package.model, images(64)
+def test_profile_adds_up_to_about_a_request_when_its_runs_are_averaged(
+    runtime: Runtime, tiny_workspace_master: TinyWorkspace
+) -> None:
+    """The rest is the engine's own; times of all runs in place of their mean would be `runs` requests.
+
+    Both are measured in turn, and the quickest round of each counts: other processes slow single rounds.
+    """
+    model, batch, runs = tiny_workspace_master.package.model, images(64), 10
+    requests, totals = [], []
     with open_backend(runtime, model, batch=64, placement=Placement(1, 1)) as backend:
-        backend.infer(batch)
-        begun = time.perf_counter()
-        for _ in range(30):
+        for _ in range(5):
             backend.infer(batch)
-        request = (time.perf_counter() - begun) / 30
-    total = sum(each.seconds for each in profile(runtime, model, batch, threads=1, runs=30))
-    assert 0.05 * request < total < 3 * request
+            begun = time.perf_counter()
+            for _ in range(runs):
+                backend.infer(batch)
+            requests.append((time.perf_counter() - begun) / runs)
+            totals.append(sum(each.seconds for each in profile(runtime, model, batch, threads=1, runs=runs)))
+    assert 0.05 * min(requests) < min(totals) < 3 * min(requests)
 
 
 def test_tables_add_up(tiny_workspace_master: TinyWorkspace) -> None:
