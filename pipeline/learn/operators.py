@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from pipeline.learn.quantizers import dequantize, quantize
+
 Tensor = torch.Tensor
 Attributes = Mapping[str, Any]
 Outputs = Tensor | tuple[Tensor, ...]
@@ -23,27 +25,6 @@ _TYPES = {_FLOAT: torch.float32, _DOUBLE: torch.float64, _INT64: torch.int64, 2:
 
 class UnsupportedError(Exception):
     """A network holds something that is not computed here; the text names it."""
-
-
-class _Round(torch.autograd.Function):
-    """Rounding to whole numbers, whose gradient is that of the identity (straight-through estimator)."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return torch.round(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0]
-
-
-def round_through(values: Tensor) -> Tensor:
-    """Return values rounded, half to even, with the gradient of the values themselves.
-
-    Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons" (arXiv:1308.3432).
-    """
-    rounded: Tensor = _Round.apply(values)  # type: ignore[no-untyped-call]
-    return rounded
 
 
 def _pads(attributes: Attributes, axes: int) -> tuple[list[int], list[int]]:
@@ -226,28 +207,6 @@ def _expand(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     return expanded
 
 
-def _steps(values: Tensor, scale: Tensor, axis: int) -> list[int]:
-    """Return the shape of a quantizer's scale beside the values it scales."""
-    return [-1 if scale.ndim and at == axis % values.ndim else 1 for at in range(values.ndim)]
-
-
-def _quantize(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
-    values, scale, zero = inputs
-    shape = _steps(values, scale, attributes.get("axis", 1))
-    limits = torch.iinfo(zero.dtype)
-    levels = round_through(values / scale.reshape(shape)) + zero.float().reshape(shape)
-    return torch.clamp(levels, limits.min, limits.max)
-
-
-def _dequantize(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
-    levels, scale = inputs[:2]
-    shape = _steps(levels, scale, attributes.get("axis", 1))
-    if len(inputs) > 2:
-        levels = levels.float() - inputs[2].float().reshape(shape)
-    scaled: Tensor = levels.float() * scale.reshape(shape)
-    return scaled
-
-
 def _gelu(attributes: Attributes, inputs: Sequence[Any]) -> Tensor:
     return functional.gelu(inputs[0], approximate=attributes.get("approximate", b"none").decode())
 
@@ -260,7 +219,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,
-    "DequantizeLinear": _dequantize,
+    "DequantizeLinear": dequantize,
     "Div": lambda attributes, inputs: inputs[0] / inputs[1],
     "Elu": lambda attributes, inputs: functional.elu(inputs[0], attributes.get("alpha", 1.0)),
     "Erf": lambda attributes, inputs: torch.erf(inputs[0]),
@@ -282,7 +241,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Mul": lambda attributes, inputs: inputs[0] * inputs[1],
     "Pad": _pad,
     "Pow": lambda attributes, inputs: inputs[0] ** inputs[1],
-    "QuantizeLinear": _quantize,
+    "QuantizeLinear": quantize,
     "ReduceMean": lambda attributes, inputs: _reduce(attributes, inputs, "mean"),
     "ReduceSum": lambda attributes, inputs: _reduce(attributes, inputs, "sum"),
     "Relu": lambda attributes, inputs: functional.relu(inputs[0]),
