@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from pipeline.config.choices import Frontend, Precision, PreprocessAs
 from pipeline.config.documents import find_file, shown_path
+from pipeline.config.image_sections import DatasetConfig
 from pipeline.config.keys import read_keys
 from pipeline.config.process_ops import ProcessOps, custom_op, read_process_ops, spec_from_process_ops
 from pipeline.config.published import recorded_preprocess
 from pipeline.config.schema import Fault, Section
-from pipeline.config.sections import AUTO, BackendConfig, DatasetConfig, FrontendConfig
+from pipeline.config.sections import AUTO, BackendConfig, FrontendConfig
 from pipeline.config.spec_comparison import describe, difference
 from pipeline.config.vdsp import FOLDER, PreprocessSpec, read_vdsp
 from pipeline.errors import ConfigError
