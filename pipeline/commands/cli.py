@@ -62,6 +62,11 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown[0].partition('=')[0], flags)}")
         return found, unknown
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the help, or an error; the standard library passes over a stream that takes nothing."""
+        if message:
+            print(message, end="", file=file or sys.stderr, flush=True)
+
     def error(self, message: str) -> NoReturn:
         if wrong := _CHOICE.fullmatch(message):
             hint = _nearest(wrong[2], re.findall(r"[\w.-]+", wrong[3]))
@@ -89,14 +94,14 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     if parser is None:
         parser, words = make_parser(), as_commands(words)
     completion.offer(parser)
-    args = parser.parse_args(words)
-    console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)
-    return _exit_code(args)
+    return _exit_code(parser, words)
 
 
-def _exit_code(args: argparse.Namespace) -> int:
+def _exit_code(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     """Run the command of the arguments; print what a user can fix, and return the exit code."""
     try:
+        args = parser.parse_args(words)
+        console.configure(quiet=args.quiet, verbose=args.verbose, json_lines=args.log_json)
         args.run(args)
         sys.stdout.flush()
     except PipelineError as err:
@@ -124,9 +129,9 @@ def _exit_code(args: argparse.Namespace) -> int:
 
 def _explain(err: OSError) -> bool:
     """Print a line on an error of the machine, such as a full disk; return whether it was one."""
-    unwritable = streams.unwritable_output()
+    unwritable = streams.why_unwritable()
     if unwritable is not None:
-        console.error(f"standard output: cannot be written ({unwritable.strerror}); send it elsewhere")
+        console.error(f"standard output: cannot be written ({unwritable}); send it elsewhere")
         streams.drop_output()
         return True
     if err.errno in _FULL_OR_CLOSED:
@@ -169,7 +174,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from pipeline.version import NAME, version
 
-        print(f"{NAME} {version()}")
+        print(f"{NAME} {version()}", flush=True)
         parser.exit()
 
 

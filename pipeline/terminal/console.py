@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TextIO
 
+from pipeline.terminal import streams
+
 
 @dataclass
 class _Style:
@@ -98,7 +100,7 @@ def step(text: str) -> None:
     """Print that a step begins, or what it did."""
     if _style.json_lines:
         event("step", text=text)
-    elif not _style.quiet:
+    elif not _style.quiet and not streams.is_output_closed():  # a result that is lost is an error, a step is not
         _print(text)
 
 

@@ -712,8 +712,13 @@ def test_an_error_of_the_system_that_only_a_bug_raises_keeps_its_traceback() -> 
             2,
             "error: standard output: cannot be written (No space left on device); send",
         ),
-        ("{} models resnet18 >&-", 0, ""),
-        ("{} models resnet18 >&- 2>&-", 0, ""),
+        ("{} models resnet18 >&-", 2, "error: standard output: cannot be written (it is closed); send it elsewhere\n"),
+        ("{} models resnet18 >&- 2>&-", 2, ""),
+        ("{} models --help >/dev/full", 2, "error: standard output: cannot be written (No space left on device)"),
+        ("{} --version >/dev/full", 2, "error: standard output: cannot be written (No space left on device)"),
+        ("{} --help >&-", 2, "error: standard output: cannot be written (it is closed)"),
+        ("{} models --no_such_flag >&-", 2, "error: unrecognized arguments: --no_such_flag"),
+        ("{} models --help | :", 0, ""),
     ],
 )
 def test_a_standard_output_that_takes_nothing_is_no_traceback(line: str, code: int, said: str) -> None:
@@ -723,3 +728,27 @@ def test_a_standard_output_that_takes_nothing_is_no_traceback(line: str, code: i
         ["bash", "-c", line.format(program)], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr[: len(said)], done.stderr.count("\n")) == (code, said, bool(said))
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    line = line.format(shlex.quote(sys.executable))
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("flag", ["", "--json -", "--csv -"])
+def test_answers_that_nobody_can_read_are_an_error(tiny: TinyWorkspace, flag: str) -> None:
+    done = shell(f"{{}} -m pipeline predict {tiny.images[0]} {flag} >&-", tiny.root)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: standard output: cannot be written (it is closed); send it elsewhere"
+
+
+def test_steps_that_nobody_can_read_do_not_end_the_work(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pipeline.terminal import console, streams; streams.open_closed(); console.configure(); "
+        'console.step("begun"); console.note("went on")'
+    )
+    done = shell(f"{{}} -c {shlex.quote(program)} >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "went on\n")
