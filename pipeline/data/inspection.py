@@ -21,6 +21,7 @@ class Inspected:
 
     sha256: str = ""  # "" where it cannot be read
     fault: str = ""  # why it cannot be used; "": it can
+    largest: int | None = None  # value of an image of 16 bits a channel that uses 12 at most: it comes out nearly black
 
 
 def inspect(sources: Sequence[ImageSource], cores: int, *, decodes: bool = True) -> dict[ImageSource, Inspected]:
@@ -47,13 +48,14 @@ def _inspect(source: ImageSource, decodes: bool) -> Inspected:
     except DataError as err:
         return Inspected(fault=str(err))
     digest = hashlib.sha256(content).hexdigest()
+    largest = None
     try:
         if decodes:
-            preprocess.check(content)
+            largest = preprocess.check(content)
     except DataError as err:
         reason = str(err)
         return Inspected(digest, reason if reason.startswith(str(source)) else f"{source}: {_without_size(reason)}")
-    return Inspected(digest)
+    return Inspected(digest, largest=largest)
 
 
 def _without_size(reason: str) -> str:

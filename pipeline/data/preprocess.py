@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import ColourOrder, PreprocessSpec, ResizeFilter, ResizeMode, centre_offset
 from pipeline.data.bilinear_cv import bilinear_cv
+from pipeline.data.bit_depth import has_16_bits, largest_if_dark
 from pipeline.data.jpeg_header import find_plain_hw
 from pipeline.data.opening import check_pixels, decoding, opened
 from pipeline.data.pillow_resize import FILTERS, Geometry, resize_and_crop
@@ -56,12 +57,18 @@ def decode(source: Path | bytes, preprocess_as: PreprocessAs = PreprocessAs.TORC
         return _to_chw(image, preprocess_as)
 
 
-def check(source: Path | bytes) -> None:
-    """Raise what `decode` raises for an image file, in half the time: the pixels stay where Pillow has them."""
+def check(source: Path | bytes) -> int | None:
+    """Raise what `decode` raises for an image file, in half the time: the pixels stay where Pillow has them.
+
+    Returns:
+        The largest value of an image of 16 bits that holds no more than 12 of them (see `bit_depth`), else None.
+    """
     with opened(source) as image:
+        is_deep = has_16_bits(image)
         image.load()
         if image.mode != "RGB":
             _to_chw(image, PreprocessAs.TORCHVISION)
+        return largest_if_dark(image) if is_deep else None
 
 
 def from_pillow(image: Image.Image, preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION) -> Pixels:

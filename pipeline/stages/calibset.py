@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.config.build_config import BuildConfig
 from pipeline.config.choices import ClassOrder, Precision
 from pipeline.data import class_order, inspection
+from pipeline.data.bit_depth import describe_dark
 from pipeline.data.calibration_list import write_calibration_list
 from pipeline.data.imagenet import Dataset, Sample, list_dataset
 from pipeline.data.inspection import Inspected
@@ -86,7 +87,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     digests = (f"{inspected[sample.source].sha256}  {sample.source.name}\n" for sample in chosen)
     (out / IMAGES).write_text("".join(digests), encoding="utf-8", errors="surrogateescape")
     write_classes(out / CLASSES, classes)
-    write_notes(out, [*notes, *_notes_of_faults(inspected)])
+    write_notes(out, [*notes, *_notes_of_faults(inspected), *_notes_of_depth(inspected)])
 
 
 def _choose_sound(settings: Settings, dataset: Dataset) -> tuple[list[Sample], dict[ImageSource, Inspected]]:
@@ -119,6 +120,11 @@ def _notes_of_faults(inspected: Mapping[ImageSource, Inspected]) -> list[str]:
     if not faults:
         return []
     return [f"{len(faults)} calibration images left out:\n{inspection.list_faults(faults)}"]
+
+
+def _notes_of_depth(inspected: Mapping[ImageSource, Inspected]) -> list[str]:
+    dark = {source: each.largest for source, each in inspected.items() if each.largest is not None}
+    return [describe_dark(dark, len(inspected))] if dark else []
 
 
 def _notes_of_order(dataset: Dataset, order: ClassOrder | None) -> list[str]:

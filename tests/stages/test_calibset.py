@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config.build_config import BuildConfig
 from pipeline.data import preprocess
@@ -168,6 +170,17 @@ def test_run_takes_others_of_the_same_class_when_images_are_skipped(
         sample.source.name: hashlib.sha256((image_tree / sample.source.name).read_bytes()).hexdigest()
         for sample in after
     }
+
+
+def test_run_says_which_images_of_16_bits_hold_12(make_config: MakeConfig, image_tree: Path, tmp_path: Path) -> None:
+    deep = image_tree / "n90000002" / "deep.png"
+    Image.fromarray(np.full((40, 40), 4000, np.uint16)).save(deep)
+    count = sum(1 for path in image_tree.rglob("*") if path.is_file())
+    run(make_config(f"dataset.sampler.get_data_num={count}"), tmp_path / "out")
+    (note,) = read_notes(tmp_path / "out")
+    assert note.startswith(
+        f"1 of {count} images have 16 bits a channel and no value above 4095 (first: {deep}, largest 4000): "
+    )
 
 
 def test_run_says_what_is_lacking_when_too_few_images_can_be_decoded(
