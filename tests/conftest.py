@@ -5,6 +5,7 @@ All of it is made by the code under test, once a session; nothing here stands in
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from pipeline.data import preprocess
 from pipeline.models import exporter
 from pipeline.models.resnet import BasicBlock, conv1x1
 from pipeline.packages.package import Package, open_package
+from pipeline.runtimes.base import Runtime
 from pipeline.terminal import console
 from pipeline.weights import sample_weights
 
@@ -77,6 +79,20 @@ def _draw(class_index: int, image_index: int) -> Image.Image:
     wave = np.sin((rows * (class_index + 1) + columns) * 0.4 + rng.uniform(0, 6))
     pixels = np.asarray(_COLOURS[class_index]) + 30 * wave[..., None] + rng.normal(0, 12, (40, 44, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(Runtime.ONNXRUNTIME, id="onnxruntime"),
+        pytest.param(Runtime.OPENVINO, id="openvino", marks=pytest.mark.openvino),
+    ]
+)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    """Each runtime in turn; a test that takes it holds for both."""
+    found: Runtime = request.param
+    if importlib.util.find_spec(found.value) is None:
+        pytest.skip(f"{found.value} is not installed")
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -13,22 +12,8 @@ from run_fixtures import TinyWorkspace
 
 from pipeline.commands.cli import main
 from pipeline.measure import layer_times
-from pipeline.runtimes.base import Placement, Runtime
-from pipeline.runtimes.opening import open_backend
+from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.profile import Work, profile
-
-RUNTIMES = [
-    pytest.param(Runtime.OPENVINO, marks=pytest.mark.openvino),
-    pytest.param(Runtime.ONNXRUNTIME),
-]
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    found: Runtime = request.param
-    if importlib.util.find_spec(found.value) is None:
-        pytest.skip(f"{found.value} is not installed")
-    return found
 
 
 def images(batch: int = 8) -> np.ndarray:
@@ -51,24 +36,18 @@ def test_float32_model_computes_its_layers_in_float(runtime: Runtime, tiny_works
     assert sum(each.work is Work.FLOAT for each in times) == 3
 
 
-def test_profile_adds_up_to_about_a_request_when_its_runs_are_averaged(
+def test_times_of_one_request_fit_into_the_time_of_the_whole_profile(
     runtime: Runtime, tiny_workspace_master: TinyWorkspace
 ) -> None:
-    """The rest is the engine's own; times of all runs in place of their mean would be `runs` requests.
+    """On one thread, operations follow each other, so this holds on a busy machine too.
 
-    Both are measured in turn, and the quickest round of each counts: other processes slow single rounds.
+    The rest of the time opens the model and reads the profile. Times of all runs in place of their mean would be 300
+    times as long, and times in another unit 1000 times as long or as short.
     """
-    model, batch, runs = tiny_workspace_master.package.model, images(64), 10
-    requests, totals = [], []
-    with open_backend(runtime, model, batch=64, placement=Placement(1, 1)) as backend:
-        for _ in range(5):
-            backend.infer(batch)
-            begun = time.perf_counter()
-            for _ in range(runs):
-                backend.infer(batch)
-            requests.append((time.perf_counter() - begun) / runs)
-            totals.append(sum(each.seconds for each in profile(runtime, model, batch, threads=1, runs=runs)))
-    assert 0.05 * min(requests) < min(totals) < 3 * min(requests)
+    begun, runs = time.perf_counter(), 300
+    times = profile(runtime, tiny_workspace_master.package.model, images(64), threads=1, runs=runs)
+    whole = time.perf_counter() - begun
+    assert 0.01 * whole < runs * sum(each.seconds for each in times) <= whole
 
 
 def test_tables_add_up(tiny_workspace_master: TinyWorkspace) -> None:

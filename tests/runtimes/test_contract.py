@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import subprocess
 import sys
@@ -26,23 +25,11 @@ from pipeline.runtimes.base import Backend, Placement, Runtime, TensorSpec
 from pipeline.runtimes.opening import choose, default_runtime, open_backend, place
 
 BATCH = 4
-RUNTIMES = [
-    pytest.param(Runtime.ONNXRUNTIME, id="onnxruntime"),
-    pytest.param(Runtime.OPENVINO, id="openvino", marks=pytest.mark.openvino),
-]
 Open = Callable[..., AbstractContextManager[Backend]]
 
 
 def noise(images: int, seed: int = 0) -> Float32:
     return np.random.default_rng(seed).normal(0, 1, (images, 3, 32, 32)).astype(np.float32)
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    found: Runtime = request.param
-    if importlib.util.find_spec(found.value) is None:
-        pytest.skip(f"{found.value} is not installed")
-    return found
 
 
 @pytest.fixture
