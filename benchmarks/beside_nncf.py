@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from common import exit_code
+from process_cost import cpu_seconds, peak_mib
 
 # Whatever else a process needs it imports itself: NNCF's does not pay for what a build imports, nor the other way.
 
@@ -43,17 +43,6 @@ class Made:
     cpu: float  # seconds
     peak: float  # MiB
     images: int
-
-
-def cpu_seconds() -> float:
-    """Return what this process and its ended children have used, user and system."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def peak_mib() -> float:
-    """Return the most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def apart(make: Callable[..., object], *arguments: object) -> object:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from beside_nncf import cpu_seconds, peak_mib
 from common import exit_code
+from process_cost import cpu_seconds, peak_mib
 
 from pipeline import building
 from pipeline.config.build_config import BuildConfig
