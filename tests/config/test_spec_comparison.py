@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from spec_fixtures import SHORTER, SPEC
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.spec_comparison import difference
@@ -15,22 +16,9 @@ from pipeline.config.vdsp import (
     NormType,
     PreprocessSpec,
     ResizeFilter,
-    ResizeMode,
     spec_from_vdsp_dict,
     to_vdsp_dict,
 )
-
-SPEC = PreprocessSpec(
-    resize=ResizeMode.STRETCH,
-    resize_hw=(240, 256),
-    filter=ResizeFilter.BILINEAR_CV,
-    crop_hw=(224, 200),
-    crop_yx=(10, 28),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    synthetic_hw=(280, 300),
-)
-SHORTER = replace(SPEC, resize=ResizeMode.SHORTER_SIDE, resize_hw=(256, 256), crop_yx=None)
 
 
 def stored(values: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from spec_fixtures import SHORTER, SPEC
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.config.vdsp import (
@@ -50,17 +51,6 @@ VALUES: dict[str, Any] = {
         "ResizeType": "BILINEAR_CV",
     },
 }
-SPEC = PreprocessSpec(
-    resize=ResizeMode.STRETCH,
-    resize_hw=(240, 256),
-    filter=ResizeFilter.BILINEAR_CV,
-    crop_hw=(224, 200),
-    crop_yx=(10, 28),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    synthetic_hw=(280, 300),
-)
-SHORTER = replace(SPEC, resize=ResizeMode.SHORTER_SIDE, resize_hw=(256, 256), crop_yx=None)
 
 
 def changed(**config: object) -> dict[str, Any]:
