@@ -6,8 +6,8 @@
 #   runtime that has no padding for a kernel with gaps refuses it.
 # Behaviour: ONNX Runtime pads its pools by the kernel without the gaps, though it places the values with them. The
 #   output is smaller than SAME allows, all of it is shifted, and where onnx's shape inference has written sizes into
-#   the file a warning is logged and the smaller answer given. Only Conv is refused. A global pool or a mean behind it hides the
-#   size. With VALID, or with the pads written out, pools are right. OpenVINO's follow the standard.
+#   the file a warning is logged and the smaller answer given. Only Conv is refused. A global pool or a mean behind it
+#   hides the size. With VALID, or with the pads written out, pools are right. OpenVINO's follow the standard.
 # Output seen (rows and columns, of 9 x 11 by a kernel of 3 with gaps of 2): inferred and openvino 9 x 11, onnxruntime
 #   MaxPool, AveragePool and LpPool 7 x 9, Conv refused; with stride 2: 5 x 6 and 4 x 5. Largest difference of
 #   openvino's MaxPool from onnxruntime's with explicit pads of 2: 0.
