@@ -20,23 +20,34 @@ _SHAPE_READERS = ("Shape", "Size")
 _BATCHES = (1, 2, 3)
 
 
-def inline_branches(model: onnx.ModelProto, path: Path) -> None:
+def inline_branches(model: onnx.ModelProto, path: Path) -> bool:
     """Replace every If by the branch that it takes, and every Loop and Scan by its rounds, in place.
 
     A condition, and a number of rounds, counts as the same for every image where it is computed from constants and
-    shapes alone, and has the same value for several batch sizes.
+    shapes alone. Where it differs between batch sizes, the one for a single image is taken.
+
+    Returns:
+        Whether the file may compute something else for several images than for one.
 
     Raises:
         DataError: a condition depends on the image, or another node repeats a graph; it is named.
     """
+    by_batch = False
+
+    def settled(name: str) -> int | None:
+        nonlocal by_batch
+        value, same = _settled(model, name)
+        by_batch |= not same
+        return value
+
     while True:
         nodes = [node for node in model.graph.node if node.op_type in _CONTROL]
         if not nodes:
-            return
+            return by_batch
         node = nodes[0]
-        if loops.write_out(model, node, lambda name: _settled(model, name)):
+        if loops.write_out(model, node, settled):
             continue
-        taken = _settled(model, node.input[0]) if node.op_type == "If" else None
+        taken = settled(node.input[0]) if node.op_type == "If" else None
         if taken is None:
             raise DataError(
                 f"{path}: node {node.name!r} is {_described(node.op_type)}; only networks without such nodes are "
@@ -47,26 +58,26 @@ def inline_branches(model: onnx.ModelProto, path: Path) -> None:
 
 def _described(op_type: str) -> str:
     if op_type == "If":
-        return "an If, and its condition depends on the image or the batch"
+        return "an If, and its condition depends on the image"
     if op_type in ("Loop", "Scan"):
-        return f"a {op_type}, and how often it repeats a graph depends on the image or the batch, or is above 100"
+        return f"a {op_type}, and how often it repeats a graph depends on the image, or is above 100"
     return f"a {op_type}, and it repeats a graph"
 
 
-def _settled(model: onnx.ModelProto, name: str) -> int | None:
-    """Return a condition or count, None where it may depend on the image."""
+def _settled(model: onnx.ModelProto, name: str) -> tuple[int | None, bool]:
+    """Return a condition or count, None where it may depend on the image, and whether it is the same in every batch."""
     constants = constants_of(model.graph)
     if name in constants:
-        return int(numpy_helper.to_array(constants[name]).reshape(-1)[0])
+        return int(numpy_helper.to_array(constants[name]).reshape(-1)[0]), True
     if _depends_on_values(model.graph, name):
-        return None
+        return None, True
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.output[:]
     part.graph.output.append(onnx.ValueInfoProto(name=name))
     remove_unused(part.graph)
-    found = {value for value in (_run(part, batch) for batch in _BATCHES) if value is not None}
-    return found.pop() if len(found) == 1 else None
+    found = [value for value in (_run(part, batch) for batch in _BATCHES) if value is not None]  # one image's first
+    return (found[0] if found else None), len(set(found)) < 2
 
 
 def _depends_on_values(graph: onnx.GraphProto, name: str) -> bool:

@@ -28,6 +28,7 @@ from pipeline.onnx_models import (
     outputs,
     pads,
     pooling,
+    same_padding,
     sigmoids,
     signature,
     slices,
@@ -78,7 +79,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     model = opsets.raise_version(model, path)
     forms.check_inference(model, path)
     forms.to_float32(model)
-    branches.inline_branches(model, path)
+    by_batch = branches.inline_branches(model, path)
     # Transposes stay until the batch is free: for one image, its axis could be confused with any other of size 1.
     model = fold(model, path, without=("TransposeOptimizer",))
     forms.name_nodes(model)
@@ -86,6 +87,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     signature.declare_shapes(model, chw)
     onnx_batch.keep_batch_in_squeezes(model)
     axes.name_all_axes(model, batch)
+    same_padding.write_same_padding(model, path)
     onnx_batch.free_batch(model, batch)
     einsums.use_products(model)
     layer_norms.use_layer_norms(model)  # before Transposes move into the norms
@@ -107,7 +109,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     axes.count_gather_axes_from_end(model)
     forms.simplify_gemms(model)
     forms.drop_last_casts(model)
-    if not _finish_output(model, chw) and not RawFile(path, output).takes_batch(_noise(chw)):
+    if not _finish_output(model, chw) and (by_batch or not RawFile(path, output).takes_batch(_noise(chw))):
         signature.fix_batch(model)  # for one image it computes the same as the file; runtimes then loop
         _finish_output(model, chw)
     _check_freed(model, path, chw, batch)

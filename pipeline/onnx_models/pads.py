@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.onnx_models.fills import NO_VALUE, fill_of, use_pads
 from pipeline.onnx_models.graphs import (
     Names,
     add_constant,
@@ -21,8 +22,6 @@ from pipeline.onnx_models.graphs import (
     text,
 )
 
-# A fill value at or below this means "no value": converters write -inf, the lowest float32 or float16, -1e9, ...
-_NO_VALUE = -1e4
 _ENDLESS = 1 << 62
 
 
@@ -31,6 +30,7 @@ def fold_pads(model: onnx.ModelProto) -> None:
 
     A range that included such a fill value would leave one step for all real values.
     """
+    use_pads(model)
     _swap_with_activations(model)
     graph, constants = model.graph, constants_of(model.graph)
     pads = {node.output[0]: node for node in graph.node if node.op_type == "Pad"}
@@ -40,8 +40,8 @@ def fold_pads(model: onnx.ModelProto) -> None:
         if node.op_type != "MaxPool" or node.input[0] not in pads:
             continue
         pad = pads[node.input[0]]
-        fill = _fill(pad, constants)
-        if fill is None or not (fill <= _NO_VALUE or (pad.input[0] in positive and fill <= 0)):
+        fill = fill_of(pad, constants)
+        if fill is None or not (fill <= NO_VALUE or (pad.input[0] in positive and fill <= 0)):
             continue
         added = _spatial_pads(pad, constants, len(shapes.get(pad.input[0], [])))
         together = None if added is None else _pads_together(node, added, shapes)
@@ -80,8 +80,8 @@ def _swap_with_activations(model: onnx.ModelProto) -> None:
     readers = readers_of(graph)
     for node in graph.node:
         pad = pads.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
-        fill = None if pad is None else _fill(pad, constants)
-        if pad is None or fill is None or fill > _NO_VALUE or len(readers[pad.output[0]]) != 1:
+        fill = None if pad is None else fill_of(pad, constants)
+        if pad is None or fill is None or fill > NO_VALUE or len(readers[pad.output[0]]) != 1:
             continue
         low = 0.0 if node.op_type == "Relu" else _lower_bound(node, constants)
         if low is None or pad.output[0] in {value.name for value in graph.output}:
@@ -102,16 +102,6 @@ def _lower_bound(clip: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> 
     if len(clip.input) < 2 or clip.input[1] not in constants:
         return None
     return float(numpy_helper.to_array(constants[clip.input[1]]).reshape(-1)[0])
-
-
-def _fill(pad: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> float | None:
-    """Return the fill value of a Pad, None where it is not one constant."""
-    if text(pad, "mode", "constant") != "constant":
-        return None
-    if len(pad.input) < 3 or not pad.input[2]:
-        return 0.0
-    value = constants.get(pad.input[2])
-    return None if value is None else float(numpy_helper.to_array(value).reshape(-1)[0])
 
 
 def _spatial_pads(pad: onnx.NodeProto, constants: Mapping[str, TensorProto], rank: int) -> list[int] | None:

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_fixtures import CHW, RNG, WEIGHT, flat, load_and_compare, node, operators, save
+from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node, operators, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
+from pipeline.onnx_models.raw import RawFile
 
 SECOND = RNG.normal(size=(4, 4, 3, 3)).astype(np.float32)
 
@@ -88,10 +89,41 @@ def test_load_refuses_a_condition_of_the_image(tmp_path: Path, read: str) -> Non
     with pytest.raises(DataError) as caught:
         classifier.load(path, CHW)
     assert str(caught.value) == (
-        f"{path}: node 'If_a' is an If, and its condition depends on the image or the batch; only networks without "
+        f"{path}: node 'If_a' is an If, and its condition depends on the image; only networks without "
         "such nodes are taken: export by tracing (torch.onnx.export of the module, not of a scripted one), or without "
         "it"
     )
+
+
+def of_batch(kind: str, bound: int) -> list[onnx.NodeProto]:
+    """Return nodes that compare the number of images with a number."""
+    return [node("Shape", "x", "s"), node("Gather", "s zero", "n", axis=0), node(kind, f"n {bound}", "q")]
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("Equal", 1), ("Less", 2), ("Greater", 2)])
+def test_load_takes_the_branch_for_one_image_when_the_batch_decides(tmp_path: Path, kind: str, bound: int) -> None:
+    """Both branches compute the same, so that the batch is free."""
+    other = branch("else", node("Conv", "c eye", "e"), output="e")
+    nodes = flat(node("Conv", "x w", "c"), *of_batch(kind, bound), choice("q", BRANCHES[1], other, "a"))
+    constants = {"w": WEIGHT, "zero": np.array(0), str(bound): np.array(bound)}
+    constants["eye"] = np.eye(4, dtype=np.float32)[..., None, None]
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants))
+    assert "If" not in operators(model)
+    assert not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+
+
+def test_load_keeps_one_image_when_a_branch_for_one_image_takes_no_more(tmp_path: Path) -> None:
+    one = branch("then", node("Gather", "f first", "t", axis=0), output="t")
+    nodes = [
+        *(node("Conv", "x w", "c"), node("Flatten", "c", "f"), *of_batch("Equal", 1)),
+        choice("q", one, branch("else", node("Identity", "f", "e"), output="e"), "y"),
+    ]
+    constants = {"w": WEIGHT, "zero": np.array(0), "1": np.array(1), "first": np.array([0])}
+    model = classifier.load(save(tmp_path / "m.onnx", nodes, constants=constants), CHW)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    expected = RawFile(tmp_path / "m.onnx", None).answers(IMAGES)
+    found = np.concatenate([classifier.run(model, image[None]) for image in IMAGES])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def value(name: str, kind: int = TensorProto.FLOAT, shape: list[int] | None = None) -> onnx.ValueInfoProto:
