@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from grpc._cython import cygrpc
@@ -37,7 +35,10 @@ def leave_refusing(max_requests: int) -> list[tuple[str, int]]:
 
 
 class Backlog:
-    """Counts them for one server of this process. Called by the event loop only."""
+    """Counts them for one server of this process. Called by the event loop only.
+
+    As a context manager it counts a call as taken up while the body runs.
+    """
 
     def __init__(self) -> None:
         """Begin before the server is made."""
@@ -46,15 +47,13 @@ class Backlog:
         self._arrived, self._counted_at = 0, float("-inf")  # calls that have arrived and have no answer yet
         self._taken_up = 0  # those of them that are being answered
 
-    @contextmanager
-    def taken_up(self) -> Iterator[None]:
-        """Count a call as taken up while the body runs."""
+    def __enter__(self) -> None:
         self._taken_up += 1
-        try:
-            yield
-        finally:
-            self._taken_up -= 1
-            self._arrived = max(0, self._arrived - 1)
+
+    def __exit__(self, *_: object) -> None:
+        self._taken_up -= 1
+        if self._arrived:
+            self._arrived -= 1
 
     def waiting(self, most: int) -> int:
         """Return how many wait, those included whose answer is being sent.

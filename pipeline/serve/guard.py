@@ -42,6 +42,11 @@ class Admission:
         """Whether a request's headers matter here."""
         return self.tokens is not None or self.tracing is not None
 
+    @property
+    def reads_addresses(self) -> bool:
+        """Whether it matters here from where a request comes."""
+        return self.reads_headers or self.log is not None or self.clients.limited
+
     def logged(self, visit: Visit, headers: Mapping[str, str]) -> AbstractContextManager[None]:
         """Log a visit when it ends, and trace it unless it is a probe."""
         if self.log is None and self.tracing is None:

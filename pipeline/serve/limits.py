@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -44,22 +43,21 @@ class Capacity:
     def max_held(self) -> int:
         return _BODIES * self.max_body
 
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Count one request while the body runs.
+    def taken(self) -> Taken:
+        """Return a context manager that counts one request while the body runs.
 
         Raises:
-            FullError: as many are under way as may be, with those that wait to be taken up.
+            FullError: at the body's start; as many are under way as may be, with those that wait to be taken up.
         """
+        return Taken(self)
+
+    def take(self) -> None:
+        """Count one request, which ends when whoever calls it takes it off `requests`; raise as `taken`."""
         free = self.max_requests - self.requests
         if free <= 0 or self.waiting(free + _LEAVING) >= free + _LEAVING:
             metrics.REFUSED.labels("too many requests").inc()
             raise FullError("too many requests; try again later")
         self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
 
     def hold(self, count: int) -> None:
         """Count bytes that have arrived; whoever calls it takes them off `held` when the request ends.
@@ -72,14 +70,43 @@ class Capacity:
             metrics.REFUSED.labels("bodies too large").inc()
             raise FullError("too many bytes under way; try again later")
 
-    @contextmanager
-    def holding(self, count: int) -> Iterator[None]:
-        """Hold bytes while the body runs; raise as `hold`."""
+    def holding(self, count: int) -> Holding:
+        """Return a context manager that holds bytes while the body runs; raises as `hold` at its start."""
+        return Holding(self, count)
+
+
+class Taken:
+    """The place of one request. Every request has one: a generator would take three times as long."""
+
+    __slots__ = ("_capacity",)
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+
+    def __enter__(self) -> None:
+        self._capacity.take()
+
+    def __exit__(self, *_: object) -> None:
+        self._capacity.requests -= 1
+
+
+class Holding:
+    """The bytes of one request."""
+
+    __slots__ = ("_capacity", "_count")
+
+    def __init__(self, capacity: Capacity, count: int) -> None:
+        self._capacity, self._count = capacity, count
+
+    def __enter__(self) -> None:
         try:
-            self.hold(count)
-            yield
-        finally:
-            self.held -= count
+            self._capacity.hold(self._count)
+        except FullError:
+            self._capacity.held -= self._count
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._capacity.held -= self._count
 
 
 async def receive_by(until: float, receiving: Awaitable[Received]) -> Received:

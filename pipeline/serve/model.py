@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,7 @@ from pipeline.serve.outputs import Answer, Outputs, Tensor, refuse_shared_memory
 from pipeline.serve.tracing import Trace, current
 
 ENCODED = "encoded_image"  # the input that takes files
+_SIZE = struct.Struct("<I")  # bytes of a text, before it
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 # As other servers of the protocol name what they run: Triton for ONNX files, and OpenVINO Model Server.
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "OpenVINO"}
@@ -112,9 +112,9 @@ class PackageModel:
             Internal: the runtime fails.
         """
         wanted = self._outputs.wanted(payload.request_outputs)
-        with self._one_more() as answered:
+        with self._one_more() as request:
             scores = await self._scores_of(payload)
-            answered(len(scores))
+            request.images = len(scores)
         if self._outputs.takes_long(wanted, scores):
             tensors = await asyncio.to_thread(self._make, wanted, scores)
         else:
@@ -130,38 +130,26 @@ class PackageModel:
         Raises:
             InvalidInput, Unavailable, Internal: as `predict`.
         """
-        with self._one_more() as answered:
+        with self._one_more() as request:
             outputs = await self._infer_files([content for _, content in files], [name for name, _ in files])
-            answered(len(outputs))
+            request.images = len(outputs)
         return answer.make_predictions([name for name, _ in files], outputs, self._scores, self._labels, topk)
 
     def close(self) -> None:
         self._decoders.close()
 
-    @contextmanager
-    def _one_more(self) -> Iterator[Callable[[int], None]]:
-        """Count a request while it is under way; yield a function that takes the number of images answered."""
+    def _one_more(self) -> _Request:
+        """Return a request, which counts while the body of its `with` runs.
+
+        Raises:
+            Unavailable: the server is stopping.
+        """
         if self._refusing:
             metrics.REFUSED.labels("stopping").inc()
             raise Unavailable("the server is stopping")
         if (trace := current()) is not None:
             trace.describe(model_name=self.name, model_version=self.version)
-        self.under_way += 1
-        begun, images = time.perf_counter(), 0
-
-        def answered(count: int) -> None:
-            nonlocal images
-            images = count
-
-        try:
-            yield answered
-        finally:
-            self.under_way -= 1
-            seconds = time.perf_counter() - begun
-            if images:
-                self.meter.answered(images, seconds)
-            else:
-                self.meter.failed(seconds)
+        return _Request(self)
 
     async def _scores_of(self, payload: InferRequest) -> Output:
         """Return float32 [images, classes]."""
@@ -173,8 +161,8 @@ class PackageModel:
             # Also as a column: MLServer's codec for base64 writes it so.
             if given.datatype != "BYTES" or list(given.shape[1:]) not in ([], [1]):
                 raise InvalidInput(f"input {ENCODED!r}: expected BYTES [N], got {given.datatype} {list(given.shape)}")
-            contents = _array(given).ravel()
-            return await self._infer_files(list(contents), [f"{ENCODED}[{number}]" for number in range(len(contents))])
+            contents = _texts(given)
+            return await self._infer_files(contents, [f"{ENCODED}[{number}]" for number in range(len(contents))])
         if given.name != self._takes.name:
             raise InvalidInput(f"no input {given.name!r}; expected {self._takes.name!r} or {ENCODED!r}")
         wanted = [_DATATYPES[self._takes.dtype], *self._takes.shape[1:]]
@@ -238,6 +226,38 @@ class PackageModel:
             self.meter.decoded(ended - begun)
             if trace is not None:
                 trace.add("decode", begun, ended, pipeline_bytes=len(content))
+
+
+class _Request:
+    """A request under way: a context manager, which takes a third of the time of a generator."""
+
+    __slots__ = ("_begun", "_model", "images")
+
+    def __init__(self, model: PackageModel) -> None:
+        self._model, self._begun = model, 0.0
+        self.images = 0  # answered
+
+    def __enter__(self) -> _Request:
+        self._model.under_way += 1
+        self._begun = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._model.under_way -= 1
+        seconds = time.perf_counter() - self._begun
+        if self.images:
+            self._model.meter.answered(self.images, seconds)
+        else:
+            self._model.meter.failed(seconds)
+
+
+def _texts(given: InferInput) -> list[bytes]:
+    """Return the values of a tensor of BYTES."""
+    raw: memoryview | None = given._raw_data
+    if raw is None or len(given.shape) != 1 or given.shape[0] != 1 or len(raw) < _SIZE.size:
+        return list(_array(given).ravel())
+    (size,) = _SIZE.unpack_from(raw)  # of the one file that most requests have
+    return [bytes(raw[_SIZE.size :])] if size == len(raw) - _SIZE.size else list(_array(given).ravel())
 
 
 def _array(given: InferInput) -> npt.NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from pipeline.quant.divergence import probabilities
 from pipeline.run import answer
 from pipeline.runtimes.base import Output
 from pipeline.serve.kserve import InvalidInput, RequestedOutput, pb
+from pipeline.serve.wire import before
 
 PROBABILITIES = "probabilities"  # the output beside the model's own; for sigmoids the same values
 _SHARED_MEMORY = "shared_memory_region"  # Triton's extension, which is not supported
 _CLASSIFICATION = "classification"  # Triton's extension: the best classes in place of a tensor
 _MOST_ASKED = 16  # outputs of a request
 _MANY = 20_000  # texts or numbers of an answer: some 10 ms
+_RAW, _ID = (pb.ModelInferResponse.DESCRIPTOR.fields_by_name[name].number for name in ("raw_output_contents", "id"))
 _BINARY_SIZE = "binary_data_size"  # of the binary tensor extension
 
 
@@ -83,14 +86,38 @@ class Answer:
 
     def to_grpc(self) -> bytes:
         """Return a ModelInferResponse, in which all values are raw."""
-        message = pb.ModelInferResponse(model_name=self.model, model_version=self.version, id=self.id)
-        for tensor in self.tensors:
-            content = tensor.content()
-            shown = message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.values.shape)
-            shown.parameters[_BINARY_SIZE].int64_param = len(content)
-            message.raw_output_contents.append(content)
-        made: bytes = message.SerializeToString()
-        return made
+        contents = [tensor.content() for tensor in self.tensors]
+        parts = [
+            _described(
+                self.model,
+                self.version,
+                tuple(
+                    (tensor.name, tensor.datatype, tensor.values.shape, len(content))
+                    for tensor, content in zip(self.tensors, contents, strict=True)
+                ),
+            )
+        ]
+        if self.id:
+            text = self.id.encode()
+            parts += (before(_ID, text), text)
+        for content in contents:
+            parts += (before(_RAW, content), content)
+        return b"".join(parts)
+
+
+@lru_cache(256)
+def _described(model: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> bytes:
+    """Return the fields of a ModelInferResponse that most answers have in common.
+
+    Args:
+        tensors: of each its name, datatype, shape and bytes.
+    """
+    message = pb.ModelInferResponse(model_name=model, model_version=version)
+    for name, datatype, shape, size in tensors:
+        shown = message.outputs.add(name=name, datatype=datatype, shape=shape)
+        shown.parameters[_BINARY_SIZE].int64_param = size
+    made: bytes = message.SerializeToString()
+    return made
 
 
 class Outputs:

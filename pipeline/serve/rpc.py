@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,8 @@ from pipeline.serve.triton import rpc_methods
 from pipeline.serve.wire import take_out
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+# Clients send the same message again and again, but for the tensors' bytes.
+_KNOWN, _LONGEST_KNOWN = 256, 1024  # messages without them that are kept as read, and bytes of each
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 
 
@@ -96,19 +100,35 @@ def parse(message: bytes) -> InferRequest:
         InvalidInput: it is none.
     """
     rest, raw = take_out(_RAW, message)
-    request = _read(rest)
-    check_asked(len(request.outputs))
-    for each in (*request.inputs, *request.outputs):
-        _check_parameters(each)
-    if len(raw) == len(request.inputs) == 1 and not _has_values(request.inputs[0]):
-        return _of_one_raw_tensor(request, raw[0])
-    if raw:
-        request = _read(message)
+    known = _read_known(rest) if len(rest) <= _LONGEST_KNOWN else _read_rest(rest)
+    if len(raw) == 1 and known.without_values is not None:
+        return _with_values(known.without_values, raw[0])
+    request = _read(message) if raw else known.message
     for given in request.inputs if request.raw_input_contents else ():
         if not _has_values(given):
             given.ClearField("contents")
     Servicer.validate_grpc_request(request)
     return InferRequest.from_grpc(request)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """A ModelInferRequest without its raw values. Requests share it, so nobody changes it."""
+
+    message: Any
+    without_values: InferRequest | None  # the request, where it has one tensor, whose values are raw
+
+
+def _read_rest(content: bytes) -> _Rest:
+    message = _read(content)
+    check_asked(len(message.outputs))
+    for each in (*message.inputs, *message.outputs):
+        _check_parameters(each)
+    is_usual = len(message.inputs) == 1 and not _has_values(message.inputs[0])
+    return _Rest(message, _of_one_raw_tensor(message) if is_usual else None)
+
+
+_read_known = lru_cache(_KNOWN)(_read_rest)
 
 
 def _read(message: bytes) -> Any:
@@ -138,17 +158,31 @@ def _has_values(given: Any) -> bool:
     return bool(given.HasField("contents") and given.contents.ByteSize())
 
 
-def _of_one_raw_tensor(request: Any, raw: memoryview) -> InferRequest:
-    """Return what KServe's `InferRequest.from_grpc` does, for what clients send all the time."""
+def _of_one_raw_tensor(request: Any) -> InferRequest:
+    """Return what KServe's `InferRequest.from_grpc` does, for what clients send all the time; still without values."""
     given = request.inputs[0]
     return InferRequest(
         request.model_name,
         [InferInput(given.name, list(given.shape), given.datatype, parameters=_parameters(given))],
         request_id=request.id,
-        raw_inputs=[raw],
         from_grpc=True,
         parameters=request.parameters,
         request_outputs=[RequestedOutput(each.name, _parameters(each)) for each in request.outputs] or None,
+        model_version=request.model_version,
+    )
+
+
+def _with_values(request: InferRequest, raw: memoryview) -> InferRequest:
+    """Return a copy of a request of one tensor, with its values."""
+    given = request.inputs[0]
+    return InferRequest(
+        request.model_name,
+        [InferInput(given.name, given.shape, given.datatype, parameters=given.parameters)],
+        request_id=request.id,
+        raw_inputs=[raw],
+        from_grpc=True,
+        parameters=request.parameters,
+        request_outputs=request.request_outputs,
         model_version=request.model_version,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,7 +17,8 @@ from pipeline.serve.backlog import Backlog
 from pipeline.serve.clients import TooMuchError
 from pipeline.serve.guard import Admission
 from pipeline.serve.kserve import ExceptionToStatusInterceptor
-from pipeline.serve.limits import LEAST_RATE, Capacity, FullError, receive_by
+from pipeline.serve.limits import LEAST_RATE, Capacity, FullError
+from pipeline.serve.patience import Patience
 from pipeline.serve.tokens import UnauthorizedError
 
 _Code = grpc.StatusCode
@@ -47,6 +48,8 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
             methods: handlers of one message and one answer, by the path of the method.
         """
         self._admission, self._capacity, self._backlog = admission, capacity, backlog
+        # How much of a message has arrived is not known here, so every one has the time of the largest.
+        self._patience = Patience(capacity.patience + capacity.max_body / LEAST_RATE)
         self._handlers = {path: self._guarded(path.rpartition("/")[2], each) for path, each in methods.items()}
 
     def service(self, details: Any) -> _Handler | None:
@@ -54,14 +57,17 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         return self._handlers.get(details.method)
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
-        async def guarded(requests: AsyncIterator[bytes], context: Any) -> Any:
-            visit = Visit("grpc", "POST", method, _address(context.peer()))
+        is_open = self._admission.is_open(method)
+
+        async def guarded(_: object, context: Any) -> Any:
+            address = _address(context.peer()) if self._admission.reads_addresses else ""
+            visit = Visit("grpc", "POST", method, address)
             headers = dict(context.invocation_metadata() or ()) if self._admission.reads_headers else {}
-            with self._backlog.taken_up(), self._admission.logged(visit, headers):
+            with self._backlog, self._admission.logged(visit, headers):
                 try:
-                    taken = nullcontext() if self._admission.is_open(method) else self._capacity.taken()
+                    taken = nullcontext() if is_open else self._capacity.taken()
                     with self._admission.admitted(visit, headers.get("authorization")), taken:
-                        message = await self._message(requests, context)
+                        message = await self._message(context)
                         visit.bytes_in = len(message)
                         with self._capacity.holding(visit.bytes_in):
                             answer = await self._answer(handler, message, context, method)
@@ -93,18 +99,17 @@ class RpcGuard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
             await _STATUSES.handle_exception(err, request, _Brief(context), method)
         raise AssertionError  # both raise
 
-    async def _message(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+    async def _message(self, context: Any) -> bytes:
         """Return a call's message."""
-        # How much of it has arrived is not known here, so every message has the time of the largest.
-        seconds = self._capacity.patience + self._capacity.max_body / LEAST_RATE
         try:
-            return await receive_by(asyncio.get_running_loop().time() + seconds, requests.__anext__())
+            message: bytes = await self._patience.wait_for(context.read())
         except asyncio.TimeoutError:
             metrics.REFUSED.labels("body too slow").inc()
-            await context.abort(_Code.DEADLINE_EXCEEDED, f"the message did not come in {seconds:g} s")
-        except StopAsyncIteration:
+            text = f"the message did not come in {self._patience.seconds:g} s"
+            await context.abort(_Code.DEADLINE_EXCEEDED, text)
+        if message is grpc.aio.EOF:
             await context.abort(_Code.INVALID_ARGUMENT, "expected one message, got none")
-        raise AssertionError  # abort raises
+        return message
 
 
 class _Brief:

@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as far as large fields are taken out of a message without being copied.
+"""Protobuf's wire format, as far as large fields are taken out of a message, or added, without further copies.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
@@ -47,6 +47,20 @@ def take_out(field: int, message: bytes) -> tuple[bytes, list[memoryview]]:
     except IndexError:
         pass
     return message, []
+
+
+def before(field: int, content: bytes) -> bytes:
+    """Return what stands before a field of bytes in a message: its number and its size."""
+    return _as_varint(field << 3 | _BYTES) + _as_varint(len(content))
+
+
+def _as_varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pipeline.onnx_models.scores import Scores
 from pipeline.serve.kserve import InferRequest, InvalidInput, RequestedOutput, pb
 from pipeline.serve.outputs import Answer, Outputs, Tensor
 from pipeline.serve.rpc import Servicer, parse
-from pipeline.serve.wire import take_out
+from pipeline.serve.wire import before, take_out
 
 RAW = 7  # raw_input_contents
 
@@ -71,6 +71,19 @@ def test_very_many_fields_are_left_to_the_parser() -> None:
     assert take_out(RAW, content) == (content, [])
 
 
+@given(st.integers(1, 2**29 - 1).filter(lambda number: not 19000 <= number < 20000), st.binary(max_size=70_000))
+def test_a_field_that_is_written_is_found_again(number: int, content: bytes) -> None:
+    rest, found = take_out(number, before(number, content) + content)
+    assert (rest, [bytes(each) for each in found]) == (b"", [content])
+
+
+@pytest.mark.parametrize("size", [0, 127, 128, 70_000])
+def test_a_field_is_written_as_protobuf_writes_it(size: int) -> None:
+    content = bytes(size)
+    written = pb.ModelInferRequest(raw_input_contents=[content]).SerializeToString()
+    assert before(RAW, content) + content == written
+
+
 def read_by_kserve(content: bytes) -> InferRequest:
     request = pb.ModelInferRequest.FromString(content)
     Servicer.validate_grpc_request(request)
@@ -98,6 +111,28 @@ def test_a_request_of_one_raw_tensor_is_read_as_kserve_reads_it(version: str) ->
 def test_the_bytes_of_a_tensor_are_not_copied() -> None:
     content = message([bytes(150_000)]).SerializeToString()
     assert parse(content).inputs[0]._raw_data.obj is content
+
+
+def test_requests_that_differ_in_their_values_alone_do_not_share_them() -> None:
+    parsed = [parse(message([bytes([number, 7])]).SerializeToString()) for number in range(3)]
+    assert [each.inputs[0].as_numpy().tolist() for each in parsed] == [[[number, 7]] for number in range(3)]
+
+
+def test_a_request_is_refused_each_time_it_comes() -> None:
+    made = message([b"\x03\x04"])
+    made.inputs[0].parameters["other"].SetInParent()
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="parameter 'other': expected a bool_param"):
+            parse(made.SerializeToString())
+
+
+def test_a_request_is_read_afresh_where_its_values_are_of_another_kind_the_second_time() -> None:
+    empty = message([b"\x03\x04", b"\x05"])
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="does not match the expected number"):
+            parse(empty.SerializeToString())
+        made = message([b"\x03\x04"])
+        assert parse(made.SerializeToString()).inputs[0].as_numpy().tolist() == [[3, 4]]
 
 
 def test_values_beside_raw_ones_are_refused_unless_there_are_none() -> None:
@@ -136,6 +171,15 @@ def test_an_answer_over_grpc_has_raw_values_that_numpy_reads() -> None:
     np.testing.assert_array_equal(np.frombuffer(made.raw_output_contents[0], "<f4").reshape(1, 3), SCORES)
     texts = made.raw_output_contents[1]
     assert texts == b"".join(struct.pack("<I", len(each)) + each for each in TEXTS[0])
+
+
+def test_answers_that_differ_in_their_values_alone_do_not_share_them() -> None:
+    for number in range(3):
+        answer = Answer("ä" * number, "net", "3", [Tensor("scores", SCORES + number)])
+        made = pb.ModelInferResponse.FromString(answer.to_grpc())
+        assert made.id == "ä" * number
+        assert made.raw_output_contents[0] == (SCORES + number).tobytes()
+        assert made.outputs[0].parameters["binary_data_size"].int64_param == 12
 
 
 @pytest.mark.parametrize("binary", [(True, False), (False, True), (True, True), (False, False)])
