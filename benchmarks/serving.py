@@ -7,9 +7,10 @@
 
 load: throughput and latency of so many clients, each of which sends its next request when it has the answer to the one
 before: tensors over gRPC and over REST, image files over gRPC and as uploads. The clients run on the same cores as the
-server, so they send bytes that were made before, and it prints the CPU time of a request on either side, beside that of
-an image in `bench` (which neither receives nor decodes anything) and in `predict` (which decodes the same files). CPU
-time is what a busy machine changes least. stop: SIGTERM under load; counts what was asked, answered, refused and lost.
+server, so they send bytes that were made before, over plain sockets (`--grpc_client grpc`: by gRPC's own client for
+Python, which takes three times as much CPU time). It prints the CPU time of a request on either side, beside that of an
+image in `bench` (which neither receives nor decodes anything) and in `predict` (which decodes the same files). CPU time
+is what a busy machine changes least. stop: SIGTERM under load; counts what was asked, answered, refused and lost.
 workers: throughput, CPU time and memory by the number of worker processes, for a package whose network takes no time.
 """
 
@@ -38,6 +39,7 @@ import numpy as np
 import offline
 import tritonclient.grpc as triton_grpc
 import uvloop
+from clients import Http, RefusedError, Rpc, prefixed
 from common import exit_code
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype
@@ -52,6 +54,7 @@ Ask = Callable[[int], Awaitable[object]]  # sends request number n and waits for
 KINDS = ("grpc tensor", "rest tensor", "grpc file", "rest upload")
 FILE_KINDS = KINDS[2:]
 _CHANNELS = 8
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @dataclass(frozen=True)
@@ -78,48 +81,24 @@ def running(package: Package, flags: Sequence[str]) -> Iterator[Server]:
             it.terminate()
 
 
-class RefusedError(Exception):
-    """The server does not take the request, and says so."""
-
-
-class Http:
-    """One connection, on which requests follow one another."""
-
-    def __init__(self, address: str) -> None:
-        self._host, _, port = address.rpartition(":")
-        self._port = int(port)
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, request: bytes) -> bytes:
-        """Return the body of the answer."""
-        if self._streams is not None and self._streams[0].at_eof():  # the server ends idle connections
-            self.close()
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(self._host, self._port)
-        reader, writer = self._streams
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
-        assert length is not None, head
-        body = await reader.readexactly(int(length[1]))
-        if re.search(rb"\r\nconnection: close\r\n", head, re.IGNORECASE):  # as a server says that stops
-            self.close()
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise RefusedError(body.decode()) if b"stopping" in body else PipelineError(body.decode())
-        return body
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-
 class Clients:
     """What sends requests of each kind; made within a running event loop."""
 
     def __init__(
-        self, server: Server, package: Package, tensor: np.ndarray, files: Sequence[bytes], count: int
+        self,
+        server: Server,
+        package: Package,
+        tensor: np.ndarray,
+        files: Sequence[bytes],
+        count: int,
+        *,
+        by_grpc: bool = False,
     ) -> None:
+        """Prepare to ask.
+
+        Args:
+            by_grpc: send calls by gRPC's own client.
+        """
         path, (takes, gives) = f"/v2/models/{package.name}", names_of(server, package.name)
         uploads = [_post(f"{path}/classify", {}, file) for file in files]
         self._bodies: dict[str, list[bytes]] = {
@@ -128,10 +107,15 @@ class Clients:
             "grpc file": [_message(package.name, "encoded_image", np.array([file], object), gives) for file in files],
             "rest upload": uploads,
         }
+        channels = min(count, _CHANNELS)
+        if not by_grpc:
+            for kind in ("grpc tensor", "grpc file"):
+                self._bodies[kind] = [prefixed(each) for each in self._bodies[kind]]
+        self._rpcs = [] if by_grpc else [Rpc(server.grpc, _INFER) for _ in range(channels)]
         # Else all channels share one connection, and one worker answers it.
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(server.grpc, options) for _ in range(min(count, _CHANNELS))]
-        self._calls = [each.unary_unary("/inference.GRPCInferenceService/ModelInfer") for each in self._channels]
+        self._channels = [grpc.aio.insecure_channel(server.grpc, options) for _ in range(channels if by_grpc else 0)]
+        self._calls = [each.unary_unary(_INFER) for each in self._channels]
         self._connections = [Http(server.http) for _ in range(count)]
 
     async def __aenter__(self) -> Clients:
@@ -139,13 +123,16 @@ class Clients:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(each.close() for each in self._channels))
-        for connection in self._connections:
+        for connection in (*self._connections, *self._rpcs):
             connection.close()
 
     def of(self, kind: str) -> Ask:
         bodies = self._bodies[kind]
 
         async def over_grpc(number: int) -> None:
+            if self._rpcs:
+                await self._rpcs[number % len(self._rpcs)].ask(bodies[number % len(bodies)])
+                return
             try:
                 await self._calls[number % len(self._calls)](bodies[number % len(bodies)])
             except grpc.aio.AioRpcError as err:
@@ -235,7 +222,8 @@ class Load:
 
 
 async def measure(server: Server, package: Package, load: Inputs, kind: str, args: argparse.Namespace) -> Load:
-    async with Clients(server, package, load.tensor, load.files, args.clients) as clients:
+    by_grpc = args.grpc_client == "grpc"
+    async with Clients(server, package, load.tensor, load.files, args.clients, by_grpc=by_grpc) as clients:
         ask = clients.of(kind)
         await keep_asking(ask, args.clients, 1.0)
         begun, own, theirs = time.perf_counter(), time.process_time(), cpu_seconds(server.process.pid)
@@ -359,7 +347,8 @@ async def _stopped_while_asked(
 ) -> Counter[str]:
     """Return how many requests were answered, refused in words, met a closed door, or were lost."""
     counts: Counter[str] = Counter()
-    async with Clients(server, package, tensor, [], args.clients) as clients:
+    by_grpc = args.grpc_client == "grpc"
+    async with Clients(server, package, tensor, [], args.clients, by_grpc=by_grpc) as clients:
         ask = clients.of(kind)
 
         async def client(number: int) -> None:
@@ -391,6 +380,12 @@ def main() -> int:
     parser.add_argument("-m", "--model", type=Path, metavar="PREFIX")
     parser.add_argument("--images", type=Path, metavar="DIR", help="image files, for load and workers")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument(
+        "--grpc_client",
+        choices=("plain", "grpc"),
+        default="plain",
+        help="what sends calls over gRPC: HTTP/2 as plain as the client of HTTP/1.1, or gRPC's own in Python",
+    )
     parser.add_argument("-b", "--batch", type=int, default=8)
     parser.add_argument("-i", "--instances", type=int, default=2)
     parser.add_argument("--runtime", choices=[each.value for each in Runtime], default="auto")
