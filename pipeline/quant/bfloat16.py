@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.quant import qmath
+from pipeline.quant.scanning import in_rows, take_columns
 
 Float32 = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.uint16]
@@ -21,7 +21,6 @@ Values = Float32 | Halves
 
 NO_TAILS = (qmath.BINS, qmath.BINS)  # keys beyond all numbers
 _SIGN = 0x8000
-_ROWS = 16  # values that are looked at only where the largest of them is of the tails
 _SHIFT = 16 - qmath.KEY_SHIFT  # bits of a key that bfloat16 does not have
 
 
@@ -50,7 +49,7 @@ def scan(bits: Halves, tails: tuple[int, int]) -> tuple[list[Halves], float, flo
     low, high = map(_first_bits, tails)
     outside: list[Halves] = []
     least, most = 0.0, -math.inf
-    for grid in _grids(bits):
+    for grid in in_rows(bits):
         # The largest of each column: few columns hold a value of the tails, so that the grid is read once or twice.
         unsigned = np.maximum.reduce(grid, axis=0)
         last = top = int(unsigned.max())  # the lowest number where one is below zero
@@ -60,28 +59,13 @@ def scan(bits: Halves, tails: tuple[int, int]) -> tuple[list[Halves], float, flo
             signed = np.maximum.reduce(grid.view(np.int16), axis=0)
             top = int(signed.max())
             if last - _SIGN >= low:
-                found = _columns(grid, unsigned >= low + _SIGN)
+                found = take_columns(grid, unsigned >= low + _SIGN)
                 outside.append(found[found >= low + _SIGN])
         if top >= high:
-            found = _columns(grid, signed >= high)
+            found = take_columns(grid, signed >= high)
             outside.append(found[found.view(np.int16) >= high])
         most = float(np.maximum(most, _value(top if top >= 0 else int(grid.min()))))
     return outside, least, most
-
-
-def _columns(grid: Halves, wanted: npt.NDArray[np.bool_]) -> Halves:
-    """Return some columns; a few microseconds less than by a mask, of which a tensor has no more than forty."""
-    found: Halves = grid.take(wanted.nonzero()[0], axis=1)
-    return found
-
-
-def _grids(bits: Halves) -> Iterator[Halves]:
-    """Yield values in rows, and what is left in rows of one."""
-    whole = bits.size // _ROWS * _ROWS
-    if whole:
-        yield bits[:whole].reshape(_ROWS, -1)
-    if whole < bits.size:
-        yield bits[whole:, None]
 
 
 def inside(bits: Halves, tails: tuple[int, int]) -> Halves:

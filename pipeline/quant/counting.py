@@ -15,7 +15,9 @@ from pipeline.quant import bfloat16, placement
 from pipeline.quant.addends import find_addends
 from pipeline.quant.attention_scores import score_inputs
 from pipeline.quant.bfloat16 import Values
+from pipeline.quant.levels import Levels
 from pipeline.quant.observers import ObserverSet
+from pipeline.quant.pixels import PIXELS
 
 _WIDENED = 1 << 16  # values of bfloat16 in float32 at a time
 TAIL_IMAGES = 4  # images that determine which values are extremes; see ObserverSet.set_tails
@@ -77,13 +79,13 @@ class Counter:
         self.output = model.graph.output[0].name
         self._averaged = placement.layer_inputs(model)
         self._never_negative = placement.never_negative(model)
-        self._addends = find_addends(model, self.observed)
-        others = [addend.other for addend in self._addends.values()]
+        self.addends = find_addends(model, self.observed)
+        others = [addend.other for addend in self.addends.values()]
         # Names of the tensors that `count` needs: of the fitting images, and of all others. Reading what additions
         # read breaks the fusion of convolution, addition and ReLU, and they are a third of the values.
         self.read = [*self.observed, *self._averaged, *others, self.output]
-        self._counted_later = [name for name in self.observed if name not in self._addends]
-        self.read_later = [*self._counted_later, self.output] if self._addends else self.read
+        self._counted_later = [name for name in self.observed if name not in self.addends]
+        self.read_later = [*self._counted_later, self.output] if self.addends else self.read
 
     def set_tails(self, counts: Counts, images: Iterable[Mapping[str, Values]]) -> None:
         """Learn from a few images which values are extremes; they are not counted by this."""
@@ -104,13 +106,39 @@ class Counter:
         """
         counted = self.observed if fitting else self._counted_later
         counts.observers.add({name: values[name] for name in counted}, self._never_negative)
-        for name, addend in self._addends.items() if fitting else ():
+        for name, addend in self.addends.items() if fitting else ():
             if values[name].shape == values[addend.other].shape:
                 counts.observers.observers[name].raise_lowest(values[name], values[addend.other], addend.needed)
         output = bfloat16.widen(values[self.output].copy())
         if not fitting:
             return output, None
         return output, {name: _channel_means(values[name], axis) for name, axis in self._averaged.items()}
+
+    def count_levels(self, counts: Counts, values: Mapping[str, Float32 | Levels]) -> Float32 | None:
+        """Count one image's tensors as an int8 model gives them; return a copy of the output.
+
+        None, and nothing is counted, where values may lie beyond the range of a quantizer.
+
+        Args:
+            counts: with the tensors in levels among `counts.observers.levels`.
+            values: of `read_later` but for pixels, uint8 or float32, in any order.
+
+        Raises:
+            DataError: as `count`.
+        """
+        levels, found = counts.observers.levels, {}
+        for name, each in levels.items():
+            outside = each.scan(values[name].view(np.uint8))
+            if outside is None:
+                return None
+            found[name] = outside
+        for name, outside in found.items():
+            levels[name].add(outside, values[name].size)
+        others = {
+            name: values[name].astype(np.float32) for name in self._counted_later if name not in {*levels, PIXELS}
+        }
+        counts.observers.add(others, self._never_negative)
+        return values[self.output].astype(np.float32)
 
 
 def _channel_means(values: Values, axis: int) -> npt.NDArray[np.float64]:

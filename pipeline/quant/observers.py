@@ -22,6 +22,7 @@ from pipeline.errors import ArtefactError, DataError
 from pipeline.quant import bfloat16, qmath
 from pipeline.quant.arrays import read_arrays
 from pipeline.quant.bfloat16 import Float32, Values
+from pipeline.quant.levels import LevelCounts
 from pipeline.quant.qmath import Counts
 
 # Values counted at a time, a bound on the memory of their keys. Measured on random values: 2^15 to 2^18 are equal.
@@ -173,10 +174,16 @@ class ObserverSet:
 
     def __init__(self, names: Sequence[str], images: int = 1) -> None:
         """Start with nothing; `images` are to come in all, on which depends how many values of each are counted."""
-        samples = max(_LEAST_SAMPLES, _SAMPLES // max(1, images))
-        self.observers = {name: Observer(samples=samples) for name in names}
+        self.observers = {name: Observer() for name in names}
+        self.sample_for(images)
         self.mean_sums: dict[str, npt.NDArray[np.float64]] = {}  # of each layer's input
         self.averaged = 0  # images that `mean_sums` are of
+        self.levels: dict[str, LevelCounts] = {}  # what int8 models gave of tensors, until `spread_levels`
+
+    def sample_for(self, images: int) -> None:
+        """Set how many values of each tensor are counted from here on: those of so many images are enough."""
+        for observer in self.observers.values():
+            observer.samples = max(_LEAST_SAMPLES, _SAMPLES // max(1, images))
 
     def set_tails(self) -> None:
         """Set the tails by the values counted so far, discard the counts, and sample the other values from here on."""
@@ -215,6 +222,14 @@ class ObserverSet:
                     "constants of the network that are infinite"
                 )
 
+    def spread_levels(self) -> None:
+        """Add what was counted in levels to the histograms of the same tensors in float32."""
+        for name, levels in self.levels.items():
+            observer, (lowest, highest) = self.observers[name], levels.extremes()
+            levels.spread(observer.counts)
+            observer.lowest, observer.highest = min(observer.lowest, lowest), max(observer.highest, highest)
+        self.levels.clear()
+
     def save(self, path: Path, images: int) -> None:
         """Write the observers, and the count of images they have seen. Only bins in use are kept."""
         arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -232,6 +247,10 @@ class ObserverSet:
         arrays["mean_names"] = np.array(list(self.mean_sums))
         for index, sums in enumerate(self.mean_sums.values()):
             arrays[f"mean_sums_{index}"] = sums
+        if self.levels:
+            arrays["level_names"] = np.array(list(self.levels))
+        for index, levels in enumerate(self.levels.values()):
+            arrays[f"levels_{index}"], arrays[f"scale_{index}"] = levels.as_arrays()
         with whole_file(path) as scratch, scratch.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
 
@@ -254,6 +273,9 @@ class ObserverSet:
             for index, name in enumerate(arrays["mean_names"]):
                 loaded.mean_sums[str(name)] = arrays[f"mean_sums_{index}"]
             loaded.averaged = int(arrays["averaged"][0])
+            for index, name in enumerate(arrays.get("level_names", ())):
+                found = LevelCounts.from_arrays(arrays[f"levels_{index}"], arrays[f"scale_{index}"])
+                loaded.levels[str(name)] = found
             return loaded, int(arrays["images"][0])
         except (LookupError, ValueError) as err:  # arrays that are not there, or of other shapes
             raise ArtefactError(f"{path}: invalid calibration file ({err}); delete it and build again") from err

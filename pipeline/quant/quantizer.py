@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import add_quant_output_suffix
 
 from pipeline.onnx_models.graphs import attributes_of
 from pipeline.quant.graphs import MATRIX, WEIGHTED, constants
@@ -70,6 +71,12 @@ def run_quantizer(
         if tensor.name in weights and tensor.dims != weights[tensor.name].dims:  # of a layer that stays in float
             tensor.CopyFrom(weights[tensor.name])
     return quantized
+
+
+def name_of_levels(activation: str) -> str:
+    """Return the name of the tensor that holds the levels of an activation, where `run_quantizer` quantized it."""
+    name: str = add_quant_output_suffix(activation)
+    return name
 
 
 def _with_stand_ins(float32: onnx.ModelProto) -> onnx.ModelProto:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,8 @@ class ActivationReader:
         if isinstance(model, Path):
             model = onnx.load(model)
         self._input = model.graph.input[0].name
+        pixels = model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        self._dtype: type[np.uint8 | np.float32] = np.uint8 if pixels else np.float32
         self.output = model.graph.output[0].name
         wanted = [self.output] if names is None else names
         self._fetched = [name for name in dict.fromkeys(wanted) if name != self._input]
@@ -92,9 +94,9 @@ class ActivationReader:
     def read(self, image: Image) -> Mapping[str, Float32]:
         """Run a prepared image [C, H, W]; return the tensors by name, float32 [1, ...], the model's input among them.
 
-        They are the thread's buffers, which its next call overwrites.
+        Of an int8 model, those in levels are uint8. They are the thread's buffers, which its next call overwrites.
         """
-        batch = image[None].astype(np.float32, copy=False)
+        batch: Any = image[None].astype(self._dtype, copy=False)
         if not self._fetched:
             return {self._input: batch}
         buffers: dict[str, Float32] | None = getattr(self._local, "buffers", None)
@@ -113,5 +115,5 @@ class ActivationReader:
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._input, batch)
         for name, buffer in buffers.items():
-            binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+            binding.bind_output(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
         self._session.run_with_iobinding(binding)

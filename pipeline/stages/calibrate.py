@@ -1,7 +1,8 @@
 """Calibrate: one pass over the calibration images, counting every activation that will be quantized.
 
 Rounding's images come first: where weights are rounded by second order, that stage has counted them in its own pass.
-CPUs that multiply bfloat16 compute in it: ranges do not depend on the last bits, and it takes half the time.
+CPUs that multiply bfloat16 compute in it: ranges do not depend on the last bits, and it takes half the time. On others
+an int8 model does, made of what rounding found, where it can: see `int8_reading`.
 
 What additions read of convolutions is counted on the first images alone, rounding's: see `quant.addends`.
 
@@ -35,6 +36,7 @@ from pipeline.quant.counting import TAIL_IMAGES, Counter, Counts, Means
 from pipeline.runtimes.activations import Arithmetic, Image, Reader
 from pipeline.runtimes.base import Placement
 from pipeline.runtimes.readers import computes_bfloat16, open_reader, open_unordered, preferred
+from pipeline.stages import int8_reading
 from pipeline.stages.artefact_names import (
     CALIBRATION,
     CLASSES,
@@ -103,13 +105,18 @@ def collect(
     del model  # before a session holds its weights too
     found = Counts.load(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, counter.observed, len(images))
     resumed_at = 0 if found is None else found.images
-    counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
+    first = _first_counts(counted, counter.observed, len(images))
+    counts = found or first or Counts(counter.observed, len(images))
     order = _order(len(images))
 
     def prepare(index: int, again: bool) -> Image:
         return prepared.load(settings.preprocess, images[index], raw=raw, again=again)
 
-    _Pass(settings.cores, model_file, arithmetic, counter, prepare, order, out).count(counts)
+    rounded = (
+        counted if first is not None and len(images) - len(first.outputs[0]) >= int8_reading.LEAST_IMAGES else None
+    )
+    _Pass(settings.cores, model_file, arithmetic, counter, prepare, order, out, rounded).count(counts)
+    counts.observers.spread_levels()
     outputs = np.concatenate(counts.outputs)
     counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
     counts.save(out / OBSERVERS, out / OUTPUTS)
@@ -137,6 +144,7 @@ class _Pass:
     prepare: Callable[[int, bool], Image]  # of an index of the list; whether it will be wanted again
     order: Sequence[int]
     out: Path
+    rounded: Path | None  # the artefact of stage `round`, where further images are worth an int8 model
 
     @property
     def workers(self) -> int:
@@ -147,13 +155,13 @@ class _Pass:
         arithmetic = self.arithmetic
         with progress_bar(len(self.order), "calibrate", "img", done=counts.images, span=(0, 1)) as progress:
             for end, names in self._parts():
-                if counts.images < end:
+                if counts.images < end and not self._count_in_int8(counts, names, end, arithmetic, progress.update):
                     image = self.prepare(self.order[0], True)
                     reader = self._open(names, image, arithmetic)
                     arithmetic = reader.arithmetic
                     if not counts.images:
                         self._set_tails(counts, reader)
-                    self._count(counts, reader, end, progress.update)
+                    self._count_in_float(counts, reader, end, progress.update)
                     reader.close()
 
     def _open(self, names: Sequence[str], image: Image, arithmetic: Arithmetic | None) -> Reader:
@@ -176,12 +184,59 @@ class _Pass:
         chosen = choose_evenly(len(first), TAIL_IMAGES)
         self.counter.set_tails(counts, (reader.read(self.prepare(first[index], True)) for index in chosen))
 
-    def _count(self, counts: Counts, reader: Reader, end: int, advance: Callable[[], object]) -> None:
+    def _count_in_float(self, counts: Counts, reader: Reader, end: int, advance: Callable[[], object]) -> None:
         fitting = set(self.order[:FITTING_IMAGES])
 
         def count(index: int) -> tuple[Float32, Means | None]:
             return self.counter.count(counts, reader.read(self.prepare(index, False)), fitting=index in fitting)
 
+        self._count(counts, count, end, advance)
+
+    def _count_in_int8(
+        self,
+        counts: Counts,
+        names: Sequence[str],
+        end: int,
+        arithmetic: Arithmetic | None,
+        advance: Callable[[], object],
+    ) -> bool:
+        """Count in the levels of an int8 model what needs no float32; return whether that can be done."""
+        if self.rounded is None or arithmetic is not Arithmetic.FLOAT32 or names != self.counter.read_later:
+            return False
+        first = _first_counts(self.rounded, self.counter.observed, len(self.order))
+        assert first is not None, "else there is no `rounded`"
+        images = [self.prepare(index, False) for index in self.order[: int8_reading.COMPARED]]
+        reading = int8_reading.open_int8(
+            self.model_file,
+            self.rounded,
+            first,
+            counts,
+            images,
+            threads=self.cores // self.workers,
+            scratch=self.out / _SCRATCH,
+        )
+        if reading is None:
+            return False
+
+        def count(index: int) -> tuple[Float32, Means | None]:
+            image = self.prepare(index, False)
+            levels = reading.read(image)
+            answer = None if levels is None else self.counter.count_levels(counts, levels)
+            if answer is not None:
+                return answer, None
+            return self.counter.count(counts, reading.exact.read(image), fitting=False)
+
+        self._count(counts, count, end, advance)
+        reading.close()
+        return True
+
+    def _count(
+        self,
+        counts: Counts,
+        count: Callable[[int], tuple[Float32, Means | None]],
+        end: int,
+        advance: Callable[[], object],
+    ) -> None:
         saved = time.perf_counter()
         with (
             threadpool_limits(1, user_api="blas"),  # each thread here has its own image
@@ -207,4 +262,7 @@ def _first_counts(counted: Path | None, names: Sequence[str], images: int) -> Co
     if counted is None:
         return None
     found = Counts.load(counted / OBSERVERS, counted / OUTPUTS, names, images)
-    return found if found is not None and found.images == len(choose_evenly(images, FITTING_IMAGES)) else None
+    if found is None or found.images != len(choose_evenly(images, FITTING_IMAGES)):
+        return None
+    found.observers.sample_for(images)
+    return found

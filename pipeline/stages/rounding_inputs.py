@@ -157,7 +157,9 @@ def collect(
     # take up to half as much CPU time again.
     placement = Placement(1, max(1, reading.cores - reading.workers))
     reader = open_reader(reading.model, wanted, placement, prepare(images[0]), reading.arithmetic)
-    counts = Counts(counter.observed, counting.listed if counting else 1)
+    # Of float32, calibration may count no other image but in its tails: as many values are counted of these.
+    in_all = len(images) if reader.arithmetic is Arithmetic.FLOAT32 or not counting else counting.listed
+    counts = Counts(counter.observed, in_all)
 
     def set_tails() -> None:
         chosen = choose_evenly(len(images), TAIL_IMAGES)

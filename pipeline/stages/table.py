@@ -139,9 +139,9 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=11),
     Stage("arrange", ("export", "pixels", "equalize"), arrange.take_settings, arrange.run, _is_int8, version=4),
-    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=15),
+    Stage("round", _GIVEN, rounding.take_settings, rounding.run, _rounds_weights, keep_partial=True, version=16),
     Stage(
-        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=16
+        "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=17
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8, version=2),
     Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=6),

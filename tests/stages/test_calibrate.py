@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,10 +24,12 @@ from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
 from pipeline.quant import placement, qmath
 from pipeline.quant.addends import find_addends
+from pipeline.quant.counting import Counts
+from pipeline.quant.float_parts import FloatParts
 from pipeline.quant.observers import ObserverSet
 from pipeline.runtimes import readers
 from pipeline.runtimes.readers import computes_bfloat16
-from pipeline.stages import calibrate, calibset, export, rounding
+from pipeline.stages import calibrate, calibset, export, int8_reading, rounding
 
 MakeConfig = Callable[..., BuildConfig]
 StartPython = Callable[..., "subprocess.Popen[str]"]
@@ -280,3 +283,116 @@ def test_run_takes_images_of_any_size_and_mode(
     Image.new("L", (300, 37), 90).save(image)
     observers = run(make_config(), inputs, tmp_path / "out").observers
     assert observers["input"].counts.sum() == 22 * 3 * 32 * 32
+
+
+@pytest.fixture
+def rounded(make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stage `round` left of 8 images; the 14 others are worth an int8 model."""
+    for module in (calibrate, rounding):
+        monkeypatch.setattr(module, "FITTING_IMAGES", 8)
+    monkeypatch.setattr(int8_reading, "LEAST_IMAGES", 14)
+    folder = tmp_path / "inputs" / "round"
+    folder.mkdir()
+    rounding.run(rounding.take_settings(make_config()), inputs, folder)
+    return folder
+
+
+def test_run_counts_in_levels_of_an_int8_model_nearly_what_it_counts_in_float32(
+    make_config: MakeConfig, inputs: dict[str, Path], rounded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def watched(*arguments: Any, **named: Any) -> int8_reading.Int8Reading | None:
+        opened.append(int8_reading_open(*arguments, **named))
+        return opened[-1]
+
+    int8_reading_open = int8_reading.open_int8
+    monkeypatch.setattr(int8_reading, "open_int8", watched)
+    found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "int8")
+    assert opened[0] is not None
+    monkeypatch.setattr(int8_reading, "LEAST_IMAGES", 15)
+    exact = run(make_config(), {**inputs, "round": rounded}, tmp_path / "float32")
+    assert len(opened) == 1
+    assert not found.levels
+    differ = 0
+    for name, observer in found.observers.items():
+        wanted = exact.observers[name]
+        assert observer.counts.sum() == wanted.counts.sum()
+        for percentile in (99.99, 99.9, 99.0):
+            mine, its = (
+                qmath.percentile_range(each.counts, each.lowest, each.highest, percentile)
+                for each in (observer, wanted)
+            )
+            width = its.high - its.low
+            assert (mine.low, mine.high) == pytest.approx((its.low, its.high), abs=0.03 * width), name
+        differ += not np.array_equal(observer.counts, wanted.counts)
+    assert differ >= 5
+    assert found.averaged == exact.averaged == 8
+    outputs = [np.load(tmp_path / name / "outputs.npy") for name in ("int8", "float32")]
+    assert classifier.relative_error(outputs[1], outputs[0]) < 0.1
+    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
+        "figures.json",
+        "observers.npz",
+        "outputs.npy",
+    ]
+
+
+def test_run_reads_images_in_float32_that_reach_beyond_the_first_ranges(
+    make_config: MakeConfig, inputs: dict[str, Path], rounded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ranges of a third of the first images' extremes all images do, and the outcome is that of float32."""
+    exact = run(make_config(), inputs, tmp_path / "float32")
+    monkeypatch.setattr(int8_reading, "_WIDENING", 0.33)
+    monkeypatch.setattr(int8_reading, "_LARGEST_SHARE", 10.0)
+    found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "int8")
+    for name, observer in found.observers.items():
+        if name in find_addends(onnx.load(inputs["export"] / "model.onnx"), list(found.observers)):
+            continue
+        np.testing.assert_array_equal(observer.counts, exact.observers[name].counts)
+        assert (observer.lowest, observer.highest) == pytest.approx(
+            (exact.observers[name].lowest, exact.observers[name].highest), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("reason", ["far from float32", "parts in float32"])
+def test_run_reads_float32_when_an_int8_model_will_not_do(
+    make_config: MakeConfig,
+    inputs: dict[str, Path],
+    rounded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    exact = run(make_config(), inputs, tmp_path / "float32")
+    if reason == "far from float32":
+        monkeypatch.setattr(int8_reading, "_LARGEST_SHARE", 1e-6)
+    else:
+        monkeypatch.setattr(int8_reading, "float_parts", lambda model, gates: FloatParts(frozenset({"gate"})))
+    found = run(make_config(), {**inputs, "round": rounded}, tmp_path / "out")
+    addends = find_addends(onnx.load(inputs["export"] / "model.onnx"), list(found.observers))
+    for name in found.observers.keys() - addends.keys():
+        np.testing.assert_array_equal(found.observers[name].counts, exact.observers[name].counts)
+
+
+def test_run_resumes_levels_where_it_was_interrupted(
+    make_config: MakeConfig, inputs: dict[str, Path], rounded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**inputs, "round": rounded}
+    run(make_config(), given, tmp_path / "whole")
+    monkeypatch.setattr(calibrate, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(calibrate, "_ROUND", 4)
+    save, out = Counts.save, tmp_path / "out"
+
+    def save_and_stop(self: Counts, observers: Path, outputs: Path) -> None:
+        save(self, observers, outputs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Counts, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(), given, out)
+    monkeypatch.setattr(Counts, "save", save)
+    assert ObserverSet.load(out / "partial.npz")[0].levels
+    run(make_config(), given, out)
+    assert json.loads((out / "figures.json").read_text(encoding="utf-8"))["resumed_at"] == 12
+    for name in ("observers.npz", "outputs.npy"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
