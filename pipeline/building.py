@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.artefacts import MANIFEST, fingerprint, install, is_published, publish, read_manifest, verify
 from pipeline.config.build_config import BuildConfig
+from pipeline.config.choices import WeightRounding
 from pipeline.data import prepared
 from pipeline.data.sample import SAMPLE_CLASSES
 from pipeline.data.sources import scan
@@ -144,6 +145,7 @@ def _work(cfg: BuildConfig, exported: Path | None) -> BuildWork:
         tuning_s=60 * cfg.accuracy.budget_minutes if cfg.accuracy else 0.0,
         cores=available_cores(),
         bfloat16=computes_bfloat16(),
+        rounds=cfg.backend.quantize.weight_rounding is WeightRounding.SECOND_ORDER,
     )
 
 

@@ -37,6 +37,7 @@ class BuildWork:
     tuning_s: float  # that the search for accuracy may take
     cores: int
     bfloat16: bool  # activations are read in it; else in float32
+    rounds: bool = True  # stage `round` runs: without bfloat16, an int8 model can then read further images
 
 
 def _round(work: BuildWork) -> float:
@@ -48,6 +49,13 @@ def _round(work: BuildWork) -> float:
 def _reading(work: BuildWork, preparing: float) -> float:
     """Return what reading the activations of an image takes, beside what preparing and counting it does."""
     return preparing + (0.0028e-9 if work.bfloat16 else 0.0055e-9) * work.network.macs
+
+
+def _reading_others(work: BuildWork) -> float:
+    """Return what an image takes that rounding has not counted; of a network with gates or attention, more."""
+    if work.rounds and not work.bfloat16:
+        return 0.0016 + 0.0017e-9 * work.network.macs
+    return _reading(work, 0.0022)
 
 
 def _fitting(work: BuildWork) -> int:
@@ -67,7 +75,7 @@ _SECONDS: Mapping[str, Callable[[BuildWork], float]] = {
     ),
     "arrange": lambda work: 0.15e-6 * work.network.params,
     # Without the images that rounding has counted.
-    "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * _reading(work, 0.0022),
+    "calibrate": lambda work: 0.3 + (work.images - _fitting(work)) * _reading_others(work),
     "thresholds": lambda work: 0.5,
     "round": _round,
     # Gates, which are measured both ways, are not known before the export; most networks have none.

@@ -81,8 +81,8 @@ def open_int8(
 ) -> Int8Reading | None:
     """Open an int8 model for `Counter.count_levels`, and say in the counts which tensors come in levels.
 
-    None, and the counts are left as they are, where the network has operators that stay in float32, the int8 model
-    does not run, or its activations are not near those of the float32 model.
+    None, and the counts are left as they are, where the network has operators that stay in float32, an activation was
+    zero throughout, the int8 model does not run, or its activations are not near those of the float32 model.
 
     Args:
         model: float32.
@@ -100,6 +100,8 @@ def open_int8(
     # The range of pixels is known, and additions' inputs are counted on the first images alone.
     names = [name for name in [*counter.read_later, *counter.addends] if name != PIXELS]
     ranges = _first_ranges(first, counter.addends)
+    if any(ranges[name].low == ranges[name].high for name in ranges.keys() & names):
+        return None  # its levels would be those of any range
     try:
         int8 = _assemble(float32, ranges, read_rounded(rounded / WEIGHTS), first)
         del float32

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from pipeline.runtimes.activations import ActivationReader, Arithmetic
 from pipeline.runtimes.base import Placement
 from pipeline.runtimes.readers import open_unordered
+from pipeline.runtimes.unordered import UnorderedReader
 
 Float32 = npt.NDArray[np.float32]
 NAMES = ["input", "first", "second", "narrow", "output"]
@@ -97,3 +98,47 @@ def test_tensors_are_in_order_when_the_scratch_file_cannot_be_written(path: Path
     reader = open_unordered(path, NAMES, Placement(1, 1), image, ordered=(), scratch=scratch)
     expected = ActivationReader(path, NAMES, threads=1).read(image)
     np.testing.assert_array_equal(reader.read(image)["first"], expected["first"])
+
+
+def test_levels_of_an_int8_model_are_those_of_the_model_in_some_order(tmp_path: Path) -> None:
+    """Two convolutions between quantizers, of pixels; ONNX Runtime computes the second with channels last."""
+    random = np.random.default_rng(2)
+    constants = {
+        "one": np.float32(1),
+        "step": np.float32(0.5),
+        "zero": np.uint8(0),
+        "tick": np.float32(0.01),
+        "none": np.int8(0),
+        "first_kernel": random.integers(-64, 64, (32, 3, 3, 3)).astype(np.int8),
+        "second_kernel": random.integers(-64, 64, (16, 32, 3, 3)).astype(np.int8),
+    }
+    nodes, last = [oh.make_node("DequantizeLinear", ["input", "one", "zero"], ["pixels"])], "pixels"
+    for name in ("first", "second"):
+        nodes += [
+            oh.make_node("DequantizeLinear", [f"{name}_kernel", "tick", "none"], [f"{name}_weights"]),
+            oh.make_node("Conv", [last, f"{name}_weights"], [f"{name}_sum"], pads=[1] * 4),
+            oh.make_node("QuantizeLinear", [f"{name}_sum", "step", "zero"], [f"{name}_levels"]),
+            oh.make_node("DequantizeLinear", [f"{name}_levels", "step", "zero"], [name]),
+        ]
+        last = name
+    nodes += [oh.make_node("GlobalAveragePool", [last], ["pooled"]), oh.make_node("Flatten", ["pooled"], ["output"])]
+    graph = oh.make_graph(
+        nodes,
+        "network",
+        [oh.make_tensor_value_info("input", onnx.TensorProto.UINT8, ["batch", 3, 12, 12])],
+        [oh.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["batch", 16])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
+    names, image = ["first_levels", "second_levels", "output"], random.integers(0, 256, (3, 12, 12)).astype(np.uint8)
+    scratch = tmp_path / "scratch.onnx"
+    reader = UnorderedReader(model, names, image, ordered={"output"}, threads=1, scratch=scratch)
+    plain = ActivationReader(model, names, threads=1)
+    for other in (image, 255 - image):
+        found, expected = reader.read(other), plain.read(other)
+        for name in names[:2]:
+            assert found[name].dtype == np.uint8
+            assert len(np.unique(expected[name])) > 10
+            np.testing.assert_array_equal(np.sort(found[name], axis=None), np.sort(expected[name], axis=None))
+        np.testing.assert_allclose(found["output"], expected["output"], rtol=1e-5)
+    assert not scratch.exists()
