@@ -54,12 +54,14 @@ def apart(make: Callable[..., object], *arguments: object) -> object:
 def export(config: str, weights: str, dataset: str, more: Sequence[str], folder: Path) -> Network:
     """Write the network of a build file as ONNX."""
     from pipeline.config.build_file import load_build_file
-    from pipeline.prepare.export_model import export_model
+    from pipeline.prepare.export_model import Source, export_model
 
     given = [f"dataset.path={dataset}", *more]
     frontend = load_build_file(config, [f"frontend.checkpoint={weights}", *given]).frontend
     assert frontend.model is not None
-    path, _ = export_model(frontend.type.value, frontend.model, frontend.chw[1], folder, Path(weights))
+    size = frontend.chw[1]
+    source = Source(library=frontend.type.value, name=frontend.model, size=size, weights=Path(weights))
+    path, _ = export_model(source, folder)
     from_onnx = ("frontend.type=onnx", "frontend.model=null", f"frontend.checkpoint={path}")
     return Network(config, path, (*given, *from_onnx))
 

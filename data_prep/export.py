@@ -36,10 +36,11 @@ def export(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--infile {args.infile}: no {weights.name} in it; download {row.url} by hand and put it there"
         )
-    from pipeline.prepare.export_model import Flags, export_model  # with torch, which takes a second
+    from pipeline.prepare.export_model import Flags, Source, export_model  # with torch, which takes a second
 
     flags = Flags(weights="--infile", save_dir="--output")
-    path, error = export_model("official", args.model_name, 224, args.output, weights, flags=flags)
+    source = Source(library="official", name=args.model_name, size=224, weights=weights)
+    path, error = export_model(source, args.output, flags=flags)
     print(f"{path}: largest difference from torch {error:.1e} of the largest logit")
 
 

@@ -43,16 +43,15 @@ def add_export(commands: Any) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from pipeline.prepare.export_model import export_model
+    from pipeline.prepare.export_model import Source, export_model
 
-    path, error = export_model(
-        args.model_library,
-        args.model_name,
-        args.size,
-        args.save_dir,
-        args.pretrained_weights,
-        args.num_classes,
-        args.checkpoint_key,
-        form=args.convert_mode,
+    source = Source(
+        library=args.model_library,
+        name=args.model_name,
+        size=args.size,
+        weights=args.pretrained_weights,
+        num_classes=args.num_classes,
+        key=args.checkpoint_key,
     )
+    path, error = export_model(source, args.save_dir, form=args.convert_mode)
     print(f"{path}: largest difference from torch {error:.1e} of the largest logit")

@@ -38,23 +38,22 @@ class Flags:
     save_dir: str = "--save_dir"
 
 
-def export_model(
-    library: str,
-    name: str,
-    size: int,
-    save_dir: Path,
-    weights: Path,
-    num_classes: int = 1000,
-    key: str | None = None,
-    *,
-    form: str = "onnx",
-    flags: Flags = Flags(),
-) -> tuple[Path, float]:
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which network is exported, with which weights, for images of which size."""
+
+    library: str  # as in `models`: timm, torchvision, official, paddleclas
+    name: str
+    size: int  # px, height and width of the input
+    weights: Path  # a checkpoint; `auto`: the one that the library publishes
+    num_classes: int = 1000
+    key: str | None = None  # which state dict of the checkpoint, where it holds several
+
+
+def export_model(source: Source, save_dir: Path, *, form: str = "onnx", flags: Flags = Flags()) -> tuple[Path, float]:
     """Write `<save_dir>/<name>_<size>.onnx`, float32 with a free batch axis, or the same as TorchScript, `.pt`.
 
     Args:
-        weights: a checkpoint; `auto`: the one that the library publishes.
-        key: which state dict of the checkpoint, where it holds several.
         form: onnx or pt.
 
     Returns:
@@ -64,15 +63,16 @@ def export_model(
         PipelineError: the network is not known, the checkpoint does not fit, the model differs from torch, or the file
             cannot be written.
     """
+    size = source.size
     if not _LEAST_SIZE <= size <= _LARGEST_SIZE:
         raise ConfigError(f"{flags.size}: must be in {_LEAST_SIZE}..{_LARGEST_SIZE} px, got {size}")
-    row = zoo.find_model(library, name, flags.name)
-    weights = _find_weights(row, weights, flags)
-    network = load_network(row, weights, key, num_classes, (size, size))
+    row = zoo.find_model(source.library, source.name, flags.name)
+    weights = _find_weights(row, source.weights, flags)
+    network = load_network(row, weights, source.key, source.num_classes, (size, size))
     if row.design is zoo.Design.INSTALLED:
         network = libraries.fuse(network)
     images = np.stack([_image(index, size) for index in range(_CHECK_IMAGES)])
-    path = save_dir / f"{name}_{size}.{form}"
+    path = save_dir / f"{source.name}_{size}.{form}"
     try:
         with whole_file(path) as scratch:
             write = functools.partial(_write_onnx, row) if form == "onnx" else _write_torchscript

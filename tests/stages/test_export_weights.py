@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.host import user_cache
 from pipeline.models import exporter, zoo
 from pipeline.prepare import frontends
-from pipeline.prepare.export_model import export_model
+from pipeline.prepare.export_model import Source, export_model
 from pipeline.stages import export
 from pipeline.stages.settings import settings_key
 from pipeline.weights import published
@@ -132,7 +132,7 @@ def test_build_fetches_before_any_other_work(tmp_path: Path, monkeypatch: pytest
 
 def test_export_model_names_its_flag_when_auto_has_no_hash(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--pretrained_weights: auto, but https://"):
-        export_model("paddleclas", "ResNet50", 64, tmp_path, AUTO)
+        export_model(Source(library="paddleclas", name="ResNet50", size=64, weights=AUTO), tmp_path)
 
 
 def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, *overrides: str) -> list[str]:
