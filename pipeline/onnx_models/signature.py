@@ -44,11 +44,6 @@ def take_input(model: onnx.ModelProto, path: Path, chw: tuple[int, int, int]) ->
     graph = model.graph
     value = _only_input(model, path)
     kind = value.type.tensor_type.elem_type
-    if kind not in (*FLOATS, *_PIXELS):
-        raise DataError(
-            f"{path}: input {value.name!r} is {kind_of(value)}: wanted images as float32, or pixels as uint8, int32 "
-            "or int64; export it without the Cast"
-        )
     dims = _dims_of(graph, value, path)
     given = shown(value)
     input_axes.give_four_axes(model, value, dims)
@@ -125,7 +120,11 @@ def describe_input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int |
 
 
 def _dims_of(graph: onnx.GraphProto, value: onnx.ValueInfoProto, path: Path) -> input_axes.Sizes:
-    """Return the four sizes of images, None where one is free."""
+    """Return the four sizes of images, None where one is free.
+
+    Raises:
+        DataError: the input is not of images, or of a type that they are not given as.
+    """
     shape = value.type.tensor_type.shape
     if any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in shape.dim):
         raise DataError(
@@ -143,6 +142,11 @@ def _dims_of(graph: onnx.GraphProto, value: onnx.ValueInfoProto, path: Path) -> 
                 "preprocessing were added, which process_ops of the build file describe"
             )
         raise DataError(f"{path}: input {value.name!r} is {shown(value)}; wanted images, [N, 3, H, W]{advice}")
+    if value.type.tensor_type.elem_type not in (*FLOATS, *_PIXELS):
+        raise DataError(
+            f"{path}: input {value.name!r} is {kind_of(value)}: wanted images as float32, or pixels of 0 to 255 as "
+            "uint8, int32 or int64; export it with an input of one of these"
+        )
     return dims
 
 

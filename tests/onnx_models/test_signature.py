@@ -170,12 +170,19 @@ def test_load_takes_pixels_that_the_network_normalises(tmp_path: Path, last: boo
     np.testing.assert_allclose(classifier.run(model, pixels), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_load_refuses_numbers_that_are_no_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int8", "uint16", "bool"])
+def test_numbers_that_are_no_pixels_are_refused(tmp_path: Path, kind: str) -> None:
+    """Both by `load` and by what `init` describes."""
     nodes = flat(node("Cast", "x", "f", to=TensorProto.FLOAT), node("Conv", "f w", "a"))
-    assert error_of(save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.INT8)) == (
-        "FILE: input 'x' is int8: wanted images as float32, or pixels as uint8, int32 or int64; export it without the "
-        "Cast"
+    path = save(tmp_path / "m.onnx", nodes, constants={"w": WEIGHT}, kind=TensorProto.DataType.Value(kind.upper()))
+    message = (
+        f"FILE: input 'x' is {kind}: wanted images as float32, or pixels of 0 to 255 as uint8, int32 or int64; export "
+        "it with an input of one of these"
     )
+    assert error_of(path) == message
+    with pytest.raises(DataError) as caught:
+        signature.describe_input(onnx.load(path), path)
+    assert str(caught.value) == message.replace("FILE", str(path))
 
 
 def test_load_takes_the_output_that_is_named(tmp_path: Path) -> None:
