@@ -150,7 +150,7 @@ def _library_recipe(row: Model, weights: Path | None) -> Recipe | None:
 
 
 def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
-    from pipeline.weights import checkpoints, matching
+    from pipeline.weights import checkpoints, library_search, matching
 
     state, names = checkpoints.read_with_names(weights, wanted.checkpoint_key)
     rows, classes = matching.networks_of(state)
@@ -158,8 +158,6 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
         row = _row(wanted.model)
         others: list[str] = []
         if row.design is zoo.Design.INSTALLED:
-            from pipeline.weights import library_search
-
             fitting = library_search.classes_in(row, state)
             if fitting is None:
                 network = zoo.build_network(row)
@@ -176,15 +174,16 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
     beside = read_records(weights, wanted.size)
     recipe = beside.recipe or _library_recipe(row, weights)
     found = FoundNetwork(_section(row, wanted, classes), (0, 0), classes, recipe, beside.labels or names, "")
-    fits = f"{weights} fits {row.library}/{row.name}{also}, {classes} classes{matching.describe_renamed(row, state)}"
+    renamed = library_search.describe_renamed(row, state)
+    fits = f"{weights} fits {row.library}/{row.name}{also}, {classes} classes{renamed}"
     return _with_size(found, row, wanted, fits)
 
 
 def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, list[str]]:
     """Look for the network of a checkpoint that fits none of the table in the installed libraries."""
-    from pipeline.weights import library_search, matching
+    from pipeline.weights import library_near, library_search, matching
 
-    origin = checkpoint_origin.describe(weights, state)
+    origin = checkpoint_origin.describe(weights, state) or library_near.describe(state)
     if origin is not None:
         raise DataError(f"{weights}: {origin}")
     found = library_search.find(weights, state)
@@ -202,7 +201,8 @@ def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, lis
     if missing:
         advice += f"; with {' or '.join(missing)} installed ({install_command(missing[0])}), theirs are tried too"
     known = "of the table (`models` lists them)" + ("" if len(missing) == 2 else ", or of the libraries here")
-    raise DataError(f"{weights}: fits no network {known}{advice}; or export it to ONNX and give that file")
+    advice += "" if advice.endswith("to ONNX and give that file") else "; or export it to ONNX and give that file"
+    raise DataError(f"{weights}: fits no network {known}{advice}")
 
 
 def is_onnx(path: Path) -> bool:

@@ -44,7 +44,28 @@ def candidates(library: str, shapes: Shapes) -> list[str]:
         if shapes.keys() >= set(outside):
             wanted = digest_of_shapes(shapes, outside)
             found += [name for name, digest in networks.items() if digest == wanted]
-    return found
+    return found or _with_renamed_classifier(library, shapes)
+
+
+def _with_renamed_classifier(library: str, shapes: Shapes) -> list[str]:
+    """Return the networks of which all but a linear layer is there, which stands under another name."""
+    found = []
+    for name, shape in shapes.items():
+        layer, _, part = name.rpartition(".")
+        if part == "weight" and len(shape) == 2:
+            found += networks_without(library, shapes, {name, f"{layer}.bias"} & shapes.keys())
+    return sorted(set(found))
+
+
+def networks_without(library: str, shapes: Shapes, others: Collection[str]) -> list[str]:
+    """Return the networks that have these tensors, but for some and but for their own classifier.
+
+    Args:
+        others: names among `shapes` that count as no tensors of the network.
+    """
+    wanted = digest_of_shapes(shapes, others)
+    by_network = (item for networks in _index().get(library, {}).values() for item in networks.items())
+    return [name for name, digest in by_network if digest == wanted]
 
 
 def is_known(library: str, name: str) -> bool:

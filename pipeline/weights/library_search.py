@@ -39,6 +39,13 @@ def classes_in(row: zoo.Model, state: Mapping[str, Tensor]) -> int | None:
     return matching.classes_of(network, state)
 
 
+def describe_renamed(row: zoo.Model, state: Mapping[str, Tensor]) -> str:
+    """Return `matching.describe_renamed` of a network of the table, or of a library."""
+    of_library = row.design is zoo.Design.INSTALLED
+    network = made_without_values(lambda: zoo.build_network(row)) if of_library else None
+    return matching.describe_renamed(row, state, network)
+
+
 def find(path: Path, state: Mapping[str, Tensor]) -> list[Found]:
     """Return the networks of the installed libraries that a checkpoint fits; several may have the same tensors.
 

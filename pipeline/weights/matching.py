@@ -108,11 +108,13 @@ def _with_classifier(outline: _Outline, state: Mapping[str, Tensor]) -> tuple[Ma
     return rename_classifier(state, outline.shapes, outline.linear[-1])
 
 
-def describe_renamed(row: zoo.Model, state: Mapping[str, Tensor]) -> str:
-    """Return what a classifier of another name than that of a network of the table is taken for, after "; ", or ""."""
-    if row.design is zoo.Design.INSTALLED:
-        return ""
-    outline = _outline_of_row(row)
+def describe_renamed(row: zoo.Model, state: Mapping[str, Tensor], network: nn.Module | None = None) -> str:
+    """Return what a classifier of another name than that of a network is taken for, after "; ", or "".
+
+    Args:
+        network: of the row, where that is none of the table; it may be on the meta device.
+    """
+    outline = _outline_of_row(row) if network is None else _outline(network)
     _, own_name = _with_classifier(outline, state)
     return "" if own_name is None else f"; {_describe_renaming(outline, own_name, f'{row.library} {row.name}')}"
 
