@@ -29,7 +29,7 @@ from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
 from pipeline.stages.settings import input_paths, settings_key
 from pipeline.stages.table import STAGES, S, Stage
 from pipeline.terminal import console
-from pipeline.terminal.whole import Whole, whole_work
+from pipeline.terminal.total_progress import TotalProgress, whole_work
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ class _DamagedError(Exception):
         self.folder = folder
 
 
-def _build(cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float], whole: Whole) -> Mapping[str, Path]:
+def _build(
+    cfg: BuildConfig, say: Callable[[str], None], ran: dict[str, float], whole: TotalProgress
+) -> Mapping[str, Path]:
     """Run what is not up to date, adding to `ran`; return where the artefact of each stage lies.
 
     Raises:

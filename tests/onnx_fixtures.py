@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 Float32 = npt.NDArray[np.float32]
 Constants = Mapping[str, npt.NDArray[np.generic]]

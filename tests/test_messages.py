@@ -37,7 +37,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "measure.analyze": ("analyze",),
     "measure.bench": ("bench",),
     "measure.bench_options": ("bench",),
-    "measure.documents": ("bench",),
+    "measure.documented_latency": ("bench",),
     "measure.evaluate": ("eval",),
     "measure.load": ("bench",),
     "measure.reference": ("eval",),

@@ -150,7 +150,7 @@ def _options(args: argparse.Namespace) -> BenchOptions:
 
 
 def _compare_with_documents(args: argparse.Namespace, limit: Limit) -> None:
-    from pipeline.measure import documents
+    from pipeline.measure import documented_latency
     from pipeline.measure.bench import check_shape
     from pipeline.packages.package import open_package
 
@@ -163,7 +163,7 @@ def _compare_with_documents(args: argparse.Namespace, limit: Limit) -> None:
         )
     package = open_package(args.model)
     check_shape(package, args.shape)
-    found = documents.measure(package, args.runtime, limit)
+    found = documented_latency.measure(package, args.runtime, limit)
     say = sayer(args.json)
     say(package.heading)
     say("\n".join(found.lines()))

@@ -18,9 +18,9 @@ from pipeline.host.hardware import release_memory
 from pipeline.models import zoo
 from pipeline.models.torch_threads import one_thread
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.given import SINGLE, with_own_rounding
+from pipeline.onnx_models.origin_check import SINGLE, with_own_rounding
 
-_WRONG = 1e-3  # of the largest logit, where `given.with_own_rounding` allows no more: the export is refused
+_WRONG = 1e-3  # of the largest logit, where `origin_check.with_own_rounding` allows no more: the export is refused
 
 
 def to_onnx(network: nn.Module, chw: tuple[int, int, int], input_name: str = "input") -> onnx.ModelProto:

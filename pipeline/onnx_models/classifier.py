@@ -40,7 +40,7 @@ from pipeline.onnx_models.files import check, files
 from pipeline.onnx_models.folding import fold
 from pipeline.onnx_models.forms import cut_class
 from pipeline.onnx_models.opsets import OPSET
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 from pipeline.onnx_models.run import MIXED, check_batch, relative_error, run, run_checked, run_each, run_in_chunks
 from pipeline.onnx_models.scores import find_scores
 

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.host.hardware import release_memory
 from pipeline.models import libraries, zoo
 from pipeline.onnx_models import classifier, files
-from pipeline.onnx_models.given import SINGLE, Given, check_given, compare, with_own_rounding
+from pipeline.onnx_models.origin_check import SINGLE, OriginCheck, check_origin, compare, with_own_rounding
 from pipeline.onnx_models.run import takes_one_image
 from pipeline.onnx_models.saving import save_model
 from pipeline.onnx_models.scores import describe as describe_scores
@@ -158,7 +158,7 @@ class Exported:
 
     model: onnx.ModelProto
     classes: int
-    given: Given
+    given: OriginCheck
     notes: tuple[str, ...] = ()  # lines for the user
 
 
@@ -213,7 +213,7 @@ def _from_file(
 ) -> Exported:
     model = classifier.load(path, settings.chw, settings.output)
     found = classifier.check_batch(model, images_nchw[:_CHECKED_IMAGES], path)
-    given = check_given(path, settings.output, model, images_nchw)
+    given = check_origin(path, settings.output, model, images_nchw)
     if answers is not None:  # of the network itself, which says more than those of what it was converted to
         made = classifier.run_in_chunks(model, images_nchw)
         source = "keras" if settings.type is Frontend.KERAS else "torch"

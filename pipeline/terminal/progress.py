@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from pipeline.terminal import console
-from pipeline.terminal.whole import Part, present
+from pipeline.terminal.total_progress import Part, present
 
 _SECONDS_BETWEEN_LINES = 15.0
 

@@ -12,7 +12,7 @@ from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, flat, load_and_compare, node
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 SECOND = RNG.normal(size=(4, 4, 3, 3)).astype(np.float32)
 

@@ -12,7 +12,7 @@ from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Constants, flat, node, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 CHANNELS = len(WEIGHT)
 ROWS = RNG.normal(size=(CHANNELS, 5)).astype(np.float32)

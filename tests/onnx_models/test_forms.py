@@ -16,7 +16,7 @@ from small_graphs import SIDE, Builder, images, run_exact, run_in
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
 from pipeline.onnx_models.graphs import constants_of, rename
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 from pipeline.runtimes.base import Runtime
 
 FC = RNG.normal(size=(192, 5)).astype(np.float32)

@@ -12,7 +12,7 @@ from onnx_fixtures import CHW, IMAGES, WEIGHT, Constants, Dims, flat, load_and_c
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier, input_units, signature
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 _, HEIGHT, WIDTH = CHW
 ROW = 3 * HEIGHT * WIDTH

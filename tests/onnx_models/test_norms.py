@@ -9,7 +9,7 @@ import pytest
 from onnx_fixtures import CHW, IMAGES, RNG, flat, node, operators, save
 
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 WEIGHT = RNG.normal(size=(6, 3, 1, 1)).astype(np.float32)
 

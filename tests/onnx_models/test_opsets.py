@@ -13,7 +13,7 @@ from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Float32, flat, load_and_comp
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier, upgrades
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 PER_CHANNEL = {name: RNG.uniform(0.5, 2, 3).astype(np.float32) for name in ("scale", "offset", "mean", "variance")}
 PER_POSITION = {name: RNG.uniform(0.5, 2, (3, 8, 8)).astype(np.float32) for name in PER_CHANNEL}

@@ -12,8 +12,8 @@ from onnx_fixtures import CHW, IMAGES, RNG, Float32, node, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier, files, outputs
-from pipeline.onnx_models.given import check_given
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.origin_check import check_origin
+from pipeline.onnx_models.raw_file import RawFile
 
 CLASSES = ("wasp", "ant", "bee")  # not in the order of the alphabet, in which a ZipMap's result comes
 WEIGHTS: dict[str, Float32] = {
@@ -54,7 +54,7 @@ def test_load_takes_the_scores_that_a_zip_map_puts_under_labels(tmp_path: Path, 
     expected = RawFile(plain, None).answers(IMAGES)
     np.testing.assert_allclose(classifier.run(model, IMAGES), expected, rtol=1e-5)
     np.testing.assert_allclose(RawFile(path, None).answers(IMAGES), expected, rtol=1e-5)
-    assert check_given(path, None, model, IMAGES).verdict == "good"
+    assert check_origin(path, None, model, IMAGES).verdict == "good"
     assert not [opset for opset in model.opset_import if opset.domain]
 
 

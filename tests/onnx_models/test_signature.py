@@ -14,7 +14,7 @@ from onnx_fixtures import CHW, IMAGES, RNG, WEIGHT, Dims, flat, load_and_compare
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier, signature
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 
 CONV = flat(node("Conv", "x w", "c"), node("Relu", "c", "a"))
 LAST = (8, 8, 3)

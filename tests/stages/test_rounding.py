@@ -26,7 +26,7 @@ from pipeline.quant.graphs import activation_shapes
 from pipeline.quant.layers import Layer, layers_of
 from pipeline.quant.rounding import read_rounded, write_rounded
 from pipeline.stages import calibset, export, rounding, rounding_inputs
-from pipeline.terminal.whole import Whole, whole_work
+from pipeline.terminal.total_progress import TotalProgress, whole_work
 
 MakeConfig = Callable[..., BuildConfig]
 Float32 = npt.NDArray[np.float32]
@@ -290,7 +290,7 @@ def test_progress_counts_work_and_not_layers(
     """A layer of 144 inputs moves the bar as much further than one of 27 as rounding it takes longer."""
     layers = [layer.weights.matrix.shape for layer in layers_of(onnx.load(inputs["export"] / "model.onnx"))]
     told: list[float] = []
-    monkeypatch.setattr(Whole, "tell", lambda self, share: told.append(share))
+    monkeypatch.setattr(TotalProgress, "tell", lambda self, share: told.append(share))
     (tmp_path / "out").mkdir()
     with whole_work({}):
         rounding.run(rounding.take_settings(make_config()), inputs, tmp_path / "out")

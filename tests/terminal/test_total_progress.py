@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
-from pipeline.terminal.whole import present, whole_work
+from pipeline.terminal.total_progress import present, whole_work
 
 
 class Terminal(io.StringIO):

@@ -14,8 +14,8 @@ from onnx_fixtures import CHW, IMAGES, WEIGHT, Float32, flat, node, save
 
 from pipeline.errors import DataError
 from pipeline.onnx_models import classifier
-from pipeline.onnx_models.given import HALF, SINGLE, check_given, compare
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.origin_check import HALF, SINGLE, check_origin, compare
+from pipeline.onnx_models.raw_file import RawFile
 
 NODES = flat(
     node("Conv", "x w", "c"), node("LeakyRelu", "c", "l", alpha=0.1), node("MaxPool", "l", "a", kernel_shape=[2, 2])
@@ -76,7 +76,7 @@ def set_alpha(value: float) -> Callable[[onnx.ModelProto], object]:
 
 def test_check_given_is_good_when_the_meaning_was_kept(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", NODES, 9, CONSTANTS)
-    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    given = check_origin(path, None, classifier.load(path, CHW), IMAGES)
     assert (given.source, given.images, given.same_answers, given.verdict, given.cause) == ("file", 3, 3, "good", None)
     assert given.sqnr_db is None or given.sqnr_db > 120
 
@@ -84,7 +84,7 @@ def test_check_given_is_good_when_the_meaning_was_kept(tmp_path: Path) -> None:
 def test_check_given_refuses_another_function_and_names_the_operator(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", NODES, 9, CONSTANTS)
     with pytest.raises(DataError) as caught:
-        check_given(path, None, edited(path, set_alpha(0.5)), IMAGES)
+        check_origin(path, None, edited(path, set_alpha(0.5)), IMAGES)
     message = str(caught.value)
     assert message.startswith(f"{path}: the float32 model made of it differs from the file by ")
     assert "; the first operator that changed is LeakyRelu (node 'LeakyRelu_l', output 'l'); export it again" in message
@@ -92,7 +92,7 @@ def test_check_given_refuses_another_function_and_names_the_operator(tmp_path: P
 
 def test_check_given_says_what_is_suspicious(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", NODES, 9, CONSTANTS)
-    given = check_given(path, None, edited(path, set_alpha(0.102)), IMAGES)
+    given = check_origin(path, None, edited(path, set_alpha(0.102)), IMAGES)
     assert given.verdict == "suspicious"
     assert given.cause is not None
     assert "the first operator that changed is LeakyRelu" in given.cause
@@ -109,7 +109,7 @@ def cancelling_nodes(rng: np.random.Generator) -> tuple[list[onnx.NodeProto], di
 def test_check_given_allows_a_network_that_amplifies_rounding_what_float32_does_to_it(tmp_path: Path) -> None:
     nodes, constants = cancelling_nodes(np.random.default_rng(0))
     path = save(tmp_path / "m.onnx", nodes, 13, constants)
-    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    given = check_origin(path, None, classifier.load(path, CHW), IMAGES)
     assert given.largest_difference > SINGLE.good * given.largest_output
     assert (given.verdict, given.cause) == ("good", None)
 
@@ -122,7 +122,7 @@ def test_check_given_is_suspicious_of_a_network_that_amplifies_rounding_and_diff
         tensor = next(each for each in model.graph.initializer if each.name == "n")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1 + 5e-6), tensor.name))
 
-    assert check_given(path, None, edited(path, scale), IMAGES).verdict == "suspicious"
+    assert check_origin(path, None, edited(path, scale), IMAGES).verdict == "suspicious"
 
 
 def test_check_given_finds_a_linear_upsampling_that_samples_elsewhere(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_check_given_finds_a_linear_upsampling_that_samples_elsewhere(tmp_path: 
     with pytest.raises(
         DataError, match=r"the first operator that changed is Upsample \(node 'Upsample_a', output 'a'\)"
     ):
-        check_given(path, None, edited(path, resample), IMAGES)
+        check_origin(path, None, edited(path, resample), IMAGES)
 
 
 def test_check_given_asks_the_reference_when_onnx_runtime_cannot(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_check_given_asks_the_reference_when_onnx_runtime_cannot(tmp_path: Path)
     assert (file.runner, file.most_images) == ("onnx's reference evaluator", 4)
     expected = ((IMAGES - 0.5) / np.sqrt(4 + 1e-5) * 2 + 1).reshape(3, -1)
     np.testing.assert_allclose(file.answers(IMAGES), expected, atol=1e-5)
-    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    given = check_origin(path, None, classifier.load(path, CHW), IMAGES)
     assert (given.images, given.verdict) == (3, "good")
 
 
 def test_check_given_says_so_when_nothing_runs_the_file(tmp_path: Path) -> None:
     nodes = flat(helper.make_node("Dropout", ["x"], ["a"], "d", is_test=1))
     path = save(tmp_path / "m.onnx", nodes, 6)
-    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    given = check_origin(path, None, classifier.load(path, CHW), IMAGES)
     assert (given.images, given.sqnr_db, given.verdict) == (0, None, "suspicious")
     assert given.cause is not None
     assert given.cause.startswith("neither ONNX Runtime (")
@@ -172,7 +172,7 @@ def test_raw_file_runs_a_fixed_batch_whatever_the_number_of_images(tmp_path: Pat
 def test_check_given_is_suspicious_of_a_batch_that_no_memory_holds(tmp_path: Path) -> None:
     nodes = [node("Conv", "x w", "c"), *flat(node("GlobalAveragePool", "c", "a"))]
     path = save(tmp_path / "m.onnx", nodes, 17, {"w": WEIGHT}, dims=(1 << 40, *CHW))
-    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    given = check_origin(path, None, classifier.load(path, CHW), IMAGES)
     assert given.verdict == "suspicious"
     assert "more than is tried (a batch of 1 will do)" in str(given.cause)
 
@@ -193,13 +193,13 @@ def test_raw_file_feeds_images_in_the_files_own_layout_and_type(tmp_path: Path) 
     file = RawFile(path, None)
     assert file.is_half
     np.testing.assert_allclose(file.answers(IMAGES), RawFile(plain, None).answers(IMAGES), atol=0.05)
-    assert check_given(path, None, classifier.load(path, CHW), IMAGES).verdict == "good"
+    assert check_origin(path, None, classifier.load(path, CHW), IMAGES).verdict == "good"
 
 
 def test_check_given_runs_images_one_by_one_when_a_free_batch_hides_a_fixed_one(tmp_path: Path) -> None:
     nodes = [node("Conv", "x w", "c"), node("Reshape", "c shape", "y")]
     path = save(tmp_path / "m.onnx", nodes, 17, {"w": WEIGHT, "shape": np.array([1, 4 * 6 * 6])})
-    given = check_given(path, None, classifier.load(path, CHW), IMAGES)
+    given = check_origin(path, None, classifier.load(path, CHW), IMAGES)
     assert (given.verdict, given.images, given.same_answers) == ("good", len(IMAGES), len(IMAGES))
 
 
@@ -209,5 +209,5 @@ def test_check_given_is_good_of_grey_pixels_as_integers(tmp_path: Path) -> None:
     dims = ("N", 1, 8, 8)
     path = save(tmp_path / "m.onnx", nodes, 13, {"w": WEIGHT[:, :1]}, dims=dims, kind=TensorProto.UINT8)
     pixels = np.random.default_rng(4).integers(0, 256, IMAGES.shape).astype(np.float32)
-    given = check_given(path, None, classifier.load(path, CHW), pixels)
+    given = check_origin(path, None, classifier.load(path, CHW), pixels)
     assert (given.verdict, given.same_answers) == ("good", len(pixels))

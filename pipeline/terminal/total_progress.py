@@ -13,7 +13,7 @@ from pipeline.terminal.remaining import Remaining, in_words
 _SECONDS_BETWEEN_DRAWS = 0.5
 
 
-class Whole:
+class TotalProgress:
     """Some steps as one piece of work. Made by `whole_work`."""
 
     def __init__(self, expected_s: Mapping[str, float], what: str) -> None:
@@ -75,16 +75,16 @@ class Whole:
         console.event("progress", what=self._what, done=done, total=100, unit="%", seconds_left=round(seconds, 1))
 
 
-_present: Whole | None = None
+_present: TotalProgress | None = None
 
 
-def present() -> Whole | None:
+def present() -> TotalProgress | None:
     """Return the work in several steps that is being done; None for none."""
     return _present
 
 
 @contextmanager
-def whole_work(expected_s: Mapping[str, float], what: str = "all") -> Iterator[Whole]:
+def whole_work(expected_s: Mapping[str, float], what: str = "all") -> Iterator[TotalProgress]:
     """Do work in several steps in the body, and draw its one line.
 
     Args:
@@ -92,7 +92,7 @@ def whole_work(expected_s: Mapping[str, float], what: str = "all") -> Iterator[W
         what: is done, in a word.
     """
     global _present
-    whole, before, ended = Whole(expected_s, what), _present, threading.Event()
+    whole, before, ended = TotalProgress(expected_s, what), _present, threading.Event()
 
     def keep_drawing() -> None:
         while not ended.wait(_SECONDS_BETWEEN_DRAWS):
@@ -115,7 +115,9 @@ def whole_work(expected_s: Mapping[str, float], what: str = "all") -> Iterator[W
 class Part:
     """Takes the place of a bar: what is done of a part of a step goes into the line of the whole work."""
 
-    def __init__(self, whole: Whole, total: float | None, done: float, span: tuple[float, float] | None) -> None:
+    def __init__(
+        self, whole: TotalProgress, total: float | None, done: float, span: tuple[float, float] | None
+    ) -> None:
         self._whole, self._span = whole, span
         self.n, self.total = done, total
         self.update(0)

@@ -1,4 +1,4 @@
-"""documents.py: latency here beside the documents' rows of the package's network."""
+"""documented_latency.py: latency here beside the documents' rows of the package's network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from run_fixtures import TinyWorkspace
 
 from pipeline.errors import ConfigError
-from pipeline.measure import documents
+from pipeline.measure import documented_latency
 from pipeline.run.plan import Limit
 
 
@@ -18,7 +18,7 @@ def say_network(tiny: TinyWorkspace, **frontend: object) -> None:
 
 def test_measure_puts_this_machine_beside_the_documents(tiny: TinyWorkspace) -> None:
     say_network(tiny, type="paddleclas", model="ResNet50", checkpoint=None)
-    found = documents.measure(tiny.package, "onnxruntime", Limit(iterations=3))
+    found = documented_latency.measure(tiny.package, "onnxruntime", Limit(iterations=3))
     latency = found.as_dict()["latency_ms"]
     assert latency["batches"] == (1, 4, 8)
     assert latency["V100 GPU, FP32"] == (2.54, 4.79, 7.4)
@@ -44,10 +44,10 @@ def test_rows_of_names_the_network_when_the_documents_have_none(
 ) -> None:
     say_network(tiny, **frontend)
     with pytest.raises(ConfigError, match=f"latencies of PaddleClas's networks only .*{what}; leave --documents out"):
-        documents.rows_of(tiny.package)
+        documented_latency.rows_of(tiny.package)
 
 
 def test_rows_of_an_inference_model_are_those_of_its_network(tiny: TinyWorkspace) -> None:
     say_network(tiny, type="paddle", checkpoint="models/ResNet18_infer.tar")
-    network, rows = documents.rows_of(tiny.package)
+    network, rows = documented_latency.rows_of(tiny.package)
     assert network == "ResNet18" and rows["V100 GPU, FP32"] == (1.22, 2.19, 3.63)

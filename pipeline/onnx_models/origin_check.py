@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.errors import DataError
-from pipeline.onnx_models.raw import RawFile
+from pipeline.onnx_models.raw_file import RawFile
 from pipeline.onnx_models.run import relative_error, run_in_chunks
 
 Float32 = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ _OWN_ROUNDING = 8.0
 
 
 @dataclass(frozen=True)
-class Given:
+class OriginCheck:
     """The float32 model's outputs compared with those of its origin: `given.json`."""
 
     source: str  # "file", "torch" or "keras"
@@ -58,7 +58,7 @@ class Given:
         return asdict(self)
 
 
-def compare(source: str, expected: Float32, found: Float32, tolerance: Tolerance = SINGLE) -> tuple[Given, bool]:
+def compare(source: str, expected: Float32, found: Float32, tolerance: Tolerance = SINGLE) -> tuple[OriginCheck, bool]:
     """Compare two outputs [images, classes]; return the comparison without a cause, and whether the functions differ.
 
     Figures are rounded, so that equal builds on one machine write equal bytes.
@@ -69,7 +69,7 @@ def compare(source: str, expected: Float32, found: Float32, tolerance: Tolerance
     share = difference / max(largest, 1e-12)
     noise, signal = float(np.square(error).sum()), float(np.square(expected.astype(np.float64)).sum())
     is_good = share <= tolerance.good  # False for NaN too
-    given = Given(
+    given = OriginCheck(
         source=source,
         images=len(expected),
         same_answers=int((expected.argmax(axis=1) == found.argmax(axis=1)).sum()),
@@ -102,7 +102,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def check_given(path: Path, output: str | None, model: onnx.ModelProto, images_nchw: Float32) -> Given:
+def check_origin(path: Path, output: str | None, model: onnx.ModelProto, images_nchw: Float32) -> OriginCheck:
     """Compare the float32 model with the file that it was made of.
 
     Args:
@@ -119,7 +119,7 @@ def check_given(path: Path, output: str | None, model: onnx.ModelProto, images_n
         expected = file.answers(images)
     except DataError as err:
         cause = f"{err}: nothing shows that the float32 model means the same; export the network again with opset 17"
-        return Given("file", 0, 0, None, 0.0, 0.0, "suspicious", cause)
+        return OriginCheck("file", 0, 0, None, 0.0, 0.0, "suspicious", cause)
     file.close()
     found = run_in_chunks(model, images)
     tolerance = with_own_rounding(HALF if file.is_half else SINGLE, model, images, expected, found)
@@ -140,4 +140,4 @@ def check_given(path: Path, output: str | None, model: onnx.ModelProto, images_n
     if is_another:
         raise DataError(f"{path}: the float32 model made of it {what}; export it again with opset 17, and report this")
     cause = f"the float32 model {what}, which is more than rounding; compare with an export of opset 17"
-    return Given(**{**asdict(given), "cause": cause})
+    return OriginCheck(**{**asdict(given), "cause": cause})
