@@ -105,17 +105,13 @@ def collect(
     del model  # before a session holds its weights too
     found = Counts.load(out / _PARTIAL_OBSERVERS, out / _PARTIAL_OUTPUTS, counter.observed, len(images))
     resumed_at = 0 if found is None else found.images
-    first = _first_counts(counted, counter.observed, len(images))
-    counts = found or first or Counts(counter.observed, len(images))
+    counts = found or _first_counts(counted, counter.observed, len(images)) or Counts(counter.observed, len(images))
     order = _order(len(images))
 
     def prepare(index: int, again: bool) -> Image:
         return prepared.load(settings.preprocess, images[index], raw=raw, again=again)
 
-    rounded = (
-        counted if first is not None and len(images) - len(first.outputs[0]) >= int8_reading.LEAST_IMAGES else None
-    )
-    _Pass(settings.cores, model_file, arithmetic, counter, prepare, order, out, rounded).count(counts)
+    _Pass(settings.cores, model_file, arithmetic, counter, prepare, order, out, counted).count(counts)
     counts.observers.spread_levels()
     outputs = np.concatenate(counts.outputs)
     counts.outputs = [outputs[np.argsort(order)]]  # in the order of the list
@@ -144,7 +140,7 @@ class _Pass:
     prepare: Callable[[int, bool], Image]  # of an index of the list; whether it will be wanted again
     order: Sequence[int]
     out: Path
-    rounded: Path | None  # the artefact of stage `round`, where further images are worth an int8 model
+    rounded: Path | None  # the artefact of stage `round`, where it ran
 
     @property
     def workers(self) -> int:
@@ -201,10 +197,17 @@ class _Pass:
         advance: Callable[[], object],
     ) -> bool:
         """Count in the levels of an int8 model what needs no float32; return whether that can be done."""
+        fitting = min(len(self.order), FITTING_IMAGES)
         if self.rounded is None or arithmetic is not Arithmetic.FLOAT32 or names != self.counter.read_later:
             return False
-        first = _first_counts(self.rounded, self.counter.observed, len(self.order))
-        assert first is not None, "else there is no `rounded`"
+        if len(self.order) - fitting < int8_reading.LEAST_IMAGES:
+            return False
+        # Those of an interrupted run are of further images.
+        first = (
+            counts if counts.images == fitting else _first_counts(self.rounded, self.counter.observed, len(self.order))
+        )
+        if first is None:
+            return False
         images = [self.prepare(index, False) for index in self.order[: int8_reading.COMPARED]]
         reading = int8_reading.open_int8(
             self.model_file,
@@ -215,6 +218,7 @@ class _Pass:
             threads=self.cores // self.workers,
             scratch=self.out / _SCRATCH,
         )
+        del first
         if reading is None:
             return False
 

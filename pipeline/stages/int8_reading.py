@@ -105,6 +105,7 @@ def open_int8(
     try:
         int8 = _assemble(float32, ranges, read_rounded(rounded / WEIGHTS), first)
         del float32
+        release_memory()  # four times the weights
         scales, places = _scales(int8), _places(int8, names)
         if places is None or not {places[name] for name in counter.addends} <= scales.keys():
             return None
