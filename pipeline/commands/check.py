@@ -22,6 +22,14 @@ def add_check(commands: Any) -> None:
         "files", nargs="+", type=Path, metavar="FILE", help="build files, .yaml, and vdsp_params files, .json"
     )
     parser.add_argument(
+        "-o",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override any key of the build files, as build does",
+    )
+    parser.add_argument(
         "--keys", action="store_true", help="check the keys only: the weights and images that they name may be absent"
     )
 
@@ -31,15 +39,17 @@ def _check(args: argparse.Namespace) -> None:
     from pipeline.config.build_file import load_build_file
     from pipeline.config.vdsp import load_vdsp
 
+    if args.set and all(path.suffix == ".json" for path in args.files):
+        raise ConfigError(f"--set {args.set[0]}: overrides a key of a build file (.yaml); none is given")
     faults = []
     for path in args.files:
         try:
             if path.suffix == ".json":
                 load_vdsp(path)
             elif args.keys:
-                load_build_file(path)
+                load_build_file(path, args.set)
             else:
-                building.check(load_build_file(path))
+                building.check(load_build_file(path, args.set))
             print(f"{path}: ok")
         except PipelineError as err:
             faults.append(str(err))

@@ -249,7 +249,10 @@ def _check_classes(path: Path, found: int, wanted: int | None, wanted_by: str | 
             f"--set dataset.val_label=FILE --set frontend.num_classes={found} --set dataset.sampler.cover_classes=false"
         )
     elif wanted_by:
-        line += "; give images of the classes it was trained on alone, one folder per class"
+        line += (
+            "; give images of the classes it was trained on alone, one folder per class or in a label list (lines "
+            f"'name index') that counts from 0 to {found - 1}"
+        )
     raise DataError(line)
 
 

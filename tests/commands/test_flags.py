@@ -147,3 +147,15 @@ def test_a_file_that_cannot_be_written_is_found_before_any_work(
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ConfigError, match=rf"^{flag} link: cannot be written \(Permission denied\); give another$"):
         check(Path("link"))
+
+
+def test_check_takes_the_overrides_of_build(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["check", "--keys", "build_configs/timm_wideres.yaml", "--set"]
+    assert main([*line, "evaluation.num=5"]) == 0
+    assert main([*line, "evaluation.num=0"]) == 2
+    assert capsys.readouterr().err == "error: --set evaluation.num: expected an integer >= 1, got 0\n"
+    params = "vdsp_params/torchvision-wide_resnet50_2-vdsp_params.json"
+    assert main(["check", params, "--set", "evaluation.num=5"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --set evaluation.num=5: overrides a key of a build file (.yaml); none is given\n"
+    )

@@ -87,6 +87,25 @@ def test_run_cuts_a_background_class_off_when_told_to(
     np.testing.assert_allclose(scores, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-5)
 
 
+def test_run_says_that_lists_count_from_0_when_one_has_more_classes(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A list that counts from 1: its 4 classes need 5 indices."""
+    images = make_config().dataset.path
+    assert images is not None
+    folders = sorted(folder for folder in images.iterdir() if folder.is_dir())
+    lines = [
+        f"{folder.name}/{file.name} {index}" for index, folder in enumerate(folders, 1) for file in folder.iterdir()
+    ]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    cfg = make_config(f"dataset.val_label={tmp_path / 'list.txt'}", "dataset.sampler.cover_classes=false")
+    with pytest.raises(DataError) as caught:
+        run(cfg, tmp_path / "stages")
+    assert cfg.frontend.checkpoint is not None
+    assert str(caught.value) == (
+        f"{cfg.frontend.checkpoint}: has 4 classes, but the data set has 5; give images of the classes it was trained "
+        "on alone, one folder per class or in a label list (lines 'name index') that counts from 0 to 3"
+    )
+
+
 def test_run_takes_the_output_that_is_named(make_config: MakeConfig, tmp_path: Path, tiny_onnx: Path) -> None:
     model = onnx.load(tiny_onnx)
     features = next(node for node in model.graph.node if node.op_type == "Gemm").input[0]
