@@ -53,6 +53,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "prepare.frontends": ("build",),
     "prepare.from_paddleclas": ("init",),
     "prepare.new_build_file": ("init",),
+    "prepare.written_ops": ("init",),
     "proof.agreement": ("bench", "predict", "serve"),
     "proof.speed": ("build",),
     "reports": ("build", "bench", "eval"),

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, DataError, describe_absent, in_a_line
 from pipeline.host.extras import install_command
 from pipeline.models import libraries, zoo
 from pipeline.models.recipe import Recipe
+from pipeline.models.record_values import Numbers
 from pipeline.models.zoo import Model
 from pipeline.onnx_models import input_units
 from pipeline.onnx_models.input_units import InputUnit
@@ -55,6 +56,7 @@ class FoundNetwork:
     labels: tuple[str, ...] | None  # of the classes, where a file names them
     note: str
     unit: InputUnit | None = None  # of the images that it normalises itself; None: it takes normalised ones
+    own_layer: tuple[Numbers, Numbers] | None = None  # mean and std of a layer that is left out, of a 0..1 image
     outputs: tuple[Candidate, ...] = ()  # those that may be the scores, of a file with several; the likeliest last
     output_count: int = 1  # of the file
 
@@ -152,8 +154,8 @@ def _library_recipe(row: Model, weights: Path | None) -> Recipe | None:
 def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
     from pipeline.weights import checkpoints, library_search, matching
 
-    state, names = checkpoints.read_with_names(weights, wanted.checkpoint_key)
-    rows, classes = matching.networks_of(state)
+    content = checkpoints.read(weights, wanted.checkpoint_key)
+    rows, classes = matching.networks_of(state := content.tensors)
     if wanted.model is not None:
         row = _row(wanted.model)
         others: list[str] = []
@@ -173,10 +175,10 @@ def _from_checkpoint(wanted: Wanted, weights: Path) -> FoundNetwork:
     also = f" (or {', '.join(others)}: --model says which)" if others else ""
     beside = read_records(weights, wanted.size)
     recipe = beside.recipe or _library_recipe(row, weights)
-    found = FoundNetwork(_section(row, wanted, classes), (0, 0), classes, recipe, beside.labels or names, "")
-    renamed = library_search.describe_renamed(row, state)
-    fits = f"{weights} fits {row.library}/{row.name}{also}, {classes} classes{renamed}"
-    return _with_size(found, row, wanted, fits)
+    section, labels = _section(row, wanted, classes), beside.labels or content.class_names
+    found = FoundNetwork(section, (0, 0), classes, recipe, labels, "", own_layer=content.normalization)
+    fits = f"{weights} fits {row.library}/{row.name}{also}, {classes} classes"
+    return _with_size(found, row, wanted, fits + library_search.describe_renamed(row, state))
 
 
 def _search(weights: Path, state: Mapping[str, Tensor]) -> tuple[Model, int, list[str]]:

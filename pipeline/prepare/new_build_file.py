@@ -18,20 +18,13 @@ from pipeline.data import class_order, class_tree
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.recipe import Recipe
 from pipeline.models.record_values import Numbers
-from pipeline.onnx_models.input_units import InputUnit
 from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
 from pipeline.prepare.listed_tables import Order, make_list
+from pipeline.prepare.written_ops import choose_ops
 from pipeline.terminal import console
 
-_MEAN: Numbers = (0.485, 0.456, 0.406)
-_STD: Numbers = (0.229, 0.224, 0.225)
-_NO_MEAN: Numbers = (0.0, 0.0, 0.0)
-# Of a 0..1 image, for networks that normalise it themselves.
-_NO_STD: dict[InputUnit, Numbers] = {InputUnit.PIXELS: (1 / 255, 1 / 255, 1 / 255), InputUnit.SHARES: (1.0, 1.0, 1.0)}
 _CALIBRATION = 1000
-_RESIZE = 256 / 224  # shorter side over the crop, as ImageNet's networks are measured
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ def write(given: Given) -> list[str]:
             notes += _put_in_order(out, images, dataset, network.labels)
     evaluation, measured_on = _of_evaluation(given, out if is_file else None, dataset, network)
     notes += [*measured_on, network.note]
-    recipe, said = _recipe(given, network)
+    recipe, said = choose_ops(network, given.mean, given.std)
     if network.recipe is not None and network.recipe.preprocess_as is not PreprocessAs.TORCHVISION:
         images["preprocess_as"] = network.recipe.preprocess_as.value
     stem = (out if is_file else given.weights or Path(str(given.model).replace("/", "_"))).stem
@@ -264,36 +257,3 @@ def _put_in_order(out: Path, images: dict[str, object], dataset: Dataset, labels
 def _plain(label: str) -> str:
     """Return a class's name as folders have it: id2label may list other words for it after commas."""
     return re.sub(r"[^a-z0-9]+", "_", label.partition(",")[0].strip().lower())
-
-
-def _recipe(given: Given, network: FoundNetwork) -> tuple[list[dict[str, object]], str]:
-    """Return `process_ops`, and a line that says where each of its numbers is from."""
-    height, width = network.hw
-    recipe, said = network.recipe, ""
-    flags = [flag for flag, value in (("--mean", given.mean), ("--std", given.std)) if value is not None]
-    by_itself = network.unit is not None and not flags
-    if network.unit is not None and by_itself:
-        given = replace(given, mean=_NO_MEAN, std=_NO_STD[network.unit])
-    if recipe is None:
-        square = height == width
-        resize = round(height * _RESIZE) if square else (height, width)
-        recipe = Recipe(network.hw, resize, "", given.mean or _MEAN, given.std or _STD, "")
-        shown = f"Resize {resize}, CenterCrop {height}" if square else f"Resize and CenterCrop [{height}, {width}]"
-        if given.mean is None or given.std is None:
-            # Nothing says what the network was trained with.
-            said = f"{shown}, ImageNet's mean and std: change them in the file where the network was trained otherwise"
-            said += "" if given.mean is None and given.std is None else " (--mean and --std go together)"
-        else:
-            said = f"{shown}; mean and std {'are in the network' if by_itself else 'as given'}"
-    else:
-        own = recipe.crop_hw
-        recipe = recipe.sized(height) if height == width else replace(recipe, crop_hw=network.hw, resize=network.hw)
-        recipe = replace(recipe, mean=given.mean or recipe.mean, std=given.std or recipe.std)
-        said = f"{recipe}: from {recipe.source}"
-        said += "" if own == network.hw else f", whose size is {own[0]}"
-        said += "; the network has mean and std itself" if by_itself else ""
-        said += f"; {' and '.join(flags)} as given" if flags else ""
-    ops = recipe.process_ops()
-    if not recipe.interpolation:
-        del ops[1]["interpolation"]
-    return ops, said

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, describe_absent, first_line, in_a_line
+from pipeline.models.record_values import Numbers
 from pipeline.terminal import console
 from pipeline.weights import state_dicts
 from pipeline.weights.class_names import find_class_names
@@ -33,14 +35,23 @@ _AGAIN = "copy or download it again"
 
 
 def read_state_dict(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name: the first result of `read_with_names`, with its arguments."""
-    return read_with_names(path, key)[0]
+    """Return the tensors of a checkpoint by name: those of `read`, with its arguments."""
+    return read(path, key).tensors
 
 
-def read_with_names(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Return the tensors of a checkpoint by name, on the CPU, and the names of its classes in the order of its outputs.
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds."""
 
-    What was skipped is printed on standard error; None where it holds no names of classes.
+    tensors: dict[str, Tensor]  # by name, on the CPU
+    class_names: tuple[str, ...] | None  # in the order of its outputs; None: it holds none
+    normalization: tuple[Numbers, Numbers] | None  # mean and std of a layer before the network, of a 0..1 image
+
+
+def read(path: Path, key: str | None = None) -> Content:
+    """Return the tensors of a checkpoint and what it says of the network.
+
+    What was skipped is printed on standard error.
 
     The content decides what the file is, not its suffix: PyTorch's formats, safetensors, PaddlePaddle's `.pdparams`. It
     may hold the state dict directly or wrapped (`{"state_dict": ...}`, `{"model": ...}`) beside anything else, and its
@@ -83,7 +94,8 @@ def read_with_names(path: Path, key: str | None = None) -> tuple[dict[str, Tenso
         console.warning(f"note: {note}")
     for detail in chosen.details:
         console.detail(detail)
-    return chosen.tensors, find_class_names(loaded)
+    own_layer = None if chosen.normalization is None else chosen.normalization.of_shares()
+    return Content(chosen.tensors, find_class_names(loaded), own_layer)
 
 
 def _why_not_folder(path: Path) -> str:
@@ -112,8 +124,8 @@ _Read = tuple[object, tuple[str, ...]]  # the content, and the types of objects 
 
 
 def _read(path: Path, kind: FileKind) -> _Read:
-    read = {FileKind.SAFETENSORS: _read_safetensors, FileKind.PICKLE: _read_pickle}.get(kind, _read_torch)
-    return read(path, kind)
+    reader = {FileKind.SAFETENSORS: _read_safetensors, FileKind.PICKLE: _read_pickle}.get(kind, _read_torch)
+    return reader(path, kind)
 
 
 def _read_parts(path: Path) -> _Read:

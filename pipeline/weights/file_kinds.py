@@ -43,6 +43,7 @@ class FileKind(Enum):
     TORCHSCRIPT = "TorchScript program"
     PROGRAM = "program of torch.export"
     COMPILED = "package of AOTInductor"
+    PACKAGE = "archive of torch.package"
     LFS = "Git LFS pointer"
     ANNEX = "git-annex pointer"
     HTML = "HTML page"
@@ -147,6 +148,8 @@ def _kind_of_zip(stream: IO[bytes]) -> FileKind:
         return FileKind.TORCHSCRIPT
     if any("/aotinductor/" in name for name in names):
         return FileKind.COMPILED
+    if ".data/extern_modules" in within:
+        return FileKind.PACKAGE
     program = ("archive_format", "serialized_exported_program.json")
     if within & set(program) or set(names) & set(program):
         return FileKind.PROGRAM
@@ -214,6 +217,11 @@ _ADVICE = {
     FileKind.COMPILED: (
         "is a package of AOTInductor, machine code made of a program; give the program itself, as torch.export.save "
         "writes it, or export the network to ONNX"
+    ),
+    FileKind.PACKAGE: (
+        "is an archive of torch.package, code and objects in one, which is not run here; where you trust it, load the "
+        "model by load_pickle of torch.package.PackageImporter(FILE) and save its weights by "
+        'torch.save(model.state_dict(), "weights.pth")'
     ),
     FileKind.LFS: "is a Git LFS pointer, the file itself is not here; run git lfs pull in its repository",
     FileKind.ANNEX: "is a git-annex pointer, the file itself is not here; run git annex get in its repository",

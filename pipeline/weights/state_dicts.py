@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import DataError
 from pipeline.weights.placeholders import Placeholder
 from pipeline.weights.prefixes import NO_WEIGHTS, strip, without_training_parts
-from pipeline.weights.reparametrized import fold, take_normalization
+from pipeline.weights.reparametrized import Normalization, fold, take_normalization
 from pipeline.weights.tensor_reader import as_tensor
 
 # Names that training scripts give to the weights; the first one present is taken.
@@ -57,6 +57,7 @@ class Chosen:
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]  # what a user should know about the choice, a line each
     details: tuple[str, ...]  # what else there is in the file
+    normalization: Normalization | None = None  # of images, by a layer before the network, which is left out
 
 
 def choose(path: Path, loaded: object, key: str | None) -> Chosen:
@@ -84,10 +85,11 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     _check_float(path, taken)
     within, normalization = take_normalization(taken.tensors)
     tensors, prefix = strip(without_training_parts(within))
-    if normalization:
+    if normalization is not None:
+        writer = "init writes them" if normalization.of_shares() else "--mean of init, --std of init"
         notes.append(
             f"{path}: a layer before the network normalises images, by {normalization}; it is left out, so that they "
-            "must stand in process_ops (--mean of init, --std of init)"
+            f"must stand in process_ops ({writer})"
         )
     kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in NO_WEIGHTS}
     taken_tensors = {id(tensor) for tensor in kept.values()}  # names differ by more than the prefix
@@ -103,7 +105,7 @@ def choose(path: Path, loaded: object, key: str | None) -> Chosen:
     details = [f"{path}: weights in {taken.key!r}"] if taken.key else []
     details += [f"{path}: names of tensors without {prefix!r}"] if prefix else []
     details += [f"{path}: entries other than weights: {shorten(others)}"] if others else []
-    return Chosen(kept, tuple(notes), tuple(details))
+    return Chosen(kept, tuple(notes), tuple(details), normalization)
 
 
 def _distinct(found: Sequence[Found]) -> list[Found]:

@@ -370,6 +370,25 @@ def test_init_takes_the_order_of_the_classes_that_a_checkpoint_holds(
     assert [known.id for known in dataset.classes] == [*CLASSES[::-1]]
 
 
+def test_init_writes_mean_and_std_of_a_layer_before_the_network(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = torch.load(io.BytesIO(_encoded_weights("torchvision", "resnet18", len(CLASSES))))["state_dict"]
+    layer = {"0.mean": torch.tensor([127.5, 102.0, 51.0]), "0.std": torch.full((3, 1, 1), 63.75)}
+    torch.save(layer | {f"1.{name}": value for name, value in state.items()}, "w.pth")
+    command = ["init", "--weights", "w.pth", "--dataset", "pets", "--size", "64"]
+    assert main([*command, "x.yaml"]) == 0
+    said = capsys.readouterr()
+    assert "mean and std of a layer before the network, in the checkpoint" in said.out
+    assert "must stand in process_ops (init writes them)" in said.err
+    spec = load_build_file("x.yaml").preprocess
+    assert (spec.mean, spec.std) == ((0.5, 0.4, 0.2), (0.25, 0.25, 0.25))
+    assert main([*command, "y.yaml", "--mean", "0.1", "--std", "0.2"]) == 0
+    spec = load_build_file("y.yaml").preprocess
+    assert (spec.mean[0], spec.std[0]) == (0.1, 0.2)
+
+
 def test_names_that_are_not_those_of_all_outputs_are_passed_over() -> None:
     assert find_class_names({"class_to_idx": {"a": 0, "b": 2}}) is None
     assert find_class_names({"classes": 5}) is None

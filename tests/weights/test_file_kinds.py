@@ -104,6 +104,13 @@ def compiled(path: Path) -> None:
             archive.writestr(f"aoti/{name}", "pt2")
 
 
+def package(path: Path) -> None:
+    """Members as torch.package writes them."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("model/model.pkl", ".data/0.storage", ".data/extern_modules", ".data/version", "byteorder"):
+            archive.writestr(f"package/{name}", "x")
+
+
 FILES: list[tuple[Callable[[Path], None], FileKind]] = [
     (torch_file(), FileKind.TORCH),
     (torch_file(protocol=4), FileKind.TORCH),
@@ -130,6 +137,7 @@ FILES: list[tuple[Callable[[Path], None], FileKind]] = [
     (arrays, FileKind.NUMPY),
     (keras, FileKind.KERAS),
     (compiled, FileKind.COMPILED),
+    (package, FileKind.PACKAGE),
     (content(b"\x08\x01\x12\x05abcde"), FileKind.TENSORFLOW),
     (content(b"\n\x1f\n\x05input\x12\x0bPlaceholder*\t\n\x05dtype\x12\x020\x01"), FileKind.TENSORFLOW),
     (content("ä" * 600), FileKind.TEXT),

@@ -266,6 +266,28 @@ def test_choose_says_the_normalisation_that_lies_beside_the_network(names: tuple
     assert_same(found.tensors, RAW)
     (note,) = found.notes
     assert "normalises images, by mean 0.5,0.4,0.3 and std 0.25,0.25,0.25; it is left out" in note
+    assert note.endswith("process_ops (init writes them)")
+    assert found.normalization is not None
+    assert found.normalization.of_shares() == ((0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [
+        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ([127.5], [127.5], ((0.5,) * 3, (0.5,) * 3)),
+        ([0.0], [1.0], None),  # does nothing
+        ([0.0], [255.0], None),  # of pixels, or of what else
+        ([0.5], [127.5], None),
+        ([-0.5], [0.5], None),
+    ],
+)
+def test_normalization_has_a_unit_where_numbers_tell_it(mean: list[float], std: list[float], expected: Any) -> None:
+    beside = {"mean": torch.tensor(mean), "std": torch.tensor(std)}
+    found = state_dicts.choose(PATH, {**beside, **prefixed("model.", RAW)}, None)
+    assert found.normalization is not None
+    assert found.normalization.of_shares() == expected
+    assert found.notes[0].endswith("(--mean of init, --std of init)" if expected is None else "(init writes them)")
 
 
 def test_choose_joins_a_network_and_the_layer_beside_it() -> None:
