@@ -139,16 +139,22 @@ def compare(found: Found, least: float) -> Comparison:
 def is_clear(least: float, candidates: Sequence[Candidate], rounds: Rounds) -> bool:
     """Tell whether it is clear that the placement with more quantizers is, or is not, fast enough.
 
+    That is asked of each placement in its fastest runtime, and of both in each runtime.
+
     Args:
         least: times as fast as the other.
         candidates: both placements, named by the file's stem, in some runtimes.
         rounds: by candidate.
     """
-    best = {
-        name: max((of for each, of in zip(candidates, rounds, strict=True) if each.model.stem == name), key=median)
+    by_name = {
+        name: [of for each, of in zip(candidates, rounds, strict=True) if each.model.stem == name]
         for name in (FEWER, MORE)
     }
-    interval = ratio(best[MORE], best[FEWER]).interval
+    pairs = [(max(by_name[FEWER], key=median), max(by_name[MORE], key=median)), *zip(*by_name.values(), strict=True)]
+    return all(_is_clear(ratio(more, fewer).interval, least) for fewer, more in pairs)
+
+
+def _is_clear(interval: tuple[float, float] | None, least: float) -> bool:
     return interval is not None and not interval[0] <= least <= interval[1]
 
 

@@ -14,6 +14,7 @@ from pipeline.quant.float_sums import keep_sums_in_float
 from pipeline.quant.int8_weights import install_weights
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import Rounded
+from pipeline.runtimes.own_placement import add_placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Parts:
     float_layers: Collection[str] = ()
     float_activations: frozenset[str] = frozenset()  # observed ones, and with them the layers that read them
     gates_in_float: bool = False  # see `float_parts`
+    onnxruntime_gates: bool = False  # they are int8 in ONNX Runtime nevertheless, see `own_placement`
     scores_in_int8: bool = False  # see `attention_scores`
     float_sums: tuple[str, ...] = ()  # additions whose sums stay in float32, see `float_sums`
 
@@ -50,6 +52,13 @@ class Assembled:
 
 def assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
     """Return the QDQ model of a float32 one, which is not changed; raises as `qdq.insert_qdq`."""
+    made = _assemble(float32, parts)
+    if parts.gates_in_float and parts.onnxruntime_gates:
+        add_placement(made.model, _assemble(float32, replace(parts, gates_in_float=False)).model)
+    return made
+
+
+def _assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
     model = qdq.insert_qdq(
         float32,
         parts.ranges,

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from pipeline.host.hardware import instruction_sets
 from pipeline.runtimes.amx import shift_weights
 from pipeline.runtimes.float_form import CLIPPING, use_float_form
+from pipeline.runtimes.own_placement import take_placement
 
 
 def faster_form(path: Path) -> bytes | None:
@@ -22,7 +23,9 @@ def faster_form(path: Path) -> bytes | None:
         model = onnx.load(path)
     except (OSError, ValueError, DecodeError):
         return None
-    changed = use_float_form(model)
+    other = take_placement(model)
+    model = model if other is None else other
+    changed = use_float_form(model) or other is not None
     if has_amx:
         shift_weights(model)
     return model.SerializeToString() if changed or has_amx else None

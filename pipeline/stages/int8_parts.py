@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -56,14 +56,22 @@ def load(settings: PartSettings, inputs: Mapping[str, Path], float32: onnx.Model
         means = ObserverSet.load(inputs["calibrate"] / OBSERVERS)[0].means()
     elif pixels.are_input_of(float32):  # see there: without it, the mean pixel would go through weights as they were
         means = {pixels.PIXELS: pixels.mean_input(float32, settings.mean)}
-    placed = read_placement(inputs)
-    return Parts(
+    parts = Parts(
         ranges={name: Range(**bounds) for name, bounds in ranges.items()},
         per_channel=settings.per_channel,
         rounded=read_rounded(inputs["round"] / WEIGHTS) if "round" in inputs else {},
         means=means,
         float_activations=placement.classifier_inputs(float32) if settings.float_classifier else frozenset(),
         float_layers=qdq.find_layers(float32, settings.skip_conv_layers, settings.exclude_layers),
+    )
+    return placed_as(parts, read_placement(inputs))
+
+
+def placed_as(parts: Parts, placed: Mapping[str, bool]) -> Parts:
+    """Return the parts with the placement of quantizers that stage `place` decided, or tries."""
+    return replace(
+        parts,
         gates_in_float=placed.get("gates_in_float", False),
+        onnxruntime_gates=placed.get("onnxruntime_gates", False),
         scores_in_int8=placed.get("scores_in_int8", False),
     )

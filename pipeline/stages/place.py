@@ -5,8 +5,9 @@ The graph does not tell which is faster: OpenVINO computes such activations with
 between, ONNX Runtime computes the convolution in float32 there. Nor does it tell what that costs: noise in scores that
 a Softmax reads depends on how sharp it is. So both models are made and run in turn, in every installed runtime, and
 answer calibration images; what is int8 has to be faster and to lose no more accuracy than that is worth
-(`proof.placements`). Gates whose channels differ so much that `gate_scaling` scaled them are float32 in any case: in
-int8 they would lose what that is for.
+(`proof.placements`). Gates that are float32 for OpenVINO's sake may be int8 in ONNX Runtime nevertheless, by what was
+measured there (`runtimes.own_placement`). Gates whose channels differ so much that `gate_scaling` scaled them are
+float32 in OpenVINO in any case: in int8 they would lose what that is for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from pipeline.host import hardware, isolated
 from pipeline.onnx_models.saving import save_model
 from pipeline.packages.choice import machine
 from pipeline.proof import agreement, placements, speed
-from pipeline.proof.placements import FEWER, MORE, Comparison, Tried
+from pipeline.proof.placements import FEWER, MORE, Comparison, Found, Tried
 from pipeline.proof.speed import Candidate, Rates
 from pipeline.quant import pixels
 from pipeline.quant.assemble import Parts, assemble
@@ -59,8 +60,10 @@ IMAGES = 64  # that both placements answer
 # images their noise is known to half a decibel only, which a smaller gain is not worth.
 _GATES_WORTH, _SCORES_WORTH = 1.03, 1.05
 _GATES = "gates (SiLU, GELU, HardSwish, squeeze-and-excitation)"
+_ONNXRUNTIME_GATES = f"in ONNX Runtime, {_GATES}"
 _SCORES = "scores of attention"
 _SCALED = f"{_GATES} are float32: their channels differ too much for 8 bits"
+_ONNXRUNTIME = Runtime.ONNXRUNTIME.value
 _MOST_S = 600.0  # beyond what `speed.measure` allows itself, for loading the models
 
 Placed = Mapping[str, bool]
@@ -92,26 +95,42 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     """Write whether gates and scores are float32, and what speed and accuracy said so."""
     begun = time.perf_counter()
     trial = _Trial(settings, inputs)
-    placed: Placed = {"gates_in_float": False, "scores_in_int8": False}
     notes, found = list[str](), dict[str, dict[str, Any]]()
-    if has_scaled_gates(trial.float32):
-        placed = {**placed, "gates_in_float": True}
-        notes.append(_SCALED)
-    elif has_gates(trial.float32):
-        in_float = {**placed, "gates_in_float": True}
-        compared = trial.compare({FEWER: in_float, MORE: placed}, _GATES_WORTH)
-        placed = in_float if _leaves_gates(compared) else placed
-        if compared is not None:
-            found[_GATES] = compared.as_document()
+    placed = _place_gates(trial, found, notes)
     if find_scores(trial.float32):
         in_int8 = {**placed, "scores_in_int8": True}
-        compared = trial.compare({FEWER: placed, MORE: in_int8}, _SCORES_WORTH)
-        if compared is not None:
+        by_runtime = trial.run({FEWER: placed, MORE: in_int8}, _SCORES_WORTH, installed_runtimes())
+        if by_runtime:
+            compared = placements.compare(by_runtime, _SCORES_WORTH)
             placed = in_int8 if compared.takes_more else placed
             found[_SCORES] = compared.as_document()
     write_notes(out, [*notes, *(placements.describe(what, each) for what, each in found.items())])
     write_json(out / PLACEMENT, placed)
     write_json(out / FIGURES, {TRIALS: found, "seconds": round(time.perf_counter() - begun, 1)})
+
+
+def _place_gates(trial: _Trial, found: dict[str, dict[str, Any]], notes: list[str]) -> Placed:
+    """Return where gates are float32; add what was measured to `found`, by what it is about."""
+    int8: Placed = {"gates_in_float": False, "onnxruntime_gates": False, "scores_in_int8": False}
+    in_float: Placed = {**int8, "gates_in_float": True}
+    are_scaled = has_scaled_gates(trial.float32)
+    if not are_scaled and not has_gates(trial.float32):
+        return int8
+    runtimes = [each for each in installed_runtimes() if each is Runtime.ONNXRUNTIME or not are_scaled]
+    by_runtime = trial.run({FEWER: in_float, MORE: int8}, _GATES_WORTH, runtimes)
+    compared = placements.compare(by_runtime, _GATES_WORTH) if by_runtime and not are_scaled else None
+    if are_scaled:
+        notes.append(_SCALED)
+    if compared is not None:
+        found[_GATES] = compared.as_document()
+    if not are_scaled and not _leaves_gates(compared):
+        return int8
+    is_decided = compared is not None and compared.runtimes[FEWER] == _ONNXRUNTIME
+    if is_decided or _ONNXRUNTIME not in by_runtime:
+        return in_float
+    there = placements.compare({_ONNXRUNTIME: by_runtime[_ONNXRUNTIME]}, _GATES_WORTH)
+    found[_ONNXRUNTIME_GATES] = there.as_document()
+    return {**in_float, "onnxruntime_gates": there.takes_more}
 
 
 def _leaves_gates(compared: Comparison | None) -> bool:
@@ -128,27 +147,25 @@ class _Trial:
         self.float32 = onnx.load(float32_model(inputs))
         self._settings, self._inputs = settings, inputs
 
-    def compare(self, choices: Mapping[str, Placed], least: float) -> Comparison | None:
-        """Return how two placements compare in the runtimes that run both; None: in none, or there is no time.
+    def run(self, choices: Mapping[str, Placed], least: float, runtimes: Sequence[Runtime]) -> Found:
+        """Return how two placements do in those of some runtimes that run both; nothing: in none, or there is no time.
 
         Args:
             choices: by name, as of `placements`.
             least: as of `placements.compare`.
         """
-        if not self._settings.seconds:
-            return None
+        if not self._settings.seconds or not runtimes:
+            return {}
         with tempfile.TemporaryDirectory() as folder:
             candidates = []
             for name, placed in choices.items():
                 path = Path(folder) / f"{name}.onnx"
-                gates, scores = placed["gates_in_float"], placed["scores_in_int8"]
-                parts = replace(self._parts, gates_in_float=gates, scores_in_int8=scores)
-                save_model(assemble(self.float32, parts).model, path)
-                candidates += [Candidate(runtime, "int8", path) for runtime in installed_runtimes()]
+                save_model(assemble(self.float32, int8_parts.placed_as(self._parts, placed)).model, path)
+                candidates += [Candidate(runtime, "int8", path) for runtime in runtimes]
             found = self._measure(candidates, least)
-            for runtime in installed_runtimes() if not found else ():
+            for runtime in runtimes if not found else ():
                 found |= self._measure([each for each in candidates if each.runtime is runtime], least)
-        return placements.compare(found, least) if found else None
+        return found
 
     def _measure(self, candidates: Sequence[Candidate], least: float) -> dict[str, dict[str, Tried]]:
         """Return what was measured by runtime and placement, in a process of its own; nothing where that was lost."""

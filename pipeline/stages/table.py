@@ -144,10 +144,10 @@ STAGES: tuple[Stage[Any], ...] = (
         "calibrate", (*_GIVEN, "round"), calibrate.take_settings, calibrate.run, _is_int8, keep_partial=True, version=17
     ),
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8, version=2),
-    Stage("place", _RANGED, place.take_settings, place.run, _is_int8, version=6),
+    Stage("place", (*_RANGED, "round"), place.take_settings, place.run, _is_int8, version=7),
     Stage("ranges", _MEASURED, ranges.take_settings, ranges.run, _measures_ranges, version=2),
     Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=12),
-    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=18),
+    Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=19),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
     Stage("prove", _PROVEN, prove.take_settings, prove.run, version=4),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),

@@ -22,6 +22,7 @@ from pipeline.proof import placements, speed
 from pipeline.reports import build as page
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.opening import choose, installed_runtimes
+from pipeline.runtimes.own_placement import take_placement
 from pipeline.stages import place
 
 MakeConfig = Callable[..., BuildConfig]
@@ -69,10 +70,14 @@ def wide(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_build_leaves_gates_in_float_without_measuring_when_their_channels_were_scaled(
+def test_build_measures_gates_in_onnxruntime_alone_when_their_channels_were_scaled(
     make_config: MakeConfig, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place._Trial, "compare", lambda *_: pytest.fail("measured"))
+    def measured(candidates: list[speed.Candidate], *given: Any) -> None:
+        assert {each.runtime for each in candidates} == {Runtime.ONNXRUNTIME}
+
+    monkeypatch.setenv(speed.SECONDS, "0.5")
+    monkeypatch.setattr(place, "_rates", measured)
     said: list[str] = []
     stages = build(make_config("frontend.type=onnx", f"frontend.checkpoint={wide}"), said.append).stages
     assert json.loads((stages["equalize"] / "figures.json").read_text())["gates"] == 1
@@ -94,6 +99,32 @@ def test_build_goes_by_the_placement(
     makers = {name: node.op_type for node in graph.node for name in node.output}
     read = {makers[name] for node in graph.node if node.op_type in ("Sigmoid", "HardSwish") for name in node.input}
     assert read == ({"Conv"} if in_float else {"DequantizeLinear"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("times", "chosen"), [(2.0, "int8"), (0.5, "float32")])
+def test_gates_are_int8_in_onnxruntime_alone_when_they_are_faster_there_and_slower_in_openvino(
+    make_config: MakeConfig, gated: Path, monkeypatch: pytest.MonkeyPatch, times: float, chosen: str
+) -> None:
+    """Rates are made up; what the models answer is theirs."""
+    measure = place._rates
+
+    def with_rates(candidates: list[speed.Candidate], *given: Any) -> speed.Rates | None:
+        rates = measure(candidates, *given)
+        assert rates is not None
+        gains = {Runtime.OPENVINO: (9.0, 8.0), Runtime.ONNXRUNTIME: (1.0, times)}
+        rounds = [[gains[each.runtime][each.model.stem == "int8"]] * 6 for each in candidates]
+        return dataclasses.replace(rates, rounds=rounds)
+
+    monkeypatch.setenv(speed.SECONDS, "0.2")
+    monkeypatch.setattr(place, "_rates", with_rates)
+    monkeypatch.setattr(placements, "_MOST_GROWTH", 100.0)
+    monkeypatch.setattr(placements, "_SHARE", 1.0)
+    built = build(make_config("frontend.type=onnx", f"frontend.checkpoint={gated}"), lambda line: None)
+    found = open_package(built.prefix).placements()
+    assert found[place._GATES]["chosen"] == "float32"
+    assert found[place._ONNXRUNTIME_GATES]["chosen"] == chosen
+    assert (take_placement(onnx.load(built.stages["quantize"] / "model.onnx")) is not None) == (chosen == "int8")
 
 
 @pytest.fixture
@@ -145,7 +176,7 @@ def test_run_measures_speed_and_accuracy_of_both_placements(
     cfg = make_config("frontend.type=onnx", f"frontend.checkpoint={request.getfixturevalue(network)}")
     built = build(cfg, said.append)
     found = open_package(built.prefix).placements()
-    assert list(found) == [part]
+    assert set(found) - {place._ONNXRUNTIME_GATES} == {part}
     assert found == json.loads((built.stages["place"] / "figures.json").read_text())["placements"]
     for each in found[part]["placements"].values():
         assert each["runtime"] in [runtime.value for runtime in installed_runtimes()]
@@ -158,9 +189,11 @@ def test_run_measures_speed_and_accuracy_of_both_placements(
     page.write(built, tmp_path / "page.html")
     assert f">{part} are {chosen}: " in (tmp_path / "page.html").read_text(encoding="utf-8")
     placed = json.loads((built.stages["place"] / "placement.json").read_text())
-    assert placed == {"gates_in_float": part == place._GATES and chosen == "float32", "scores_in_int8": False} | (
-        {"scores_in_int8": chosen == "int8"} if part == place._SCORES else {}
-    )
+    gates_in_float = part == place._GATES and chosen == "float32"
+    in_onnxruntime = found.get(place._ONNXRUNTIME_GATES, {}).get("chosen") == "int8"
+    scores_in_int8 = part == place._SCORES and chosen == "int8"
+    expected = {"gates_in_float": gates_in_float, "onnxruntime_gates": in_onnxruntime, "scores_in_int8": scores_in_int8}
+    assert placed == expected
     assert open_package(built.prefix).report()["placement"] == placed
 
 
