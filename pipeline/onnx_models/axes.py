@@ -6,6 +6,8 @@ misreads these axes after it has permuted a tensor, and refuses the model or tak
 A Gather by constants counts its axis from the end. One that reorders the channels, as channel shuffles do, OpenVINO
 moves into the weights of the convolution after it, by the inverse of the order; it does so where the axis is 1 only
 (findings/gather-into-convolution.sh).
+
+Slopes of a PRelu get as many axes as its input has.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pipeline.onnx_models.graphs import (
     integers,
     integers_tensor,
     remove_attributes,
+    remove_unused,
     shapes_of,
     text,
 )
@@ -91,3 +94,20 @@ def _name_axes_of_resize(
             full[axes] = values
             node.input[at] = add_constant(graph, names, f"{node.output[0]}_{'sizes' if at == 3 else 'scales'}", full)
     remove_attributes(node, "axes")
+
+
+def give_slopes_all_axes(model: onnx.ModelProto) -> None:
+    """Give the constant slopes of each PRelu as many axes as its input has, in place, where the rank is known.
+
+    OpenVINO 2026.4 takes a slope of shape [C] along axis 1, and not along the last one, where both have C values
+    (findings/prelu-slopes-by-count.sh).
+    """
+    names, constants, shapes = Names(model), constants_of(model.graph), shapes_of(model)
+    for node in model.graph.node:
+        if node.op_type != "PRelu" or node.input[1] not in constants:
+            continue
+        slopes, rank = numpy_helper.to_array(constants[node.input[1]]), len(shapes.get(node.input[0], []))
+        if slopes.size > 1 and slopes.ndim < rank:
+            whole = slopes.reshape([1] * (rank - slopes.ndim) + list(slopes.shape))
+            node.input[1] = add_constant(model.graph, names, f"{node.input[1]}_of_all_axes", whole)
+    remove_unused(model.graph)

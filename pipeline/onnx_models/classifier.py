@@ -107,6 +107,7 @@ def load(path: Path, chw: tuple[int, int, int], output: str | None = None) -> on
     pads.round_down(model)
     slices.drop_whole_slices(model)
     axes.count_gather_axes_from_end(model)
+    axes.give_slopes_all_axes(model)
     forms.simplify_gemms(model)
     forms.drop_last_casts(model)
     if not _finish_output(model, chw) and (by_batch or not RawFile(path, output).takes_batch(_noise(chw))):

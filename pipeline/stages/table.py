@@ -134,7 +134,7 @@ STAGES: tuple[Stage[Any], ...] = (
         export.run,
         fetches=frontends.is_to_be_fetched,
         shows_work=True,
-        version=19,
+        version=20,
     ),
     Stage("pixels", ("export",), pixels.take_settings, pixels.run, _takes_pixels, version=3),
     Stage("equalize", ("calibset", "export", "pixels"), equalize.take_settings, equalize.run, _equalizes, version=11),

@@ -53,3 +53,13 @@ def test_load_keeps_channels_that_a_gather_reorders_for_a_convolution(tmp_path: 
     onnx.save(model, tmp_path / "loaded.onnx")
     for runtime in Runtime:
         assert sqnr_db(run_exact(model, IMAGES), run_in(runtime, tmp_path / "loaded.onnx", IMAGES)) > 100
+
+
+def test_load_keeps_slopes_of_the_last_axis_that_has_as_many_values_as_axis_1(tmp_path: Path) -> None:
+    """OpenVINO 2026.4.1 took them along axis 1: 1 dB."""
+    nodes = flat(node("Conv", "x w", "c"), node("PRelu", "c slopes", "a"))  # the map is 6 x 6
+    constants = {"w": RNG.normal(size=(6, 3, 3, 3)).astype(np.float32), "slopes": RNG.normal(size=6).astype(np.float32)}
+    model = load_and_compare(save(tmp_path / "m.onnx", nodes, 17, constants))
+    onnx.save(model, tmp_path / "loaded.onnx")
+    for runtime in Runtime:
+        assert sqnr_db(run_exact(model, IMAGES), run_in(runtime, tmp_path / "loaded.onnx", IMAGES)) > 100
