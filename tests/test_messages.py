@@ -74,6 +74,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "commands.bench": ("bench",),
     "commands.build": ("build",),
     "commands.calibset": ("calibset",),
+    "commands.check": ("check",),
     "commands.cli": ("",),
     "commands.completion": ("build", "config show"),
     "commands.config": ("config show",),

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from pipeline.host.hardware import instruction_sets
 from pipeline.runtimes.amx import shift_weights
 from pipeline.runtimes.float_form import CLIPPING, use_float_form
-from pipeline.runtimes.own_placement import take_placement
+from pipeline.runtimes.own_placement import NODES, take_placement
 
 
 def faster_form(path: Path) -> bytes | None:
@@ -21,9 +21,9 @@ def faster_form(path: Path) -> bytes | None:
         if not has_amx and not _is_marked(path):
             return None
         model = onnx.load(path)
+        other = take_placement(model)
     except (OSError, ValueError, DecodeError):
         return None
-    other = take_placement(model)
     model = model if other is None else other
     changed = use_float_form(model) or other is not None
     if has_amx:
@@ -32,6 +32,6 @@ def faster_form(path: Path) -> bytes | None:
 
 
 def _is_marked(path: Path) -> bool:
-    """Tell whether a file may be one that `use_float_form` changes, without reading it as a model."""
+    """Tell whether a file may be one that has another form, without reading it as a model."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(CLIPPING.encode()) >= 0
+        return any(content.find(mark.encode()) >= 0 for mark in (CLIPPING, NODES))

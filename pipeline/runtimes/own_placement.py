@@ -12,8 +12,11 @@ import base64
 import zlib
 
 import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
 
 NODES = "int8_classifier_pipeline.onnxruntime_nodes"  # metadata: the other model without what is stored already
+_MOST_BYTES = 64 << 20  # unpacked: nodes and few constants take a hundredth of that
 _SUFFIX = ".onnxruntime"  # of constants of the other model that differ
 
 
@@ -42,12 +45,22 @@ def add_placement(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
 
 
 def take_placement(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return the other model that a model holds, with all its constants; None where it holds none."""
+    """Return the other model that a model holds, with all its constants; None where it holds none.
+
+    Raises:
+        ValueError: the metadata hold something else, or more than 64 MiB.
+    """
     held = [each.value for each in model.metadata_props if each.key == NODES]
     if not held:
         return None
-    other = onnx.ModelProto()
-    other.ParseFromString(zlib.decompress(base64.b64decode(held[0])))
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(base64.b64decode(held[0], validate=True), _MOST_BYTES)
+        other: onnx.ModelProto = onnx.ModelProto.FromString(content)
+    except (ValueError, zlib.error, DecodeError) as err:
+        raise ValueError(f"metadata {NODES}: {err}") from err
+    if not stream.eof or any(tensor.data_location == TensorProto.EXTERNAL for tensor in other.graph.initializer):
+        raise ValueError(f"metadata {NODES}: too large, cut short, or with data in other files")
     missing = {name for node in other.graph.node for name in node.input}
     missing -= {tensor.name for tensor in other.graph.initializer}
     other.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in missing)

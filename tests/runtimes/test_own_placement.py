@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from small_graphs import Builder, Float32, images, ranges_seen, run_in
 
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.runtimes.base import Runtime
+from pipeline.runtimes.faster_form import faster_form
 from pipeline.runtimes.own_placement import NODES, add_placement, take_placement
 
 
@@ -83,3 +86,19 @@ def test_onnxruntime_answers_as_the_other_placement_and_openvino_as_the_file(par
     ):
         assert np.array_equal(answers["both", runtime], answers[like, runtime])
         assert not np.array_equal(answers["both", runtime], answers[unlike, runtime])
+
+
+@pytest.mark.parametrize(
+    "held",
+    ["no base64", base64.b64encode(b"not packed").decode(), base64.b64encode(zlib.compress(bytes(65 << 20))).decode()],
+    ids=["text", "not packed", "too large"],
+)
+def test_metadata_that_hold_no_model_are_refused_and_the_file_runs_as_it_is(
+    parts: Parts, tmp_path: Path, held: str
+) -> None:
+    model = assemble(gated(), parts).model
+    model.metadata_props.add(key=NODES, value=held)
+    with pytest.raises(ValueError, match=NODES):
+        take_placement(model)
+    onnx.save(model, path := tmp_path / "model.onnx")
+    assert faster_form(path) is None
