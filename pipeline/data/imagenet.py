@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.choices import ClassOrder
+from pipeline.data import containers
 from pipeline.data.class_tree import (
     LABELS_KEY,
     LIST_NAMES,
@@ -146,17 +147,16 @@ def find_own_list(path: Location, suffix: str) -> tuple[Path | ImageSource, tupl
 
 def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
     endings = list_spellings(suffix)
-    if listing.deeper:
-        console.warning(
-            f"note: {listing.root}: {len(listing.deeper)} folders lie too deep and are not looked into (first: "
-            f"{listing.deeper[0]}); give a folder further down, or move their images up"
-        )
+    deeper = _describe_deeper(listing)
+    if deeper:
+        console.warning(f"note: {listing.root}: {deeper}")
     images = [file for file in listing.files if file.name.lower().endswith(endings)]
     others = count_kinds(file.name for file in listing.files) - count_kinds(image.name for image in images)
     takes_any = suffix.lower() == ANY
     if not images:
         readable = any(f".{kind.lower()}" in list_spellings(ANY) for kind in others)
-        hint = f"set {_SUFFIX_KEY} to any" if readable else "give the folder of the images"
+        held = containers.describe_first(file.name for file in listing.files)
+        hint = f"set {_SUFFIX_KEY} to any" if readable else deeper or held or "give the folder of the images"
         wanted = "" if takes_any else f" {' or '.join(endings)}"
         found = f", found {describe(others)}" if others else ""
         raise DataError(f"{listing.root}: no{wanted} images{found}; {hint}")
@@ -164,6 +164,16 @@ def _select_images(listing: Listing, suffix: str) -> list[ImageSource]:
         way = "convert them to take them" if takes_any else f"{_SUFFIX_KEY} any takes every kind"
         console.warning(f"note: {listing.root}: {len(images)} images, left out {describe(others)} images; {way}")
     return images
+
+
+def _describe_deeper(listing: Listing) -> str:
+    """Return a line on folders that were not looked into; "" where there are none."""
+    if not listing.deeper:
+        return ""
+    return (
+        f"{len(listing.deeper)} folders lie too deep and are not looked into (first: {listing.deeper[0]}); give a "
+        "folder further down, or move their images up"
+    )
 
 
 def _select_listed(

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+from pipeline.data import containers
 from pipeline.data.storage import Location, Url, absolute
 from pipeline.errors import DataError, in_a_line
 
@@ -144,7 +145,9 @@ def scan(path: Location) -> Listing:
     if not path.exists():
         raise DataError(f"{path}: no such folder or tar; give the folder of the images")
     if not is_tar(path):
-        raise DataError(f"{path}: expected a folder or one of {', '.join(TAR_SUFFIXES)}, found another file")
+        what = containers.describe(path.name)
+        wanted = f"expected a folder or one of {', '.join(TAR_SUFFIXES)}, found another file"
+        raise DataError(f"{path}: {what or wanted}")
     status = path.stat()
     return _scan_tar(path, status.st_size, status.st_mtime_ns)
 

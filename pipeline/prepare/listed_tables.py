@@ -45,7 +45,7 @@ def make_list(folder: Path, dataset: Dataset, target: Path | None, order: Order,
         return ListMade(notes=(f"{table.file} {why or 'is no label list'}; give one, lines 'name index', by {flag}",))
     lines, names = label_lines(table, order.names)
     with whole_file(target) as scratch:
-        scratch.write_text("".join(lines), encoding="utf-8")
+        scratch.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")  # as names of files may be
     shown = f", classes in the order {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
     said = f"labels of {len(lines)} images are column {table.column!r} of {table.file}{shown}: {target}"
     return ListMade(target, (said,))
@@ -55,6 +55,8 @@ def _why_not(table: LabelTable, order: Order) -> str:
     """Return why no list can be made of a table; nothing where one can."""
     if not table.label_of:
         return table.fault
+    if not all(label.isprintable() for label in table.label_of.values()):  # lone surrogates stand for other bytes
+        return f"is not taken: column {table.column!r} is not all text in UTF-8; save the table as UTF-8"
     if order.fixed and not are_numbers(table):
         others = sorted(set(table.label_of.values()) - set(order.names or ()))
         if others:

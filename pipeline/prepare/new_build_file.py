@@ -14,9 +14,10 @@ import yaml
 from pipeline.artefacts import is_written_through, whole_file
 from pipeline.config.build_file import load_build_file
 from pipeline.config.choices import PreprocessAs
-from pipeline.data import class_order, class_tree
+from pipeline.data import class_order, class_tree, containers
 from pipeline.data.image_kinds import ANY, count_kinds, describe
 from pipeline.data.imagenet import Dataset, imagenet_classes, list_dataset
+from pipeline.data.sources import scan
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.record_values import Numbers
 from pipeline.prepare.found_network import FoundNetwork, Wanted, find_network
@@ -25,6 +26,7 @@ from pipeline.prepare.written_ops import choose_ops
 from pipeline.terminal import console
 
 _CALIBRATION = 1000
+_SHOWN = 3  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,8 @@ def _of_images(
         and section["type"] not in ("onnx", "paddle", "pytorch", "keras")
     ):
         raise DataError(  # of whole models the build looks at the outputs
-            f"{given.weights or given.model}: has {network.classes} classes, but {path} has {classes}; give the images "
-            "that it was trained on"
+            f"{given.weights or given.model}: has {network.classes} classes, but {path} has {_counted(dataset)}; give "
+            "the images that it was trained on"
         )
     if labelled:
         notes = [f"{images} {what} of {classes} classes in {path}"]
@@ -213,6 +215,12 @@ def _of_images(
             notes.append(f"{order}; build measures which it is")
     else:
         notes = [f"{images} {what} without labels in {path}: enough to calibrate, not to measure accuracy"]
+        beside = containers.find_labels([file.name for file in scan(path).files])
+        if beside and given.val_label is None:
+            notes.append(
+                f"{beside[0]} and {len(beside) - 1} others like it are labels of webdataset, which are not read; give "
+                "a list, lines 'name index', by --val_label"
+            )
         inner = class_tree.find_inner_folder([sample.source for sample in dataset.samples])
         if inner is not None:
             notes.append(
@@ -226,6 +234,12 @@ def _of_images(
         sampler["cover_classes"] = False
     labels = {} if given.val_label is None else {"val_label": str(given.val_label)}
     return section, {"path": str(path), **labels, "sampler": sampler}, notes
+
+
+def _counted(dataset: Dataset) -> str:
+    names = [known.id for known in dataset.classes]
+    shown = f" ({', '.join(names)})" if len(names) <= _SHOWN else ""
+    return f"{len(names)}{shown}"
 
 
 def _put_in_order(out: Path, images: dict[str, object], dataset: Dataset, labels: Sequence[str]) -> list[str]:
@@ -249,7 +263,7 @@ def _put_in_order(out: Path, images: dict[str, object], dataset: Dataset, labels
         if sample.class_index is not None
     ]
     with whole_file(path) as scratch:
-        scratch.write_text("".join(lines), encoding="utf-8")
+        scratch.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")  # as names of files may be
     images["val_label"] = str(path)
     return [f"the model's own order of the classes ({', '.join(labels[:3])}, ...) is not that of the folders: {path}"]
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -567,6 +568,47 @@ def test_init_names_a_table_whose_labels_do_not_fit_the_network(
         f"{flat}/metadata.csv is not taken: {fault} classes; give one, lines 'name index', by --val_label"
     )
     assert not Path("x.labels.txt").exists()
+
+
+def test_init_names_a_table_that_is_not_in_utf_8(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = flat_images(images, CLASSES) / "metadata.csv"
+    table.write_bytes(table.read_text(encoding="utf-8").replace("bee", "b\u00e4r").encode("latin-1"))
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), "--dataset", "flat"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        f"{table} is not taken: column 'label' is not all text in UTF-8; save the table as UTF-8; give one, lines "
+        "'name index', by --val_label"
+    )
+
+
+def test_init_writes_a_list_of_names_that_are_not_in_utf_8(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flat = flat_images(images, [str(index) for index in range(5)])
+    (flat / "7.png").rename(flat / os.fsdecode(b"b\xe4r.png"))
+    table = flat / "metadata.csv"
+    table.write_bytes(table.read_bytes().replace(b"\n7.png", b"\nb\xe4r.png"))
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), "--dataset", "flat"]) == 0
+    found = list_dataset(flat, val_label=load_build_file("x.yaml").dataset.val_label, class_count=5)
+    assert {sample.name: sample.class_index for sample in found.samples}[os.fsdecode(b"b\xe4r")] == 1
+
+
+def test_init_says_that_labels_of_webdataset_are_not_read(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("shard.tar", "w") as archive:
+        for index, image in enumerate(sorted(images.rglob("*.png"))):
+            archive.add(image, f"{index:03}.png")
+            archive.addfile(tarfile.TarInfo(f"{index:03}.cls"), io.BytesIO())
+    assert main(["init", "x.yaml", "--weights", str(save_onnx(Path("net.onnx"))), "--dataset", "shard.tar"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "000.cls and 19 others like it are labels of webdataset, which are not read; give a list, lines 'name index', "
+        "by --val_label"
+    )
 
 
 def with_outputs(path: Path, *extra: tuple[str, int]) -> None:
