@@ -52,6 +52,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "prepare.found_network": ("init",),
     "prepare.frontends": ("build",),
     "prepare.from_paddleclas": ("init",),
+    "prepare.keras_conventions": ("init",),
     "prepare.new_build_file": ("init",),
     "prepare.written_ops": ("init",),
     "proof.agreement": ("bench", "predict", "serve"),

@@ -20,7 +20,7 @@ from pipeline.models.record_values import Numbers
 from pipeline.models.zoo import Model
 from pipeline.onnx_models import input_units
 from pipeline.onnx_models.input_units import InputUnit
-from pipeline.prepare import checkpoint_origin
+from pipeline.prepare import checkpoint_origin, keras_conventions
 from pipeline.prepare.records import Records, read_metadata, read_records
 from pipeline.weights import keras_models, paddle_inference, torch_programs
 from pipeline.weights.file_kinds import FileKind, kind_of
@@ -96,11 +96,11 @@ def find_network(wanted: Wanted) -> FoundNetwork:
     if is_onnx(wanted.weights):
         return _from_onnx(wanted, wanted.weights)
     if paddle_inference.is_inference_model(wanted.weights):
-        return _from_paddle(wanted, wanted.weights)
+        return _from_converted(wanted, wanted.weights, "paddle", paddle_inference.to_onnx)
     if torch_programs.is_program(wanted.weights):
         return _from_program(wanted, wanted.weights)
     if keras_models.is_keras_model(wanted.weights):
-        return _from_keras(wanted, wanted.weights)
+        return _from_converted(wanted, wanted.weights, "keras", keras_models.to_onnx)
     return _from_checkpoint(wanted, wanted.weights)
 
 
@@ -216,14 +216,6 @@ def is_onnx(path: Path) -> bool:
     return kind is FileKind.ONNX or (kind is FileKind.UNKNOWN and path.suffix == ".onnx")
 
 
-def _from_paddle(wanted: Wanted, weights: Path) -> FoundNetwork:
-    return _from_converted(wanted, weights, "paddle", paddle_inference.to_onnx)
-
-
-def _from_keras(wanted: Wanted, weights: Path) -> FoundNetwork:
-    return _from_converted(wanted, weights, "keras", keras_models.to_onnx)
-
-
 def _from_converted(wanted: Wanted, weights: Path, kind: str, to_onnx: Callable[[Path, Path], object]) -> FoundNetwork:
     with TemporaryDirectory(prefix="init-") as folder:
         converted = Path(folder) / "model.onnx"
@@ -283,6 +275,7 @@ def _from_onnx(wanted: Wanted, weights: Path) -> FoundNetwork:
     note = f"{weights}: input {name!r}, {shown}"
     unit = input_units.unit_of(model)
     note += f", {unit.value} that the network normalises itself" if unit else ""
+    note += keras_conventions.describe(model, unit, is_recorded=beside.recipe is not None)
     names = [value.name for value in tidy.graph.output]
     is_embedding = len(names) == 1 and _EMBEDDING.search(names[0].lower())
     note += f"; output {names[0]!r} is named like an embedding, which is no scores of classes" if is_embedding else ""

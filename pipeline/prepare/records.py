@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError
 from pipeline.models.processors import of_transformers
 from pipeline.models.recipe import Recipe, of_timm
+from pipeline.prepare.mm_configs import read_mm_config
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +31,8 @@ class Records:
 def read_records(model: Path, side: int | None) -> Records:
     """Return what lies beside a model: transformers' two files, or timm's one, in its folder or the one above.
 
+    Or a config of OpenMMLab in its folder.
+
     Args:
         model: the file; optimum puts it into a folder `onnx` below the records.
         side: height and width that the network takes, where that is known.
@@ -45,6 +48,8 @@ def read_records(model: Path, side: int | None) -> Records:
         recipe = of_transformers(preprocessor, side, str(path))
     elif config is not None and (record := _timm_record(config)) is not None:
         recipe = of_timm(record, str(where))
+    elif config is None:
+        recipe = read_mm_config(model)
     return Records(recipe, _labels(config))
 
 
