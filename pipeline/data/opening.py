@@ -24,12 +24,20 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # those that end what a s
 _PART = 1 << 20  # bytes
 _HEAD = 64  # bytes that tell other files from images
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")  # of Apple's and others' photos
+_AVIF = (b"avif", b"avis")
+_CONVERT = "which is not read here; convert it, to JPEG or PNG"
+_JXL = (b"\xff\n", b"\0\0\0\x0cJXL ")  # the bare stream, and the container
 _NO_IMAGES = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer; run git lfs pull in its repository",
     b"<!doctype html": "an HTML page, as a failed download leaves; download it again",
     b"<html": "an HTML page, as a failed download leaves; download it again",
     b"<svg": "a drawing (SVG); export it as PNG",
     b"%pdf": "a PDF; export its pages as PNG",
+    b"<?xml": "XML: a drawing (SVG), to be exported as PNG, or the error of a failed download",
+    b"{": "text, as a failed download leaves; download it again",
+    b"pk\x03\x04": "a zip archive; unpack it",
+    _JXL[0]: f"JPEG XL, {_CONVERT}",
+    _JXL[1].lower(): f"JPEG XL, {_CONVERT}",
 }
 _TILE = (322, 323)  # TIFF's tags of a tile's width and height
 
@@ -71,7 +79,11 @@ def _describe(source: Path | bytes) -> str:
         head = source[:_HEAD]
     found = (what for mark, what in _NO_IMAGES.items() if head.lstrip().lower().startswith(mark))
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
-        return "HEIC, which is not read here; convert it, to JPEG or PNG"
+        return f"HEIC, {_CONVERT}"
+    if head[4:8] == b"ftyp" and head[8:12] not in _AVIF:
+        return "a film (MP4 or the like); write frames of it to image files"
+    if head and not any(head):
+        return "nothing but zeros at its beginning, as a broken copy leaves; copy or download it again"
     return next(found, "of no format that is read here") if head else "empty; copy or download it again"
 
 
