@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +23,7 @@ from pipeline.prepare import inputs as build_inputs
 from pipeline.proof import speed
 from pipeline.quant.work import measure_network
 from pipeline.runtimes.readers import computes_bfloat16
+from pipeline.stages import figures
 from pipeline.stages.artefact_names import FIGURES, MODEL, NOTES, read_notes
 from pipeline.stages.costs import BuildWork, expected_seconds, guess_work
 from pipeline.stages.settings import input_paths, settings_key
@@ -188,7 +188,7 @@ def _build(
             if stage.shows_work:
                 whole.expect(expected_seconds((row.name for row in rows[number:]), _work(cfg, out)))
             left = "" if number == len(rows) else f"; {whole.left()}"
-            say(f"{step}: {', '.join([f'{ran[stage.name]:.1f} s', *_figures(out)])}{left}")
+            say(f"{step}: {', '.join([f'{ran[stage.name]:.1f} s', *figures.describe(out)])}{left}")
             sound.add(out)
         for line in read_notes(out):
             say(f"note: {line}")
@@ -272,29 +272,6 @@ def _file_faults(step: str, where: Path) -> Iterator[None]:
         # Libraries write temporary files too, without naming them in the error.
         place = err.filename or f"{where}, or {tempfile.gettempdir()}"
         raise DataError(f"{step}: {place}: {err.strerror or err}; fix it and build again") from err
-
-
-# What a stage measured of itself, in words: of its line, and of --verbose.
-_IN_LINE = {"images": "{} images", "layers": "{} layers", "resumed_at": "resumed at image {}", "input": "reads {}"}
-_IN_DETAIL = {
-    "tensors": "{} activations observed",
-    "streams": "{} groups of channels changed",
-    "widest": "channels scaled by up to {}",
-    "peak_memory_mib": "up to {} MiB of memory",
-}
-
-
-def _figures(folder: Path) -> list[str]:
-    """Return what a stage measured of itself, for its line; the rest is said to --verbose."""
-    path = folder / FIGURES
-    if not path.is_file():
-        return []
-    figures = json.loads(path.read_text(encoding="utf-8"))
-    known = {key: value for key, value in figures.items() if value}
-    for key, words in _IN_DETAIL.items():
-        if key in known:
-            console.detail(words.format(known[key]))
-    return [words.format(known[key]) for key, words in _IN_LINE.items() if key in known]
 
 
 def _content(folder: Path) -> dict[str, str]:
