@@ -51,18 +51,18 @@ def _image2npz(args: argparse.Namespace) -> None:
     from pipeline.config.choices import PreprocessAs
     from pipeline.data import listed_labels
     from pipeline.data.conversion import convert
+    from pipeline.data.imagenet import list_images
 
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
     cluster = cluster_of(args)
     report = convert(
-        args.dataset_path,
+        list_images(args.dataset_path, args.suffix),
         args.target_path,
         args.text_path,
-        args.suffix,
-        args.workers,
-        cluster,
-        PreprocessAs(args.preprocess_as),
+        workers=args.workers,
+        cluster=cluster,
+        preprocess_as=PreprocessAs(args.preprocess_as),
     )
     try:
         listed = listed_labels.find_listed(args.dataset_path, args.suffix)

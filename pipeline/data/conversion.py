@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.data import preprocess
-from pipeline.data.image_kinds import ANY
 from pipeline.data.imagenet import Sample, list_images
 from pipeline.data.npz import is_image_of, write_datalist, write_image_npz
 from pipeline.data.sources import ImageSource
@@ -51,11 +50,10 @@ def convert(
     images: Location | Sequence[Sample],
     target: Location,
     datalist: Path,
-    suffix: str = ANY,
+    *,
     workers: int | None = None,
     cluster: Cluster | None = None,
     preprocess_as: PreprocessAs = PreprocessAs.TORCHVISION,
-    *,
     tolerates_bad: bool = False,
 ) -> Report:
     """Decode every image into `<target>/<its folder's name>/<stem>.npz` and list the files in `datalist`.
@@ -63,11 +61,10 @@ def convert(
     A complete npz made from the same image (by size and modification time) is kept, so an interrupted run resumes.
 
     Args:
-        images: a folder or tar, in any layout, or samples of one.
+        images: a folder or tar, in any layout, or samples of one (`list_images` chooses them by suffix).
         target: folder of the npz files. In a store nothing keeps another run from writing there, and an npz is kept
             that is younger than its image: the store's time cannot be set to the image's.
         datalist: written last: absolute paths in the order of the images.
-        suffix: of the image files below a folder or tar; `any`: of every kind.
         workers: processes; None takes as many as there are cores for this process, or in the cluster.
         cluster: where to compute; its nodes must see the images and the target by the same names. None: here.
         preprocess_as: what the package does; see `preprocess.decode`.
@@ -78,7 +75,7 @@ def convert(
             done and listed), the target cannot be written, or another run writes there.
         PipelineError: a worker process died.
     """
-    samples = list_images(images, suffix) if isinstance(images, Path | Url) else images
+    samples = list_images(images) if isinstance(images, Path | Url) else images
     jobs = _plan(samples, absolute(target), preprocess_as)
     with _sole_writer(target):
         _remove_leftovers(jobs)

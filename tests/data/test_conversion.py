@@ -19,7 +19,7 @@ from run_fixtures import read_local_datalist
 
 from pipeline.config.choices import PreprocessAs
 from pipeline.data.conversion import Report, convert
-from pipeline.data.imagenet import list_dataset
+from pipeline.data.imagenet import list_dataset, list_images
 from pipeline.data.npz import read_image_npz
 from pipeline.errors import DataError, PipelineError
 
@@ -84,7 +84,7 @@ def test_convert_takes_every_kind_of_image_or_the_one_that_is_asked_for(
     report = convert(tmp_path / "mixed", tmp_path / "npz", tmp_path / "list.txt", workers=1)
     assert (report.converted, [path.stem for path in read_local_datalist(report.datalist)]) == (3, ["1", "2", "3"])
     assert "left out" not in capsys.readouterr().err
-    report = convert(tmp_path / "mixed", tmp_path / "png", tmp_path / "png.txt", "png", workers=1)
+    report = convert(list_images(tmp_path / "mixed", "png"), tmp_path / "png", tmp_path / "png.txt", workers=1)
     assert [path.stem for path in read_local_datalist(report.datalist)] == ["2"]
     assert "1 images, left out 1 JPEG, 1 webp images;" in capsys.readouterr().err
 
