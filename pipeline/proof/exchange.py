@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.proof.changes import Change, How, apply
+from pipeline.proof.changes import BFLOAT16, Change, How, apply
 from pipeline.proof.search_journal import Journal
 
 _DROPPED = 2  # kept changes that one trial gives up, at most
@@ -82,7 +82,7 @@ def find_exchange(journal: Journal, least_speed: float) -> Exchange | None:
 def _moves(kept: Sequence[Change], changes: Sequence[Change]) -> Iterator[tuple[Change, tuple[Change, ...]]]:
     for change in changes:
         if change not in kept and change.how is not How.IN_FLOAT:
-            others = [each for each in kept if each.activation != change.activation]
+            others = [each for each in kept if each.activation != change.activation and each != BFLOAT16]
             for count in range(_DROPPED + 1):
                 yield from ((change, without) for without in combinations(others, count))
 
@@ -99,7 +99,8 @@ def _estimate(journal: Journal, changes: Sequence[Change]) -> tuple[dict[Change,
     expected = np.array([priors[change] for change in changes])
     saves = _posterior(changes, expected[:, 0], has, saved)
     takes = _posterior(changes, expected[:, 1], has[timed], taken)
-    return dict(zip(changes, saves, strict=True)), dict(zip(changes, (max(0.0, each) for each in takes), strict=True))
+    least = [-1.0 if change == BFLOAT16 else 0.0 for change in changes]  # no other change makes a model faster
+    return dict(zip(changes, saves, strict=True)), dict(zip(changes, map(max, least, takes), strict=True))
 
 
 def _posterior(changes: Sequence[Change], expected: Float64, has: Float64, measured: Float64) -> list[float]:

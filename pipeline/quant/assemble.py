@@ -14,6 +14,7 @@ from pipeline.quant.float_sums import keep_sums_in_float
 from pipeline.quant.int8_weights import install_weights
 from pipeline.quant.qmath import Range
 from pipeline.quant.rounding import Rounded
+from pipeline.runtimes.float_arithmetic import allow_bfloat16
 from pipeline.runtimes.own_placement import add_placement
 
 
@@ -31,6 +32,7 @@ class Parts:
     onnxruntime_gates: bool = False  # they are int8 in ONNX Runtime nevertheless, see `own_placement`
     scores_in_int8: bool = False  # see `attention_scores`
     float_sums: tuple[str, ...] = ()  # additions whose sums stay in float32, see `float_sums`
+    bfloat16: bool = False  # where a runtime may compute what is float32, see `runtimes.float_arithmetic`
 
     def leaving(self, activations: Collection[str]) -> Parts:
         """Return the parts of a model that leaves more activations in float32."""
@@ -77,4 +79,6 @@ def _assemble(float32: onnx.ModelProto, parts: Parts) -> Assembled:
         errors = {name: parts.rounded[name].mean_error for name in installed}
         known = {name: np.where(installed[name], error, np.nan) for name, error in errors.items() if error is not None}
         corrected = correct_biases(model, float32, parts.means, known)
+    if parts.bfloat16:
+        allow_bfloat16(model)
     return Assembled(model, len(installed), len(corrected))

@@ -23,6 +23,7 @@ if os.environ.get(MAX_ISA):  # read when the first model is compiled
 
 import openvino  # noqa: E402
 
+from pipeline.runtimes.float_arithmetic import computes_in_bfloat16  # noqa: E402
 from pipeline.runtimes.joined_levels import copy_joined_levels  # noqa: E402
 
 # On ARM its passes for int8 produce operations that no kernel supports: "Convolution input precision should be single"
@@ -127,7 +128,7 @@ def compile_model(
             # It pins threads to cores, from the first core on. Processes that share the cores would all take the first.
             **({} if placement.threads >= available_cores() else {"ENABLE_CPU_PINNING": False}),
             # Otherwise it computes float parts, and whole float32 models, in bfloat16 on CPUs that support it.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if computes_in_bfloat16(model) else "f32",
             **(_IN_FLOAT if is_arm() else {}),
             **(more or {}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     classifier = [node.name for node in find_classifier(float32)]
     float32, parts = split(float32, parts, read_splits(tuned.get("split_activations", {}), parts.ranges))
     parts = parts.leaving(tuned.get("float_activations", ())).adding_in_float(tuned.get("float_sums", ()))
+    parts = replace(parts, bfloat16=tuned.get("bfloat16", False))
     made = assemble(float32, parts)
     save_model(made.model, out / MODEL)
     report = {

@@ -146,7 +146,7 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("thresholds", ("calibrate",), thresholds.take_settings, thresholds.run, _is_int8, version=2),
     Stage("place", (*_RANGED, "round"), place.take_settings, place.run, _is_int8, version=7),
     Stage("ranges", _MEASURED, ranges.take_settings, ranges.run, _measures_ranges, version=2),
-    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=12),
+    Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=13),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=19),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
     Stage("prove", _PROVEN, prove.take_settings, prove.run, version=4),

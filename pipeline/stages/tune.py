@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from pipeline.host import isolated
 from pipeline.host.hardware import available_cores
 from pipeline.learn.ranking import measure_costs
 from pipeline.proof import agreement
-from pipeline.proof.changes import Candidates, Change, How, Step
+from pipeline.proof.changes import BFLOAT16, Candidates, Change, How, Step
 from pipeline.proof.exchange import find_exchange, may_fit
 from pipeline.proof.judge import CandidateFigures, Judge
 from pipeline.proof.search_journal import Journal
@@ -42,6 +42,7 @@ from pipeline.quant.splitting import Split, can_split, efficient, split, ways_to
 from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Backend, Runtime
 from pipeline.runtimes.opening import choose
+from pipeline.runtimes.readers import computes_bfloat16
 from pipeline.stages import int8_parts
 from pipeline.stages.artefact_names import CALIBRATION, ISLANDS, float32_model, read_scores
 from pipeline.terminal import console
@@ -54,6 +55,7 @@ _RANGED = 128  # images that tell which channels of an activation are wide
 _LEAST_GAIN = 0.98  # of the previous distance: a smaller gain is noise, and float parts slow the other runtime more
 # The same where every convolution stays in int8: such changes are cheap, and several together count.
 _LEAST_GAIN_INT8 = 0.995
+_LEAST_GAINS = {How.IN_FLOAT: _LEAST_GAIN, How.HALVED: 1.1}  # bfloat16 may lose some, for the time that it gains
 _EXCHANGES = 3  # that bought nothing, after which the search ends
 _DOUBT = 2.0  # a prediction may be too small by this factor
 
@@ -63,12 +65,18 @@ class Settings:
     parts: int8_parts.PartSettings
     goal: AccuracyConfig
     preprocess: PreprocessSpec
+    bfloat16: bool  # whether OpenVINO may compute in it what stays in float
 
 
 def take_settings(cfg: BuildConfig) -> Settings:
     """Return what this stage's outcome depends on beside its inputs."""
     assert cfg.accuracy is not None, "the stage runs only where the build file has a goal"
-    return Settings(parts=int8_parts.take_settings(cfg), goal=cfg.accuracy, preprocess=cfg.preprocess)
+    return Settings(
+        parts=int8_parts.take_settings(cfg),
+        goal=cfg.accuracy,
+        preprocess=cfg.preprocess,
+        bfloat16=computes_bfloat16(),
+    )
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
@@ -96,14 +104,16 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
         in_float = {each.activation for each in changes if each.how is How.IN_FLOAT}
         parted = journal.splits_of(change for change in changes if change.activation not in in_float)
         changed, theirs = split(float32, parts, dict(sorted(parted.items())))
-        sums = journal.additions_of(sorted(changes, key=str))
-        return assemble(changed, theirs.leaving(in_float).adding_in_float(sums)).model
+        theirs = theirs.leaving(in_float).adding_in_float(journal.additions_of(sorted(changes, key=str)))
+        return assemble(changed, replace(theirs, bfloat16=BFLOAT16 in changes)).model
 
     def find() -> Candidates:
         return _find_candidates(float32, parts, make(()), judge)
 
     with judge.opened(make(())) as plain:
-        _search(goal, journal, judge, plain, make, find)
+        _search(goal, journal, judge, plain, make, find, bfloat16=settings.bfloat16)
+    if not _reached(goal, journal.best().figures):
+        journal.take_back_bfloat16()
     best = journal.best()
     write_json(
         out / ISLANDS,
@@ -113,6 +123,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             "float_activations": journal.in_float(),
             "split_activations": {name: asdict(each) for name, each in journal.split().items()},
             "float_sums": journal.sums_in_float(),
+            "bfloat16": BFLOAT16 in journal.kept(),
             "steps": [step.as_document() for step in journal.steps],
             "lost": journal.lost,
             "images": len(judged),
@@ -173,8 +184,14 @@ def _search(
     plain: Backend,
     make: Callable[[Sequence[Change]], onnx.ModelProto],
     find: Callable[[], Candidates],
+    *,
+    bfloat16: bool,
 ) -> None:
-    """Try the candidates in turn until the goal is reached, the time is over, or no other would buy anything."""
+    """Try the candidates in turn until the goal is reached, the time is over, or no other would buy anything.
+
+    Args:
+        bfloat16: whether models may compute in it what they leave in float.
+    """
 
     def is_over() -> bool:
         return _reached(goal, journal.best().figures) or journal.seconds > 60 * goal.budget_minutes
@@ -192,11 +209,11 @@ def _search(
     failed = 0  # exchanges, one after the other
     with progress_bar(journal.trials(), "tune", "model", done=done, span=(0.2, 1)) as progress:
         while True:
-            best, found = journal.best().figures, None if is_over() else _next(journal, goal, failed)
+            best, found = journal.best().figures, None if is_over() else _next(journal, goal, failed, bfloat16=bfloat16)
             if found is None:
                 return
             change, without, is_exchange = found
-            least = (_LEAST_GAIN if change.how is How.IN_FLOAT else _LEAST_GAIN_INT8) * best.distance
+            least = _LEAST_GAINS.get(change.how, _LEAST_GAIN_INT8) * best.distance
 
             def is_better(figures: CandidateFigures, least: float = least) -> bool:
                 return figures.distance < least or _reached(goal, figures)
@@ -218,20 +235,23 @@ def _search(
             progress.update()
 
 
-def _next(journal: Journal, goal: AccuracyConfig, failed: int) -> tuple[Change, tuple[Change, ...], bool] | None:
+def _next(
+    journal: Journal, goal: AccuracyConfig, failed: int, *, bfloat16: bool
+) -> tuple[Change, tuple[Change, ...], bool] | None:
     """Return the change to try, which kept ones it replaces, and whether it is an exchange; None: nothing is left.
 
     Args:
         failed: exchanges that bought nothing, one after the other.
+        bfloat16: as of `_search`. It is tried when nothing else is left; what did not fit may fit then.
     """
     least = (1 - _LEAST_GAIN) * journal.best().figures.kl
     for change, gain in journal.waiting():
         if _DOUBT * gain >= least and may_fit(journal, change, goal.min_speed):
             return change, (), False
     exchange = find_exchange(journal, goal.min_speed) if failed < _EXCHANGES else None
-    if exchange is None or exchange.distance > _LEAST_GAIN_INT8:
-        return None
-    return exchange.change, exchange.without, True
+    if exchange is not None and exchange.distance <= _LEAST_GAIN_INT8:
+        return exchange.change, exchange.without, True
+    return (BFLOAT16, (), False) if bfloat16 and journal.can_be_halved() else None
 
 
 def _outlook(goal: AccuracyConfig, journal: Journal) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.proof.changes import Candidates, Change, How, Step, apply
+from pipeline.proof.changes import BFLOAT16, Candidates, Change, How, Step, apply
 from pipeline.proof.exchange import find_exchange, may_fit
 from pipeline.proof.judge import CandidateFigures
 from pipeline.proof.search_journal import Journal
@@ -80,3 +80,13 @@ def test_a_change_takes_the_place_of_others_of_its_activation() -> None:
     assert apply([whole, FEW], SPLIT) == [whole, SPLIT]
     assert apply([whole, SPLIT], in_float) == [whole, in_float]
     assert apply([whole, SPLIT], POOR, without=[whole]) == [SPLIT, POOR]
+
+
+def test_what_was_too_slow_is_tried_again_with_the_time_that_bfloat16_gains(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    assert find_exchange(made, least_speed=1 / 1.07) is None
+    made.add(Step(BFLOAT16.activation, True, figures(0.89, 1 / 0.99), 1.0, BFLOAT16.how))
+    found = find_exchange(made, least_speed=1 / 1.15)
+    assert found is not None and found.change == SPLIT and BFLOAT16 not in found.without
+    made.add(Step("a", True, figures(0.6, 1 / 1.13), 1.0, How.SPLIT, 4, found.without))
+    assert BFLOAT16 in made.kept()

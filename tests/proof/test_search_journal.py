@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.proof.changes import Candidates, Change, How, Step
+from pipeline.proof.changes import BFLOAT16, Candidates, Change, How, Step
 from pipeline.proof.judge import CandidateFigures
 from pipeline.proof.search_journal import Journal
 from pipeline.quant.splitting import Split
@@ -98,3 +98,34 @@ def test_a_stream_whose_first_sum_was_kept_is_tried_for_the_rest(tmp_path: Path)
     assert rest == pytest.approx(0.25 - 0.08)
     made.add(Step("s", True, FIGURES, 1.0, How.SUMS))
     assert made.sums_in_float() == ["add1", "add2"]
+
+
+def test_bfloat16_is_tried_once_something_was_left_in_float(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    made.add(split_step(4, kept=True))
+    assert not made.can_be_halved()
+    made.add(Step("s", True, FIGURES, 1.0, How.SUMS))
+    assert made.can_be_halved()
+    made.add(Step(BFLOAT16.activation, False, FIGURES, 1.0, BFLOAT16.how))
+    assert not made.can_be_halved()
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_bfloat16_stays_only_if_what_it_made_room_for_is_better_than_float32(better: bool, tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    made.add(Step("s", True, replace(FIGURES, kl=0.0008), 1.0, How.SUMS))
+    made.add(Step(BFLOAT16.activation, True, replace(FIGURES, kl=0.0009), 1.0, BFLOAT16.how))
+    made.add(Step("a", True, replace(FIGURES, kl=0.0007 if better else 0.00085), 1.0, How.SPLIT, 4))
+    made.take_back_bfloat16()
+    assert made.kept() == ([SUMS, BFLOAT16, Change("a", How.SPLIT, 4)] if better else [SUMS])
+    assert Journal(tmp_path / "journal.json").steps == made.steps
+    made.take_back_bfloat16()
+    assert made.best().figures.kl == (0.0007 if better else 0.0008)
+
+
+def test_bfloat16_does_not_stay_by_itself(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    made.add(Step("s", True, replace(FIGURES, kl=0.0008), 1.0, How.SUMS))
+    made.add(Step(BFLOAT16.activation, True, replace(FIGURES, kl=0.0007), 1.0, BFLOAT16.how))
+    made.take_back_bfloat16()
+    assert made.kept() == [SUMS]

@@ -22,6 +22,7 @@ from pipeline.packages.package import open_package
 from pipeline.proof import agreement, judge
 from pipeline.proof.changes import How, Step
 from pipeline.reports.summary import summarize
+from pipeline.runtimes.float_arithmetic import BFLOAT16
 from pipeline.stages import tune
 from pipeline.terminal import console
 
@@ -59,6 +60,7 @@ def test_nothing_is_tried_when_the_plain_model_reaches_the_goal(make_config: Mak
 def test_search_keeps_what_lowers_the_divergence_and_says_what_each_step_bought(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tune, "computes_bfloat16", lambda: False)  # which may cost accuracy, for time
     monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
     built = build(make_config(*COARSE, "accuracy.min_agreement=100", ANY_SPEED), quiet)
     found = outcome(built)
@@ -163,6 +165,23 @@ def test_search_runs_the_network_for_each_quantizer_when_there_are_no_gradients(
     monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
     found = outcome(build(make_config(*COARSE, "accuracy.min_agreement=100", ANY_SPEED), quiet))
     assert len(found["steps"]) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bfloat16_is_tried_when_nothing_else_is_left_and_the_cpu_multiplies_it(
+    multiplies: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "computes_bfloat16", lambda: multiplies)
+    monkeypatch.setattr(tune, "_reached", lambda goal, figures: False)
+    monkeypatch.setattr(tune, "_DOUBT", 1e9)  # everything is tried, however little it should save
+    built = build(make_config(*COARSE, "accuracy.min_agreement=100", ANY_SPEED), quiet)
+    found = outcome(built)
+    tried = [step for step in found["steps"] if step["how"] == How.HALVED.value]
+    left = bool(found["float_activations"] or found["float_sums"])
+    assert len(tried) == (multiplies and left)
+    marks = {each.key for each in onnx.load(open_package(built.prefix).model).metadata_props}
+    assert (BFLOAT16 in marks) == found["bfloat16"] == any(step["kept"] for step in tried)
 
 
 @pytest.mark.slow
