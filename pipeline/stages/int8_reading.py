@@ -35,7 +35,7 @@ from pipeline.runtimes.unordered import UnorderedReader
 from pipeline.stages.artefact_names import WEIGHTS
 
 LEAST_IMAGES = 64  # beside those that were read in float32, that are worth making a model for
-# Of the first extremes, how far ranges reach. Of 872 images of ImageNet one in a hundred reaches beyond in resnet18; a
+# Of the first extremes, how far ranges reach. Of 872 images of ImageNet three in a hundred reach beyond in ResNets; a
 # wider range has coarser levels.
 _WIDENING = 1.25
 COMPARED = 2  # images
