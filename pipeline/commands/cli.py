@@ -44,7 +44,7 @@ _LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"} | {
 
 
 # Of any file, wherever a command meets them: of the machine, not of this program.
-_FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_OF_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 _CHOICE = re.compile(r"(.*invalid choice: '([^']*)') \(choose from (.*)\)")  # as argparse says it
 
 
@@ -134,7 +134,7 @@ def _explain(err: OSError) -> bool:
         console.error(f"standard output: cannot be written ({unwritable}); send it elsewhere")
         streams.drop_output()
         return True
-    if err.errno in _FULL_OR_CLOSED:
+    if err.errno in _OF_MACHINE:
         console.error(f"{err.filename or 'a file'}: {err.strerror}; fix that, then run again")
         console.causes(err)
         return True

@@ -683,7 +683,7 @@ def test_machine_that_only_runs_packages_needs_neither_torch_nor_onnx(tiny: Tiny
         assert "which is not installed; run: pip install " in done.stderr
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP])
 def test_a_disk_that_takes_nothing_is_no_traceback(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(_: argparse.Namespace) -> None:
         raise OSError(number, os.strerror(number), "ws/model.onnx")

@@ -159,3 +159,18 @@ def test_check_takes_the_overrides_of_build(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == (
         "error: --set evaluation.num=5: overrides a key of a build file (.yaml); none is given\n"
     )
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "x" * 300
+    for line in (
+        ["predict", "image.jpg", "--json", name],
+        ["check", f"{name}.json"],
+        ["image2npz", "--dataset_path", name],
+    ):
+        more = ["--target_path", "npz"] if line[0] == "image2npz" else []
+        assert main([*line, *more]) == 2
+        assert "File name too long" in capsys.readouterr().err, line
