@@ -13,11 +13,14 @@ from onnx import helper, numpy_helper
 from pipeline.onnx_models.bodies import replace_node, unpack
 from pipeline.onnx_models.graphs import (
     Names,
+    bodies_of,
     constants_of,
+    graphs_of,
     integer,
     integers,
     integers_tensor,
     makers_of,
+    remove_unused,
     shapes_of,
 )
 
@@ -41,8 +44,8 @@ def write_out(model: onnx.ModelProto, node: onnx.NodeProto, settled: Settled) ->
 
 
 def _write_loop(model: onnx.ModelProto, node: onnx.NodeProto, settled: Settled) -> bool:
-    graph, names, body = model.graph, Names(model), _body_of(node)
-    rounds, values = _rounds(node, body, settled), list(node.input[_VALUES:])
+    graph, names = model.graph, Names(model)
+    rounds, values = _rounds(graph, names, node, settled), list(node.input[_VALUES:])
     stacks = node.output[len(values) :]
     if rounds is None or rounds > _MOST_ROUNDS or (not rounds and any(stacks)):  # of no rounds no shape is known
         return False
@@ -130,13 +133,75 @@ def _scalar(graph: onnx.GraphProto, name: str, value: npt.NDArray[np.generic]) -
     return name
 
 
-def _rounds(node: onnx.NodeProto, body: onnx.GraphProto, settled: Settled) -> int | None:
+def _rounds(graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, settled: Settled) -> int | None:
     """Return how many rounds a Loop makes whatever the image, None where that is not known."""
     times, condition = (*node.input[:_VALUES], "")[:_VALUES]
     count, begins = settled(times) if times else None, settled(condition) if condition else 1
-    if count is None or begins is None or not _always_goes_on(body, settled):
+    if (times and count is None) or begins is None:
         return None
-    return max(count, 0) if begins else 0
+    if not begins:
+        return 0
+    if _always_goes_on(_body_of(node), settled):
+        return None if count is None else max(count, 0)
+    most = _MOST_ROUNDS + 1 if count is None else min(max(count, 0), _MOST_ROUNDS + 1)
+    return _rounds_of_while(graph, names, node, most, settled)
+
+
+def _rounds_of_while(
+    graph: onnx.GraphProto, names: Names, node: onnx.NodeProto, most: int, settled: Settled
+) -> int | None:
+    """Return how many rounds, of `most` at most, a Loop makes whose body decides whether it goes on.
+
+    The same Loop with nothing but what decides that, and a count, is put into the graph for as long as this takes.
+    """
+    body, handed_on = onnx.GraphProto(), _deciding(_body_of(node))
+    body.CopyFrom(_body_of(node))
+    given, made, one = (names.free(f"{node.name}_{part}") for part in ("rounds_before", "rounds", "one"))
+    start, limit, goes_on, found = (
+        names.free(f"{node.name}_{part}") for part in ("no_rounds", "most_rounds", "begins", "rounds_made")
+    )
+    inputs = [*body.input[:_VALUES], *(body.input[_VALUES + at] for at in handed_on)]
+    outputs = [body.output[0], *(body.output[1 + at] for at in handed_on)]
+    whole = onnx.TensorProto.INT64
+    counted = helper.make_graph(
+        [*body.node, helper.make_node("Add", [given, one], [made])],
+        body.name,
+        [*inputs, helper.make_tensor_value_info(given, whole, [])],
+        [*outputs, helper.make_tensor_value_info(made, whole, [])],
+        [*body.initializer, numpy_helper.from_array(np.array(1, np.int64), one)],
+    )
+    remove_unused(counted)
+    values = [node.input[_VALUES + at] for at in handed_on]
+    results = [*(names.free(f"{node.name}_{at}_at_last") for at in handed_on), found]
+    graph.node.append(helper.make_node("Loop", [limit, goes_on, *values, start], results, body=counted))
+    added = [(limit, np.array(most, np.int64)), (start, np.array(0, np.int64)), (goes_on, np.array(True))]
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in added)
+    rounds = settled(found)
+    del graph.node[-1]
+    del graph.initializer[-len(added) :]
+    return rounds
+
+
+def _deciding(body: onnx.GraphProto) -> list[int]:
+    """Return which of the values that a Loop hands on its condition depends on, in order."""
+    makers = makers_of(body)
+    places = {value.name: at for at, value in enumerate(body.input[_VALUES:])}
+    waiting, seen, found = [body.output[0].name], set[str](), set[int]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in places:
+            found.add(places[name])
+            waiting.append(body.output[1 + places[name]].name)
+        if name in makers:
+            node = makers[name]
+            waiting += node.input
+            waiting += [
+                read for inner in bodies_of(node) for part in graphs_of(inner) for n in part.node for read in n.input
+            ]
+    return sorted(found)
 
 
 def _always_goes_on(body: onnx.GraphProto, settled: Settled) -> bool:

@@ -194,6 +194,38 @@ def test_load_writes_out_a_scan(tmp_path: Path, axis: int, reverse: int) -> None
     assert "Scan" not in operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants)))
 
 
+@pytest.mark.parametrize("times", ["times", ""])
+@pytest.mark.parametrize("bound", [0, 1, 5])
+def test_load_writes_out_a_loop_that_a_counter_ends(tmp_path: Path, times: str, bound: int) -> None:
+    """`while i < bound` of a scripted network, which hands on the image's values too; `times` is 3."""
+    body = helper.make_graph(
+        [node("Tanh", "v", "u"), node("Add", "k unit", "next"), node("Less", "next bound", "again")],
+        "body",
+        [value("i", TensorProto.INT64), value("more", TensorProto.BOOL), value("v"), value("k", TensorProto.INT64)],
+        [value("again", TensorProto.BOOL), value("u"), value("next", TensorProto.INT64)],
+    )
+    made = helper.make_node("Loop", [times, "yes", "c", "zero"], ["a", "end"], "loop", body=body)
+    constants = {**ROUNDS, "zero": np.array(0), "unit": np.array(1), "bound": np.array(bound)}
+    path = save(tmp_path / "m.onnx", flat(node("Conv", "x w", "c"), made), constants=constants)
+    found = operators(load_and_compare(path))
+    assert found.count("Tanh") == min(max(bound, 1), 3 if times else 5)
+    assert "Loop" not in found
+
+
+def test_load_refuses_a_loop_that_never_ends(tmp_path: Path) -> None:
+    body = helper.make_graph(
+        [node("Tanh", "v", "u"), node("Add", "k unit", "next"), node("Less", "zero next", "again")],
+        "body",
+        [value("i", TensorProto.INT64), value("more", TensorProto.BOOL), value("v"), value("k", TensorProto.INT64)],
+        [value("again", TensorProto.BOOL), value("u"), value("next", TensorProto.INT64)],
+    )
+    made = helper.make_node("Loop", ["", "yes", "c", "zero"], ["a", "end"], "loop", body=body)
+    constants = {**CONSTANTS, "zero": np.array(0), "unit": np.array(1)}
+    path = save(tmp_path / "m.onnx", flat(node("Conv", "x w", "c"), made), constants=constants)
+    with pytest.raises(DataError, match="node 'loop' is a Loop, and how often it repeats a graph"):
+        classifier.load(path, CHW)
+
+
 @pytest.mark.parametrize("times", [3, 101])
 def test_load_refuses_a_loop_whose_rounds_depend_on_the_image_or_are_many(tmp_path: Path, times: int) -> None:
     is_large = (node("ReduceMax", "v", "m", keepdims=0), node("Greater", "m low", "again"))
