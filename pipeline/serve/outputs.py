@@ -158,6 +158,8 @@ class Outputs:
 
     def takes_long(self, wanted: Sequence[RequestedOutput], scores: Output) -> bool:
         """Tell whether `make` takes so long that it has to be done beside the event loop: texts do, numbers do not."""
+        if len(wanted) * scores.size <= _MANY:  # as in most requests
+            return False
         texts: int = sum(min(_classes_of(each), scores.shape[1]) for each in wanted) * len(scores)
         return texts > _MANY
 
