@@ -217,8 +217,14 @@ def _split(found: Found) -> list[Found]:
         return [Found(f"{at}{first}", group, found.others) for first, group in groups.items()]
     averaged = next((first for first in groups if _words(first) & _AVERAGED and shapes[first]), None)
     raw = next((first for first in groups if first != averaged and shapes[first] == shapes.get(averaged or "")), None)
-    if averaged is None or raw is None:
+    if averaged is None:
         return [found]
+    if raw is None:
+        own = {name: tensor for name, tensor in found.tensors.items() if name.partition(".")[0] != averaged}
+        if _shapes(strip(own)[0]) != shapes[averaged]:
+            return [found]
+        # A network that keeps its average as a part of itself.
+        return [Found(f"{at}raw", own, found.others), Found(f"{at}{averaged}", groups[averaged], found.others)]
     others = (*found.others, *(first for first in groups if first not in (averaged, raw)))
     return [Found(f"{at}{first}", groups[first], others) for first in (raw, averaged)]
 

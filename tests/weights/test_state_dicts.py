@@ -195,6 +195,16 @@ def test_choose_asks_which_when_a_state_dict_holds_a_network_and_its_copy(one: s
     assert_same(state_dicts.choose(PATH, content, other).tensors, EMA)
 
 
+@pytest.mark.parametrize("name", ["ema.", "ema_model.module."])
+def test_choose_takes_the_average_that_a_network_keeps_as_a_part_of_itself(name: str) -> None:
+    content = {**RAW, **prefixed(name, EMA)}
+    chosen = state_dicts.choose(PATH, content, None)
+    assert_same(chosen.tensors, EMA)
+    key = name.partition(".")[0]
+    assert [f"the averaged weights {key!r} taken, not 'raw'" in note for note in chosen.notes] == [True]
+    assert_same(state_dicts.choose(PATH, content, "raw").tensors, RAW)
+
+
 @pytest.mark.parametrize(
     ("names", "first"),
     [
