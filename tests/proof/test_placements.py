@@ -114,9 +114,9 @@ def test_answers_that_are_no_numbers_are_never_taken() -> None:
     assert "for an unknown loss" in describe(SCORES, compared.as_document())
 
 
-def test_is_clear_when_the_interval_excludes_the_speed_wanted() -> None:
-    def clear(times: float) -> bool:
-        rates = {FEWER: (100.0, 40.0), MORE: (100 * times, 30.0)}
+def test_is_clear_when_the_interval_excludes_the_speed_wanted_in_every_runtime() -> None:
+    def clear(times: float, in_the_slower: float = 0.75) -> bool:
+        rates = {FEWER: (100.0, 40.0), MORE: (100 * times, 40 * in_the_slower)}
         pairs = [
             (name, runtime, rate) for name, both in rates.items() for runtime, rate in zip(RUNTIMES, both, strict=True)
         ]
@@ -127,6 +127,7 @@ def test_is_clear_when_the_interval_excludes_the_speed_wanted() -> None:
     assert clear(1.2)
     assert clear(1.0)
     assert not clear(1.08)
+    assert not clear(1.2, 1.08)
     candidates = [Candidate(Runtime.OPENVINO, "int8", Path(f"{name}.onnx")) for name in (FEWER, MORE)]
     assert not placements.is_clear(1.08, candidates, [[1.0] * 5, [2.0] * 5])
 
