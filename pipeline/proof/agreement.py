@@ -27,6 +27,7 @@ from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 IMAGES = 64  # that a model is checked on
+SEARCHED = 400  # that the models of a search for a goal are judged on
 _BATCH = 8
 # A process that takes longer hangs: exact arithmetic takes minutes for a network of any size, and no runtime takes
 # many times as long. Emulated CPUs are slow for both.
@@ -54,6 +55,15 @@ def choose(listed: int, wanted: int = IMAGES) -> list[int]:
     fitted = set(choose_evenly(listed, FITTING_IMAGES))
     others = [index for index in range(listed) if index not in fitted] or list(range(listed))
     return [others[index] for index in choose_evenly(len(others), wanted)]
+
+
+def choose_further(listed: int) -> list[int]:
+    """Return the indices of calibration images that weights may be fitted to beside the usual ones.
+
+    No model is checked on them, or judged in a search for a goal.
+    """
+    used = {*choose_evenly(listed, FITTING_IMAGES), *choose(listed), *choose(listed, SEARCHED)}
+    return [index for index in range(listed) if index not in used]
 
 
 def prepare(images: Sequence[Sample], spec: PreprocessSpec, *, raw: bool = False) -> list[Batch]:

@@ -23,6 +23,7 @@ from pipeline.data.calibration_list import FITTING_IMAGES, choose_evenly, read_c
 from pipeline.errors import ArtefactError
 from pipeline.host.hardware import available_cores, peak_memory_mib, release_memory, reset_peak_memory
 from pipeline.host.threads import thread_pool
+from pipeline.proof import agreement
 from pipeline.quant import pixels
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.counting import Counter
@@ -71,6 +72,7 @@ class Settings:
     preprocess: PreprocessSpec
     per_channel: bool  # a scale per output channel, or one per tensor
     images: int  # at most this many calibration images are used
+    goal: bool  # of the accuracy: further images are used, which no model is judged on
     positions: int  # of each image's output pixels; of fewer images than `images`, more of each
     bfloat16: bool  # allowed for the activations
     cores: int = unkeyed()  # they divide the work within an image, and the layers among them
@@ -87,6 +89,7 @@ def take_settings(cfg: BuildConfig) -> Settings:
         preprocess=cfg.preprocess,
         per_channel=cfg.backend.quantize.quantize_per_channel,
         images=FITTING_IMAGES,
+        goal=cfg.accuracy is not None,
         positions=POSITIONS,
         bfloat16=computes_bfloat16(),
         cores=available_cores(),
@@ -103,6 +106,9 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     listed = read_calibration_list(inputs["calibset"] / CALIBRATION)
     images = [listed[index] for index in choose_evenly(len(listed), settings.images)]
     settings = replace(settings, positions=settings.positions * settings.images // len(images))
+    counted = len(images)
+    if settings.goal:
+        images += [listed[index] for index in agreement.choose_further(len(listed))]
     model = onnx.load(float32_model(inputs))
     layers = [without_weights(layer) for layer in layers_of(model)]
     sizes = rounding_inputs.sizes_of(layers, activation_shapes(model), len(images))
@@ -125,7 +131,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
             if len(found) == len(some):
                 progress.update(each.image * len(images))
             else:
-                counting = rounding_inputs.Counting(len(listed), out) if number == 0 else None
+                counting = rounding_inputs.Counting(len(listed), counted, out) if number == 0 else None
                 reading = _reading(settings, inputs, counter, raw, len(images), again=number + 1 < len(passes))
                 seen = functools.partial(progress.update, each.image)
                 held = rounding_inputs.collect(reading, some, sizes, images, counting, seen)

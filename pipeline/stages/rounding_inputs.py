@@ -96,6 +96,7 @@ class Counting:
     """What the first pass counts for the calibration."""
 
     listed: int  # images of the whole list
+    counted: int  # the first of those that are read
     out: Path  # folder for the counts
 
 
@@ -157,22 +158,26 @@ def collect(
     # take up to half as much CPU time again.
     placement = Placement(1, max(1, reading.cores - reading.workers))
     reader = open_reader(reading.model, wanted, placement, prepare(images[0]), reading.arithmetic)
-    # Of float32, calibration may count no other image but in its tails: as many values are counted of these.
-    in_all = len(images) if reader.arithmetic is Arithmetic.FLOAT32 or not counting else counting.listed
+    in_all = 1 if counting is None else counting.listed
+    if counting is not None and reader.arithmetic is Arithmetic.FLOAT32:
+        # Calibration may count no other image but in its tails: as many values are counted of these.
+        in_all = counting.counted
     counts = Counts(counter.observed, in_all)
 
     def set_tails() -> None:
-        chosen = choose_evenly(len(images), TAIL_IMAGES)
+        chosen = choose_evenly(counting.counted if counting else 0, TAIL_IMAGES)
         counter.set_tails(counts, (reader.read(prepare(images[index])) for index in chosen))
 
-    def see(image: Sample) -> tuple[list[Values], tuple[Float32, Means | None] | None]:
+    def see(numbered: tuple[int, Sample]) -> tuple[list[Values], tuple[Float32, Means | None] | None]:
+        number, image = numbered
         values = reader.read(prepare(image, again=reading.again))
-        return inputs.take(values), counter.count(counts, values, fitting=True) if counting else None
+        is_counted = counting is not None and number < counting.counted
+        return inputs.take(values), counter.count(counts, values, fitting=True) if is_counted else None
 
     with thread_pool(1) as ahead, thread_pool(reading.workers) as pool:
         if counting:
             ahead.submit(set_tails).result()
-        for taken, counted in one_ahead(ahead, see, images):
+        for taken, counted in one_ahead(ahead, see, list(enumerate(images))):
             inputs.add(taken, pool)
             if counted is not None:
                 counts.add(*counted)

@@ -49,7 +49,6 @@ from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
 _JOURNAL = "journal.json"
-_IMAGES = 400  # images that a model is judged on
 _CANDIDATES = 16  # the most sensitive activations; further ones cost almost nothing
 _RANGED = 128  # images that tell which channels of an activation are wide
 _LEAST_GAIN = 0.98  # of the previous distance: a smaller gain is noise, and float parts slow the other runtime more
@@ -94,7 +93,7 @@ def run(settings: Settings, inputs: Mapping[str, Path], out: Path) -> None:
     def load(image: Sample) -> Prepared:
         return preprocess.load(settings.preprocess, image.source.content(), raw=raw)
 
-    judged = agreement.choose(len(listed), _IMAGES)
+    judged = agreement.choose(len(listed), agreement.SEARCHED)
     samples = [listed[index] for index in judged]
     images = [load(each) for each in samples]
     expected = agreement.float32_answers(float32_model(inputs), images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.config.build_config import BuildConfig
 from pipeline.config.vdsp import PreprocessSpec
 from pipeline.data import preprocess
 from pipeline.data.calibration_list import read_calibration_list
+from pipeline.proof import agreement
 from pipeline.quant.bfloat16 import Values
 from pipeline.quant.counting import Counter
 from pipeline.quant.covariance import Covariance
@@ -107,6 +109,20 @@ def test_run_rounds_every_layer_and_better_than_to_the_nearest(
         assert rounded[layer.name].weights.shape == layer.weights.matrix.shape
         assert rounded[layer.name].sqnr_db >= rounded[layer.name].nearest_sqnr_db
     assert np.mean([each.sqnr_db - each.nearest_sqnr_db for each in rounded.values()]) > 3
+
+
+def test_run_reads_further_images_for_the_weights_alone_when_there_is_a_goal(
+    make_config: MakeConfig, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "FITTING_IMAGES", 4)
+    monkeypatch.setattr(agreement, "choose_further", lambda listed: [1, 2, 3])
+    plain = run(make_config(), inputs, tmp_path / "plain")
+    found = run(make_config("accuracy.max_kl=0.001"), inputs, tmp_path / "goal")
+    assert found != plain
+    read = [json.loads((tmp_path / name / "figures.json").read_text())["images"] for name in ("plain", "goal")]
+    assert read[1] == read[0] + 3
+    counted = [np.load(tmp_path / name / "outputs.npy").tolist() for name in ("plain", "goal")]
+    assert counted[0] == counted[1]  # of the usual images, which calibration leaves out
 
 
 @pytest.mark.slow

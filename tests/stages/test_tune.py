@@ -223,6 +223,9 @@ def test_judged_images_are_others_than_those_that_weights_were_rounded_by() -> N
     assert len(judged) == len(set(judged)) == 400
     assert not set(choose_evenly(1000, FITTING_IMAGES)) & set(judged)
     assert agreement.choose(20, 400) == list(range(20))  # all were used, and there are no others
+    further = agreement.choose_further(1000)
+    assert len(further) > 400 and agreement.choose_further(500) == []
+    assert not set(further) & {*judged, *agreement.choose(1000), *choose_evenly(1000, FITTING_IMAGES)}
 
 
 @pytest.mark.slow
