@@ -1,7 +1,7 @@
 """Padding by `auto_pad: SAME_*` beside gaps in a window (dilations), which runtimes take otherwise than ONNX says.
 
-ONNX Runtime does not run such a convolution, and leaves the padding of such a pool out, so that its result is smaller;
-OpenVINO pads both as ONNX says.
+ONNX Runtime does not run such a convolution, and pads such a pool as one without gaps, so that its result is smaller;
+OpenVINO pads both as ONNX says (findings/pooling-same-with-gaps.sh).
 """
 
 from __future__ import annotations
