@@ -74,7 +74,6 @@ READERS: dict[str, tuple[str, ...]] = {
     "commands.analyze": ("analyze",),
     "commands.bench": ("bench",),
     "commands.build": ("build",),
-    "commands.check": ("check",),
     "commands.calibset": ("calibset",),
     "commands.check": ("check",),
     "commands.cli": ("",),
