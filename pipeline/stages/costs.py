@@ -15,6 +15,7 @@ from pipeline.data.calibration_list import EQUALIZING_IMAGES, FITTING_IMAGES
 from pipeline.errors import is_our_bug
 from pipeline.models import zoo
 from pipeline.onnx_models.files import structure
+from pipeline.proof.agreement import choose_further
 from pipeline.quant.work import COLLECTING, NetworkWork, measure_network
 from pipeline.terminal import console
 
@@ -34,7 +35,7 @@ class BuildWork:
     evaluation_images: int
     makes_weights: bool  # of the sample
     trial_s: float
-    tuning_s: float  # that the search for accuracy may take
+    tuning_s: float  # that the search for accuracy may take, 0: there is none
     cores: int
     bfloat16: bool  # activations are read in it; else in float32
     rounds: bool = True  # stage `round` runs: without bfloat16, an int8 model can then read further images
@@ -43,7 +44,8 @@ class BuildWork:
 def _round(work: BuildWork) -> float:
     network = work.network
     collecting = COLLECTING * (network.macs + 0.003 * network.rounding)  # an image; see stages/rounding.py
-    return 0.002e-9 * (_fitting(work) * collecting + network.rounding)
+    further = len(choose_further(work.images)) if work.tuning_s else 0
+    return 0.002e-9 * ((_fitting(work) + further) * collecting + network.rounding)
 
 
 def _reading(work: BuildWork, preparing: float) -> float:
