@@ -179,7 +179,7 @@ def test_build_restores_the_package_when_a_file_of_it_was_changed_or_removed(
             ("round", "calibrate", "place", "quantize", "prove", "package"),
         ),
         ("backend.quantize.exclude_layers=[0]", ("place", "quantize", "prove", "package")),
-        ("backend.quantize.weight_rounding=nearest", ("calibrate", "quantize", "prove", "package")),
+        ("backend.quantize.weight_rounding=nearest", ("calibrate", "place", "quantize", "prove", "package")),
         ("backend.quantize.equalization=false", ALL[4:]),
         ("backend.quantize.pixel_input=false", ALL[3:]),
         ("graph.extra_ops.type=softmax", ALL[1:]),
