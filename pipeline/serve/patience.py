@@ -30,6 +30,9 @@ class Patience:
         task = asyncio.current_task()
         assert task is not None  # a coroutine runs
         loop = asyncio.get_running_loop()
+        cancelled = 0
+        if sys.version_info >= (3, 11):
+            cancelled = task.cancelling()
         self._until[task] = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(self._until[task], self._end_overdue, loop)
@@ -38,8 +41,8 @@ class Patience:
         except asyncio.CancelledError:
             if task in self._until:  # cancelled by somebody else
                 raise
-            if sys.version_info >= (3, 11):
-                task.uncancel()
+            if sys.version_info >= (3, 11) and task.uncancel() > cancelled:  # by somebody else at the same moment
+                raise
             raise asyncio.TimeoutError from None
         finally:
             self._until.pop(task, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -55,6 +56,22 @@ def test_a_wait_that_somebody_else_cancels_stays_cancelled() -> None:
         return await task
 
     assert asyncio.run(run())[0] is asyncio.CancelledError
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not count there how often it is cancelled")
+def test_a_wait_that_somebody_else_cancels_when_its_time_is_over_stays_cancelled() -> None:
+    async def run(somebody_is_first: bool) -> tuple[object, float]:
+        patience = Patience(0.05)
+        task = asyncio.create_task(waiting(patience, asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # the timer is due in the loop's next round
+        if somebody_is_first:
+            task.cancel()
+        else:
+            asyncio.get_running_loop().call_later(0.0, task.cancel)  # behind the timer, in the same round
+        return await task
+
+    assert [asyncio.run(run(first))[0] for first in (True, False)] == [asyncio.CancelledError] * 2
 
 
 def test_a_task_goes_on_after_its_time_and_may_wait_again() -> None:
