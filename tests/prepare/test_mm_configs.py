@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,17 @@ def test_preprocessor_within_the_model_is_read(tmp_path: Path) -> None:
         NEW.replace("CenterCrop", "RandomCrop"),
         NEW.replace("scale=64", "scale=48"),
         NEW.replace("scale=64", "scale=64, interpolation='lanczos'"),
+        NEW.replace("scale=64", "scale=64, interpolation=['bilinear']"),
         NEW.replace("mean=[123.675, 116.28, 103.53]", "mean=[123.675]"),
+        NEW.replace("123.675", "1" + 400 * "0"),
+        NEW.replace("123.675", "1e999"),
+        NEW.replace("58.395", "0.0"),
+        NEW.replace("to_rgb=True", "to_rgb=IS_RGB"),
+        NEW.replace(", to_rgb=True", "") + "_base_ = ['../_base_/datasets/imagenet_bs32.py']",
+        NEW + "#" * (1 << 18),
+        NEW + "test_pipeline[1].update(scale=72)",
+        NEW + "test_pipeline[1]['scale'] = 72",
+        NEW + "if True:\n    data_preprocessor = dict(mean=[0, 0, 0], std=[1, 1, 1])",
     ],
 )
 def test_what_cannot_be_said_is_left_alone(tmp_path: Path, text: str) -> None:
@@ -106,3 +117,27 @@ def test_what_cannot_be_said_is_left_alone(tmp_path: Path, text: str) -> None:
 def test_two_configs_say_nothing(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(NEW, encoding="utf-8")
     assert read(tmp_path, NEW) is None
+
+
+@pytest.mark.parametrize(("text", "bgr"), [(NEW.replace(", to_rgb=True", ""), True), (OLD, False)])
+def test_order_of_channels_is_the_usual_one_of_each_library_when_it_is_not_said(
+    tmp_path: Path, text: str, bgr: bool
+) -> None:
+    """ClsDataPreprocessor of mmpretrain has to_rgb=False, Normalize of mmcls to_rgb=True."""
+    without = "\n".join(line for line in text.replace(", to_rgb=False", "").splitlines() if "_base_" not in line)
+    recipe = read(tmp_path, without)
+    assert recipe is not None
+    assert recipe.bgr is bgr
+
+
+def test_a_script_beside_the_checkpoint_warns_of_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "script.py").write_text("pattern = '\\d'\nassert (1, 'x')\n", encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert read(tmp_path, NEW) is not None
+    assert not list(recwarn)
+
+
+def test_a_folder_named_as_a_config_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "other.py").mkdir()
+    assert read(tmp_path, NEW) is not None
