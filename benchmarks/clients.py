@@ -89,6 +89,7 @@ class Rpc(asyncio.Protocol):
         )
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Future[object] | None = None
+        self._is_over = False  # the server takes no more calls on this connection
         self._calls: dict[int, _Call] = {}
         self._next, self._buffer = 1, b""
         self._window, self._window_of_calls, self._largest = _WINDOW, _WINDOW, 16384
@@ -103,6 +104,8 @@ class Rpc(asyncio.Protocol):
         """
         if self._transport is None:
             await self._connect()
+        if self._is_over:
+            raise RefusedError("the server has ended the connection")
         assert self._transport is not None
         call = _Call(asyncio.get_running_loop().create_future(), memoryview(message), self._window_of_calls)
         number, self._next = self._next, self._next + 2
@@ -133,6 +136,7 @@ class Rpc(asyncio.Protocol):
         transport.write(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, more))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_over = True
         for call in self._calls.values():
             if not call.answered.done():
                 call.answered.set_exception(PipelineError(f"the connection ended: {exc}"))
@@ -165,12 +169,22 @@ class Rpc(asyncio.Protocol):
         elif kind == _RESET and call is not None:
             del self._calls[number]
             call.answered.set_exception(PipelineError("the server reset the call"))
+        elif kind == _GO_AWAY:
+            self._refuse_behind(int.from_bytes(payload[:4], "big") & _MOST)
         elif kind == _WINDOW_UPDATE:
             self._widen(number, int.from_bytes(payload, "big"))
         elif kind == _SETTINGS and not flags & _ACK:
             self._settle(payload)
         elif kind == _PING and not flags & _ACK:
             self._transport.write(_frame(_PING, _ACK, 0, payload))
+
+    def _refuse_behind(self, last: int) -> None:
+        """End the calls that the server does not take up: those behind the last one that it names."""
+        self._is_over = True
+        for number in [number for number in self._calls if number > last]:
+            answered = self._calls.pop(number).answered
+            if not answered.done():
+                answered.set_exception(RefusedError("the server is stopping"))
 
     def _settle(self, payload: bytes) -> None:
         """Obey the server's settings."""

@@ -102,3 +102,26 @@ def test_headers_in_huffmans_code_are_none_that_it_reads(clients: ModuleType) ->
     assert clients.read_headers(literal) == {"custom-key": "custom-header"}
     with pytest.raises(ValueError, match="Huffman"):
         clients.read_headers(bytes.fromhex("828684418cf1e3c2e5f23a6ba0ab90f4ff"))
+
+
+def test_calls_are_refused_when_the_server_has_gone(clients: ModuleType) -> None:
+    async def run() -> list[BaseException | bytes]:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Backwards(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        rpc = clients.Rpc(f"127.0.0.1:{port}", PATH)
+        under_way = asyncio.create_task(rpc.ask(clients.prefixed(b"abcdef")))
+        await asyncio.sleep(0.03)
+        stopping = asyncio.create_task(server.stop(5.0))
+        await asyncio.sleep(0.01)
+        calls = [under_way, *(rpc.ask(clients.prefixed(b"abc")) for _ in range(3))]
+        found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10.0)
+        await stopping
+        later = await asyncio.gather(asyncio.wait_for(rpc.ask(clients.prefixed(b"abc")), 10.0), return_exceptions=True)
+        rpc.close()
+        return [*found, *later]
+
+    found = asyncio.run(run())
+    assert found[0] == b"fedcba"
+    assert all(isinstance(each, clients.RefusedError) for each in found[1:]), found
