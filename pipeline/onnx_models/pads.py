@@ -134,7 +134,7 @@ def _pads_together(
         drops: a pool that rounds up leaves out a last window that begins in the padding.
 
     Returns:
-        None: they are not known, a window would hold only padding, or the pool returns indices, which would change.
+        None: they are not known, too wide for a pool, or the pool returns indices, which would change.
     """
     kernel = integers(pool, "kernel_shape") or []
     axes = len(kernel)
@@ -157,7 +157,7 @@ def _pads_together(
             if integer(pool, "ceil_mode", 0):
                 end += _ceiling(size + begin + end - reach, strides[axis], size + begin if drops else _ENDLESS)
         found.append((added[axis] + begin, added[axis + axes] + end))
-        if max(found[-1]) >= reach:
+        if max(found[-1]) >= kernel[axis]:  # ONNX Runtime takes no more, also where gaps widen the window
             return None
     return [begin for begin, _ in found] + [end for _, end in found]
 

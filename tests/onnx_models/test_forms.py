@@ -199,6 +199,14 @@ def test_load_keeps_a_pad_that_a_max_pool_cannot_do(tmp_path: Path) -> None:
     assert "Pad" in operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants)))
 
 
+def test_load_keeps_a_pad_as_wide_as_the_kernel_of_a_max_pool_with_gaps(tmp_path: Path) -> None:
+    """ONNX Runtime takes no such padding of a pool, though every window holds a value."""
+    pool = node("MaxPool", "p", "a", kernel_shape=[2, 2], dilations=[2, 2])
+    nodes = flat(node("Conv", "x w", "c"), node("Pad", "c wide low", "p"), pool)
+    constants = {"w": WEIGHT, "wide": np.array([0, 0, 2, 2, 0, 0, 2, 2]), "low": np.float32(-1e9)}
+    assert "Pad" in operators(load_and_compare(save(tmp_path / "m.onnx", nodes, constants=constants)))
+
+
 def test_load_keeps_a_pad_of_edges_before_a_max_pool(tmp_path: Path) -> None:
     nodes, constants = pool(-np.inf)
     nodes[1].attribute.append(helper.make_attribute("mode", "edge"))
