@@ -31,7 +31,7 @@ from pipeline.serve.wire import take_out
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 # Clients send the same message again and again, but for the tensors' bytes.
-_KNOWN, _LONGEST_KNOWN = 256, 1024  # messages without them that are kept as read, and bytes of each
+_KNOWN, _LONGEST_KNOWN = 64, 512  # messages without them that are kept as read, and bytes of each
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number
 
 
