@@ -108,7 +108,7 @@ def _write_triton(package: Package, wanted: Wanted, folder: Path) -> None:
     if wanted.backend is TritonBackend.OPENVINO:
         _save_ir(package, model / "1" / _IR)
     else:
-        shutil.copyfile(package.model, model / "1" / _ONNX)
+        _save_onnx(package, model / "1" / _ONNX)
     (model / "config.pbtxt").write_text(_triton_config(package, wanted), encoding="utf-8")
     _describe(package, model)
 
@@ -178,6 +178,14 @@ def _save_ort(package: Package, path: Path) -> None:
     except ImportError:
         raise BackendError("ONNX Runtime is not installed; run: pip install onnxruntime") from None
     save_ort(package.model, path)
+
+
+def _save_onnx(package: Package, path: Path) -> None:
+    try:
+        from pipeline.runtimes.ort import save_onnx
+    except ImportError:
+        raise BackendError("ONNX Runtime is not installed; run: pip install onnxruntime") from None
+    save_onnx(package.model, path)
 
 
 def _triton_config(package: Package, wanted: Wanted) -> str:

@@ -107,8 +107,15 @@ def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
         raise BackendError(f"{model}: ONNX Runtime fails without optimizations ({first_line(err)})") from None
 
 
+def save_onnx(model: Path, path: Path) -> None:
+    """Write a model as ONNX for programs that run it in ONNX Runtime: with its placement of quantizers there."""
+    path.write_bytes(_placed(model) or model.read_bytes())
+
+
 def save_ort(model: Path, path: Path) -> None:
     """Write a model in ORT format, which ONNX Runtime's small builds load; with the optimizations that suit every CPU.
+
+    Quantizers are placed as ONNX Runtime has them.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
@@ -117,7 +124,16 @@ def save_ort(model: Path, path: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(path)
     options.add_session_config_entry("session.save_model_format", "ORT")
-    _open(model, str(model), options)
+    _open(model, _placed(model) or str(model), options)
+
+
+def _placed(model: Path) -> bytes | None:
+    """Return a model's content where it holds another placement of quantizers for ONNX Runtime; None: it holds none."""
+    try:
+        from pipeline.runtimes.own_placement import read_placement
+    except ImportError:  # as in `_source`
+        return None
+    return read_placement(model)
 
 
 def _needs_exact(wide_weights: bool) -> bool:

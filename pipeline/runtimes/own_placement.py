@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -65,6 +66,18 @@ def take_placement(model: onnx.ModelProto) -> onnx.ModelProto | None:
     missing -= {tensor.name for tensor in other.graph.initializer}
     other.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in missing)
     return other
+
+
+def read_placement(path: Path) -> bytes | None:
+    """Return the content of an ONNX file with the other model in the place of its own; None where it holds none.
+
+    For files that other programs run in ONNX Runtime: it is what ONNX Runtime runs of a package.
+    """
+    try:
+        other = take_placement(onnx.load(path))
+    except (OSError, ValueError, DecodeError):  # whoever opens the file says so
+        return None
+    return None if other is None else other.SerializeToString(deterministic=True)
 
 
 def _are_equal(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from small_graphs import Builder, Float32, images, ranges_seen, run_in
 
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.faster_form import faster_form
+from pipeline.runtimes.ort import run_exact, save_onnx, save_ort
 from pipeline.runtimes.own_placement import NODES, add_placement, take_placement
 
 
@@ -102,3 +104,26 @@ def test_metadata_that_hold_no_model_are_refused_and_the_file_runs_as_it_is(
         take_placement(model)
     onnx.save(model, path := tmp_path / "model.onnx")
     assert faster_form(path) is None
+
+
+def test_files_for_other_programs_in_onnxruntime_hold_its_placement(parts: Parts, tmp_path: Path) -> None:
+    both = assemble(gated(), dataclasses.replace(parts, onnxruntime_gates=True)).model
+    other = assemble(gated(), dataclasses.replace(parts, gates_in_float=False)).model
+    alone = assemble(gated(), parts).model
+    for name, model in (("both", both), ("other", other), ("alone", alone)):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    save_onnx(tmp_path / "both.onnx", tmp_path / "written.onnx")
+    save_onnx(tmp_path / "alone.onnx", tmp_path / "same.onnx")
+    assert (tmp_path / "same.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
+    assert floats(onnx.load(tmp_path / "written.onnx")) == floats(other)
+    answers = {name: run_exact(tmp_path / f"{name}.onnx", [images()], 1) for name in ("written", "other", "alone")}
+    assert np.array_equal(answers["written"], answers["other"])
+    assert not np.array_equal(answers["written"], answers["alone"])
+    for name in ("both", "other", "alone"):
+        save_ort(tmp_path / f"{name}.onnx", tmp_path / f"{name}.ort")
+        session = onnxruntime.InferenceSession(
+            (tmp_path / f"{name}.ort").read_bytes(), providers=["CPUExecutionProvider"]
+        )
+        answers[f"ort of {name}"] = session.run(None, {session.get_inputs()[0].name: images()})[0]
+    assert np.array_equal(answers["ort of both"], answers["ort of other"])
+    assert not np.array_equal(answers["ort of both"], answers["ort of alone"])
