@@ -23,6 +23,7 @@ from pipeline.runtimes.activations import ActivationReader
 from pipeline.runtimes.base import Batch, Runtime
 from pipeline.runtimes.executed import Executed, count_int8
 from pipeline.runtimes.opening import installed_runtimes, open_backend, place
+from pipeline.runtimes.own_placement import read_placement
 from pipeline.terminal import console
 from pipeline.terminal.progress import progress_bar
 
@@ -87,7 +88,19 @@ def float32_answers(model: Path, images: Iterable[Prepared]) -> Float32:
 
 def run_exact(model: Path, batches: Sequence[Batch]) -> Answers:
     """Return a model's outputs in exact arithmetic."""
-    return _attempt("exact arithmetic", _EXACT_SECONDS, batches, _infer_exact, model, batches)
+    return _attempt("exact arithmetic", _EXACT_SECONDS, batches, _infer_exact, model, batches, False)
+
+
+def exact_of(runtime: Runtime, model: Path, batches: Sequence[Batch], exact: Answers) -> Answers:
+    """Return in exact arithmetic what a runtime runs of a file.
+
+    Args:
+        exact: of the file as it is: returned, unless the file holds another placement of quantizers for the runtime.
+    """
+    if runtime is not Runtime.ONNXRUNTIME or exact.outputs is None or read_placement(model) is None:
+        return exact
+    what = f"exact arithmetic of {runtime.value}"
+    return _attempt(what, _EXACT_SECONDS, batches, _infer_exact, model, batches, True)
 
 
 def run_in(
@@ -146,10 +159,10 @@ def _attempt(
     return Answers(outputs, executed=executed, seconds=time.perf_counter() - begun)
 
 
-def _infer_exact(model: Path, batches: Sequence[Batch]) -> tuple[Float32, None]:
+def _infer_exact(model: Path, batches: Sequence[Batch], placed: bool) -> tuple[Float32, None]:
     from pipeline.runtimes.ort import run_exact
 
-    return run_exact(model, batches, available_cores()), None
+    return run_exact(model, batches, available_cores(), placed=placed), None
 
 
 def _infer(

@@ -87,18 +87,21 @@ def open_profiled(
     return _open(model, _source(model), options)
 
 
-def run_exact(model: Path, batches: Sequence[Batch], threads: int) -> Output:
+def run_exact(model: Path, batches: Sequence[Batch], threads: int, *, placed: bool = False) -> Output:
     """Return a model's outputs, float32 [images, classes], in exact arithmetic, independent of this CPU's int8 kernels.
 
     Without graph optimizations each node of the file is computed separately: between quantizers in float32, on values
     of their grids, whose sums of products are exact up to 24 bits, and within 1e-7 beyond.
+
+    Args:
+        placed: of the file as ONNX Runtime runs it, where that holds another placement of quantizers for it.
 
     Raises:
         BackendError: ONNX Runtime refuses the model, or fails.
     """
     options = _options(threads)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _open(model, str(model), options)
+    session = _open(model, (_placed(model) if placed else None) or str(model), options)
     given = session.get_inputs()[0]
     parts = [part for batch in batches for part in parts_of(batch, 1 if given.shape[0] == 1 else len(batch))]
     try:

@@ -188,6 +188,7 @@ def _prove_runtime(
 ) -> dict[str, Any]:
     """Return the record of a runtime: beside exact arithmetic, and below `float32` beside float32."""
     int8 = settings.precision is Precision.INT8
+    exact = agreement.exact_of(here.name, model, checked.batches, exact)
     answers = agreement.run_in(here.name, model, checked.batches, counts=int8, exact_seconds=exact.seconds)
     setting = {"version": here.version, "instruction_sets": list(here.instruction_sets)}
     if answers.outputs is None:

@@ -149,7 +149,7 @@ STAGES: tuple[Stage[Any], ...] = (
     Stage("tune", _QUANTIZED, tune.take_settings, tune.run, _tunes, keep_partial=True, version=13),
     Stage("quantize", (*_QUANTIZED, "tune"), quantize.take_settings, quantize.run, _is_int8, version=19),
     Stage("convert", ("export", "calibset"), convert.take_settings, convert.run, _is_float, version=3),
-    Stage("prove", _PROVEN, prove.take_settings, prove.run, version=4),
+    Stage("prove", _PROVEN, prove.take_settings, prove.run, version=5),
     Stage("trial", ("export", "quantize", "prove"), trial.take_settings, trial.run, _is_tried),
     Stage("package", _PACKED, package.take_settings, package.run, version=3),
 )

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from small_graphs import Builder, Float32, images, ranges_seen, run_in
 
+from pipeline.proof import agreement
 from pipeline.quant.assemble import Parts, assemble
 from pipeline.runtimes.base import Runtime
 from pipeline.runtimes.faster_form import faster_form
@@ -127,3 +128,22 @@ def test_files_for_other_programs_in_onnxruntime_hold_its_placement(parts: Parts
         answers[f"ort of {name}"] = session.run(None, {session.get_inputs()[0].name: images()})[0]
     assert np.array_equal(answers["ort of both"], answers["ort of other"])
     assert not np.array_equal(answers["ort of both"], answers["ort of alone"])
+
+
+def test_exact_arithmetic_of_onnxruntime_is_that_of_its_placement(parts: Parts, tmp_path: Path) -> None:
+    made = {
+        "both": dataclasses.replace(parts, onnxruntime_gates=True),
+        "other": dataclasses.replace(parts, gates_in_float=False),
+        "alone": parts,
+    }
+    found = {}
+    for name, each in made.items():
+        onnx.save(assemble(gated(), each).model, path := tmp_path / f"{name}.onnx")
+        exact = agreement.run_exact(path, [images()])
+        for runtime in (Runtime.OPENVINO, Runtime.ONNXRUNTIME):
+            outputs = agreement.exact_of(runtime, path, [images()], exact).outputs
+            assert outputs is not None
+            found[name, runtime] = outputs
+    assert np.array_equal(found["both", Runtime.OPENVINO], found["alone", Runtime.OPENVINO])
+    assert np.array_equal(found["both", Runtime.ONNXRUNTIME], found["other", Runtime.ONNXRUNTIME])
+    assert not np.array_equal(found["both", Runtime.ONNXRUNTIME], found["alone", Runtime.ONNXRUNTIME])
