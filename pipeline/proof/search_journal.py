@@ -165,9 +165,10 @@ class Journal:
         return found
 
     def can_be_halved(self) -> bool:
-        """Tell whether bfloat16 may be tried: something is left in float32, and it was not tried."""
+        """Tell whether bfloat16 may be tried: something is left in float32, and it was not tried or lost."""
         left = [change for change in self.kept() if change.how in (How.IN_FLOAT, How.SUMS, How.JOIN)]
-        return bool(left) and all(step.change != BFLOAT16 for step in self.steps)
+        done = {str(step.change) for step in self.steps} | self.lost.keys()
+        return bool(left) and str(BFLOAT16) not in done
 
     def take_back_bfloat16(self) -> None:
         """Go back to the best model in float32, unless one in bfloat16 became better with the time that this gained.

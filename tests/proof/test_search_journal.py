@@ -110,6 +110,14 @@ def test_bfloat16_is_tried_once_something_was_left_in_float(tmp_path: Path) -> N
     assert not made.can_be_halved()
 
 
+def test_bfloat16_is_not_tried_again_when_no_runtime_opened_that_model(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    made.add(Step("s", True, FIGURES, 1.0, How.SUMS))
+    made.lose(BFLOAT16, "lost", 1.0)
+    assert not made.can_be_halved()
+    assert not Journal(tmp_path / "journal.json").can_be_halved()
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_bfloat16_stays_only_if_what_it_made_room_for_is_better_than_float32(better: bool, tmp_path: Path) -> None:
     made = journal(tmp_path / "journal.json")
