@@ -90,7 +90,8 @@ def _moves(kept: Sequence[Change], changes: Sequence[Change]) -> Iterator[tuple[
 def _estimate(journal: Journal, changes: Sequence[Change]) -> tuple[dict[Change, float], dict[Change, float]]:
     """Return what each change saves of the distance, and what it takes of the time, in shares of the plain model's."""
     priors = journal.priors()
-    models = journal.models()
+    # A model in bfloat16 that was not kept says nothing about those in float32.
+    models = [each for each in journal.models() if BFLOAT16 in changes or BFLOAT16 not in each[0]]
     plain = models[0][1].figures.distance
     has = np.array([[float(change in made) for change in changes] for made, _ in models]).reshape(len(models), -1)
     saved = np.array([1 - step.figures.distance / max(1e-30, plain) for _, step in models])

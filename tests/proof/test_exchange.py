@@ -90,3 +90,10 @@ def test_what_was_too_slow_is_tried_again_with_the_time_that_bfloat16_gains(tmp_
     assert found is not None and found.change == SPLIT and BFLOAT16 not in found.without
     made.add(Step("a", True, figures(0.6, 1 / 1.13), 1.0, How.SPLIT, 4, found.without))
     assert BFLOAT16 in made.kept()
+
+
+def test_a_model_in_bfloat16_that_was_not_kept_does_not_change_what_float32_should_take(tmp_path: Path) -> None:
+    made = journal(tmp_path / "journal.json")
+    before = find_exchange(made, least_speed=1 / 1.165)
+    made.add(Step(BFLOAT16.activation, False, figures(1.5, 1 / 0.8), 1.0, BFLOAT16.how))
+    assert find_exchange(made, least_speed=1 / 1.165) == before is not None
