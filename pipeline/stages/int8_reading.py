@@ -82,7 +82,8 @@ def open_int8(
     """Open an int8 model for `Counter.count_levels`, and say in the counts which tensors come in levels.
 
     None, and the counts are left as they are, where the network has operators that stay in float32, an activation was
-    zero throughout, the int8 model does not run, or its activations are not near those of the float32 model.
+    zero throughout, the int8 model does not run or is another one than that of an interrupted run, or its activations
+    are not near those of the float32 model.
 
     Args:
         model: float32.
@@ -109,16 +110,19 @@ def open_int8(
         scales, places = _scales(int8), _places(int8, names)
         if places is None or not {places[name] for name in counter.addends} <= scales.keys():
             return None
+        made = {
+            name: LevelCounts.of(scales[place], first.observers.observers[name].tails, ranges[name])
+            for name, place in places.items()
+            if place in scales and name not in counter.addends
+        }
+        kept = counts.observers.levels or made
+        if {name: each.scale for name, each in kept.items()} != {name: each.scale for name, each in made.items()}:
+            return None  # of an interrupted run, which had another int8 model
         exact = ActivationReader(model, counter.read_later, threads=threads)
         if _are_near(int8, exact, places, scales, images, threads):
             wanted, ordered = [*places.values()], {places[counter.output]}
             levels = UnorderedReader(int8, wanted, images[0], ordered=ordered, threads=threads, scratch=scratch)
-            made = {
-                name: LevelCounts.of(scales[place], first.observers.observers[name].tails, ranges[name])
-                for name, place in places.items()
-                if place in scales and name not in counter.addends
-            }
-            counts.observers.levels = counts.observers.levels or made
+            counts.observers.levels = kept
             return Int8Reading(levels, exact, places, [*counter.addends])
         exact.close()
     except (DataError, *RUNTIME_ERRORS, *FILE_ERRORS):

@@ -377,22 +377,38 @@ def test_run_reads_float32_when_an_int8_model_will_not_do(
 def test_run_resumes_levels_where_it_was_interrupted(
     make_config: MakeConfig, inputs: dict[str, Path], rounded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {**inputs, "round": rounded}
+    given, out = {**inputs, "round": rounded}, tmp_path / "out"
     run(make_config(), given, tmp_path / "whole")
-    monkeypatch.setattr(calibrate, "_SECONDS_BETWEEN_SAVES", 0.0)
-    monkeypatch.setattr(calibrate, "_ROUND", 4)
-    save, out = Counts.save, tmp_path / "out"
-
-    def save_and_stop(self: Counts, observers: Path, outputs: Path) -> None:
-        save(self, observers, outputs)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Counts, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(make_config(), given, out)
-    monkeypatch.setattr(Counts, "save", save)
+    interrupt(make_config(), given, out, monkeypatch)
     assert ObserverSet.load(out / "partial.npz")[0].levels
     run(make_config(), given, out)
     assert json.loads((out / "figures.json").read_text(encoding="utf-8"))["resumed_at"] == 12
     for name in ("observers.npz", "outputs.npy"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_run_goes_on_in_float32_when_levels_of_an_interrupted_run_stand_for_other_values(
+    make_config: MakeConfig, inputs: dict[str, Path], rounded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, out = {**inputs, "round": rounded}, tmp_path / "out"
+    whole = run(make_config(), given, tmp_path / "whole")
+    interrupt(make_config(), given, out, monkeypatch)
+    monkeypatch.setattr(int8_reading, "_WIDENING", 1.5)
+    found = run(make_config(), given, out)
+    kept = {name: (each.scale, each.values) for name, each in found.levels.items()}
+    assert kept == {name: (each.scale, 4 * each.values // 14) for name, each in whole.levels.items()}
+
+
+def interrupt(cfg: BuildConfig, given: dict[str, Path], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until four images have been read in int8."""
+    monkeypatch.setattr(calibrate, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(calibrate, "_ROUND", 4)
+    save = Counts.save
+
+    def save_and_stop(self: Counts, observers: Path, outputs: Path) -> None:
+        save(self, observers, outputs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Counts, "save", save_and_stop)
+        run(cfg, given, out)
