@@ -68,7 +68,7 @@ def _source(model: Path) -> str | bytes:
     """Return what a session is made of: the file, or its content in a form that is faster here."""
     try:
         from pipeline.runtimes.faster_form import faster_form
-    except ImportError:  # a machine that only runs packages may lack onnx; it runs them, only slower
+    except ImportError:  # a machine that only runs packages may lack onnx: it runs the file as it is
         return str(model)
     return faster_form(model) or str(model)  # for a file that is not a model, the session raises the error
 
