@@ -17,7 +17,7 @@ PACKAGE = ROOT / "pipeline"
 
 # Subpackages and modules, lowest layer first: a module imports from its own subpackage and from lower layers.
 LAYERS = (
-    {"errors", "version", "terminal"},
+    {"errors", "version", "protobuf_wire", "terminal"},
     {"config", "host"},
     {"artefacts", "runtimes"},
     {"data", "onnx_models"},

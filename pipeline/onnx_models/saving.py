@@ -18,8 +18,8 @@ from google.protobuf.message import Message
 
 from pipeline.errors import DataError
 from pipeline.onnx_models.graphs import is_large
+from pipeline.protobuf_wire import head
 
-_LENGTH_DELIMITED = 2  # the wire type of messages and bytes
 _LARGEST_FILE = (1 << 31) - 1  # bytes that readers of protobuf take
 _GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 _INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
@@ -53,7 +53,7 @@ def _model(model: onnx.ModelProto) -> Iterator[bytes]:
     length = sum(len(part) for part in _graph(model.graph))
     yield _some_fields(model, 1, _GRAPH).SerializeToString()
     if model.HasField("graph"):
-        yield _head(_GRAPH, length)
+        yield head(_GRAPH, length)
         yield from _graph(model.graph)
     yield _some_fields(model, _GRAPH + 1).SerializeToString()
 
@@ -65,15 +65,15 @@ def _graph(graph: onnx.GraphProto) -> Iterator[bytes]:
             yield from _large_tensor(tensor)
         else:
             content = tensor.SerializeToString()
-            yield _head(_INITIALIZER, len(content)) + content
+            yield head(_INITIALIZER, len(content)) + content
     yield _some_fields(graph, _INITIALIZER + 1).SerializeToString()
 
 
 def _large_tensor(tensor: onnx.TensorProto) -> Iterator[bytes]:
     content = tensor.raw_data
-    before = _some_fields(tensor, 1, _RAW_DATA).SerializeToString() + _head(_RAW_DATA, len(content))
+    before = _some_fields(tensor, 1, _RAW_DATA).SerializeToString() + head(_RAW_DATA, len(content))
     after = _some_fields(tensor, _RAW_DATA + 1).SerializeToString()
-    yield _head(_INITIALIZER, len(before) + len(content) + len(after)) + before
+    yield head(_INITIALIZER, len(before) + len(content) + len(after)) + before
     yield content
     yield after
 
@@ -93,17 +93,3 @@ def _some_fields(message: Message, first: int, end: int | None = None) -> Any:
             else:
                 setattr(part, field.name, value)
     return part
-
-
-def _head(number: int, length: int) -> bytes:
-    """Return what stands before the content of a field: its number and wire type, and its length."""
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)

@@ -7,18 +7,19 @@ marks the model. CPUs that do not multiply bfloat16 compute such a model in floa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pipeline.host import hardware
+from pipeline.protobuf_wire import LENGTH, VARINT, read_varint
 
 if TYPE_CHECKING:
     import onnx
 
 BFLOAT16 = "int8_classifier_pipeline.bfloat16"  # metadata of a model whose float parts may be computed in it
 _METADATA = 14  # field of a ModelProto
-_VARINT, _LENGTH = 0, 2  # kinds of fields
 
 
 def allow_bfloat16(model: onnx.ModelProto) -> None:
@@ -37,26 +38,16 @@ def computes_in_bfloat16(model: Path) -> bool:
 
 def _metadata(stream: BinaryIO) -> Iterator[bytes]:
     """Yield the entries of an ONNX file's metadata; the graph is skipped, and no library is needed to read them."""
-    while (key := _varint(stream)) is not None:
-        kind, field = key & 7, key >> 3
-        if kind == _VARINT:
-            _varint(stream)
-            continue
-        size = _varint(stream) if kind == _LENGTH else None
-        if size is None:  # cut short, or no ONNX file: whoever reads all of it says so
-            return
-        if field == _METADATA:
-            yield stream.read(size)
-        else:
-            stream.seek(size, 1)
-
-
-def _varint(stream: BinaryIO) -> int | None:
-    """Return the number that comes next; None at the end."""
-    number, shift = 0, 0
-    while byte := stream.read(1):
-        number |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return number
-        shift += 7
-    return None
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    try:
+        while stream.tell() < end:
+            key, size = read_varint(stream), read_varint(stream)
+            if key == _METADATA << 3 | LENGTH:
+                yield stream.read(size)
+            elif key & 7 == LENGTH:
+                stream.seek(size, os.SEEK_CUR)
+            elif key & 7 != VARINT:  # no ONNX file: whoever reads all of it says so
+                return
+    except ValueError:  # cut short, as well
+        return

@@ -5,8 +5,8 @@ Source: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
-_LONGEST_VARINT = 10  # bytes
+from pipeline.protobuf_wire import FIXED32, FIXED64, LENGTH, LONGEST_VARINT, VARINT, head
+
 _MOST_FIELDS = 100  # of a message that is looked through here; more take long
 
 
@@ -29,18 +29,18 @@ def take_out(field: int, message: bytes) -> tuple[bytes, list[memoryview]]:
             start = at
             tag, at = _varint(message, at)
             wire_type = tag & 7
-            if wire_type == _BYTES:
+            if wire_type == LENGTH:
                 size, at = _varint(message, at)
                 at += size
-            elif wire_type == _VARINT:
+            elif wire_type == VARINT:
                 _, at = _varint(message, at)
-            elif wire_type in (_FIXED64, _FIXED32):
-                at += 8 if wire_type == _FIXED64 else 4
+            elif wire_type in (FIXED64, FIXED32):
+                at += 8 if wire_type == FIXED64 else 4
             else:  # groups are of proto2
                 break
             if at > len(message):
                 break
-            if tag == field << 3 | _BYTES:
+            if tag == field << 3 | LENGTH:
                 values.append(view[at - size : at])
                 kept.append(view[kept_from:start])
                 kept_from = at
@@ -51,16 +51,7 @@ def take_out(field: int, message: bytes) -> tuple[bytes, list[memoryview]]:
 
 def before(field: int, content: bytes) -> bytes:
     """Return what stands before a field of bytes in a message: its number and its size."""
-    return _as_varint(field << 3 | _BYTES) + _as_varint(len(content))
-
-
-def _as_varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+    return head(field, len(content))
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
@@ -69,7 +60,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     if first < 0x80:
         return first, at + 1
     value = first & 0x7F
-    for place in range(1, _LONGEST_VARINT):
+    for place in range(1, LONGEST_VARINT):
         byte = message[at + place]
         value |= (byte & 0x7F) << 7 * place
         if byte < 0x80:

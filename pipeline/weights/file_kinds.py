@@ -12,6 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import IO
 
+from pipeline.protobuf_wire import read_varint
+
 _HEAD = 512  # bytes that identify most kinds; the mark of a tar is at 257
 _ZIP = b"PK\x03\x04"
 # torch.save before 1.6 wrote this number (LONG1 of 10 bytes) as a separate pickle before the content.
@@ -179,28 +181,16 @@ def _proto_fields(stream: IO[bytes], size: int) -> Iterator[int]:
     """
     stream.seek(0)
     while stream.tell() < size:
-        tag = _varint(stream)
+        tag = read_varint(stream)
         field, wire = tag >> 3, tag & 7
         if not 1 <= field <= _MOST_FIELD or wire not in (0, 2):
             raise ValueError(f"field {field} of type {wire}")
-        length = _varint(stream)
+        length = read_varint(stream)
         if wire == 2:
             if length > size - stream.tell():
                 raise ValueError("a field that is cut short")
             stream.seek(length, os.SEEK_CUR)
         yield field
-
-
-def _varint(stream: IO[bytes]) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = stream.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise ValueError("a number that does not end")
 
 
 _AGAIN = "download it again, or copy the file itself"
